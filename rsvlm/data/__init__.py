@@ -1,0 +1,1 @@
+"""Sources of captioned images -> one checked caption table. No torch in here."""

@@ -1,0 +1,98 @@
+"""The one caption table between the stages: one object an image, in a JSON-lines file.
+
+``{"image_id": "ucm/1.jpg", "source": "ucm", "split": "train", "path": "...", "captions": ["..."], "label": "river"}``
+
+``path`` is relative to the project's root (it may start with ``../``) or absolute. ``label`` is a class name or null.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from rsvlm.files import read_json_lines, write_json_lines
+from rsvlm.paths import IMAGE_TABLE
+
+COLUMNS = ["image_id", "source", "split", "path", "captions", "label"]
+SPLITS = ("train", "val", "test")
+
+
+def check_rows(rows: Iterable[dict], where: str = "image table") -> list[dict]:
+    """The rows, each with exactly the table's keys and types.
+
+    Raises:
+        ValueError: names ``where``, the row and what is wrong with it; also for an ``image_id`` that occurs twice.
+    """
+    seen: dict[str, int] = {}
+    checked = []
+    for number, row in enumerate(rows, start=1):
+        fault = _fault_of(row)
+        if fault:
+            raise ValueError(f"{where}: row {number}: {fault}")
+        if row["image_id"] in seen:
+            raise ValueError(
+                f"{where}: row {number}: image_id {row['image_id']!r} is already in row {seen[row['image_id']]}"
+            )
+        seen[row["image_id"]] = number
+        checked.append({column: row[column] for column in COLUMNS})
+    return checked
+
+
+def _fault_of(row: object) -> str | None:
+    """What is wrong with a row, or None."""
+    if not isinstance(row, dict) or set(row) != set(COLUMNS):
+        has = sorted(row) if isinstance(row, dict) else type(row).__name__
+        return f"needs exactly the keys {', '.join(COLUMNS)}; has {has}"
+    for key in ("image_id", "source", "split", "path"):
+        if not isinstance(row[key], str) or not row[key]:
+            return f"{key} must be a non-empty text, is {row[key]!r}"
+    if row["split"] not in SPLITS:
+        return f"split must be one of {', '.join(SPLITS)}, is {row['split']!r}"
+    captions = row["captions"]
+    if not isinstance(captions, list) or not captions:
+        return f"captions must be a list with at least one text, is {captions!r}"
+    if not all(isinstance(caption, str) and caption.strip() for caption in captions):
+        return f"captions must be texts that are not blank, are {captions!r}"
+    if row["label"] is not None and not isinstance(row["label"], str):
+        return f"label must be a text or null, is {row['label']!r}"
+    return None
+
+
+def save_table(rows: Iterable[dict], path: Path = IMAGE_TABLE) -> None:
+    """Write checked rows, sorted by source, split and image_id."""
+    checked = check_rows(rows, str(path))
+    write_json_lines(path, sorted(checked, key=lambda row: (row["source"], row["split"], row["image_id"])))
+
+
+def load_table(path: Path = IMAGE_TABLE) -> pd.DataFrame:
+    """The table with the columns COLUMNS, in the file's order; ``captions`` holds lists of str, ``label`` str or None.
+
+    Raises:
+        FileNotFoundError: the stage aggregate_data has not run.
+        ValueError: a row is not as the table must be; names the file and the row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no image table; run the stage aggregate_data (notebook 10_aggregate_data) first"
+        )
+    table = pd.DataFrame(check_rows(read_json_lines(path), str(path)), columns=COLUMNS, dtype=object)
+    return table
+
+
+def rows_of(table: pd.DataFrame, split: str | None = None, source: str | None = None) -> pd.DataFrame:
+    """The rows of one split and one source (None: all), in the table's order, with the table's index kept.
+
+    Raises:
+        ValueError: the split or the source is not in the table; lists those that are.
+    """
+    rows = table
+    for column, wanted in (("split", split), ("source", source)):
+        if wanted is None:
+            continue
+        if wanted not in set(table[column]):
+            raise ValueError(
+                f"no {column} {wanted!r} in the image table; it has {', '.join(sorted(set(table[column])))}"
+            )
+        rows = rows[rows[column] == wanted]
+    return rows

@@ -1,0 +1,247 @@
+"""From sources to the one table: counts, refusals, limits, twins, and nothing half-written."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsvlm.data import aggregate
+from rsvlm.data.aggregate import aggregate_sources, parse_source, write_aggregated
+from rsvlm.data.images import ImageError
+from rsvlm.data.table import load_table, rows_of, save_table
+
+SPLIT_OF = ["train", "train", "train", "train", "val", "test"]
+
+
+def make_source(root, name="s", splits=tuple(SPLIT_OF), captions=("a river .", "a river ."), twin=None):
+    """A source in Karpathy's format with one small picture an entry; returns its settings."""
+    folder = root / name / "imgs"
+    folder.mkdir(parents=True)
+    entries = []
+    for number, split in enumerate(splits):
+        seed = number if twin is None or number != twin[0] else twin[1]
+        pixels = np.random.default_rng([len(name), *name.encode(), seed]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        sentences = [{"raw": text} for text in captions]
+        entries.append({"filename": f"{number}.tif", "imgid": number, "split": split, "sentences": sentences})
+    (root / name / "d.json").write_text(json.dumps({"images": entries}), encoding="utf-8")
+    return {"name": name, "format": "karpathy", "annotations": f"{name}/d.json", "images": f"{name}/imgs"}
+
+
+def run(root, *sources, **options):
+    return aggregate_sources(list(sources), data_root=str(root), log=lambda line: None, **options)
+
+
+def test_rows_and_report(tmp_path):
+    rows, report = run(tmp_path, make_source(tmp_path))
+    assert [row["image_id"] for row in rows] == ["s/5.png", "s/0.png", "s/1.png", "s/2.png", "s/3.png", "s/4.png"]
+    assert rows[0]["path"] == (tmp_path / "s/imgs/5.png").as_posix() and rows[0]["captions"] == [
+        "a river .",
+        "a river .",
+    ]
+    facts = report["sources"]["s"]
+    assert facts["images"] == {"train": 4, "val": 1, "test": 1} and facts["captions"]["train"] == 8
+    assert facts["images_with_another_extension"] == 6 and facts["captions_repeated_within_image"] == 6
+    assert report["verbatim_in_train"] == {"s": {"s": 1.0}}
+    json.dumps(report, allow_nan=False)
+
+
+def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(aggregate, "AGGREGATED", tmp_path / "aggregated")
+    monkeypatch.setattr(aggregate, "METRICS", tmp_path / "metrics")
+    rows, report = run(tmp_path, make_source(tmp_path))
+    write_aggregated(rows, report)
+    table = load_table(tmp_path / "aggregated" / "images.jsonl")
+    assert table.to_dict("records") == rows
+    assert list(rows_of(table, split="test", source="s")["image_id"]) == ["s/5.png"]
+    with pytest.raises(ValueError, match="no source 'x' in the image table; it has s"):
+        rows_of(table, source="x")
+
+    def leaves(value):
+        return [leaf for item in value.values() for leaf in leaves(item)] if isinstance(value, dict) else [value]
+
+    metrics = json.loads((tmp_path / "metrics" / "aggregate_data.json").read_text())
+    assert all(isinstance(leaf, int) for leaf in leaves(metrics)) and metrics["sources"]["s"]["images"]["train"] == 4
+
+
+def test_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(aggregate, "AGGREGATED", tmp_path / "aggregated")
+    monkeypatch.setattr(aggregate, "METRICS", tmp_path / "metrics")
+    rows, report = run(tmp_path, make_source(tmp_path))
+    write_aggregated(rows, report)
+    before = (tmp_path / "aggregated" / "images.jsonl").read_bytes()
+
+    def no_space(path, value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(aggregate, "write_json", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        write_aggregated(rows[:1], report)
+    assert (tmp_path / "aggregated" / "images.jsonl").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aggregated", "metrics", "s"]
+
+
+def test_missing_images_stop_or_are_counted(tmp_path):
+    source = make_source(tmp_path)
+    for number in (0, 2):
+        (tmp_path / "s/imgs" / f"{number}.png").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"s: 2 of 6 images .* for example 0\.tif, 2\.tif.*allow_missing_images"
+    ):
+        run(tmp_path, source)
+    rows, report = run(tmp_path, source, allow_missing_images=True)
+    assert len(rows) == 4 and report["sources"]["s"]["files_missing"] == 2
+    assert report["sources"]["s"]["first_files_missing"] == ["0.tif", "2.tif"]
+
+
+def test_broken_image_stops_or_is_counted(tmp_path):
+    source = make_source(tmp_path)
+    broken = tmp_path / "s/imgs/1.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(ImageError, match=r"s: .*1\.png: not a whole image"):
+        run(tmp_path, source)
+    rows, report = run(tmp_path, source, allow_missing_images=True)
+    assert len(rows) == 5 and report["sources"]["s"]["first_images_broken"] == ["1.png"]
+
+
+def test_missing_folder_and_annotations(tmp_path):
+    source = make_source(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"s: no folder .*nowhere for the 6 images"):
+        run(tmp_path, source | {"images": "nowhere"}, allow_missing_images=True)
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        run(tmp_path, source | {"annotations": "none.json"})
+
+
+def test_empty_split_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"the split test has no image .*s: 0 listed"):
+        run(tmp_path, make_source(tmp_path, splits=("train", "val")))
+
+
+def test_a_source_with_one_image_joins_a_mixture(tmp_path):
+    rows, report = run(tmp_path, make_source(tmp_path), make_source(tmp_path, "one", ("train",)))
+    assert report["sources"]["one"]["images"] == {"train": 1, "val": 0, "test": 0} and len(rows) == 7
+
+
+def test_image_without_caption_is_left_out_and_counted(tmp_path):
+    rows, report = run(tmp_path, make_source(tmp_path), make_source(tmp_path, "mute", ("train",), captions=(".",)))
+    assert len(rows) == 6 and report["sources"]["mute"]["first_images_without_caption"] == ["0.png"]
+
+
+def test_other_scripts_are_kept_and_counted(tmp_path):
+    rows, report = run(tmp_path, make_source(tmp_path, captions=("一条河 。", "река")))
+    assert rows[0]["captions"] == ["一条河 。", "река"] and report["sources"]["s"]["captions_in_another_script"] == 12
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_train_twins_of_test_images(tmp_path, drop):
+    rows, report = run(tmp_path, make_source(tmp_path, twin=(1, 5)), drop_train_twins_of_test=drop)
+    assert ("s/1.png" in {row["image_id"] for row in rows}) is not drop
+    assert report["twins"] == {
+        "groups": 1,
+        "groups_shared_by_splits": {"train_and_val": 0, "train_and_test": 1, "val_and_test": 0},
+        "dropped_from_train": int(drop),
+        "first_groups": [["s/1.png (train)", "s/5.png (test)"]],
+    }
+
+
+def test_limit_is_drawn_by_seed(tmp_path):
+    source = make_source(tmp_path, splits=("train",) * 20 + ("val", "test"))
+    chosen = [
+        [row["image_id"] for row in run(tmp_path, source, max_images_per_split=3, seed=seed)[0]] for seed in (0, 0, 1)
+    ]
+    assert len(chosen[0]) == 5 and chosen[0] == chosen[1] != chosen[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "karpaty"}, "unknown format 'karpaty'; did you mean 'karpathy'"),
+        ({"image": "x"}, "s: unknown key 'image'; did you mean 'images'"),
+        ({"tiles": 5}, "unknown key 'tiles'"),
+        ({"annotations": None}, "needs the key 'annotations'"),
+        ({"name": "a/b"}, "name must be"),
+        ({"name": 3}, "name must be"),
+        ({"fixes": "x"}, "fixes must be a list"),
+        ({"format": "blue_marble"}, "unknown key 'annotations'"),
+    ],
+)
+def test_wrong_source_settings(change, message):
+    settings = {"name": "s", "format": "karpathy", "annotations": "a.json", "images": "i"}
+    with pytest.raises(ValueError, match=message):
+        parse_source(settings | change)
+
+
+def test_wrong_settings_of_the_whole(tmp_path):
+    source = make_source(tmp_path)
+    for sources, options, message in [
+        ([], {}, "at least one source"),
+        (["s"], {}, "must be a mapping"),
+        ([{"format": "karpathy"}], {}, "lacks the key 'name'"),
+        ([source, source], {}, "'s' is given twice"),
+        ([source], {"max_images_per_split": 0}, "max_images_per_split must be at least 1"),
+        ([{"name": "b", "format": "blue_marble", "tile_pixels": 50}], {}, "multiple of 12"),
+        ([{"name": "b", "format": "blue_marble", "tiles": "9"}], {}, "tiles must be a whole number"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, *sources, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split": "dev"}, "row 2: split must be one of"),
+        ({"captions": []}, "row 2: captions must be a list"),
+        ({"captions": [" "]}, "row 2: captions must be texts"),
+        ({"label": 3}, "row 2: label"),
+        ({"path": ""}, "row 2: path"),
+        ({"extra": 1}, "row 2: needs exactly the keys"),
+        ({"image_id": "s/1"}, "'s/1' is already in row 1"),
+    ],
+)
+def test_table_checks_its_rows(tmp_path, change, message):
+    row = {"image_id": "s/1", "source": "s", "split": "train", "path": "a.png", "captions": ["x"], "label": None}
+    with pytest.raises(ValueError, match=message) as error:
+        save_table([row, row | {"image_id": "s/2"} | change], tmp_path / "t.jsonl")
+    assert "t.jsonl" in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_absent_table_says_what_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="aggregate_data"):
+        load_table(tmp_path / "images.jsonl")
+
+
+def test_real_ucm(shared_data):
+    source = {
+        "name": "ucm",
+        "format": "karpathy",
+        "annotations": "ucm_captions/dataset.json",
+        "labels": "ucm_number",
+        "images": "ucm_captions/imgs",
+    }
+    rows, report = run(shared_data, source)
+    facts = report["sources"]["ucm"]
+    assert (
+        facts["images"] == {"train": 1680, "val": 210, "test": 210} and facts["images_with_another_extension"] == 2100
+    )
+    assert report["verbatim_in_train"]["ucm"]["ucm"] == pytest.approx(0.5457, abs=1e-4)
+    assert len({row["label"] for row in rows}) == 21
+
+
+def test_real_sources_without_their_images(shared_data):
+    rsicd = {
+        "name": "rsicd",
+        "format": "karpathy",
+        "annotations": "rsicd/dataset_rsicd.json",
+        "images": "rsicd/RSICD_images",
+    }
+    with pytest.raises(FileNotFoundError, match="rsicd: 6,827 of 10,921 images"):
+        run(shared_data, rsicd)
+    sydney = {
+        "name": "sydney",
+        "format": "karpathy",
+        "annotations": "sydney_captions/dataset_sydney_modified.json",
+        "images": "imgs",
+    }
+    with pytest.raises(FileNotFoundError, match="sydney: no folder .* for the 613 images"):
+        run(shared_data, sydney, allow_missing_images=True)
