@@ -1,0 +1,106 @@
+"""Intervals and paired differences over images, by resampling images with replacement.
+
+A corpus score is a function of sums over images (BLEU's counts, METEOR's counts, a value and a 1 for a mean), so one
+resampling serves all of them: sum the resampled images' statistics, then apply the function. CIDEr's idf is part of
+the per-image values and stays as it is on the whole evaluated set.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+LEVEL = 0.95
+BLOCK_VALUES = 4_000_000  # resampled counts held at one time
+
+
+def bootstrap_mean(values: np.ndarray, *, seed: int, resamples: int = 1000) -> tuple[float, float]:
+    """(low, high): the 95 % percentile interval of the mean of per-image values (n,).
+
+    Raises:
+        ValueError: no values, or one of them is no finite number, or resamples < 1.
+    """
+    return bootstrap_corpus(mean_statistics(values), mean_of, seed=seed, resamples=resamples)
+
+
+def bootstrap_corpus(
+    statistics: np.ndarray, corpus: Callable[[np.ndarray], np.ndarray], *, seed: int, resamples: int = 1000
+) -> tuple[float, float]:
+    """(low, high): the 95 % percentile interval of a corpus score.
+
+    Args:
+        statistics: (n, k), what each image adds to the corpus's sums.
+        corpus: from sums (..., k) to scores (...).
+    """
+    scores = corpus(resampled_sums(statistics, seed=seed, resamples=resamples))
+    return percentile_interval(scores)
+
+
+def paired_difference(
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    seed: int,
+    resamples: int = 1000,
+    corpus: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> dict[str, float | int]:
+    """{"value", "low", "high", "p", "n"} of first - second on the same images, resampled together.
+
+    ``p`` is two-sided: twice the smaller share of resampled differences on either side of 0 (ties count for both),
+    with one added to count and total, so it is never 0 and never above 1.
+
+    Args:
+        first, second: per-image values (n,), or statistics (n, k) together with ``corpus``.
+    """
+    if corpus is None:
+        corpus, first, second = mean_of, mean_statistics(first), mean_statistics(second)
+    if first.shape != second.shape:
+        raise ValueError(f"paired difference of {len(first)} and {len(second)} images: both runs need the same images")
+    k = first.shape[1]
+    both = np.concatenate([first, second], axis=1)
+    sums = resampled_sums(both, seed=seed, resamples=resamples)
+    differences = corpus(sums[:, :k]) - corpus(sums[:, k:])
+    low, high = percentile_interval(differences)
+    side = min((differences <= 0).sum(), (differences >= 0).sum())
+    total = both.sum(axis=0)
+    return {
+        "value": float(corpus(total[:k]) - corpus(total[k:])),
+        "low": low,
+        "high": high,
+        "p": float(min(1.0, 2 * (side + 1) / (resamples + 1))),
+        "n": len(both),
+    }
+
+
+def resampled_sums(statistics: np.ndarray, *, seed: int, resamples: int) -> np.ndarray:
+    """(resamples, k): the sums over n images drawn with replacement from the rows of ``statistics`` (n, k)."""
+    statistics = np.asarray(statistics, dtype=np.float64)
+    n = len(statistics)
+    if n == 0 or not np.isfinite(statistics).all():
+        raise ValueError("cannot resample: no images" if n == 0 else "cannot resample: a value is NaN or infinite")
+    if resamples < 1:
+        raise ValueError(f"resamples = {resamples}: expected at least 1")
+    generator = np.random.default_rng(seed)
+    block = max(1, BLOCK_VALUES // n)
+    sums = []
+    for start in range(0, resamples, block):
+        draws = generator.integers(0, n, size=(min(block, resamples - start), n))
+        counts = np.stack([np.bincount(row, minlength=n) for row in draws]).astype(np.float64)
+        sums.append(counts @ statistics)
+    return np.concatenate(sums)
+
+
+def percentile_interval(scores: np.ndarray) -> tuple[float, float]:
+    """(low, high): the middle 95 % of resampled scores (r,)."""
+    low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def mean_statistics(values: np.ndarray) -> np.ndarray:
+    """(n, 2): each value and a 1, whose sums give the mean."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.stack([values, np.ones_like(values)], axis=-1)
+
+
+def mean_of(sums: np.ndarray) -> np.ndarray:
+    """(...) means of sums (..., 2) of values and ones."""
+    return sums[..., 0] / sums[..., 1]

@@ -1,0 +1,150 @@
+import json
+
+import numpy as np
+import pytest
+
+from rsvlm.scoring.baselines import (
+    baseline_captions,
+    caption_space,
+    consensus_captions,
+    consensus_pool,
+    constant_caption,
+    find_neighbours,
+    nearest_captions,
+    shuffled_images,
+)
+from rsvlm.scoring.cider_vectors import CiderSpace, count_ngrams
+
+TRAINING = {
+    "1": ["many planes are at the airport", "planes parked at the airport", "many planes are at the airport"],
+    "2": ["many planes are at the airport", "a building near the airport", "two planes"],
+    "3": ["a river in the forest", "the river runs in the green forest", "a a a river river"],
+    "4": ["green trees", "a forest of green trees", "many trees in the forest"],
+}
+
+
+def test_similarity_equals_pycocoevalcap():
+    from pycocoevalcap.cider.cider import Cider
+
+    # With every document as the references of one image and one candidate each, pycocoevalcap has the same idf.
+    space = CiderSpace(TRAINING.values())
+    generated = dict(
+        zip(TRAINING, ["planes at the the the airport", "a new word", "a river river in the forest", "trees"])
+    )
+    _, expected = Cider().compute_score(TRAINING, {key: [text] for key, text in generated.items()})
+    for key, score in zip(TRAINING, expected):
+        assert space.similarity([generated[key]], TRAINING[key]).mean() == pytest.approx(score, abs=1e-12)
+
+
+def test_mean_similarity_is_exact():
+    space = CiderSpace(TRAINING.values())
+    candidates = sorted({text for texts in TRAINING.values() for text in texts})
+    slow = np.mean([space.similarity(candidates, texts).mean(axis=1) for texts in TRAINING.values()], axis=0)
+    np.testing.assert_allclose(space.mean_similarity(candidates, list(TRAINING.values())), slow, atol=1e-12)
+    assert constant_caption(TRAINING) == candidates[int(np.argmax(slow))]
+
+
+def test_empty_and_foreign_captions_have_vectors():
+    space = CiderSpace(TRAINING.values())
+    assert space.similarity(["", "飞机 机场 \U0001f600"], ["many planes", ""]).shape == (2, 2)
+    assert (space.similarity([""], ["many planes"]) == 0).all()
+    assert count_ngrams("It's A river.")[("it's", "a")] == 1
+
+
+def test_pool_ranks_what_neighbours_agree_on():
+    pool = consensus_pool([["1", "2", "3"]], [np.array([1.0, 0.9, 0.1])], TRAINING)[0]
+    assert pool[0][0] == "many planes are at the airport"
+    assert len(pool) == len({text for text, _ in pool}) == 7
+    assert [score for _, score in pool] == sorted((score for _, score in pool), reverse=True)
+    assert consensus_captions([["1", "2", "3"]], [np.array([1.0, 0.9, 0.1])], TRAINING) == [pool[0][0]]
+
+
+def test_pool_score_is_the_weighted_mean_to_the_other_captions():
+    space = CiderSpace(TRAINING.values())
+    pool = dict(consensus_pool([["3", "4"]], [np.array([1.0, 0.5])], TRAINING, space=space)[0])
+    others = [(text, 1.0) for text in TRAINING["3"][1:]] + [(text, 0.5) for text in TRAINING["4"]]
+    similarity = space.similarity(["a river in the forest"], [text for text, _ in others])[0]
+    expected = np.average(similarity, weights=[weight for _, weight in others])
+    assert pool["a river in the forest"] == pytest.approx(expected)
+
+
+def test_weights_decide_between_disagreeing_neighbours():
+    captions = consensus_captions([["1", "3"], ["3", "1"]], [np.array([1.0, 0.01])] * 2, TRAINING)
+    assert captions[0] in TRAINING["1"] and captions[1] in TRAINING["3"]
+
+
+def test_extra_candidates_are_scored_but_do_not_vote():
+    plain = consensus_pool([["1", "2"]], [np.ones(2)], TRAINING)[0]
+    extra = consensus_pool(
+        [["1", "2"]], [np.ones(2)], TRAINING, extra=[["planes at the airport", "two planes", "zebra"]]
+    )[0]
+    assert [pair for pair in extra if pair[0] not in ("planes at the airport", "zebra")] == plain
+    assert dict(extra)["zebra"] == 0 < dict(extra)["planes at the airport"]
+
+
+def test_one_neighbour_with_one_caption_still_gives_it():
+    assert consensus_pool([["x"]], [np.ones(1)], {"x": ["a lone caption"], "y": ["other"]}) == [
+        [("a lone caption", 0.0)]
+    ]
+    with pytest.raises(ValueError, match="query 0"):
+        consensus_pool([[]], [np.ones(0)], TRAINING)
+
+
+def test_neighbours_by_cosine_with_weights():
+    items = np.array([[1, 0], [0, 2], [3, 3], [-1, 0]], dtype=np.float32)
+    ids, weights = find_neighbours(
+        np.array([[2, 0.1]], dtype=np.float32), items, ["a", "b", "c", "d"], k=2, temperature=0.5
+    )
+    assert ids == [["a", "c"]]
+    cosines = items[[0, 2]] @ np.array([2, 0.1]) / np.linalg.norm(items[[0, 2]], axis=1) / np.linalg.norm([2, 0.1])
+    np.testing.assert_allclose(weights[0], np.exp((cosines - cosines[0]) / 0.5), rtol=1e-5)
+
+
+def test_an_image_is_not_its_own_neighbour_and_few_items_are_enough():
+    items = np.eye(3, dtype=np.float32)
+    ids, weights = find_neighbours(items, items, ["a", "b", "c"], k=5, query_ids=["a", "b", "c"])
+    assert [sorted(found) for found in ids] == [["b", "c"], ["a", "c"], ["a", "b"]]
+    assert all(row.max() == 1 for row in weights)
+    with pytest.raises(ValueError, match="ids"):
+        find_neighbours(items, items, ["a"], k=1)
+    with pytest.raises(ValueError, match="temperature"):
+        find_neighbours(items, items, ["a", "b", "c"], temperature=0.0)
+
+
+def test_three_baselines_at_once():
+    features = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 1]], dtype=np.float32)
+    runs = baseline_captions(
+        ["p", "q"], np.array([[1, 0.05], [0, 1]], dtype=np.float32), list(TRAINING), features, TRAINING, k=2
+    )
+    assert list(runs) == ["constant", "nearest", "consensus"]
+    assert runs["nearest"] == {"p": TRAINING["1"][0], "q": TRAINING["3"][0]}
+    assert runs["consensus"]["p"] == "many planes are at the airport"
+    assert len(set(runs["constant"].values())) == 1
+    assert nearest_captions([["4", "1"]], TRAINING) == ["green trees"]
+
+
+def test_shuffled_images_have_no_fixed_point():
+    ids = [f"image {number}" for number in range(50)]
+    for seed in range(20):
+        shown = shuffled_images(ids, seed)
+        assert sorted(shown) == sorted(ids) and all(a != b for a, b in zip(ids, shown))
+    assert shuffled_images(ids, 1) == shuffled_images(ids, 1) != shuffled_images(ids, 2)
+    assert shuffled_images(["a", "b"], 0) == ["b", "a"]
+    with pytest.raises(ValueError, match="two or more"):
+        shuffled_images(["a"], 0)
+
+
+def test_consensus_of_a_class_on_ucm(shared_data):
+    """Real captions at real size: neighbours of the same class stand in for image features."""
+    images = json.loads((shared_data / "ucm_captions" / "dataset.json").read_text())["images"]
+    captions = {image["filename"]: [sentence["raw"] for sentence in image["sentences"]] for image in images}
+    training = [image["filename"] for image in images if image["split"] == "train"]
+    label = {name: (int(name.removesuffix(".tif")) - 1) // 100 for name in captions}
+    tested = [image["filename"] for image in images if image["split"] == "test"][::10]
+    neighbours = [[other for other in training if label[other] == label[name]][:20] for name in tested]
+    space = caption_space(training, captions)
+    chosen = consensus_captions(neighbours, [np.ones(20)] * len(tested), captions, space=space)
+    own = np.mean([space.similarity([text], captions[name]).mean() for text, name in zip(chosen, tested)])
+    first = [captions[images[0]][0] for images in neighbours]
+    baseline = np.mean([space.similarity([text], captions[name]).mean() for text, name in zip(first, tested)])
+    assert own > baseline > 1

@@ -1,0 +1,180 @@
+"""The whole scoring path on fabricated runs: both notebooks' cells, the files they write, and the record of a run."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rsvlm.files import read_json, write_json, write_json_lines
+from rsvlm.scoring.caption_study import describe_texts, read_captions, read_runs, score_study
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+RECALLS = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)] + ["mean_recall"]
+RUN_CELLS = """
+import json, sys
+import matplotlib; matplotlib.use("Agg")
+space = {}
+for path in sys.argv[1:]:
+    for cell in json.load(open(path, encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), space)
+"""
+
+
+def caption_rows():
+    """Two sources; ucm's first test image has the reference set of a training image."""
+    things = ["river", "forest", "airport", "harbor", "desert", "farm"]
+    rows = []
+    for source in ("blue_marble", "ucm"):
+        for number, split in enumerate(["train", "train", "train", "test", "test", "test"]):
+            thing = things[number % 3] if source == "ucm" and number == 3 else things[number]
+            captions = [
+                f"There is a {thing} <b>here</b>.",
+                f"a {thing} | seen from above",
+                f"there is a {thing} <b>here</b>",
+            ]
+            row = {"image_id": f"{source}/{number}.jpg", "source": source, "split": split, "path": f"x/{number}.jpg"}
+            rows.append(row | {"captions": captions, "label": None})
+    return rows
+
+
+@pytest.fixture
+def study(scratch_root):
+    """A scratch project with a caption table, three runs and retrieval metrics."""
+    rows = caption_rows()
+    (scratch_root / "dvc.yaml").write_text("stages: {}\n")
+    (scratch_root / "params.yaml").write_text("score_captions:\n  seed: 0\n")
+    write_json_lines(scratch_root / "data/aggregated/images.jsonl", rows)
+    tested = [row for row in rows if row["split"] == "test"]
+    for run, captions in {
+        "captioner": [row["captions"][1] for row in tested],
+        "consensus": ["a river | seen from above"] * len(tested),
+        "shuffled": ["", *(row["captions"][0] for row in tested[:-1])],
+    }.items():
+        generated = [{"image_id": row["image_id"], "caption": text} for row, text in zip(tested, captions)]
+        write_json_lines(scratch_root / f"data/generated/{run}.jsonl", generated)
+    entry = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
+    blocks = {name: dict.fromkeys(RECALLS, entry) for name in ("by_image", "by_text", "ceiling")}
+    methods = {method: {"ucm": blocks, "blue_marble": blocks} for method in ("dual_encoder", "ret", "combined")}
+    write_json(scratch_root / "reports/metrics/score_retrieval.json", methods | {"protocol": {"split": "test"}})
+    return scratch_root
+
+
+def run_cells(*names):
+    paths = [str(NOTEBOOKS / name) for name in names]
+    return subprocess.run([sys.executable, "-c", RUN_CELLS, *paths], capture_output=True, text=True, timeout=300)
+
+
+def test_notebooks_write_scores_table_and_record(study):
+    done = run_cells("60_score_captions.ipynb", "80_compare_with_paper.ipynb")
+    assert done.returncode == 0, done.stderr
+
+    scores = read_json(study / "reports/metrics/score_captions.json")
+    assert set(scores) == {"captioner", "consensus", "shuffled", "human", "paired", "protocol"}
+    ucm = scores["captioner"]["ucm"]
+    assert set(ucm) == {"released", "distinct", "seen", "unseen", "text"}
+    assert ucm["released"]["CIDEr"]["value"] > scores["consensus"]["ucm"]["released"]["CIDEr"]["value"]
+    assert set(ucm["released"]["CIDEr"]) == {"value", "low", "high", "n"} and ucm["released"]["CIDEr"]["n"] == 3
+    assert ucm["released"]["SPICE"]["value"] is None and "jars missing" in ucm["released"]["SPICE"]["reason"]
+    assert (ucm["seen"]["CIDEr"]["n"], ucm["unseen"]["CIDEr"]["n"]) == (1, 2)
+    assert scores["captioner"]["blue_marble"]["seen"]["CIDEr"]["value"] is None
+    assert ucm["text"]["copied"] == pytest.approx(1 / 3, abs=1e-6)
+    pair = scores["paired"]["ucm"]["captioner - consensus"]["released"]
+    assert pair["value"] > 0 and 0 < pair["p"] <= 1
+    assert "fixed" in scores["protocol"]["interval"] and scores["human"]["ucm"]["released"]["CIDEr"]["draws"] == 5
+
+    rows = list(csv.DictReader((study / "reports/scores/captions.csv").open()))
+    assert {row["run"] for row in rows} == {"captioner", "consensus", "shuffled", "human"}
+    mine = [row for row in rows if (row["run"], row["source"], row["references"]) == ("captioner", "ucm", "released")]
+    assert [row["image_id"] for row in mine] == ["ucm/3.jpg", "ucm/4.jpg", "ucm/5.jpg"]
+    assert sum(float(row["CIDEr"]) for row in mine) / 3 == pytest.approx(ucm["released"]["CIDEr"]["value"], abs=1e-5)
+
+    metrics = read_json(study / "reports/metrics.json")
+    assert metrics["captions"]["captioner"]["ucm"]["CIDEr"] == ucm["released"]["CIDEr"]
+    assert metrics["retrieval"]["combined"]["ucm"]["mean_recall"]["value"] == 0.5
+    assert metrics["provenance"]["seed"] == 0
+    markdown = (study / "reports/tables/comparison.md").read_text()
+    assert "RS-CapRet 7B, fine-tuned | specialist | recalled" in markdown
+    assert "No published figure is known for this source" in markdown
+
+    recorded = subprocess.run(
+        [sys.executable, "-m", "rsvlm.scoring.recording", "try_1"], cwd=study, capture_output=True, text=True
+    )
+    assert recorded.returncode == 0, recorded.stderr
+    folder = study / "results/try_1"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "metrics.json",
+        "params.yaml",
+        "provenance.json",
+        "table.md",
+    ]
+    assert read_json(folder / "metrics.json") == metrics
+    assert (folder / "table.md").read_text() == markdown
+    assert set(read_json(folder / "provenance.json")["sha256"]) == {"metrics.json", "params.yaml", "table.md"}
+
+
+@pytest.mark.parametrize(("name", "message"), [("../up", "letters, digits"), ("fine", "run the study first")])
+def test_recording_refuses_bad_names_and_unfinished_studies(scratch_root, name, message):
+    command = [sys.executable, "-m", "rsvlm.scoring.recording", name]
+    done = subprocess.run(command, cwd=scratch_root, capture_output=True, text=True)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (scratch_root / "results").exists()
+
+
+def test_a_run_with_missing_repeated_or_broken_rows_is_refused(tmp_path):
+    table = pd.DataFrame(caption_rows()[:2])
+    with pytest.raises(FileNotFoundError, match="generate_captions"):
+        read_runs(tmp_path, table)
+    write_json_lines(tmp_path / "captioner.jsonl", [{"image_id": "blue_marble/0.jpg", "caption": "a"}])
+    with pytest.raises(ValueError, match=r"captioner.jsonl: no caption for 1 of 2 images, such as 'blue_marble/1.jpg'"):
+        read_runs(tmp_path, table)
+    write_json_lines(tmp_path / "captioner.jsonl", [{"image_id": "a", "caption": "x"}] * 2)
+    with pytest.raises(ValueError, match="line 2: second caption for 'a'"):
+        read_captions(tmp_path / "captioner.jsonl")
+    write_json_lines(tmp_path / "captioner.jsonl", [{"image_id": "a", "caption": None}])
+    with pytest.raises(ValueError, match="line 1: expected"):
+        read_captions(tmp_path / "captioner.jsonl")
+
+
+def test_a_run_cannot_take_the_name_of_another_key(tmp_path):
+    write_json_lines(tmp_path / "protocol.jsonl", [])
+    with pytest.raises(ValueError, match="protocol"):
+        read_runs(tmp_path, pd.DataFrame(caption_rows()))
+
+
+def test_rows_of_other_splits_are_left_aside(tmp_path):
+    rows = [{"image_id": name, "caption": "c"} for name in ("blue_marble/0.jpg", "elsewhere", "ucm/0.jpg")]
+    write_json_lines(tmp_path / "nearest.jsonl", rows)
+    table = pd.DataFrame([row for row in caption_rows() if row["image_id"].endswith("/0.jpg")])
+    assert read_runs(tmp_path, table) == {
+        "nearest": {"blue_marble": {"blue_marble/0.jpg": "c"}, "ucm": {"ucm/0.jpg": "c"}}
+    }
+
+
+def test_a_split_without_images_is_named():
+    with pytest.raises(ValueError, match="no images in split 'val'; the table has test, train"):
+        score_study({}, pd.DataFrame(caption_rows()), split="val", seed=0, resamples=10)
+
+
+def test_texts_are_described():
+    assert describe_texts(["a b", "a b", "a c d", ""], {"a b"}) == {
+        "mean_words": 1.75,
+        "vocabulary": 4,
+        "distinct_captions": 3,
+        "copied": 0.5,
+    }
+
+
+def test_notebooks_keep_the_house_rules():
+    for name in ("60_score_captions.ipynb", "80_compare_with_paper.ipynb"):
+        notebook = json.loads((NOTEBOOKS / name).read_text())
+        cells = notebook["cells"]
+        assert len(cells) <= 25 and len({cell["id"] for cell in cells}) == len(cells)
+        for cell in cells:
+            assert "".join(cell["source"]).count("\n") < 14
+            if cell["cell_type"] == "code":
+                assert cell["outputs"] == [] and cell["execution_count"] is None
