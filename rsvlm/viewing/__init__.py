@@ -1,0 +1,1 @@
+"""Looking at the study: figures, static galleries, the map of the study."""

@@ -1,0 +1,155 @@
+"""The study's one look for matplotlib: safe for colour-blind readers, readable in grey, the same bytes at every run.
+
+Call ``use_style()`` once at the top of a notebook, then draw with ``figure(...)``. Series take their colour, dash and
+marker together from the cycle, so that a copy in grey still tells them apart. Figures that are kept as files go through
+``save_figure``, which leaves dates and software names out of them.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rsvlm.files import whole_file
+
+# Okabe and Ito's palette (2008), ordered so that neighbours also differ in lightness.
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, BLACK, YELLOW = "#56B4E9", "#CC79A7", "#222222", "#F0E442"
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, BLACK)
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++")
+
+INK, MUTED, RULE, PAPER = "#1d2733", "#66727f", "#d5dbe1", "#ffffff"
+SEQUENTIAL = "cividis"  # for heat maps: even in lightness, the same for colour-blind readers
+
+# A run or method keeps its colour in every figure: the study's own in blue, what it is held against in quieter tones.
+SERIES_COLOURS = {
+    "captioner": BLUE,
+    "consensus": ORANGE,
+    "nearest": SKY,
+    "constant": "#a9b3bd",
+    "shuffled": PURPLE,
+    "human": GREEN,
+    "dual_encoder": ORANGE,
+    "ret": SKY,
+    "combined": BLUE,
+    "ceiling": GREEN,
+}
+
+DEFAULT_WIDTH, DEFAULT_HEIGHT = 7.0, 3.6  # inches
+PNG_METADATA = {"Software": None, "Creation Time": None}
+
+
+def style() -> dict[str, object]:
+    """The study's rcParams, as a new dict."""
+    return {
+        "figure.figsize": (DEFAULT_WIDTH, DEFAULT_HEIGHT),
+        "figure.dpi": 110,
+        "figure.facecolor": PAPER,
+        "figure.constrained_layout.use": True,
+        "savefig.dpi": 160,
+        "savefig.facecolor": PAPER,
+        "svg.hashsalt": "rsvlm",
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same letters on every machine
+        "font.size": 9.5,
+        "text.color": INK,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 8,
+        "axes.labelsize": 9.5,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": MUTED,
+        "axes.facecolor": PAPER,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=DASHES) + cycler(marker=MARKERS),
+        "grid.color": RULE,
+        "grid.linewidth": 0.7,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "lines.linewidth": 1.8,
+        "lines.markersize": 4.5,
+        "lines.markeredgewidth": 0,
+        "patch.linewidth": 0.6,
+        "hatch.linewidth": 0.6,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "image.cmap": SEQUENTIAL,
+        "image.interpolation": "nearest",
+    }
+
+
+def use_style() -> None:
+    """Set the study's style for all figures drawn after this; in a notebook, also for the pictures stored in it."""
+    mpl.rcParams.update(style())
+    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
+        from matplotlib_inline.config import InlineBackend
+
+        # Without this, a notebook's pictures name matplotlib's version and change with it.
+        InlineBackend.instance().print_figure_kwargs = {"bbox_inches": "tight", "metadata": PNG_METADATA}
+
+
+def figure(
+    width: float = DEFAULT_WIDTH,
+    height: float = DEFAULT_HEIGHT,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    title: str | None = None,
+    **options: object,
+) -> tuple[Figure, Axes | np.ndarray]:
+    """A new figure in the study's style and its axes: one Axes, or an array of them like ``plt.subplots`` gives.
+
+    Args:
+        width, height: inches.
+        rows, columns: how many axes.
+        title: the figure's heading, left over all axes.
+        options: passed on to ``plt.subplots`` (``sharex``, ``squeeze``, ``gridspec_kw``, ...).
+    """
+    with mpl.rc_context(style()):
+        drawn, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
+        if title:
+            drawn.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    return drawn, axes
+
+
+def save_figure(drawn: Figure, path: Path) -> Path:
+    """``path``, after the figure was written there whole, without dates and software names in the file."""
+    kind = path.suffix.lstrip(".").lower()
+    metadata = {"png": PNG_METADATA, "svg": {"Date": None, "Creator": None}}.get(kind, {})
+    with whole_file(path) as scratch:
+        drawn.savefig(scratch, format=kind or "png", metadata=metadata)
+    return path
+
+
+def series_colours(names: Iterable[str]) -> dict[str, object]:
+    """A colour for each name: the fixed one of a known run or method, else the next free one of the palette."""
+    names = list(names)
+    taken = {SERIES_COLOURS[name] for name in names if name in SERIES_COLOURS}
+    free = [colour for colour in COLOURS if colour not in taken] or list(COLOURS)
+    unknown = [name for name in names if name not in SERIES_COLOURS]
+    chosen = {name: free[position % len(free)] for position, name in enumerate(unknown)}
+    return {name: SERIES_COLOURS.get(name) or chosen[name] for name in names}
+
+
+def without_axes(axes: Axes | Iterable[Axes]) -> None:
+    """Take frame, ticks and grid off one or several axes: for pictures of images."""
+    for one in np.atleast_1d(np.asarray(axes, dtype=object)).flat:
+        one.set_axis_off()

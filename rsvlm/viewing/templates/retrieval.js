@@ -1,0 +1,66 @@
+"use strict";
+(() => {
+  const page = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+  const dialog = byId("dialog");
+  const cards = [...document.querySelectorAll(".card")].map((card, position) => {
+    const item = page.items[position];
+    const seen = [...card.querySelectorAll("[data-image]")].map((thumb) => page.images[thumb.dataset.image]);
+    const names = seen.map((image) => `${image.id} ${image.label}`).join(" ");
+    return { card, item, position, text: `${card.textContent} ${item.direction === "i2t" ? names : ""}`.toLowerCase() };
+  });
+  const choice = { direction: "t2i", order: "random" };
+
+  function update() {
+    const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const source = byId("source") ? byId("source").value : "";
+    const of = cards.filter(({ item }) => item.direction === choice.direction);
+    const shown = of.filter(({ item, text }) =>
+      (!source || item.source === source) && words.every((word) => text.includes(word)) &&
+      (choice.order !== "random" || item.draw !== null || words.length > 0));
+    const sign = choice.order === "worst" ? -1 : 1;
+    if (choice.order !== "random")
+      shown.sort((a, b) => sign * (a.item.rank - b.item.rank || b.item.score - a.item.score) || a.position - b.position);
+    const visible = new Set(shown);
+    for (const entry of of) entry.card.hidden = !visible.has(entry);
+    for (const section of document.querySelectorAll("section")) section.hidden = section.id !== choice.direction;
+    document.querySelector(`#${choice.direction} .list`).append(...shown.map((entry) => entry.card));
+    byId("nothing").hidden = shown.length > 0;
+    byId("count").textContent = `${shown.length} of ${of.length} searches`;
+    for (const key of ["direction", "order"])
+      for (const button of document.querySelectorAll(`[data-${key}]`))
+        button.setAttribute("aria-pressed", String(button.dataset[key] === choice[key]));
+  }
+
+  let opener = null;
+  function enlarge(thumb) {
+    const image = page.images[thumb.dataset.image];
+    opener = thumb;
+    const copy = document.createElement("div");
+    copy.className = `thumb t${Number(thumb.dataset.image)}`;
+    copy.setAttribute("role", "img");
+    copy.setAttribute("aria-label", thumb.getAttribute("aria-label"));
+    dialog.querySelector(".picture").replaceChildren(copy);
+    dialog.querySelector(".where span").textContent = image.label ? `${image.label} · ${image.id}` : image.id;
+    dialog.querySelector("ul").replaceChildren(...image.captions.map((caption) => {
+      const line = document.createElement("li");
+      line.textContent = caption;
+      return line;
+    }));
+    dialog.showModal();
+  }
+
+  document.addEventListener("click", (event) => {
+    const thumb = event.target.closest("button[data-image]");
+    if (thumb) enlarge(thumb);
+    else if (event.target === dialog || event.target.closest("[data-close]")) dialog.close();
+  });
+  dialog.addEventListener("close", () => opener && opener.focus());
+  for (const key of ["direction", "order"])
+    for (const button of document.querySelectorAll(`[data-${key}]`))
+      button.addEventListener("click", () => { choice[key] = button.dataset[key]; update(); });
+  for (const id of ["search", "source"]) if (byId(id)) byId(id).addEventListener("input", update);
+  document.querySelector(".tools form").addEventListener("submit", (event) => event.preventDefault());
+  document.documentElement.classList.add("scripted");
+  update();
+})();
