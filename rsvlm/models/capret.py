@@ -5,7 +5,7 @@ token ``[RET]``, projections of its hidden state and of the image into one retri
 the paper's frozen decoder). They are kept in float32; the frozen language model may be bfloat16.
 
 ``[RET]`` is no row of the language model's matrices: it has its own input row and its own output row, and its id is the
-first behind the vocabulary. So a frozen matrix of 49,152 rows gets neither gradients nor Adam moments for the sake of one.
+first behind the vocabulary. So a frozen matrix of 49,152 rows gets no gradients and no Adam moments for one row's sake.
 """
 
 import math
@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsvlm.models.sequences import VISUAL, PackedRows, attention_bias
+from rsvlm.models.sequences import PADDING, VISUAL, PackedRows, attention_bias
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's
 FEATURE_FLOOR = 0.1  # smallest standard deviation of a feature, as a share of the mean one: rare features stay rare
+CPU_ROWS = 8  # rows of a batch that go through the decoder together on a CPU
 ANCHOR = ":"  # text is tokenised as it stands behind something, never as the start of a text
 
 
@@ -49,15 +50,21 @@ class CapRetSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))  # JSON gives a list
-        for name, least in (("feature_dim", 1), ("grid_cells", 0), ("visual_tokens", 1), ("retrieval_dim", 1), ("lora_rank", 0)):
+        for name, least in (
+            ("feature_dim", 1),
+            ("grid_cells", 0),
+            ("visual_tokens", 1),
+            ("retrieval_dim", 1),
+            ("lora_rank", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: at least {least} is needed, got {getattr(self, name)}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout: a share from 0 to below 1 is needed, got {self.lora_dropout}")
         if self.lora_rank and not (self.lora_targets and 0 < self.lora_alpha < math.inf):
             raise ValueError(
-                f"lora_rank {self.lora_rank} needs lora_targets and a lora_alpha above 0, got {list(self.lora_targets)} "
-                f"and {self.lora_alpha}; lora_rank 0 leaves the decoder frozen"
+                f"lora_rank {self.lora_rank} needs lora_targets and a lora_alpha above 0, got "
+                f"{list(self.lora_targets)} and {self.lora_alpha}; lora_rank 0 leaves the decoder frozen"
             )
 
     @property
@@ -78,9 +85,12 @@ class CapRet(nn.Module):
             more than its output matrix times its hidden state.
     """
 
-    def __init__(self, language_model: nn.Module, tokenizer: object, settings: CapRetSettings, *, seed: int = 0) -> None:
+    def __init__(
+        self, language_model: nn.Module, tokenizer: object, settings: CapRetSettings, *, seed: int = 0
+    ) -> None:
         super().__init__()
         self.settings = settings
+        self.config: dict = {}  # what config.json says, once built or loaded by rsvlm.models.captioner
         self.tokenizer = tokenizer
         self.language_model = language_model.requires_grad_(False)
         self.vocabulary_size = language_model.get_input_embeddings().weight.shape[0]
@@ -191,11 +201,26 @@ class CapRet(nn.Module):
         return self.language_model.base_model(inputs_embeds=inputs, **options)
 
     def hidden_states(self, packed: PackedRows, visual: Tensor | None) -> Tensor:
-        """(B * T, H) last hidden states of packed rows."""
-        inputs = self.embed_tokens(packed.input_ids, visual)
-        bias = attention_bias(packed.segments, inputs.dtype)
-        output = self.run_decoder(inputs, attention_mask=bias, position_ids=packed.positions, use_cache=False)
-        return output.last_hidden_state.flatten(0, 1)
+        """(B * T, H) last hidden states of packed rows; zeros at padding.
+
+        ``visual`` (B, n, H) or None. On CPUs, rows go through a few at a time, those of like length together: less
+        padding, the same result.
+        """
+        B, T = packed.input_ids.shape
+        lengths = (packed.segments != PADDING).sum(1)
+        order = lengths.argsort(stable=True)
+        done = []
+        for rows in order.split(CPU_ROWS if self.device.type == "cpu" else B):
+            own = int(lengths[rows].max())
+            inputs = self.embed_tokens(
+                packed.input_ids[rows, :own], None if visual is None else visual.index_select(0, rows)
+            )
+            bias = attention_bias(packed.segments[rows, :own], inputs.dtype)
+            output = self.run_decoder(
+                inputs, attention_mask=bias, position_ids=packed.positions[rows, :own], use_cache=False
+            )
+            done.append(F.pad(output.last_hidden_state, (0, 0, 0, T - own)))
+        return torch.cat(done).index_select(0, order.argsort()).flatten(0, 1)
 
     def logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(n, V) and (n,) float32: the vocabulary's and ``[RET]``'s logits at hidden states (n, H)."""
@@ -215,8 +240,13 @@ class CapRet(nn.Module):
         groups: dict[str, list[nn.Parameter]] = {"projection": [], "retrieval": [], "lora": []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                kind = "lora" if name.startswith("language_model.") else "projection" if "visual" in name or "grid" in name \
+                kind = (
+                    "lora"
+                    if name.startswith("language_model.")
+                    else "projection"
+                    if "visual" in name or "grid" in name
                     else "retrieval"
+                )
                 groups[kind].append(parameter)
         return groups
 
@@ -227,7 +257,7 @@ class CapRet(nn.Module):
 
     @torch.no_grad()
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what ``trained_state`` gave. ValueError names tensors that are missing, unknown or of another shape."""
+        """Put back what ``trained_state`` gave. ValueError names a tensor that is missing, unknown or misshapen."""
         own = self.trained_state()
         wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
         if wrong:
@@ -247,8 +277,8 @@ class CapRet(nn.Module):
         parts = self.language_model.get_output_embeddings()(self.run_decoder(inputs, use_cache=False).last_hidden_state)
         if not torch.allclose(whole.float(), parts.float(), rtol=1e-2, atol=1e-2):
             raise ValueError(
-                f"{type(self.language_model).__name__} scales or caps its logits; take a language model whose logits are "
-                "its output matrix times its last hidden state (LLaMA, Mistral, Qwen and their like)"
+                f"{type(self.language_model).__name__} scales or caps its logits; take a language model whose logits "
+                "are its output matrix times its last hidden state (LLaMA, Mistral, Qwen and their like)"
             )
 
 
@@ -270,10 +300,16 @@ def _add_lora(language_model: nn.Module, settings: CapRetSettings) -> None:
             f"lora_targets: {', '.join(unknown)}: no such linear layer in {type(language_model).__name__}; it has "
             f"{', '.join(sorted(linear))}"
         )
-    inject_adapter_in_model(LoraConfig(
-        r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout,
-        target_modules=list(settings.lora_targets), bias="none",
-    ), language_model)
+    inject_adapter_in_model(
+        LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=list(settings.lora_targets),
+            bias="none",
+        ),
+        language_model,
+    )
     for name, parameter in language_model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()

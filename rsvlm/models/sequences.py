@@ -1,7 +1,7 @@
 """Several captions of one image in one sequence, so that the image and its prompt are computed once.
 
 A row is ``[prefix][caption 1][caption 2]...[text-only 1]...``. The prefix holds the visual tokens and the prompt. A
-caption sees the prefix and itself, not the other captions; a text-only segment (caption and ``[RET]``) sees only itself.
+caption sees the prefix and itself, not the other captions; a text-only segment (caption and ``[RET]``) only itself.
 Positions restart accordingly, so every segment is computed as if it stood alone: a packed row gives the same numbers as
 separate rows, for a fraction of the work (with a prefix of 50 tokens and 3 captions of 14, half of it).
 """
@@ -39,7 +39,7 @@ class PackedRows:
         input_ids: (B, T) with ``VISUAL`` for visual tokens and the id of ``[RET]``.
         positions: (B, T).
         segments: (B, T), see the constants above.
-        predict_at: (Q,) places in the flattened batch whose next token is a caption's; a prefix's end occurs once a caption.
+        predict_at: (Q,) places in the flattened batch whose next token is a caption's; a prefix's end once a caption.
         labels: (Q,) those next tokens.
         owners: (Q,) the number of the caption, counted through the batch, that each label belongs to.
         ret_at: (M,) places of ``[RET]`` in the flattened batch, one a text-only segment.
@@ -76,7 +76,11 @@ def pack_rows(rows: Sequence[Row], *, eos_id: int, ret_id: int, start_ids: Seque
     for row_number, row in enumerate(rows):
         if row.captions and not row.prefix:
             raise ValueError(f"row {row_number} has captions but no prefix to predict their first token from")
-        row_ids, row_positions, row_segments = list(row.prefix), list(range(len(row.prefix))), [PREFIX] * len(row.prefix)
+        row_ids, row_positions, row_segments = (
+            list(row.prefix),
+            list(range(len(row.prefix))),
+            [PREFIX] * len(row.prefix),
+        )
         for number, caption in enumerate(row.captions, start=1):
             at = len(row_ids)
             predict_at += [(row_number, place) for place in (len(row.prefix) - 1, *range(at, at + len(caption)))]
@@ -105,9 +109,14 @@ def pack_rows(rows: Sequence[Row], *, eos_id: int, ret_id: int, start_ids: Seque
         return torch.tensor([row_number * T + place for row_number, place in places], dtype=torch.int64)
 
     return PackedRows(
-        padded(ids, eos_id), padded(positions, 0), padded(segments, PADDING),
-        flat(predict_at), torch.tensor(labels, dtype=torch.int64), torch.tensor(owners, dtype=torch.int64),
-        flat(ret_at), flat(before_ret),
+        padded(ids, eos_id),
+        padded(positions, 0),
+        padded(segments, PADDING),
+        flat(predict_at),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(owners, dtype=torch.int64),
+        flat(ret_at),
+        flat(before_ret),
     )
 
 

@@ -28,7 +28,9 @@ def choose_view(name: str) -> int:
     return VIEW_NAMES[name]
 
 
-def read_visual(features: Features, rows: Sequence[int], view: int | Sequence[int] = UPRIGHT, *, grid: bool = True) -> VisualInput:
+def read_visual(
+    features: Features, rows: Sequence[int], view: int | Sequence[int] = UPRIGHT, *, grid: bool = True
+) -> VisualInput:
     """The features of these rows in a view, or in one each.
 
     The mean over views (``MEAN``) turns the grids of turned and mirrored images back first, so that a cell is averaged

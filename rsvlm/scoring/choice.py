@@ -1,9 +1,9 @@
 """The caption that the captioner puts forward: chosen among its own candidates and its neighbours' captions.
 
-Minimum-Bayes-risk choice (Kumar and Byrne 2004): a candidate is worth its mean CIDEr to captions that are likely for the
-image. Two groups have a vote: the captions of the nearest training images, weighted by nearness, and captions sampled from
-the captioner. Its log-likelihood of the candidate is a third term. How much each term counts is chosen on validation
-images by CIDEr to their references; a weight of 0 leaves a term out.
+Minimum-Bayes-risk choice (Kumar and Byrne 2004): a candidate is worth its mean CIDEr to captions that are likely for
+the image. Two groups have a vote: the captions of the nearest training images, weighted by nearness, and captions
+sampled from the captioner. Its log-likelihood of the candidate is a third term. How much each term counts is chosen on
+validation images by CIDEr to their references; a weight of 0 leaves a term out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,14 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.models.features import Features
-from rsvlm.scoring.baselines import NEIGHBOURS, TEMPERATURE, caption_space, consensus_pool, find_neighbours, shuffled_images
+from rsvlm.scoring.baselines import (
+    NEIGHBOURS,
+    TEMPERATURE,
+    caption_space,
+    consensus_pool,
+    find_neighbours,
+    shuffled_images,
+)
 from rsvlm.scoring.cider_vectors import CiderSpace
 
 TERMS = ("pool", "samples", "likelihood")
@@ -38,7 +45,12 @@ class Pools:
 
 
 def training_pools(
-    features: Features, table: pd.DataFrame, image_ids: Sequence[str], *, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
+    features: Features,
+    table: pd.DataFrame,
+    image_ids: Sequence[str],
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
 ) -> Pools:
     """The pools of these images from the table's training split; an image is never its own neighbour.
 
@@ -55,7 +67,9 @@ def training_pools(
     captions = dict(zip(training["image_id"], training["captions"]))
     space = caption_space(captions, captions)
     queries, items = (features.image_embeddings[features.rows(ids)] for ids in (image_ids, list(captions)))
-    neighbours, votes = find_neighbours(queries, items, list(captions), k=k, temperature=temperature, query_ids=image_ids)
+    neighbours, votes = find_neighbours(
+        queries, items, list(captions), k=k, temperature=temperature, query_ids=image_ids
+    )
     ranked = consensus_pool(neighbours, votes, captions, space=space)
     return Pools(list(image_ids), neighbours, votes, ranked, captions, space)
 
@@ -63,17 +77,22 @@ def training_pools(
 def gather_candidates(generated: Sequence[Sequence[str]], pools: Pools, from_pool: int) -> list[list[str]]:
     """For each image the different captions to choose from: the captioner's, then the pool's ``from_pool`` best."""
     top = pools.top(from_pool)
-    return [list(dict.fromkeys([*own, *top[image_id]])) for image_id, own in zip(pools.image_ids, generated, strict=True)]
+    return [
+        list(dict.fromkeys([*own, *top[image_id]])) for image_id, own in zip(pools.image_ids, generated, strict=True)
+    ]
 
 
 def judge_candidates(
-    candidates: Sequence[Sequence[str]], pools: Pools, *, samples: Sequence[Sequence[str]] | None = None,
+    candidates: Sequence[Sequence[str]],
+    pools: Pools,
+    *,
+    samples: Sequence[Sequence[str]] | None = None,
     likelihoods: Sequence[np.ndarray] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """For each image a dict term -> (candidates,): what each term says of each candidate.
 
-    ``pool`` and ``samples`` are mean CIDEr (0 to 10), ``likelihood`` is as given (log-probability a token); a term that is
-    not given is 0.
+    ``pool`` and ``samples`` are mean CIDEr (0 to 10), ``likelihood`` is as given (log-probability a token); a term that
+    is not given is 0.
     """
     scored = consensus_pool(pools.neighbours, pools.votes, pools.captions, space=pools.space, extra=candidates)
     judged = []
@@ -84,7 +103,9 @@ def judge_candidates(
         likelihood = np.asarray(likelihoods[row], dtype=np.float64) if likelihoods is not None else np.zeros(len(own))
         if len(likelihood) != len(own):
             raise ValueError(f"{pools.image_ids[row]}: {len(own)} candidates, but {len(likelihood)} likelihoods")
-        judged.append({"pool": np.array([value_of[text] for text in own]), "samples": agreement, "likelihood": likelihood})
+        judged.append(
+            {"pool": np.array([value_of[text] for text in own]), "samples": agreement, "likelihood": likelihood}
+        )
     return judged
 
 
@@ -105,7 +126,9 @@ def choose_captions(
     return chosen
 
 
-def weight_grid(pool_weights: Sequence[float], sample_weights: Sequence[float], likelihood_weights: Sequence[float]) -> list[Weights]:
+def weight_grid(
+    pool_weights: Sequence[float], sample_weights: Sequence[float], likelihood_weights: Sequence[float]
+) -> list[Weights]:
     """All combinations with a weight above 0, those with the fewest terms first.
 
     Raises:
@@ -119,13 +142,16 @@ def weight_grid(pool_weights: Sequence[float], sample_weights: Sequence[float], 
 
 
 def choose_weights(
-    candidates: Sequence[Sequence[str]], judged: Sequence[Mapping[str, np.ndarray]], references: Sequence[Sequence[str]],
-    space: CiderSpace, grid: Sequence[Weights],
+    candidates: Sequence[Sequence[str]],
+    judged: Sequence[Mapping[str, np.ndarray]],
+    references: Sequence[Sequence[str]],
+    space: CiderSpace,
+    grid: Sequence[Weights],
 ) -> tuple[Weights, pd.DataFrame]:
     """(the weights whose choices have the highest mean CIDEr to the references, a table of all of them).
 
-    CIDEr with the training captions' idf and plain words: close to, but not, the figure that is reported. Among equals the
-    first of the grid wins.
+    CIDEr with the training captions' idf and plain words: close to, but not, the figure that is reported. Among equals
+    the first of the grid wins.
 
     Raises:
         ValueError: no images.

@@ -6,7 +6,7 @@ Loss = cross-entropy of captions behind [visual tokens][prompt]
 The text branch sees no image (FROMAGe, Koh et al. 2023). Every image that has a caption's text is its positive. Because
 features are cached, images beyond the batch's serve as negatives at the price of one small product.
 
-What a step sees derives from (seed, step), so a run continued from a checkpoint ends with the weights of an unbroken one.
+What a step sees derives from (seed, step): a run continued from a checkpoint ends with the weights of an unbroken one.
 """
 
 import math
@@ -23,13 +23,17 @@ from tqdm import tqdm
 from rsvlm import paths
 from rsvlm.files import fingerprint_values
 from rsvlm.kernels import contrastive_loss
-from rsvlm.models.captioner import save_captioner
 from rsvlm.models.capret import CapRet
+from rsvlm.models.captioner import save_captioner
 from rsvlm.models.features import Features
 from rsvlm.models.progress import log_line
 from rsvlm.training.captioning_batches import Batch, CaptioningSettings, Example, TrainingBatches, validation_batches
 from rsvlm.training.checkpoints import (
-    flatten_optimizer, load_last_checkpoint, remove_checkpoints, save_checkpoint, unflatten_optimizer,
+    flatten_optimizer,
+    load_last_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+    unflatten_optimizer,
 )
 
 LOSSES = ("loss", "caption_loss", "retrieval_loss", "ret_token_loss")
@@ -46,11 +50,34 @@ class CaptioningResult:
     validation: list[dict]  # one row a measurement
     curve: list[dict]  # one row a step
 
+    @property
+    def kept_validation(self) -> dict | None:
+        """The measurement at the kept step, if there was one."""
+        return next((row for row in self.validation if row["step"] == self.kept_step), None)
+
+    def metrics(self) -> dict:
+        """What is worth comparing between runs, as JSON values."""
+        measured = {key: value for key, value in (self.kept_validation or {}).items() if key in LOSSES}
+        return {
+            "kept_step": self.kept_step,
+            "steps": self.steps,
+            "trainable_parameters": sum(self.trainable_parameters.values()),
+            "trainable_parameters_by_kind": self.trainable_parameters,
+            "validation": measured or None,
+        }
+
 
 def train_captioner(
-    captioner: CapRet, features: Features, training: Sequence[Example], validation: Sequence[Example],
-    settings: CaptioningSettings = CaptioningSettings(), *, save_to: Path | None = None, notes: dict | None = None,
-    checkpoints: Path | None = None, log: Callable[[str], None] = log_line,
+    captioner: CapRet,
+    features: Features,
+    training: Sequence[Example],
+    validation: Sequence[Example],
+    settings: CaptioningSettings,
+    *,
+    save_to: Path | None = None,
+    notes: dict | None = None,
+    checkpoints: Path | None = None,
+    log: Callable[[str], None] = log_line,
 ) -> CaptioningResult:
     """Train ``captioner`` in place; it ends with the weights of the kept step, in evaluation mode.
 
@@ -66,11 +93,17 @@ def train_captioner(
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
     """
     if settings.batch_size > len(training):
-        raise ValueError(f"batch_size: {settings.batch_size} is more than the {len(training)} training images; "
-                         f"take {len(training)} or less")
+        raise ValueError(
+            f"batch_size: {settings.batch_size} is more than the {len(training)} training images; "
+            f"take {len(training)} or less"
+        )
     folder = (checkpoints or paths.CHECKPOINTS / "finetune_lora") / fingerprint_values(
-        asdict(settings), asdict(captioner.settings), getattr(captioner, "config", None), captioner.device.type,
-        features.meta, [asdict(example) for example in (*training, *validation)],
+        asdict(settings),
+        asdict(captioner.settings),
+        captioner.config,
+        captioner.device.type,
+        features.meta,
+        [asdict(example) for example in (*training, *validation)],
     )[:16]
     devices = [captioner.device] if captioner.device.type == "cuda" else []
     try:
@@ -106,14 +139,29 @@ class _Training:
         rates = {"projection": settings.projection_lr, "retrieval": settings.retrieval_lr, "lora": settings.lora_lr}
         self.optimizer = torch.optim.AdamW(
             [{"params": group, "lr": rates[kind], "highest": rates[kind]} for kind, group in self.groups.items()],
-            betas=(0.9, 0.95), weight_decay=settings.weight_decay,
+            betas=(0.9, 0.95),
+            weight_decay=settings.weight_decay,
         )
 
     def run(self) -> CaptioningResult:
         settings = self.settings
-        state = self._restore() or {"step": 0, "kept_step": 0, "lowest": None, "validation": [], "curve": [], "kept": {}}
+        state = self._restore() or {
+            "step": 0,
+            "kept_step": 0,
+            "lowest": None,
+            "validation": [],
+            "curve": [],
+            "kept": {},
+        }
         self.captioner.train()
-        bar = tqdm(total=settings.steps, initial=state["step"], unit="step", desc="finetune_lora", file=sys.stderr, mininterval=2)
+        bar = tqdm(
+            total=settings.steps,
+            initial=state["step"],
+            unit="step",
+            desc="finetune_lora",
+            file=sys.stderr,
+            mininterval=2,
+        )
         for step in range(state["step"], settings.steps):
             generator = np.random.default_rng([settings.seed, 2, step])
             torch.manual_seed(int(generator.integers(2**62)))  # dropout
@@ -130,8 +178,15 @@ class _Training:
                 raise self._diverged(step, values, norm, share)
             self.optimizer.step()
             state["step"] = done = step + 1
-            state["curve"].append({"step": done, **values, "learning_rate_share": share, "gradient_norm": norm,
-                                   "logit_scale": self.captioner.scale().item()})
+            numbers = {
+                **values,
+                "learning_rate_share": share,
+                "gradient_norm": norm,
+                "logit_scale": self.captioner.scale().item(),
+            }
+            state["curve"].append(
+                {"step": done, "epoch": self._epoch(done)} | {key: round(n, 6) for key, n in numbers.items()}
+            )
             bar.update()
             bar.set_postfix(loss=f"{values['loss']:.3f}", caption=f"{values['caption_loss']:.3f}", refresh=False)
             last = done == settings.steps
@@ -166,10 +221,15 @@ class _Training:
             losses["ret_token_loss"] = costs[n:].mean()
             losses["retrieval_loss"] = contrastive_loss(
                 captioner.embed_images(self._drop(batch.pooled)),
-                captioner.embed_ret(hidden.index_select(0, packed.ret_at)), captioner.scale(), batch.positives.to(device),
+                captioner.embed_ret(hidden.index_select(0, packed.ret_at)),
+                captioner.scale(),
+                batch.positives.to(device),
             )
-        total = (losses["caption_loss"] + settings.retrieval_weight * losses["retrieval_loss"]
-                 + settings.ret_token_weight * losses["ret_token_loss"])
+        total = (
+            losses["caption_loss"]
+            + settings.retrieval_weight * losses["retrieval_loss"]
+            + settings.ret_token_weight * losses["ret_token_loss"]
+        )
         return {"loss": total, **losses}
 
     @torch.no_grad()
@@ -182,9 +242,12 @@ class _Training:
             for name, value in self._losses(batch).items():
                 sums[name] += value.item() * images / n_images
         captioner.train()
-        row = {"step": state["step"], **sums}
+        row = {"step": state["step"], "epoch": self._epoch(state["step"]), **sums}
         state["validation"].append(row)
-        self.log(f"step {row['step']}: validation caption loss {row['caption_loss']:.4f}, retrieval loss {row['retrieval_loss']:.4f}")
+        self.log(
+            f"step {row['step']}: validation caption loss {row['caption_loss']:.4f}, "
+            f"retrieval loss {row['retrieval_loss']:.4f}"
+        )
         if settings.keep == "best" and (state["lowest"] is None or row["caption_loss"] < state["lowest"]):
             state["lowest"], state["kept_step"], state["kept"] = row["caption_loss"], row["step"], self._weights()
 
@@ -196,15 +259,26 @@ class _Training:
         mean = self.captioner.pooled_mean if values.dim() == 2 else self.captioner.grid_mean
         return torch.where(torch.rand(values.shape) < share, mean.cpu(), values)
 
+    def _epoch(self, step: int) -> float:
+        return round(step * self.settings.batch_size / len(self.batches.examples), 4)
+
     def _weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach().cpu().clone() for name, parameter in self.trained.items()}
 
     def _save(self, state: dict) -> None:
         moments, rest = flatten_optimizer(self.optimizer)
-        tensors = {f"now.{name}": p for name, p in self.trained.items()} | {f"kept.{n}": t for n, t in state["kept"].items()}
-        save_checkpoint(self.folder, state["step"], tensors | moments, {
-            "optimizer": rest, **{key: value for key, value in state.items() if key != "kept"},
-        })
+        tensors = {f"now.{name}": p for name, p in self.trained.items()} | {
+            f"kept.{n}": t for n, t in state["kept"].items()
+        }
+        save_checkpoint(
+            self.folder,
+            state["step"],
+            tensors | moments,
+            {
+                "optimizer": rest,
+                **{key: value for key, value in state.items() if key != "kept"},
+            },
+        )
 
     def _restore(self) -> dict | None:
         checkpoint = load_last_checkpoint(self.folder, self.log)
@@ -220,9 +294,13 @@ class _Training:
 
     def _diverged(self, step: int, values: dict, norm: float, share: float) -> FloatingPointError:
         settings = self.settings
-        rates = ", ".join(f"{name} {getattr(settings, name) * share:.3g}" for name in ("projection_lr", "retrieval_lr", "lora_lr"))
+        rates = ", ".join(
+            f"{name} {getattr(settings, name) * share:.3g}" for name in ("projection_lr", "retrieval_lr", "lora_lr")
+        )
         kept = sorted(path for path in self.folder.glob("step_*") if path.is_dir())
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         parts = ", ".join(f"{name} {value}" for name, value in values.items())
-        return FloatingPointError(f"finetune_lora stopped at step {step + 1}: {parts}, gradient norm {norm}; learning rates now: "
-                                  f"{rates}; {last}. Lower the learning rates, or use dtype: float32")
+        return FloatingPointError(
+            f"finetune_lora stopped at step {step + 1}: {parts}, gradient norm {norm}; learning rates now: "
+            f"{rates}; {last}. Lower the learning rates, or use dtype: float32"
+        )

@@ -1,4 +1,4 @@
-"""What a step of the captioner's training sees: images, captions, prompts, views and negatives, drawn from (seed, step)."""
+"""What a step of the captioner's training sees: images, captions, prompts, views and negatives, drawn by its number."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -82,9 +82,17 @@ class CaptioningSettings:
         for name, known in (("captions", CAPTION_CHOICES), ("views", VIEW_CHOICES), ("keep", KEEP_CHOICES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(known)}")
-        for name, least in (("steps", 1), ("batch_size", 1), ("captions_per_image", 0), ("warmup_steps", 0),
-                            ("retrieval_negatives", 0), ("validation_every", 1), ("validation_images", 0),
-                            ("checkpoint_every", 1), ("seed", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("captions_per_image", 0),
+            ("warmup_steps", 0),
+            ("retrieval_negatives", 0),
+            ("validation_every", 1),
+            ("validation_images", 0),
+            ("checkpoint_every", 1),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: at least {least} is needed, got {getattr(self, name)}")
         for name in ("projection_lr", "retrieval_lr", "lora_lr", "clip_norm"):
@@ -122,7 +130,9 @@ class Batch:
     positives: Tensor | None
 
 
-def examples_of(table: pd.DataFrame, split: str, neighbours: Mapping[str, Sequence[str]] | None = None) -> list[Example]:
+def examples_of(
+    table: pd.DataFrame, split: str, neighbours: Mapping[str, Sequence[str]] | None = None
+) -> list[Example]:
     """The split's images as examples, with ``neighbours[image_id]`` for their prompts.
 
     Raises:
@@ -144,7 +154,9 @@ def examples_of(table: pd.DataFrame, split: str, neighbours: Mapping[str, Sequen
 class TrainingBatches:
     """Batches of training examples by step number: the same step always gives the same batch."""
 
-    def __init__(self, captioner: CapRet, features: Features, examples: Sequence[Example], settings: CaptioningSettings) -> None:
+    def __init__(
+        self, captioner: CapRet, features: Features, examples: Sequence[Example], settings: CaptioningSettings
+    ) -> None:
         self.captioner, self.features, self.examples, self.settings = captioner, features, examples, settings
         self.rows = features.rows([example.image_id for example in examples])
         self.texts = [set(example.captions) for example in examples]
@@ -157,8 +169,10 @@ class TrainingBatches:
         captions, weights = zip(*(self._draw_captions(example, generator) for example in examples))
         prompts = [self._draw_prompt(example, generator) for example in examples]
         texts = [own[0] for own in captions] if settings.trains_retrieval else []
-        leads = [str(generator.choice(RETRIEVAL_PROMPTS)) + " " if generator.random() < settings.retrieval_prompts else ""
-                 for _ in texts]
+        leads = [
+            str(generator.choice(RETRIEVAL_PROMPTS)) + " " if generator.random() < settings.retrieval_prompts else ""
+            for _ in texts
+        ]
         packed = pack_examples(self.captioner, prompts, captions, [lead + text for lead, text in zip(leads, texts)])
         views = self._draw_views(len(chosen), generator)
         visual = read_visual(self.features, self.rows[chosen], views, grid=self.captioner.settings.grid_cells > 0)
@@ -174,18 +188,21 @@ class TrainingBatches:
         """The batch's example numbers: the next of a new order each epoch, without a short last batch."""
         epoch, place = divmod(step, len(self.examples) // self.settings.batch_size)
         order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(self.examples))
-        return order[place * self.settings.batch_size:(place + 1) * self.settings.batch_size]
+        return order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
 
     def _draw_captions(self, example: Example, generator: np.random.Generator) -> tuple[list[str], list[float]]:
         """(different captions in random order, their weights)."""
         released = self.settings.captions == "released"
         pool = list(example.captions) if released else list(dict.fromkeys(example.captions))
-        drawn = [pool[i] for i in generator.permutation(len(pool))[:self.settings.captions_per_image or None]]
+        drawn = [pool[i] for i in generator.permutation(len(pool))[: self.settings.captions_per_image or None]]
         distinct = list(dict.fromkeys(drawn))
         return distinct, [float(drawn.count(text)) for text in distinct]
 
     def _draw_prompt(self, example: Example, generator: np.random.Generator) -> str:
-        varied, bare = generator.random() < self.settings.varied_prompts, generator.random() < self.settings.neighbour_dropout
+        varied, bare = (
+            generator.random() < self.settings.varied_prompts,
+            generator.random() < self.settings.neighbour_dropout,
+        )
         instruction = str(generator.choice(CAPTION_PROMPTS)) if varied else CAPTION_PROMPT
         return caption_prompt(instruction, () if bare else example.neighbours)
 
@@ -210,14 +227,18 @@ def validation_batches(
     """(batch, images) pairs over the validation examples: fixed prompt, upright view, all distinct captions alike."""
     batches = []
     for start in range(0, len(examples), settings.batch_size):
-        part = examples[start:start + settings.batch_size]
+        part = examples[start : start + settings.batch_size]
         captions = [list(dict.fromkeys(example.captions)) for example in part]
         texts = [own[0] for own in captions] if settings.trains_retrieval else []
-        packed = pack_examples(captioner, [caption_prompt(CAPTION_PROMPT, example.neighbours) for example in part], captions, texts)
+        packed = pack_examples(
+            captioner, [caption_prompt(CAPTION_PROMPT, example.neighbours) for example in part], captions, texts
+        )
         rows = features.rows([example.image_id for example in part])
         visual = read_visual(features, rows, UPRIGHT, grid=captioner.settings.grid_cells > 0)
         positives = torch.tensor([[text in example.captions for text in texts] for example in part]) if texts else None
-        batches.append((Batch(packed, visual, torch.ones(sum(map(len, captions))), visual.pooled, positives), len(part)))
+        batches.append(
+            (Batch(packed, visual, torch.ones(sum(map(len, captions))), visual.pooled, positives), len(part))
+        )
     return batches
 
 
@@ -227,9 +248,9 @@ def pack_examples(
     """The images' prompts (B), captions (B lists) and texts for [RET] (B or none) as packed rows."""
     B = len(prompts)
     ids = captioner.encode_text([*prompts, *texts, *(text for own in captions for text in own)])
-    prompt_ids, text_ids, caption_ids = ids[:B], ids[B:B + len(texts)], iter(ids[B + len(texts):])
+    prompt_ids, text_ids, caption_ids = ids[:B], ids[B : B + len(texts)], iter(ids[B + len(texts) :])
     rows = [
-        Row(captioner.image_prefix(prompt_ids[number]), [next(caption_ids) for _ in own], text_ids[number:number + 1])
+        Row(captioner.image_prefix(prompt_ids[number]), [next(caption_ids) for _ in own], text_ids[number : number + 1])
         for number, own in enumerate(captions)
     ]
     return pack_rows(rows, eos_id=captioner.eos_id, ret_id=captioner.ret_id, start_ids=captioner.start_ids)

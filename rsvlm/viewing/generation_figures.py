@@ -15,7 +15,11 @@ COLUMNS, WIDTH = 3, 40  # pictures in a row; letters in a line
 
 
 def draw_captions(
-    table: pd.DataFrame, runs: Mapping[str, Mapping[str, str]], image_ids: Sequence[str], *, shown: Sequence[str] = ("captioner", "consensus"),
+    table: pd.DataFrame,
+    runs: Mapping[str, Mapping[str, str]],
+    image_ids: Sequence[str],
+    *,
+    shown: Sequence[str] = ("captioner", "consensus"),
     pixels: int = 160,
 ) -> Figure:
     """The images, three in a row, each above the captions of some runs and its first reference.
@@ -36,7 +40,14 @@ def draw_captions(
         top = -0.04
         for run, text in said:
             lines = textwrap.wrap(f"{run}: {text}", WIDTH)[:4]
-            axis.text(0, top, "\n".join(lines).replace("$", r"\$"), transform=axis.transAxes, va="top", fontsize=7.5,
-                      color=BLUE if run == shown[0] else INK if run != "reference" else MUTED)
+            axis.text(
+                0,
+                top,
+                "\n".join(lines).replace("$", r"\$"),
+                transform=axis.transAxes,
+                va="top",
+                fontsize=7.5,
+                color=BLUE if run == shown[0] else INK if run != "reference" else MUTED,
+            )
             top -= 0.085 * len(lines) + 0.03
     return drawn

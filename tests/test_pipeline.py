@@ -1,0 +1,311 @@
+"""dvc.yaml, the notebooks and the parameter files fit together, and the smoke study runs from end to end."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from ruamel.yaml import YAML
+
+import rsvlm.paths
+from rsvlm.params import check_section, declared_parameters, read_params
+from rsvlm.strip import as_text, stripped
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import deps  # noqa: E402  scripts/deps.py
+
+PIPELINE = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+STAGES = deps.stages()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+STUDIES = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
+
+
+def parameters_of(stage: str):
+    path = ROOT / "notebooks" / f"{STAGES[stage]}.ipynb"
+    return declared_parameters(nbformat.read(path, as_version=4), f"notebooks/{path.name}")
+
+
+# dvc.yaml
+
+
+def test_the_stages_are_the_notebooks_in_their_order():
+    assert list(STAGES) == [
+        "aggregate_data", "adapt_encoder", "encode_images", "finetune_lora", "generate_captions", "score_captions",
+        "score_retrieval", "compare_with_paper", "caption_gallery", "retrieval_gallery",
+    ]  # fmt: skip
+    assert list(PIPELINE["stages"]) == ["strip", *STAGES]
+    missing = [name for name in STAGES.values() if not (ROOT / "notebooks" / f"{name}.ipynb").is_file()]
+    assert not missing
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_has_one_name_in_every_place(stage):
+    entry, notebook = PIPELINE["stages"][stage], STAGES[stage]
+    commands = entry["cmd"] if isinstance(entry["cmd"], list) else [entry["cmd"]]
+    assert f"python -m rsvlm.run_notebook {stage}" in commands
+    assert entry["params"] == [stage]
+    assert entry["deps"][0] == f"build/notebooks/{notebook}.ipynb"
+    assert f"reports/notebooks/{notebook}.ipynb" in entry["outs"]
+
+
+def test_each_stage_depends_on_what_its_notebook_imports():
+    lines = deps.disagreements()
+    assert not lines, "run `python scripts/deps.py`, or in dvc.yaml:\n" + "\n".join(lines)
+
+
+def test_every_out_is_cached_and_no_checkpoint_is_an_out():
+    for stage, entry in PIPELINE["stages"].items():
+        for out in entry.get("do", entry)["outs"]:
+            assert isinstance(out, str), f"{stage}: {out}: an option such as `cache: false` switches off the run cache"
+            assert not out.startswith(".rsvlm"), f"{stage}: DVC deletes outs before a run"
+
+
+@pytest.mark.parametrize("stage", sorted(deps.EXPENSIVE))
+def test_a_change_of_a_plot_makes_nothing_expensive_run_again(stage):
+    listed = PIPELINE["stages"][stage]["deps"]
+    assert not [dep for dep in listed if dep.startswith("rsvlm/viewing")]
+    # nor through what runs before it: a data out of a stage may not depend on its pictures
+    assert "rsvlm/run_notebook.py" not in listed and "rsvlm" not in listed
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_places_a_stage_uses_are_its_deps_or_outs(stage):
+    entry = PIPELINE["stages"][stage]
+    known = [f"{place}/" for place in (*entry["deps"], *entry["outs"])]
+    for name in sorted(deps.named_places(stage)):
+        place = getattr(rsvlm.paths, name)
+        short = f"{place.relative_to(rsvlm.paths.ROOT).as_posix()}/"
+        if short in ("./", "reports/") or short.split("/")[0] in (".rsvlm", "data_cards", "results", "notebooks"):
+            continue  # roots, scratch, and what people write
+        inside = [other for other in known if other.startswith(short) or short.startswith(other)]
+        assert inside, f"{name} ({short}) is used by {stage}, whose deps and outs in dvc.yaml do not have it"
+
+
+# Notebooks
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_tells_the_story_and_the_package_does_the_work(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert re.fullmatch(r"\d\d_[a-z]+(_[a-z]+)*", path.stem)
+    assert path.read_text(encoding="utf-8") == as_text(stripped(notebook)), "run `make strip` before a commit"
+    assert len(notebook.cells) <= 25 and notebook.cells[0].cell_type == "markdown"
+    for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        if cell.cell_type != "code":
+            continue
+        assert before.cell_type == "markdown", f"no prose before the cell {cell.source[:60]!r}"
+        if "parameters" not in cell.metadata.get("tags", []):
+            assert len(lines) <= 12, f"{len(lines)} lines: {cell.source[:60]!r}"
+        tree = ast.parse(deps._plain(cell.source))
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.While)
+        assert not [node for node in ast.walk(tree) if isinstance(node, kinds)], (
+            f"work for the package: {cell.source[:60]!r}"
+        )
+
+
+# Parameter files
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_parameter_file_fits_the_notebooks(path):
+    content = read_params(path)
+    assert list(content) == list(STAGES), "one section a stage, in the order of the stages"
+    for stage, values in content.items():
+        name = f"notebooks/{STAGES[stage]}.ipynb"
+        check_section(values, parameters_of(stage), file=path.name, section=stage, notebook=name)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_parameter_says_what_it_means(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    bare = [line for line in lines if re.match(r"  [a-z_]+:", line) and "#" not in line]
+    assert not bare
+
+
+def test_a_fresh_clone_holds_the_default_study():
+    committed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "params.yaml"], cwd=ROOT, capture_output=True)
+    if committed.returncode == 1:
+        pytest.skip("params.yaml was edited, or another study is in place")
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "params" / "blue_marble.yaml").read_text()
+
+
+# DVC on a small project: what JupyterLab leaves, and how -S arrives
+
+TOY = """
+stages:
+  strip:
+    cmd: python -m rsvlm.strip 10_toy
+    deps: [notebooks/10_toy.ipynb]
+    outs: [build/notebooks/10_toy.ipynb]
+  toy:
+    cmd: python show.py
+    deps: [build/notebooks/10_toy.ipynb]
+    params: [toy]
+    outs: [seen.txt]
+"""
+SHOW = """
+from pathlib import Path
+from rsvlm.params import check_section, declared_parameters, read_section
+import nbformat
+notebook = nbformat.read("build/notebooks/10_toy.ipynb", as_version=4)
+section, declared = read_section(Path("params.yaml"), "toy"), declared_parameters(notebook, "10_toy")
+values = check_section(section, declared, file="params.yaml", section="toy", notebook="10_toy")
+Path("seen.txt").write_text(repr(values))
+Path("runs.txt").open("a").write("x")
+"""
+
+
+@pytest.fixture
+def toy_project(scratch_root):
+    """A git and DVC project with one notebook that a stage reads the parameters of."""
+    cells = [
+        nbformat.v4.new_code_cell("rank: int = 8\nrate: float = 1.0e-3", id="params", metadata={"tags": ["parameters"]})
+    ]
+    (scratch_root / "notebooks").mkdir()
+    (scratch_root / "notebooks" / "10_toy.ipynb").write_text(as_text(stripped(nbformat.v4.new_notebook(cells=cells))))
+    (scratch_root / "dvc.yaml").write_text(TOY)
+    (scratch_root / "show.py").write_text(SHOW)
+    (scratch_root / "params.yaml").write_text("toy:\n  rank: 8  # kept\n  rate: 1.0e-3\n")
+    (scratch_root / ".gitignore").write_text("/build\n/seen.txt\n/runs.txt\n")
+    shutil.copytree(ROOT / ".dvc", scratch_root / ".dvc", ignore=lambda *_: ["tmp", "cache", "config.local"])
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "toy"]):
+        subprocess.run([*git, *command], cwd=scratch_root, check=True)
+    return scratch_root
+
+
+def dvc(root: Path, *arguments: str, **environment: str) -> str:
+    """What a dvc command says; fails with it when the command does."""
+    names = {
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@example.org",
+        "GIT_COMMITTER_EMAIL": "a@example.org",
+    }
+    settings = os.environ | names | {"DVC_NO_ANALYTICS": "1"} | environment
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, env=settings
+    )
+    assert done.returncode == 0, f"dvc {' '.join(arguments)}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    return done.stdout + done.stderr
+
+
+def test_set_parameters_arrive_typed_and_opening_a_notebook_runs_nothing(toy_project):
+    dvc(toy_project, "exp", "run", "-S", "toy.rank=16", "-S", "toy.rate=3e-5")
+    assert ast.literal_eval((toy_project / "seen.txt").read_text()) == {"rank": 16, "rate": 3e-5}
+
+    path = toy_project / "notebooks" / "10_toy.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].execution_count = 3
+    notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text="ran")]
+    notebook.metadata["language_info"] = {"name": "python", "version": "3.13.1"}
+    nbformat.write(notebook, path)
+    dvc(toy_project, "repro")
+    assert (toy_project / "runs.txt").read_text() == "x", "the stage ran once, for the experiment"
+
+
+# The smoke study
+
+LEFT_BEHIND = {
+    ".git",
+    ".venv",
+    ".rsvlm",
+    "build",
+    "models",
+    "reports",
+    "dvc_plots",
+    "results",
+    "dvc.lock",
+    ".pytest_cache",
+}
+
+
+@pytest.fixture(scope="module")
+def smoke_study(tmp_path_factory):
+    """A copy of the project without git and data, in which the smoke study ran."""
+    root = tmp_path_factory.mktemp("smoke") / "a study"
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        place = Path(folder).relative_to(ROOT)
+        if place == Path("."):
+            return LEFT_BEHIND & set(names)
+        drop = {"__pycache__", ".ipynb_checkpoints"} & set(names)
+        if place == Path("data"):
+            drop = set(names) - {"raw"}
+        if place == Path(".dvc"):
+            drop = {"tmp", "cache", "config.local"} & set(names)
+        return drop
+
+    shutil.copytree(ROOT, root, ignore=ignore)
+    shutil.copyfile(ROOT / "params" / "smoke.yaml", root / "params.yaml")
+    (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RSVLM_ROOT", str(root))
+        patch.setenv("PYTHONPATH", str(root))
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        dvc(root, "repro")
+        yield root
+
+
+def test_the_smoke_study_makes_every_result(smoke_study):
+    for stage, entry in PIPELINE["stages"].items():
+        for out in entry.get("do", entry)["outs"]:
+            for name in STAGES.values() if stage == "strip" else [""]:
+                assert (smoke_study / out.replace("${item}", name)).exists(), f"{stage}: {out}"
+    metrics = json.loads((smoke_study / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    assert {"constant", "nearest", "consensus", "shuffled", "captioner"} <= set(metrics["captions"])
+    assert {"dual_encoder", "ret", "combined"} <= set(metrics["retrieval"])
+    for figures in (metrics["captions"]["captioner"], metrics["retrieval"]["combined"]):
+        for entry in figures.values():
+            name = "CIDEr" if "CIDEr" in entry else "mean_recall"
+            assert {"value", "low", "high", "n"} <= set(entry[name])
+    assert {"seed", "packages", "git_commit", "code"} <= set(metrics["provenance"])
+
+
+def test_executed_notebooks_hold_nothing_that_changes(smoke_study):
+    for path in sorted((smoke_study / "reports" / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert outputs, f"{path.name} shows nothing"
+        text = json.dumps(outputs)
+        assert str(smoke_study) not in text, f"{path.name}: a path of this machine"
+        assert not re.search(r"\bat 0x[0-9a-f]{6,}", text), f"{path.name}: an address in memory"
+        assert not re.search(r"#T_[0-9a-f]{5}", text), f"{path.name}: a table's random id (set_uuid)"
+        assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
+def test_a_second_run_has_nothing_to_do(smoke_study):
+    lock = (smoke_study / "dvc.lock").read_bytes()
+    said = dvc(smoke_study, "repro")
+    assert "Running stage" not in said and "up to date" in said
+    assert (smoke_study / "dvc.lock").read_bytes() == lock
+
+
+def test_the_summary_and_dvc_show_the_result(smoke_study):
+    command = [sys.executable, "-m", "rsvlm.summary"]
+    said = subprocess.run(command, cwd=smoke_study, capture_output=True, text=True, check=True).stdout
+    assert "Study: smoke" in said and "CIDEr" in said and "reports/galleries/captions.html" in said
+    shown = dvc(smoke_study, "metrics", "show", "--md")
+    assert "CIDEr.captioner" in shown and "mean_recall.combined" in shown
+    plots = dvc(smoke_study, "plots", "show", "--json")
+    assert "captioner, training" in plots and "retrieval_loss" in plots and "encoder, validation" in plots
+
+
+def test_a_changed_plot_trains_nothing_again(smoke_study):
+    status = json.loads(dvc(smoke_study, "status", "--json"))
+    assert status == {}
+    path = smoke_study / "rsvlm" / "viewing" / "plots.py"
+    path.write_text(path.read_text(encoding="utf-8") + "\n# another colour\n", encoding="utf-8")
+    changed = set(json.loads(dvc(smoke_study, "status", "--json")))
+    assert changed and not changed & deps.EXPENSIVE, "a change of a plot must not train again"
