@@ -96,6 +96,7 @@ class Meteor:
     def __init__(self) -> None:
         folder = pycocoevalcap_folder() / "meteor"
         arguments = ("-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm")
+        arguments += ("-a", "data/paraphrase-en.gz")  # the default, but found in a folder with a space in its name too
         self._stderr = tempfile.TemporaryFile()  # a file never fills up like a pipe, which would stop METEOR
         self._process = subprocess.Popen(
             java_command(*arguments), cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr
