@@ -15,10 +15,11 @@ from rsvlm.scoring.published import Published, published_for
 
 OURS = "this study"
 NOT_METHODS = ("protocol", "paired")
-RUN_ORDER = ("captioner", "shuffled", "consensus", "nearest", "constant", "human")
+RUN_ORDER = ("captioner", "beam", "shuffled", "consensus", "nearest", "constant", "human")
 METHOD_ORDER = ("combined", "dual_encoder", "ret")
 RUN_LABELS = {
     "captioner": "captioner",
+    "beam": "captioner, its first beam alone",
     "shuffled": "captioner, shown wrong images",
     "consensus": "consensus of the nearest images",
     "nearest": "nearest image's caption",

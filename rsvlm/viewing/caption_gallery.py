@@ -24,7 +24,7 @@ from rsvlm.viewing.plots import BLUE, MUTED, VERMILION, figure, without_axes
 from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail, shrink
 
 PAGE = "captions.html"
-RUN_ORDER = ("captioner", "consensus", "nearest", "constant", "shuffled", "human")  # of the heading's table
+RUN_ORDER = ("captioner", "beam", "consensus", "nearest", "constant", "shuffled", "human")  # of the heading's table
 BARS = ("CIDEr", "METEOR")  # drawn on every card; the other metrics stand in the enlarged view
 
 

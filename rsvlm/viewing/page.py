@@ -24,6 +24,7 @@ WORD = re.compile(r"\w+(?:['’-]\w+)*")
 # What the runs and the retrieval methods are, for readers who see only the page.
 RUN_NOTES = {
     "captioner": "the trained model of this study",
+    "beam": "the trained model's first beam, without the choice among candidates",
     "consensus": "no language model: of the captions of the nearest training images, the one most like the others",
     "nearest": "no language model: a caption of the nearest training image",
     "shuffled": "the same trained model, shown a wrong image: what it says without looking",

@@ -32,6 +32,7 @@ SEQUENTIAL = "cividis"  # for heat maps: even in lightness, the same for colour-
 # A run or method keeps its colour in every figure: the study's own in blue, what it is held against in quieter tones.
 SERIES_COLOURS = {
     "captioner": BLUE,
+    "beam": INK,
     "consensus": ORANGE,
     "nearest": SKY,
     "constant": "#a9b3bd",
