@@ -38,7 +38,8 @@ KERNEL_ENVIRONMENT = {
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the kernel's debugger warns on stderr otherwise
 }
 KERNEL_DEFAULTS = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads make small products forty times slower on shared cores
+    # Threads spin briefly before they sleep: not at all costs a third of the speed, for long makes shared cores crawl
+    "GOMP_SPINCOUNT": "10000",
     "TOKENIZERS_PARALLELISM": "false",
     # glibc gives every large block back to the system and takes it anew, page by page: half of a training step's time
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
