@@ -24,7 +24,7 @@ RUN_LABELS = {
     "consensus": "consensus of the nearest images",
     "nearest": "nearest image's caption",
     "constant": "one constant caption",
-    "human": "human, one caption held out",
+    "human": "one reference, held out",
     "dual_encoder": "dual encoder",
     "ret": "captioner's [RET]",
     "combined": "both combined",

@@ -29,7 +29,7 @@ RUN_NOTES = {
     "nearest": "no language model: a caption of the nearest training image",
     "shuffled": "the same trained model, shown a wrong image: what it says without looking",
     "constant": "one caption for all images",
-    "human": "one human reference held out and scored against the others",
+    "human": "one reference held out and scored against the others: a human's, where people wrote them",
 }
 METHOD_NAMES = {"dual_encoder": "dual encoder", "ret": "[RET]", "combined": "combined", "ceiling": "ceiling"}
 METHOD_NOTES = {
