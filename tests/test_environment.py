@@ -114,7 +114,7 @@ def test_every_import_is_a_direct_dependency():
 
 
 def test_make_help_lists_every_target():
-    answer = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    answer = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
     assert {line.split()[1] for line in answer.splitlines()} == set(phony)
 
