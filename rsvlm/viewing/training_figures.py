@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rsvlm.viewing.plots import BLUE, MUTED, ORANGE, SKY, figure
+from rsvlm.viewing.plots import BLUE, ORANGE, SKY, figure
 
 
 def training_curves(
@@ -49,11 +49,11 @@ def _draw_validation(axes, validation, metric, metric_label, scale, best_epoch) 
     epochs = [row["epoch"] for row in validation]
     values = [scale * row[metric] for row in validation]
     axes.plot(epochs, values, color=BLUE, linestyle="-", marker="o")
+    title = "Validation"
     if best_epoch in epochs:
         value = values[epochs.index(best_epoch)]
         axes.plot([best_epoch], [value], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=ORANGE,
                   markeredgewidth=1.8, linestyle="")
-        axes.annotate(f"kept: {value:.1f}", (best_epoch, value), textcoords="offset points", xytext=(-6, -18),
-                      color=MUTED, ha="right")
-    axes.set(xlabel="epoch", ylabel=metric_label, title="Validation")
+        title = f"Validation (ring: kept, {value:.3g})"
+    axes.set(xlabel="epoch", ylabel=metric_label, title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
