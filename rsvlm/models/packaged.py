@@ -24,6 +24,7 @@ MODEL_TYPE = "rsvlm-efficientnet-lite2-minilm"
 IMAGE_SIZE = 224  # the weights were trained at 260; 224 costs a quarter less
 EMBEDDING_DIM = 256
 MAX_TEXT_TOKENS = 64
+CPU_TEXTS = 40  # texts that go through the text tower together on a CPU
 INITIAL_TEMPERATURE = 0.07
 
 
@@ -92,11 +93,20 @@ class PackagedEncoder(DualEncoder):
         return self.image_projection(pooled)
 
     def text_features(self, texts: list[str]) -> Tensor:
-        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=MAX_TEXT_TOKENS, return_tensors="pt")
-        batch = batch.to(self.device)
+        """(B, D) of B texts. On CPUs texts of like length go through together: less padding, the same result."""
+        ids = self.tokenizer(texts, truncation=True, max_length=MAX_TEXT_TOKENS)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        size = CPU_TEXTS if self.device.type == "cpu" else max(1, len(ids))
+        parts = [self._mean_hidden([ids[i] for i in order[at : at + size]]) for at in range(0, len(ids), size)]
+        back = torch.tensor(order, device=self.device).argsort()
+        return self.text_projection(torch.cat(parts).index_select(0, back))
+
+    def _mean_hidden(self, ids: list[list[int]]) -> Tensor:
+        """(B, 384): the mean hidden state over each text's tokens."""
+        batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
         hidden = self.text_tower(**batch).last_hidden_state  # (B, T, 384)
         mask = batch["attention_mask"][..., None].to(hidden.dtype)
-        return self.text_projection((hidden * mask).sum(1) / mask.sum(1))
+        return (hidden * mask).sum(1) / mask.sum(1)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         projections = [*self.image_projection.parameters(), *self.text_projection.parameters(), self.logit_scale]
