@@ -6,6 +6,7 @@ are left out by their ids. So a rank is exact whatever the scan's precision, and
 one score agreeing.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from rsvlm.kernels.positives import Positives, check_positives
 from rsvlm.kernels.tiles import Matrix, Rows, check_matrices, exact_tile, pair_scores, spans
-from rsvlm.kernels.torch_ranks import Band, Pairs, QUERY_ROWS
+from rsvlm.kernels.torch_ranks import QUERY_ROWS, Band, Pairs, Place
 from rsvlm.kernels.torch_ranks import scan_bands as scan_in_torch
 from rsvlm.kernels.twins import choose_twin
 
@@ -81,11 +82,7 @@ def _rank(
     if two_way:
         sides.append(_Side(ids, scores, len(items), len(queries)))
     known = owners * max(len(items), 1) + ids  # sorted
-    triton = choose_twin("retrieval_ranks", device).name == "triton"
-    if triton:
-        from rsvlm.kernels.triton_ranks import scan_bands as scan_in_triton  # only here: triton is optional
-    scan = scan_in_triton if triton else scan_in_torch
-    for band in scan(queries, items, sides[0].best, sides[1].best if two_way else None, block):
+    for band in _scan(queries, items, sides[0].best, sides[1].best if two_way else None, block):
         if not isinstance(band, Band):
             _count_exactly(queries, items, sides, known, *band)
             continue
@@ -98,6 +95,15 @@ def _rank(
             pairs = tuple(part[~_stand_in(pairs, known, len(items))] for part in pairs)
             side.add(pairs[own], pair_scores(queries, items, *pairs) if certified else None)
     return tuple(side.ranks() for side in sides)
+
+
+def _scan(queries: Rows, items: Rows, best: Tensor, best_of_items: Tensor | None, block: int) -> Iterator[Band | Place]:
+    """What the chosen twin finds, part by part of the matrix."""
+    if choose_twin("retrieval_ranks", queries.device).name == "triton":
+        from rsvlm.kernels.triton_ranks import scan_bands as scan_in_triton  # only here: triton is optional
+
+        return scan_in_triton(queries, items, best, best_of_items)
+    return scan_in_torch(queries, items, best, best_of_items, block)
 
 
 class _Side:

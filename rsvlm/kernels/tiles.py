@@ -138,9 +138,9 @@ class Rows:
         size = size.to(torch.float64) * (1 + (self.width / 2 + 4) * half_step) + math.sqrt(max(self.width, 1) * TINY)
         return Scanned(rows.contiguous(), size, torch.zeros_like(size), unit)
 
-    def power_of_two_above(self) -> float:
-        """A power of two that no row's length passes, at least 1: rows divided by it stay in float16's range."""
-        if self.normalize or not len(self):
+    def unit_for(self, dtype: torch.dtype) -> float:
+        """A power of two, at least 1, by which the rows can be divided to stay in ``dtype``'s range."""
+        if self.normalize or dtype != torch.float16 or self.dtype == dtype:
             return 1.0
         pieces = spans(len(self), ROWS_AT_ONCE)
         longest = max(float(torch.linalg.vector_norm(self.exact(slice(*piece)), dim=1).max()) for piece in pieces)

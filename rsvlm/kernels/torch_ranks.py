@@ -12,13 +12,14 @@ from rsvlm.kernels.torch_topk import QUERY_ROWS, scan_dtype
 LANES = 128  # masks are this many columns wide or a multiple: 16 int64 numbers of 8 marks each
 MOST_IN_DOUBT = 1 / 64  # share of a tile's pairs; beyond it the tile is scored exactly as a whole
 
+Place = tuple[tuple[int, int], tuple[int, int]]  # queries and items of a tile: the first, and the last + 1
 Pairs = tuple[Tensor, Tensor]  # (rows, columns) of a tile, int64
 
 
 class Band(NamedTuple):
     """How a tile's scores lie to the best positives of its rows and columns."""
 
-    rows: tuple[int, int]  # first and last + 1 query of the tile
+    rows: tuple[int, int]
     columns: tuple[int, int]
     above_rows: Tensor  # (q,) int64, items that surely score higher than a row's best positive
     near_rows: Pairs  # pairs that the scan cannot place below or above it
@@ -28,8 +29,8 @@ class Band(NamedTuple):
 
 def scan_bands(
     queries: Rows, items: Rows, best: Tensor, best_of_items: Tensor | None, block: int
-) -> Iterator[Band | tuple[tuple[int, int], tuple[int, int]]]:
-    """A Band for each tile, or only (rows, columns) of a tile in which too much is in doubt.
+) -> Iterator[Band | Place]:
+    """A Band for each tile, or only the place of a tile in which too much is in doubt.
 
     Args:
         best: (Q,) float32, the exact score of each query's best positive; -inf without one.
