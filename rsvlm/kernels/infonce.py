@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from rsvlm.kernels import torch_infonce
 from rsvlm.kernels.exchange import agree, merge_log_sums, rank_and_size, share_rows, sum_own_rows, total
@@ -114,8 +114,9 @@ class _SymmetricLoss(torch.autograd.Function):
         return (row_loss / n_rows + column_loss / n_columns) / 2
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: what comes back would pass for a constant
+            raise RuntimeError("contrastive_loss has no second derivative: call backward without create_graph")
         images, texts, scale, row_sums, column_sums, row_weight, column_weight, rows, columns, values, *rest = (
             ctx.saved_tensors
         )

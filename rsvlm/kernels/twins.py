@@ -65,7 +65,8 @@ def choose_twin(operation: str, device: torch.device | str, dtype: torch.dtype =
 
 def twins_for(device: torch.device | str, *operations: str) -> dict[str, dict[str, str]]:
     """For the metrics of a stage: operation -> {"twin", "reason"} on ``device``."""
-    return {operation: choose_twin(operation, device)._asdict() for operation in sorted(operations)}
+    chosen = {operation: choose_twin(operation, device) for operation in sorted(operations)}
+    return {operation: {"twin": twin.name, "reason": twin.reason} for operation, twin in chosen.items()}
 
 
 @contextmanager
