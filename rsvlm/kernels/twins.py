@@ -5,6 +5,7 @@ the same bits with either; the loss agrees within rounding. ``RSVLM_KERNELS=torc
 forces one, ``force_twin`` does so for a block of code. An error inside a twin is never caught to try the other.
 """
 
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -64,9 +65,14 @@ def choose_twin(operation: str, device: torch.device | str, dtype: torch.dtype =
 
 
 def twins_for(device: torch.device | str, *operations: str) -> dict[str, dict[str, str]]:
-    """For the metrics of a stage: operation -> {"twin", "reason"} on ``device``."""
-    chosen = {operation: choose_twin(operation, device) for operation in sorted(operations)}
-    return {operation: {"twin": twin.name, "reason": twin.reason} for operation, twin in chosen.items()}
+    """For the metrics of a stage: operation -> {"twin", "reason"} on ``device``, for Triton also its "version"."""
+    found = {}
+    for operation in sorted(operations):
+        name, reason = choose_twin(operation, device)
+        found[operation] = {"twin": name, "reason": reason}
+        if name == "triton":
+            found[operation]["version"] = importlib.metadata.version("triton")
+    return found
 
 
 @contextmanager
