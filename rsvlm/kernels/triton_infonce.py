@@ -11,7 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from rsvlm.kernels.tiles import spans
-from rsvlm.kernels.triton_tile import AREA, GROUP_OF_TILES, SHAPES, find_tile, multiply, n_tiles, pad_width, precision_of
+from rsvlm.kernels.triton_tile import (
+    AREA, GROUP_OF_TILES, SHAPES, find_tile, multiply, n_tiles, on_device_of, pad_width, precision_of,
+)  # fmt: skip
 
 LIFT = 4096.0  # derivatives are written that much larger, in units of the largest weight: float16 keeps small ones
 
@@ -76,10 +78,11 @@ def log_sums(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tens
         strip = images[first:last]
         tall, wide = n_tiles(last - first, n_texts, shape)
         of_rows, of_columns = rows.new_empty((wide, last - first)), rows.new_empty((tall, n_texts))
-        log_sums_kernel[(tall * wide,)](
-            strip, texts, scale, of_rows, of_columns, last - first, n_texts,
-            D=texts.shape[1], GROUP_OF_TILES=GROUP_OF_TILES, PRECISION=_dot(precision), **shape.arguments(),
-        )  # fmt: skip
+        with on_device_of(images):
+            log_sums_kernel[(tall * wide,)](
+                strip, texts, scale, of_rows, of_columns, last - first, n_texts,
+                D=texts.shape[1], GROUP_OF_TILES=GROUP_OF_TILES, PRECISION=_dot(precision), **shape.arguments(),
+            )  # fmt: skip
         rows[first:last] = of_rows.logsumexp(dim=0)
         columns = torch.logaddexp(columns, of_columns.logsumexp(dim=0))
     return rows, columns
@@ -109,11 +112,12 @@ def products(
         strip, here = images[first:last], slice(first, last)
         derivatives = strip.new_empty((last - first, n_texts))
         tall, wide = n_tiles(last - first, n_texts, shape)
-        derivatives_kernel[(tall * wide,)](
-            strip, texts, scale, sums[0][here], sums[1], weights[0][here], weights[1], derivatives,
-            last - first, n_texts,
-            D=texts.shape[1], GROUP_OF_TILES=GROUP_OF_TILES, PRECISION=_dot(precision), **shape.arguments(),
-        )  # fmt: skip
+        with on_device_of(images):
+            derivatives_kernel[(tall * wide,)](
+                strip, texts, scale, sums[0][here], sums[1], weights[0][here], weights[1], derivatives,
+                last - first, n_texts,
+                D=texts.shape[1], GROUP_OF_TILES=GROUP_OF_TILES, PRECISION=_dot(precision), **shape.arguments(),
+            )  # fmt: skip
         own = slice(*torch.searchsorted(rows, torch.tensor([first, last], device=rows.device)).tolist())
         derivatives[rows[own] - first, columns[own]] = (values[own] * lift).to(derivatives.dtype)
         if for_images is not None:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from rsvlm.kernels.tiles import Rows, scan_error, spans
 from rsvlm.kernels.torch_ranks import MOST_IN_DOUBT, Band, Pairs, Place, thresholds
-from rsvlm.kernels.triton_tile import GROUP_OF_TILES, SHAPES, STEP, find_tile, multiply, n_tiles
+from rsvlm.kernels.triton_tile import (
+    GROUP_OF_TILES, SHAPES, STEP, find_tile, multiply, n_tiles, on_device_of,
+)  # fmt: skip
 from rsvlm.kernels.triton_topk import DTYPE, ITEMS, QUERIES
 
 
@@ -98,11 +100,12 @@ def _compare(
     n_words = triton.cdiv(n_columns, 32)
     words = [torch.empty((n_rows, n_words), dtype=torch.int32, device=rows.device) for _ in bounds]
     (low, high), (other_low, other_high) = bounds[0], bounds[-1]
-    compare_kernel[(tall * wide,)](
-        rows, columns, low, high, other_low, other_high, above[0], words[0], above[-1], words[-1],
-        n_rows, n_columns, n_words,
-        D=rows.shape[1], GROUP_OF_TILES=GROUP_OF_TILES, TWO_WAY=len(bounds) == 2, **shape.arguments(),
-    )  # fmt: skip
+    with on_device_of(rows):
+        compare_kernel[(tall * wide,)](
+            rows, columns, low, high, other_low, other_high, above[0], words[0], above[-1], words[-1],
+            n_rows, n_columns, n_words,
+            D=rows.shape[1], GROUP_OF_TILES=GROUP_OF_TILES, TWO_WAY=len(bounds) == 2, **shape.arguments(),
+        )  # fmt: skip
     return [part.sum(dim=0, dtype=torch.int64) for part in above], words
 
 

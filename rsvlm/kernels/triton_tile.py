@@ -6,6 +6,7 @@ and what comes of it is masked afterwards. Numbers of rows are ordinary argument
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,11 @@ def pad_width(features: Tensor) -> Tensor:
     """Features (n, D) without gaps, D filled up with zeros to a multiple of STEP; a copy only where needed."""
     missing = -features.shape[1] % STEP
     return torch.nn.functional.pad(features, (0, missing)) if missing else features.contiguous()
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager:
+    """Within it kernels are launched on the tensor's GPU, which need not be the current one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @triton.jit

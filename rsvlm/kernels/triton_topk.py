@@ -12,10 +12,13 @@ from torch import Tensor
 
 from rsvlm.kernels.tiles import Rows, scan_error, spans
 from rsvlm.kernels.torch_topk import GROUP, Candidates
-from rsvlm.kernels.triton_tile import GROUP_OF_TILES, SHAPES, STEP, find_tile, multiply, n_tiles
+from rsvlm.kernels.triton_tile import (
+    GROUP_OF_TILES, SHAPES, STEP, find_tile, multiply, n_tiles, on_device_of,
+)  # fmt: skip
 
 DTYPE = torch.float16  # of unit vectors it keeps three more bits than bfloat16, at the same speed
-QUERIES, ITEMS = 8192, 32768  # in one launch
+QUERIES, ITEMS = 8192, 32768  # in one launch, at most
+MEMBERS = 2**22  # scores of group members that one launch leaves, at most
 
 
 @triton.jit(do_not_specialize=["n_rows", "n_columns", "n_groups"])
@@ -42,8 +45,8 @@ def member_scores_kernel(
     rows, columns, groups, scores, n_columns, n_chosen, D: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr
 ):
     """scores[i, c, :] = the scores of row i with the columns of its group groups[i, c]; -inf beyond the last."""
-    i, c = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    place = i * n_chosen + c
+    place = tl.program_id(0).to(tl.int64)
+    i = place // n_chosen
     j = tl.load(groups + place) * GROUP + tl.arange(0, GROUP)
     k = tl.arange(0, K)
     right = columns + tl.minimum(j, n_columns - 1)[:, None] * D + k[None, :]
@@ -65,7 +68,7 @@ def scan_topk(queries: Rows, items: Rows, keep: int) -> Candidates:
     units = queries.unit_for(DTYPE), items.unit_for(DTYPE)
     for start, stop in spans(len(items), ITEMS):
         columns = items.scanned(start, stop, DTYPE, unit=units[1], multiple=STEP)
-        for first, last in spans(n_queries, QUERIES):
+        for first, last in spans(n_queries, max(1, min(QUERIES, MEMBERS // (keep * GROUP)))):
             rows = queries.scanned(first, last, DTYPE, unit=units[0], multiple=STEP)
             here = slice(first, last)
             error[here] = torch.maximum(error[here], scan_error(rows, columns))
@@ -86,10 +89,11 @@ def _best_groups(rows: Tensor, columns: Tensor, keep: int) -> tuple[Tensor, Tens
     shape, n_groups = SHAPES["half"], triton.cdiv(len(columns), GROUP)
     maxima = rows.new_empty((len(rows), n_groups), dtype=torch.float32)
     tall, wide = n_tiles(len(rows), len(columns), shape)
-    group_maxima_kernel[(tall * wide,)](
-        rows, columns, maxima, len(rows), len(columns), n_groups,
-        D=rows.shape[1], GROUP_OF_TILES=GROUP_OF_TILES, GROUP=GROUP, **shape.arguments(),
-    )  # fmt: skip
+    with on_device_of(rows):
+        group_maxima_kernel[(tall * wide,)](
+            rows, columns, maxima, len(rows), len(columns), n_groups,
+            D=rows.shape[1], GROUP_OF_TILES=GROUP_OF_TILES, GROUP=GROUP, **shape.arguments(),
+        )  # fmt: skip
     top, groups = maxima.topk(min(keep + 1, n_groups), dim=1)
     return groups[:, :keep].contiguous(), top[:, keep:]
 
@@ -97,7 +101,9 @@ def _best_groups(rows: Tensor, columns: Tensor, keep: int) -> tuple[Tensor, Tens
 def _member_scores(rows: Tensor, columns: Tensor, groups: Tensor) -> Tensor:
     """Scores (q, chosen * GROUP) of each row with all members of its chosen groups."""
     scores = rows.new_empty((len(rows), groups.shape[1] * GROUP), dtype=torch.float32)
-    member_scores_kernel[tuple(groups.shape)](
-        rows, columns, groups, scores, len(columns), groups.shape[1], D=rows.shape[1], K=STEP, GROUP=GROUP, num_warps=2
-    )
+    with on_device_of(rows):
+        member_scores_kernel[(groups.numel(),)](
+            rows, columns, groups, scores, len(columns), groups.shape[1],
+            D=rows.shape[1], K=STEP, GROUP=GROUP, num_warps=2,
+        )  # fmt: skip
     return scores

@@ -48,7 +48,6 @@ def measure_recall(encoder: DualEncoder, pixels: Pixels, captions: Sequence[Sequ
     """
     texts = [text for own in captions for text in own]
     lengths = [len(own) for own in captions]
-    owners = np.repeat(np.arange(len(captions)), lengths)
     images = embed_pixels(encoder, pixels, precision=precision)
     text_rows = embed_texts(encoder, texts, precision=precision)
     positives = np.cumsum([0, *lengths]), np.arange(len(texts))
