@@ -9,6 +9,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
+TESTING := .venv/testing
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -25,7 +26,7 @@ study: $(READY) .dvc/config.local ## run what is not up to date, then show the r
 	@$(BIN)/python -m dvc repro
 	@$(BIN)/python -m rsvlm.summary
 
-test: $(READY) ## the whole test suite
+test: $(READY) $(TESTING) ## the whole test suite
 	@$(BIN)/python -m pytest -q
 
 lab: $(READY) ## JupyterLab on the notebooks
@@ -61,6 +62,12 @@ $(READY): requirements.lock pyproject.toml
 	  if ! java -version >/dev/null 2>&1; then extras="$$extras java"; fi; \
 	  $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras $$extras)
 	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# A GPU's torch brings Triton; elsewhere only the tests need it, to interpret its kernels and to compile them for GPUs.
+$(TESTING): $(READY)
+	@if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'; then \
+	  echo "Installing into .venv: what the tests of the GPU kernels need"; $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras triton); fi
 	@touch $@
 
 # DVC looks for git; an unpacked archive has none.

@@ -33,6 +33,7 @@ PARAMS = ROOT / "params.yaml"
 NOTEBOOKS = ROOT / "notebooks"
 DATA_CARDS = ROOT / "data_cards"
 RESULTS = ROOT / "results"  # recorded runs, in git
+BENCHMARKS = ROOT / "benchmarks" / "results"  # recorded speeds, in git
 
 # What the stages make (DVC outs)
 STRIPPED = ROOT / "build" / "notebooks"

@@ -72,8 +72,8 @@ def test_every_direct_dependency_and_extra_says_why():
     for dependency in PROJECT["dependencies"]:
         line = next(line for line in lines if f'"{dependency}"' in line)
         assert "#" in line, f"{dependency} carries no reason"
-    assert {"cpu", "cuda", "java", "test"} <= set(PROJECT["optional-dependencies"])
-    for name in ("cpu", "cuda", "java"):
+    assert {"cpu", "cuda", "java", "test", "triton"} <= set(PROJECT["optional-dependencies"])
+    for name in ("cpu", "cuda", "java", "triton"):
         assert all("==" in line for line in PROJECT["optional-dependencies"][name]), "installed without the lock"
 
 

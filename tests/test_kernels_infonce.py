@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from rsvlm.kernels import contrastive_loss
+from rsvlm.kernels import contrastive_loss, torch_infonce
 
 torch.set_num_threads(1)
 
@@ -106,3 +106,137 @@ def test_half_precision_and_autocast_count_in_float32():
 def test_arguments_that_do_not_fit_are_refused(texts, positives, message):
     with pytest.raises(ValueError, match=message):
         contrastive_loss(torch.ones(3, 4), texts, torch.tensor(1.0), positives)
+
+
+# Tiles, ranges, memory
+
+
+def dense(images, texts, scale, positives):
+    """The loss with the whole matrix, by autograd, in float64."""
+    logits = scale * images @ texts.T
+
+    def one_side(logits, positives):
+        has = positives.any(dim=1)
+        logits, positives = logits[has], positives[has]
+        right = logits.masked_fill(~positives, -torch.inf)
+        return (logits.logsumexp(1) - right.logsumexp(1)).mean()
+
+    return (one_side(logits, positives) + one_side(logits.T, positives.T)) / 2
+
+
+def gradients(loss, images, texts, scale, positives):
+    inputs = [part.detach().clone().requires_grad_() for part in (images, texts, scale)]
+    value = loss(*inputs, positives)
+    return value.detach(), *torch.autograd.grad(value, inputs)
+
+
+def random_positives(n, m, seed):
+    generator = torch.Generator().manual_seed(seed)
+    positives = torch.rand(n, m, generator=generator) < 1.5 / m
+    positives[0, 0] = True
+    return positives
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 100.0, 1e4])
+@pytest.mark.parametrize(("n", "m", "width"), [(1, 1, 1), (7, 16, 15), (17, 33, 48), (23, 8, 100)])
+def test_small_tiles_agree_with_the_whole_matrix(monkeypatch, n, m, width, scale):
+    monkeypatch.setitem(torch_infonce.TILE, "cpu", (8, 16))
+    images, texts = features(n, width, n), features(m, width, m + 1)
+    inputs = images, texts, torch.tensor(scale, dtype=torch.float64), random_positives(n, m, n)
+    for found, right in zip(gradients(contrastive_loss, *inputs), gradients(dense, *inputs)):
+        assert torch.allclose(found, right, rtol=1e-9, atol=1e-12 * max(1, scale))
+
+
+@pytest.mark.parametrize("width", [512, 768, 1000])
+def test_float32_stays_within_its_bounds(width):
+    images, texts, scale = features(60, width, 1), features(60, width, 2), torch.tensor(50.0, dtype=torch.float64)
+    images, texts = images.float(), texts.float()
+    positives = torch.eye(60, dtype=torch.bool)
+    right = gradients(dense, images.double(), texts.double(), scale, positives)
+    found = gradients(contrastive_loss, images, texts, scale.float(), positives)
+    assert abs(found[0] - right[0]) <= 2 * 50 * (width + 2) * 2.0**-24  # logsumexp is 1-Lipschitz
+    for one, other in zip(found[1:3], right[1:3]):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+    cosines = images.double() @ texts.double().T
+    logits = scale * cosines
+    weight = (logits.softmax(1) + logits.softmax(0) + 2 * positives) / 120
+    assert abs(found[3] - right[3]) <= 1e-5 * (weight * cosines.abs()).sum()
+
+
+def test_logits_far_apart_and_all_negative():
+    """One maximum for all would lose rows whose own is far below it (RemoteCLIP's scale times unlike vectors)."""
+    images = torch.zeros(6, 4, dtype=torch.float64)
+    images[:, 0] = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.0, 0.3])
+    texts = torch.zeros(6, 4, dtype=torch.float64)
+    texts[:, 0] = torch.tensor([1.0, 0.9, -1.0, 0.2, -0.3, 0.7])
+    eye = torch.eye(6, dtype=torch.bool)
+    for scale in (200.0, 1e4):
+        inputs = images, texts, torch.tensor(scale, dtype=torch.float64), eye
+        exact = gradients(dense, *inputs)
+        for found, right in zip(gradients(contrastive_loss, *inputs), exact):
+            assert torch.isfinite(found).all() and torch.allclose(found, right, rtol=1e-9, atol=1e-9)
+        single = contrastive_loss(images.float(), texts.float(), torch.tensor(scale), eye)
+        assert single.item() == pytest.approx(exact[0].item(), rel=1e-6)
+    away = contrastive_loss(features(9, 8, 3).float(), -features(9, 8, 3).float(), torch.tensor(500.0))
+    assert torch.isfinite(away)
+
+
+def test_csr_and_bool_are_the_same():
+    images, texts, scale = features(4, 6, 14), features(5, 6, 15), torch.tensor(9.0)
+    pairs = torch.tensor([0, 2, 3, 3, 5]), torch.tensor([1, 0, 3, 4, 0])
+    assert torch.equal(contrastive_loss(images, texts, scale, POSITIVES), contrastive_loss(images, texts, scale, pairs))
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)])
+def test_gradients_of_one_part_alone(wanted):
+    whole = gradients(contrastive_loss, features(4, 6, 16), features(5, 6, 17), torch.tensor(4.0), POSITIVES)[1:]
+    inputs = [features(4, 6, 16), features(5, 6, 17), torch.tensor(4.0)]
+    inputs = [part.requires_grad_(on) for part, on in zip(inputs, wanted)]
+    contrastive_loss(*inputs, POSITIVES).backward()
+    for part, on, right in zip(inputs, wanted, whole):
+        assert (part.grad is not None) == on
+        assert not on or torch.allclose(part.grad, right)
+
+
+def test_what_is_kept_for_the_backward_pass_grows_with_the_rows_alone():
+    def saved(n):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t):
+            contrastive_loss(features(n, 8, 0).requires_grad_(), features(n, 8, 1), torch.tensor(1.0))
+        return sum(sizes)
+
+    assert saved(400) <= 4.01 * saved(100)
+    assert saved(400) < 400 * 400
+
+
+def test_a_second_derivative_is_refused():
+    images = features(4, 3, 18).requires_grad_()
+    loss = contrastive_loss(images, features(5, 3, 19), torch.tensor(2.0), POSITIVES)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, images, create_graph=True)
+    loss = contrastive_loss(images, features(5, 3, 19), torch.tensor(2.0), POSITIVES)
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_the_same_inputs_give_the_same_bits(monkeypatch):
+    monkeypatch.setitem(torch_infonce.TILE, "cpu", (16, 16))
+    inputs = features(50, 12, 20).float(), features(40, 12, 21).float(), torch.tensor(30.0), random_positives(50, 40, 3)
+    first, again = (gradients(contrastive_loss, *inputs) for _ in range(2))
+    assert all(map(torch.equal, first, again))
+
+
+def test_strided_and_expanded_features():
+    base = features(12, 10, 22)
+    for images in (base[::2, ::2], base.T[:6, :5], base[:1, :5].expand(6, 5)):
+        texts = features(6, 5, 23)
+        assert torch.equal(contrastive_loss(images, texts, 8.0), contrastive_loss(images.clone(), texts, 8.0))
+
+
+def test_half_precision_gradients_come_back_in_half_precision():
+    images, texts = (features(9, 16, seed).half().requires_grad_() for seed in (24, 25))
+    contrastive_loss(images, texts, torch.tensor(20.0)).backward()
+    assert images.grad.dtype == texts.grad.dtype == torch.float16
+    right = gradients(dense, images.double(), texts.double(), torch.tensor(20.0, dtype=torch.float64), torch.eye(9).bool())
+    assert (images.grad.double() - right[1]).norm() <= 2e-3 * right[1].norm()

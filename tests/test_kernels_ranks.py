@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rsvlm.kernels import retrieval_ranks, transpose_positives
+from rsvlm.kernels import ranks as ranks_module
+from rsvlm.kernels import retrieval_ranks, torch_ranks, transpose_positives, two_way_ranks
 
 torch.set_num_threads(1)
 BLOCKS = (17, 50, 4096)
@@ -127,3 +128,91 @@ def test_nan_is_refused_with_its_row():
         retrieval_ranks(torch.ones(2, 3), spoilt, csr([[0], [1]]))
     with pytest.raises(ValueError, match="queries: row 4"):
         retrieval_ranks(spoilt, torch.ones(2, 3), csr([[0]] * 5))
+
+
+def captions_shared_across_images(random, width=24):
+    """Images with five captions each, some written under several images, as in RSICD: (images, captions, owners)."""
+    texts = random.normal(size=(60, width)).astype(np.float32)
+    rows = random.integers(0, 60, size=150)
+    return random.normal(size=(30, width)).astype(np.float32), texts[rows], np.repeat(np.arange(30), 5)
+
+
+@pytest.mark.parametrize("block", [17, 50, 4096])
+def test_both_ways_at_once_are_one_way_twice(block):
+    images, captions, owners = captions_shared_across_images(np.random.default_rng(20))
+    positives = csr([np.flatnonzero(owners == i).tolist() for i in range(29)] + [[]])
+    there, back = two_way_ranks(images, captions, positives, block=block)
+    assert all(map(torch.equal, there, retrieval_ranks(images, captions, positives, block=block)))
+    turned = transpose_positives(positives, len(captions))
+    assert all(map(torch.equal, back, retrieval_ranks(captions, images, turned, block=block)))
+    check(images, captions, [np.flatnonzero(owners == i).tolist() for i in range(29)] + [[]])
+
+
+def test_ranks_do_not_depend_on_the_precision_of_the_scan(monkeypatch):
+    random = np.random.default_rng(21)
+    images, captions, owners = captions_shared_across_images(random)
+    images = (images + 3 * captions[::5]).astype(np.float16)
+    positives = csr([np.flatnonzero(owners == i).tolist() for i in range(30)])
+    expected = two_way_ranks(images, captions, positives)
+    monkeypatch.setattr(torch_ranks, "scan_dtype", lambda: torch.bfloat16)
+    for block in (50, 4096):
+        for side, right in zip(two_way_ranks(images, captions, positives, block=block), expected):
+            assert all(map(torch.equal, side, right))
+
+
+def test_uncertified_ranks_bracket_the_exact_ones(monkeypatch):
+    random = np.random.default_rng(22)
+    queries, items = random.normal(size=(50, 32)), random.normal(size=(3000, 32))
+    positives = csr([[i] for i in range(50)])
+    exact = retrieval_ranks(queries, items, positives)
+    monkeypatch.setattr(torch_ranks, "scan_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr(torch_ranks, "MOST_IN_DOUBT", 1.0)
+    rough = retrieval_ranks(queries, items, positives, certified=False)
+    assert torch.equal(rough.best, exact.best) and torch.equal(rough.tied, exact.tied)
+    assert (rough.greater <= exact.greater).all()
+    assert (rough.greater + rough.equal >= exact.greater + exact.equal).all()
+    assert (rough.equal > exact.equal).any(), "bfloat16 leaves pairs undecided"
+    assert all(map(torch.equal, retrieval_ranks(queries, items, positives), exact))
+
+
+def test_tiles_full_of_doubt_are_counted_exactly(monkeypatch):
+    random = np.random.default_rng(23)
+    near = random.normal(size=(1, 40)) + 1e-7 * random.normal(size=(200, 40))  # closer together than float32 sees
+    lists = [[i, 199 - i] for i in range(100)]
+    check(near[:100], near, lists)
+    counted, original = [], ranks_module._count_exactly
+    monkeypatch.setattr(ranks_module, "_count_exactly", lambda *args: counted.append(1) or original(*args))
+    check(near[:100], near, lists)
+    assert counted
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-20, 1e18, 1e30])
+def test_ranks_of_extreme_lengths(scale):
+    random = np.random.default_rng(24)
+    queries, items = random.normal(size=(7, 9)).astype(np.float32), random.normal(size=(90, 9)).astype(np.float32)
+    lists = [[i, 2 * i + 1] for i in range(7)]
+    check(queries, (items * np.float32(scale)).astype(np.float32), lists)
+    check((queries * np.float32(scale)).astype(np.float32), items, lists, normalize=False)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 127, 128, 129, 257, 300])
+def test_marks_are_counted_and_found(n):
+    generator = torch.Generator().manual_seed(n)
+    for share in (0.0, 0.003, 1.0):
+        mask = torch.rand(n, n, generator=generator) < share
+        wide = torch.zeros(n, -(-n // torch_ranks.LANES) * torch_ranks.LANES, dtype=torch.bool)
+        wide[:, :n] = mask
+        assert torch.equal(torch_ranks._count_rows(wide), mask.sum(1))
+        assert torch.equal(torch_ranks._count_columns(wide)[:n], mask.sum(0))
+        if share < 0.5:
+            assert all(map(torch.equal, torch_ranks._find(wide), mask.nonzero(as_tuple=True)))
+
+
+def test_one_order_of_items_is_as_good_as_another():
+    images, captions, owners = captions_shared_across_images(np.random.default_rng(25))
+    lists = [np.flatnonzero(owners == i) for i in range(30)]
+    order = np.random.default_rng(26).permutation(150)
+    place = np.argsort(order)
+    plain = retrieval_ranks(images, captions, csr([own.tolist() for own in lists]))
+    moved = retrieval_ranks(5 * images, captions[order], csr([place[own].tolist() for own in lists]))
+    assert torch.equal(plain.greater, moved.greater) and torch.equal(plain.equal, moved.equal)

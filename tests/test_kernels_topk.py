@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rsvlm.kernels import similarity_topk
+from rsvlm.kernels import merge_topk, similarity_topk, tiles, topk, torch_topk
+from rsvlm.kernels.tiles import Rows, scan_error, sum_in_fixed_order
 
 torch.set_num_threads(1)
 BLOCKS = (17, 64, 4096)
@@ -164,3 +165,160 @@ def test_values_that_are_no_numbers_are_refused_with_their_row(bad):
 def test_arguments_that_do_not_fit_are_refused(queries, items, k, message):
     with pytest.raises(ValueError, match=message):
         similarity_topk(queries, items, k)
+
+
+# The scan and what is certain after it
+
+
+def scanned_and_true(queries, items, normalize, dtype):
+    """(largest excess of a scanned score's error over its bound, whether the bound is far from vacuous)."""
+    rows = [Rows(matrix, "rows", normalize, torch.device("cpu")) for matrix in (queries, items)]
+    unit = [side.unit_for(dtype) for side in rows]
+    q, x = (side.scanned(0, len(side), dtype, unit=u, multiple=64) for side, u in zip(rows, unit))
+    product = (q.rows.float() @ x.rows.float().T).double() if dtype == torch.float16 else (q.rows @ x.rows.T).double()
+    truth = rows[0].exact(slice(0, None)) @ rows[1].exact(slice(0, None)).T / (unit[0] * unit[1])
+    error = scan_error(q, x)
+    return float(((product - truth).abs() - error[:, None]).max()), float((error / (q.size * x.size.max())).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_scan_is_within_its_error_bound(dtype, normalize):
+    for width in (1, 15, 100, 512, 768, 1000):
+        for spread in (1.0, 1e3, 1e-20):
+            queries, items = spread * torch.randn(9, width), torch.randn(70, width)
+            excess, relative = scanned_and_true(queries, items, normalize, dtype)
+            assert excess <= 0
+            if normalize and spread >= 1:
+                assert relative < {torch.float32: 3e-4, torch.float16: 3e-3, torch.bfloat16: 6e-2}[dtype], "no vacuous bound"
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_the_bound_knows_of_fast_float32_products(precision):
+    assert torch.get_float32_matmul_precision() == "highest"
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert scanned_and_true(torch.randn(9, 300), torch.randn(70, 300), True, torch.float32)[0] <= 0
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_scan_in_bfloat16_gives_the_same_answer(monkeypatch):
+    torch.manual_seed(7)
+    queries, items = torch.randn(20, 64), torch.randn(500, 64)
+    expected = similarity_topk(queries, items, 7, block=100)
+    monkeypatch.setattr(torch_topk, "scan_dtype", lambda: torch.bfloat16)
+    assert all(map(torch.equal, similarity_topk(queries, items, 7, block=100), expected))
+
+
+def count_doubtful(monkeypatch) -> list[int]:
+    doubtful, original = [], topk._search_exactly
+
+    def counting(queries, items, which, k, block):
+        doubtful.append(len(which))
+        return original(queries, items, which, k, block)
+
+    monkeypatch.setattr(topk, "_search_exactly", counting)
+    return doubtful
+
+
+def test_only_queries_in_doubt_are_searched_exactly(monkeypatch):
+    torch.manual_seed(8)
+    doubtful = count_doubtful(monkeypatch)
+    items = torch.randn(3000, 64)
+    queries = torch.randn(50, 64)
+    similarity_topk(queries, items, 10, block=500)
+    assert sum(doubtful) == 0, "random vectors are told apart by the scan"
+
+    items[100:140] = items[7]  # more equal items than there is room for
+    queries[3] = items[7]
+    check(queries.numpy(), items.numpy(), 10)
+    scores, indices = similarity_topk(queries, items, 10)
+    assert indices[3].tolist() == [7, *range(100, 109)]
+    assert 0 < max(doubtful) < 5
+
+
+def test_pairs_at_the_middle_between_two_numbers_are_scored_in_the_fixed_order():
+    """A float64 product that lies at the middle of two float32 numbers may round either way: it must not decide."""
+    middle = 1.0 + 2.0**-24
+    items = torch.full((40, 6), 1.0 / 3, dtype=torch.float64)
+    queries = torch.full((5, 6), middle / 2, dtype=torch.float64)
+    rows = [Rows(matrix, "rows", False, torch.device("cpu")) for matrix in (queries, items)]
+    ids = torch.arange(5)
+    tile = tiles.exact_tile(*rows, queries, items, ids, 0)
+    every = torch.cartesian_prod(torch.arange(5), torch.arange(40))
+    assert torch.equal(tile.flatten(), tiles.pair_scores(*rows, every[:, 0], every[:, 1]))
+
+
+def test_a_sum_in_fixed_order_does_not_depend_on_its_company():
+    torch.manual_seed(9)
+    for width in (1, 2, 3, 100, 513):
+        values = torch.randn(64, width, dtype=torch.float64)
+        together = sum_in_fixed_order(values.clone())
+        alone = torch.cat([sum_in_fixed_order(values[i:i + 1].clone()) for i in range(64)])
+        strided = sum_in_fixed_order(values.T.contiguous().T.clone(memory_format=torch.preserve_format))
+        assert torch.equal(together, alone) and torch.equal(together, strided)
+        assert torch.allclose(together, values.sum(1), rtol=0, atol=1e-12 * width)
+    assert sum_in_fixed_order(torch.zeros(3, 0, dtype=torch.float64)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e15, 1e19, 1e30])
+def test_lengths_at_the_ends_of_float32(scale):
+    random = np.random.default_rng(11)
+    queries, items = (random.normal(size=(n, 12)).astype(np.float32) for n in (5, 60))
+    check((queries * np.float32(scale)).astype(np.float32), items, 6)
+    check(queries, (items * np.float32(scale)).astype(np.float32), 6, normalize=False)
+
+
+def test_nothing_behind_a_matrix_is_read():
+    torch.manual_seed(12)
+    guarded = {}
+    for n in (63, 64, 65, 127, 1):
+        buffer = torch.full((n + 40, 24), torch.nan)
+        buffer[:n] = torch.randn(n, 24)
+        guarded[n] = buffer[:n]
+    for n, items in guarded.items():
+        scores, indices = similarity_topk(guarded[65], items, 9, block=32)
+        clean = similarity_topk(guarded[65].clone(), items.clone(), 9, block=32)
+        assert torch.equal(indices, clean[1]) and torch.equal(scores, clean[0])
+
+
+def test_strides_views_and_one_query_for_all():
+    torch.manual_seed(13)
+    base = torch.randn(40, 30)
+    for items in (base[::2], base[:, ::3], base.T, base.flip(0)):
+        queries = torch.randn(1, items.shape[1]).expand(6, -1)
+        assert all(map(torch.equal, similarity_topk(queries, items, 5), similarity_topk(queries.clone(), items.clone(), 5)))
+
+
+# Parts put together
+
+
+@pytest.mark.parametrize("cuts", [(50,), (1, 2, 30), (99, 100)])
+def test_parts_put_together_are_the_whole(cuts):
+    random = np.random.default_rng(14)
+    items = random.normal(size=(101, 10)).astype(np.float32)
+    items[60:90] = items[10:40]  # ties across the cuts
+    queries = random.normal(size=(8, 10)).astype(np.float32)
+    bounds = [0, *cuts, 101]
+    parts = [similarity_topk(queries, items[a:b], 20, offset=a) for a, b in zip(bounds, bounds[1:])]
+    whole = similarity_topk(queries, items, 20)
+    for order in (parts, parts[::-1]):
+        assert all(map(torch.equal, merge_topk(order, 20), whole))
+    few = [similarity_topk(queries, items[a:b], 5, offset=a) for a, b in ((0, 2), (2, 3))]
+    assert all(map(torch.equal, merge_topk(few, 5), similarity_topk(queries, items[:3], 5)))
+
+
+def test_indices_beyond_32_bits():
+    items = torch.eye(3)
+    indices = similarity_topk(torch.eye(3), items, 2, offset=2**40)[1]
+    assert indices[:, 0].tolist() == [2**40, 2**40 + 1, 2**40 + 2]
+    with pytest.raises(ValueError, match="must hold 3 columns"):
+        merge_topk([similarity_topk(torch.eye(3), items, 2)], 3)
+
+
+def test_a_far_item_changes_nothing():
+    torch.manual_seed(15)
+    queries, items = torch.rand(6, 12), torch.rand(40, 12)
+    far = torch.cat([items, -torch.ones(1, 12)])
+    assert all(map(torch.equal, similarity_topk(queries, far, 9), similarity_topk(queries, items, 9)))

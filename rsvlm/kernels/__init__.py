@@ -1,10 +1,16 @@
 """Similarity without the similarity matrix: exact top-k, exact retrieval ranks, contrastive loss.
 
 Each function works through the queries x items matrix in tiles, so memory is bounded by one tile whatever the sizes.
+Each has two twins, torch and Triton; ``twins`` says which of them runs.
 """
 
 from rsvlm.kernels.infonce import contrastive_loss
-from rsvlm.kernels.ranks import Ranks, retrieval_ranks, transpose_positives
-from rsvlm.kernels.topk import similarity_topk
+from rsvlm.kernels.positives import transpose_positives
+from rsvlm.kernels.ranks import Ranks, retrieval_ranks, two_way_ranks
+from rsvlm.kernels.topk import merge_topk, similarity_topk
+from rsvlm.kernels.twins import force_twin, twins_for
 
-__all__ = ["Ranks", "contrastive_loss", "retrieval_ranks", "similarity_topk", "transpose_positives"]
+__all__ = [
+    "Ranks", "contrastive_loss", "force_twin", "merge_topk", "retrieval_ranks", "similarity_topk", "transpose_positives",
+    "twins_for", "two_way_ranks",
+]  # fmt: skip

@@ -1,11 +1,33 @@
-"""Symmetric InfoNCE between two towers, with any number of right answers a row."""
+"""Symmetric InfoNCE between two towers, with any number of right answers a row, without the matrix of logits.
+
+The forward pass goes over the logits once, for the log-sums of their rows and columns. The backward pass computes them
+anew, tile by tile, and turns each tile at once into its share of the towers' gradients. What is kept in between grows
+with the number of rows, not with their square.
+"""
+
+from types import ModuleType
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from rsvlm.kernels import torch_infonce
+from rsvlm.kernels.exchange import agree, merge_log_sums, rank_and_size, share_rows, sum_own_rows, total
+from rsvlm.kernels.positives import Positives, check_positives
+from rsvlm.kernels.tiles import spans
+from rsvlm.kernels.twins import choose_twin
+
+PAIR_VALUES = 2**22  # products of positive pairs that are held at a time
 
 
 def contrastive_loss(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, positives: Tensor | None = None
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    positives: Tensor | Positives | None = None,
+    *,
+    group: "dist.ProcessGroup | None" = None,
 ) -> Tensor:
     """Symmetric contrastive loss, a scalar with gradients to both towers and to the scale.
 
@@ -18,41 +40,160 @@ def contrastive_loss(
     answers and is free to share it out among them; the other captions of an image are then no negatives.
     A row without a positive takes no part in its side's mean, but still serves as negative for the other side.
 
-    Half-precision inputs are taken in float32 (float64 stays float64), also under autocast. Plain autograd: the (N, M)
-    matrix is held, which suits batches of some thousands.
+    Half-precision inputs are taken in float32 (float64 stays float64), also under autocast. The same inputs give the
+    same bits again. A second derivative is refused.
+
+    Across processes every one passes its own rows, as many as it has, and gets the loss of all rows together. The
+    gradients of the towers are those of that loss times the number of processes, the gradient of the scale is whole:
+    so the mean over processes that DistributedDataParallel takes is the gradient of the parameters.
 
     Args:
         image_features: (N, D), normalised by the caller.
         text_features: (M, D), normalised by the caller.
         logit_scale: scalar, the factor itself (exp already taken).
-        positives: (N, M) bool; None: pair i is right for row i (needs N = M).
+        positives: bool (N, M), or CSR (offsets (N + 1,), text ids); None: pair i is right for row i (needs N = M).
+            Across processes its columns are the texts of all of them, in the order of their ranks.
+        group: the processes that share the loss; None: this one alone.
 
     Raises:
-        ValueError: shapes do not fit, or no pair at all is positive.
+        ValueError: shapes do not fit, or no pair at all is positive; in every process when it is so in one.
     """
-    N, D = image_features.shape
-    M, width = text_features.shape
-    if D != width:
-        raise ValueError(f"image_features have width {D}, text_features have width {width}: they must agree")
-    if positives is None:
-        if N != M:
-            raise ValueError(f"{N} images and {M} texts: without positives their numbers must agree")
-        positives = torch.eye(N, dtype=torch.bool, device=image_features.device)
-    if positives.shape != (N, M) or positives.dtype != torch.bool:
-        raise ValueError(f"positives: expected bool ({N}, {M}), got {positives.dtype} {tuple(positives.shape)}")
-    if not bool(positives.any()):
+    device, rank = image_features.device, rank_and_size(group)[0]
+    problem = _check_features(image_features, text_features, positives)
+    sizes = agree(problem, [len(image_features), len(text_features)], device, group)
+    before, n_texts = sum(texts for _, texts in sizes[:rank]), sum(texts for _, texts in sizes)
+    pairs, problem = None, None
+    try:
+        pairs = _pairs(positives, len(image_features), n_texts, before, device)
+    except ValueError as error:
+        problem = error
+    counts = agree(problem, [0 if pairs is None else len(pairs[0])], device, group)
+    if sum(count for (count,) in counts) == 0:
         raise ValueError("positives: no pair is positive, so there is nothing to learn from this batch")
     dtype = torch.promote_types(torch.promote_types(image_features.dtype, text_features.dtype), torch.float32)
-    with torch.autocast(image_features.device.type, enabled=False):
-        scale = torch.as_tensor(logit_scale, device=image_features.device).to(dtype)
-        logits = scale * (image_features.to(dtype) @ text_features.to(dtype).T)  # (N, M)
-        return (_one_side(logits, positives) + _one_side(logits.T, positives.T)) / 2
+    with torch.autocast(device.type, enabled=False):
+        scale = torch.as_tensor(logit_scale, device=device).to(dtype).reshape(())
+        return _SymmetricLoss.apply(image_features, text_features, scale, *pairs, group)
 
 
-def _one_side(logits: Tensor, positives: Tensor) -> Tensor:
-    """Mean over the rows with a positive of logsumexp(all) - logsumexp(positives)."""
-    has_one = positives.any(dim=1)
-    if not bool(has_one.all()):  # before the logsumexp, not after: one over nothing is -inf and its gradient NaN
-        logits, positives = logits[has_one], positives[has_one]
-    right = logits.masked_fill(~positives, -torch.inf)
-    return (logits.logsumexp(dim=1) - right.logsumexp(dim=1)).mean()
+class _SymmetricLoss(torch.autograd.Function):
+    """The loss and its gradients; positives are (rows, columns), sorted by row."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, images: Tensor, texts: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, group
+    ) -> Tensor:
+        twin = _implementation(images.device, scale.dtype)
+        own_images, own_texts = twin.prepare(images, texts)
+        every_text = share_rows(own_texts, group)
+        row_sums, column_sums = twin.log_sums(own_images, every_text, scale)
+        column_sums = merge_log_sums(column_sums, group)
+
+        logits = scale * _pair_products(own_images, every_text, rows, columns, scale.dtype)
+        row_right = _log_sums_of_groups(logits, rows, len(row_sums))
+        by_column = torch.argsort(columns, stable=True)
+        column_right = _log_sums_of_groups(logits[by_column], columns[by_column], len(column_sums))
+        column_right = merge_log_sums(column_right, group)
+
+        has_row, has_column = ~torch.isneginf(row_right), ~torch.isneginf(column_right)
+        row_loss = total(torch.where(has_row, row_sums - row_right, 0).sum(), group)
+        n_rows = total(has_row.sum().to(scale.dtype), group)
+        column_loss, n_columns = torch.where(has_column, column_sums - column_right, 0).sum(), has_column.sum()
+
+        row_weight, column_weight = has_row / (2 * n_rows), has_column / (2 * n_columns.to(scale.dtype))
+        # d loss / d logit of the positive pairs; of all others, the first and the third term alone
+        at_positives = row_weight[rows] * ((logits - row_sums[rows]).exp() - (logits - row_right[rows]).exp())
+        at_positives += column_weight[columns] * (
+            (logits - column_sums[columns]).exp() - (logits - column_right[columns]).exp()
+        )
+        ctx.save_for_backward(
+            images, texts, scale, row_sums, column_sums, row_weight, column_weight, rows, columns, at_positives,
+            *([] if group is None else [every_text]),
+        )
+        ctx.group, ctx.twin = group, twin
+        return (row_loss / n_rows + column_loss / n_columns) / 2
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: what comes back would pass for a constant
+            raise RuntimeError("contrastive_loss has no second derivative: call backward without create_graph")
+        images, texts, scale, row_sums, column_sums, row_weight, column_weight, rows, columns, values, *rest = (
+            ctx.saved_tensors
+        )
+        to_images, to_texts, to_scale = ctx.needs_input_grad[:3]
+        own_images, own_texts = ctx.twin.prepare(images, texts)
+        every_text = rest[0] if rest else own_texts
+        by_images = to_images or (to_scale and not to_texts)
+        for_images, for_texts = ctx.twin.products(
+            own_images, every_text, scale, (row_sums, column_sums), (row_weight, column_weight), (rows, columns, values),
+            (by_images, to_texts),
+        )
+        grads: list[Tensor | None] = [None] * 6
+        size = rank_and_size(ctx.group)[1]
+        if to_scale:  # sum of d loss / d logit times the inner product, either way
+            pairs = (own_images, for_images) if by_images else (every_text, for_texts)
+            share = torch.linalg.vecdot(pairs[0].to(scale.dtype), pairs[1]).double().sum()
+            grads[2] = grad * total(share, ctx.group).to(scale.dtype)
+        if to_images:
+            grads[0] = (for_images[:, : images.shape[1]] * (size * grad * scale)).to(images.dtype)
+        if to_texts:
+            own = sum_own_rows(for_texts, len(texts), ctx.group)
+            grads[1] = (own[:, : texts.shape[1]] * (size * grad * scale)).to(texts.dtype)
+        return tuple(grads)
+
+
+def _implementation(device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """The chosen twin: a module with ``prepare``, ``log_sums`` and ``products``."""
+    if choose_twin("contrastive_loss", device, dtype).name == "triton":
+        from rsvlm.kernels import triton_infonce  # only here: triton is optional
+
+        return triton_infonce
+    return torch_infonce
+
+
+def _check_features(images: Tensor, texts: Tensor, positives: Tensor | Positives | None) -> ValueError | None:
+    """What is wrong with one process's own arguments."""
+    if images.ndim != 2 or texts.ndim != 2:
+        return ValueError(f"expected two matrices (rows, D), got {tuple(images.shape)} and {tuple(texts.shape)}")
+    if images.shape[1] != texts.shape[1]:
+        return ValueError(
+            f"image_features have width {images.shape[1]}, text_features have width {texts.shape[1]}: they must agree"
+        )
+    if positives is None and len(images) != len(texts):
+        return ValueError(f"{len(images)} images and {len(texts)} texts: without positives their numbers must agree")
+    return None
+
+
+def _pairs(
+    positives: Tensor | Positives | None, n_images: int, n_texts: int, before: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(rows, columns) of the positive pairs, sorted by row. ``before``: texts of processes with a lower rank."""
+    if positives is None:
+        own = torch.arange(n_images, device=device)
+        return own, own + before
+    if isinstance(positives, Tensor):
+        if positives.shape != (n_images, n_texts) or positives.dtype != torch.bool:
+            raise ValueError(
+                f"positives: expected bool ({n_images}, {n_texts}), got {positives.dtype} {tuple(positives.shape)}"
+            )
+        return positives.to(device).nonzero(as_tuple=True)
+    offsets, ids = check_positives(positives, n_images, n_texts, device)
+    return torch.repeat_interleave(torch.arange(n_images, device=device), offsets.diff()), ids
+
+
+def _pair_products(images: Tensor, texts: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inner products (P,) of pairs of rows."""
+    products = torch.empty(len(rows), dtype=dtype, device=images.device)
+    for first, last in spans(len(rows), max(1, PAIR_VALUES // max(images.shape[1], 1))):
+        left, right = images[rows[first:last]].to(dtype), texts[columns[first:last]].to(dtype)
+        products[first:last] = torch.linalg.vecdot(left, right)
+    return products
+
+
+def _log_sums_of_groups(values: Tensor, groups: Tensor, n_groups: int) -> Tensor:
+    """logsumexp (n_groups,) of values that are sorted by their group; -inf for an empty one. No atomic additions."""
+    top = torch.full((n_groups,), -torch.inf, dtype=values.dtype, device=values.device)
+    top.scatter_reduce_(0, groups, values, reduce="amax")
+    counts = torch.bincount(groups, minlength=n_groups)
+    sums = torch.segment_reduce((values - top[groups]).exp(), "sum", lengths=counts, unsafe=True)
+    return torch.where(counts > 0, top + sums.log(), -torch.inf)

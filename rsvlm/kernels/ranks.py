@@ -1,14 +1,24 @@
-"""Exact retrieval ranks by counting: how many items beat a query's best right answer, and how many tie with it."""
+"""Exact retrieval ranks by counting: how many items beat a query's best right answer, and how many tie with it.
 
+The right answers ("positives") are scored exactly first. Then a scan in low precision compares every pair with that
+threshold: what lies outside the scan's error bound is counted at once, what lies inside is scored exactly. Positives
+are left out by their ids. So a rank is exact whatever the scan's precision, and never depends on two computations of
+one score agreeing.
+"""
+
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rsvlm.kernels.tiles import QUERY_ROWS, check_matrices, load_rows, score_tile, spans
+from rsvlm.kernels.positives import Positives, check_positives
+from rsvlm.kernels.tiles import Matrix, Rows, check_matrices, exact_tile, pair_scores, spans
+from rsvlm.kernels.torch_ranks import QUERY_ROWS, Band, Pairs, Place
+from rsvlm.kernels.torch_ranks import scan_bands as scan_in_torch
+from rsvlm.kernels.twins import choose_twin
 
-Positives = tuple[Tensor | np.ndarray, Tensor | np.ndarray]
+EXACT_ITEMS = 2048  # items in one exactly scored tile
 
 
 class Ranks(NamedTuple):
@@ -20,19 +30,16 @@ class Ranks(NamedTuple):
     tied: Tensor  # int64, positives that have the highest score (>= 1); 0 without any
 
 
-@torch.no_grad()
 def retrieval_ranks(
-    queries: Tensor | np.ndarray,
-    items: Tensor | np.ndarray,
+    queries: Matrix,
+    items: Matrix,
     positives: Positives,
     *,
     normalize: bool = True,
     block: int = 4096,
+    certified: bool = True,
 ) -> Ranks:
     """Rank counts of each query's best positive among the items, exact, without the (Q, M) matrix.
-
-    Positives are left out of ``greater`` and ``equal`` by their ids. The best positive's score comes from the same tile
-    as the counts: a threshold from another computation can land on the wrong side of its own score.
 
     Args:
         queries: (Q, D), torch tensor or numpy array of any floating type.
@@ -40,95 +47,116 @@ def retrieval_ranks(
         positives: right answers in CSR form, int64: query q has the items ids[offsets[q]:offsets[q + 1]]; offsets has
             length Q + 1. An id may repeat; it counts once.
         normalize: cosine (True; a zero vector scores 0) or plain inner product (False).
-        block: items in one tile; memory is one tile plus O(Q + positives).
+        block: items in one tile of the torch twin; memory is one tile plus O(Q + M + positives).
+        certified: pairs that the scan leaves undecided are scored exactly. False counts them as ``equal``: then
+            ``greater`` and ``greater + equal`` bracket the exact values.
 
     Raises:
         ValueError: shapes, types, offsets or ids do not fit, or a row holds NaN or infinity (the row is named).
     """
-    device = check_matrices(queries, items, block)
-    n_queries, n_items = len(queries), len(items)
-    offsets, ids = check_positives(positives, n_queries, n_items, device)
-    owners = torch.repeat_interleave(torch.arange(n_queries, device=device), offsets.diff())
-    tall = min(QUERY_ROWS, block)
-
-    def positives_in(first: int, last: int, start: int, stop: int) -> Tensor:
-        span = slice(int(offsets[first]), int(offsets[last]))
-        inside = (ids[span] >= start) & (ids[span] < stop)
-        return span.start + inside.nonzero()[:, 0]
-
-    def tile_rows(first: int, last: int) -> Tensor:
-        return load_rows(queries, first, last, name="queries", normalize=normalize, device=device)
-
-    def tile_columns(start: int, stop: int) -> Tensor:
-        return load_rows(items, start, stop, name="items", normalize=normalize, device=device)
-
-    positive_scores = torch.full((len(ids),), -torch.inf, dtype=torch.float32, device=device)
-    for start, stop in spans(n_items, block):
-        columns = None
-        for first, last in spans(n_queries, tall):
-            at = positives_in(first, last, start, stop)
-            if len(at):  # tiles without a positive need no first look
-                columns = tile_columns(start, stop) if columns is None else columns
-                tile = score_tile(tile_rows(first, last), columns)
-                positive_scores[at] = tile[owners[at] - first, ids[at] - start]
-
-    best = torch.full((n_queries,), -torch.inf, dtype=torch.float32, device=device)
-    best.scatter_reduce_(0, owners, positive_scores, reduce="amax")
-    tied = torch.zeros(n_queries, dtype=torch.int64, device=device)
-    tied.index_add_(0, owners, (positive_scores == best[owners]).to(torch.int64))
-
-    greater = torch.zeros(n_queries, dtype=torch.int64, device=device)
-    equal = torch.zeros(n_queries, dtype=torch.int64, device=device)
-    for start, stop in spans(n_items, block):
-        columns = tile_columns(start, stop)
-        for first, last in spans(n_queries, tall):
-            tile = score_tile(tile_rows(first, last), columns)
-            at = positives_in(first, last, start, stop)
-            tile[owners[at] - first, ids[at] - start] = torch.nan  # neither greater nor equal
-            threshold = best[first:last, None]
-            greater[first:last] += (tile > threshold).sum(dim=1)
-            equal[first:last] += (tile == threshold).sum(dim=1)
-
-    without = offsets.diff() == 0
-    return Ranks(best, greater.masked_fill(without, n_items), equal.masked_fill(without, 0), tied)
+    return _rank(queries, items, positives, normalize, block, certified, two_way=False)[0]
 
 
-def check_positives(
-    positives: Positives, n_queries: int, n_items: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """(offsets (Q + 1,), ids) int64 on ``device``, ids sorted within each query and each once.
+def two_way_ranks(
+    queries: Matrix, items: Matrix, positives: Positives, *, normalize: bool = True, block: int = 4096
+) -> tuple[Ranks, Ranks]:
+    """Rank counts of the queries among the items, and of the items among the queries, from one pass over all pairs.
 
-    Raises:
-        ValueError: offsets do not start at 0, fall, do not end at len(ids), or an id is not an item.
+    The second is retrieval_ranks(items, queries, transpose_positives(positives, M)), for half the work. Arguments and
+    errors as there.
     """
-    offsets, ids = (torch.as_tensor(part, device=device) for part in positives)
-    for name, part in (("offsets", offsets), ("ids", ids)):
-        if part.ndim != 1 or part.is_floating_point() or part.is_complex() or part.dtype == torch.bool:
-            raise ValueError(f"positives: {name} must be one row of integers, got {part.dtype} {tuple(part.shape)}")
-    offsets, ids = offsets.to(torch.int64), ids.to(torch.int64)
-    if len(offsets) != n_queries + 1:
-        raise ValueError(f"positives: {len(offsets)} offsets for {n_queries} queries: expected {n_queries + 1}")
-    if int(offsets[0]) != 0 or int(offsets[-1]) != len(ids) or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"positives: offsets must rise from 0 to the number of ids, {len(ids)}")
-    outside = (ids < 0) | (ids >= n_items)
-    if bool(outside.any()):
-        raise ValueError(f"positives: id {int(ids[outside][0])} is not one of the {n_items} items")
-    owners = torch.repeat_interleave(torch.arange(n_queries, device=device), offsets.diff())
-    pairs = torch.unique(owners * max(n_items, 1) + ids)  # sorted by query, then id
-    return _csr(pairs // max(n_items, 1), pairs % max(n_items, 1), n_queries)
+    return _rank(queries, items, positives, normalize, block, True, two_way=True)
 
 
-def transpose_positives(positives: Positives, n_items: int) -> tuple[Tensor, Tensor]:
-    """The same pairs seen from the items: CSR (offsets (n_items + 1,), query ids), for the other direction."""
-    n_queries = len(positives[0]) - 1
-    offsets, ids = check_positives(positives, n_queries, n_items, "cpu")
-    owners = torch.repeat_interleave(torch.arange(n_queries), offsets.diff())
-    order = torch.argsort(ids, stable=True)
-    return _csr(ids[order], owners[order], n_items)
+@torch.no_grad()
+def _rank(
+    queries: Matrix, items: Matrix, positives: Positives, normalize: bool, block: int, certified: bool, two_way: bool
+) -> tuple[Ranks, ...]:
+    """Ranks of the queries and, if ``two_way``, of the items."""
+    device = check_matrices(queries, items, block)
+    offsets, ids = check_positives(positives, len(queries), len(items), device)
+    queries, items = Rows(queries, "queries", normalize, device), Rows(items, "items", normalize, device)
+    owners = torch.repeat_interleave(torch.arange(len(queries), device=device), offsets.diff())
+    scores = pair_scores(queries, items, owners, ids)
+    sides = [_Side(owners, scores, len(queries), len(items))]
+    if two_way:
+        sides.append(_Side(ids, scores, len(items), len(queries)))
+    known = owners * max(len(items), 1) + ids  # sorted
+    for band in _scan(queries, items, sides[0].best, sides[1].best if two_way else None, block):
+        if not isinstance(band, Band):
+            _count_exactly(queries, items, sides, known, *band)
+            continue
+        (first, last), (start, stop) = band.rows, band.columns
+        sides[0].greater[first:last] += band.above_rows
+        if two_way:
+            sides[1].greater[start:stop] += band.above_columns
+        for side, near, own in zip(sides, (band.near_rows, band.near_columns), (0, 1)):
+            pairs = near[0] + first, near[1] + start
+            pairs = tuple(part[~_stand_in(pairs, known, len(items))] for part in pairs)
+            side.add(pairs[own], pair_scores(queries, items, *pairs) if certified else None)
+    return tuple(side.ranks() for side in sides)
 
 
-def _csr(rows: Tensor, ids: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
-    """(offsets, ids) of pairs that are sorted by row."""
-    offsets = torch.zeros(n_rows + 1, dtype=torch.int64, device=rows.device)
-    offsets[1:] = torch.bincount(rows, minlength=n_rows).cumsum(0)
-    return offsets, ids
+def _scan(queries: Rows, items: Rows, best: Tensor, best_of_items: Tensor | None, block: int) -> Iterator[Band | Place]:
+    """What the chosen twin finds, part by part of the matrix."""
+    if choose_twin("retrieval_ranks", queries.device).name == "triton":
+        from rsvlm.kernels.triton_ranks import scan_bands as scan_in_triton  # only here: triton is optional
+
+        return scan_in_triton(queries, items, best, best_of_items)
+    return scan_in_torch(queries, items, best, best_of_items, block)
+
+
+class _Side:
+    """The counts of one direction while tiles come in."""
+
+    def __init__(self, owners: Tensor, scores: Tensor, n_rows: int, n_others: int):
+        """owners, scores: the row and the exact score of each positive pair."""
+        self.best = torch.full((n_rows,), -torch.inf, dtype=torch.float32, device=scores.device)
+        self.best.scatter_reduce_(0, owners, scores, reduce="amax")
+        self.greater, self.equal, self.tied = torch.zeros((3, n_rows), dtype=torch.int64, device=scores.device)
+        self.tied.index_add_(0, owners, (scores == self.best[owners]).to(torch.int64))
+        self.without = torch.bincount(owners, minlength=n_rows) == 0
+        self.n_others = n_others
+
+    def add(self, rows: Tensor, scores: Tensor | None) -> None:
+        """Count other items of some rows by their exact scores; without scores, as equal."""
+        if scores is None:
+            self.equal += torch.bincount(rows, minlength=len(self.equal))
+            return
+        self.greater += torch.bincount(rows[scores > self.best[rows]], minlength=len(self.equal))
+        self.equal += torch.bincount(rows[scores == self.best[rows]], minlength=len(self.equal))
+
+    def ranks(self) -> Ranks:
+        """The finished counts."""
+        greater = self.greater.masked_fill(self.without, self.n_others)
+        return Ranks(self.best, greater, self.equal.masked_fill(self.without, 0), self.tied)
+
+
+def _count_exactly(
+    queries: Rows, items: Rows, sides: list[_Side], known: Tensor, rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    """Count the pairs of a part of the matrix from exact tiles."""
+    for start, stop in ((columns[0] + a, columns[0] + b) for a, b in spans(columns[1] - columns[0], EXACT_ITEMS)):
+        item_rows = items.exact(slice(start, stop))
+        for first, last in ((rows[0] + a, rows[0] + b) for a, b in spans(rows[1] - rows[0], QUERY_ROWS)):
+            own = torch.arange(first, last, device=queries.device)
+            tile = exact_tile(queries, items, queries.exact(slice(first, last)), item_rows, own, start)
+            # Positives are neither greater nor equal: those of a span of queries lie together in ``known``.
+            span = torch.searchsorted(known, torch.tensor([first, last], device=known.device) * max(len(items), 1))
+            pairs = known[int(span[0]):int(span[1])]
+            row, column = pairs // max(len(items), 1), pairs % max(len(items), 1)
+            inside = (column >= start) & (column < stop)
+            tile[row[inside] - first, column[inside] - start] = torch.nan
+            thresholds = [sides[0].best[first:last, None], *(side.best[None, start:stop] for side in sides[1:])]
+            for side, best, at, axis in zip(sides, thresholds, (slice(first, last), slice(start, stop)), (1, 0)):
+                side.greater[at] += (tile > best).sum(dim=axis)
+                side.equal[at] += (tile == best).sum(dim=axis)
+
+
+def _stand_in(pairs: Pairs, known: Tensor, n_items: int) -> Tensor:
+    """Which of the pairs are in ``known``, sorted query * n_items + item. Shape of the pairs, bool."""
+    keys = pairs[0] * max(n_items, 1) + pairs[1]
+    if len(known) == 0:
+        return torch.zeros_like(keys, dtype=torch.bool)
+    at = torch.searchsorted(known, keys).clamp_max(len(known) - 1)
+    return known[at] == keys

@@ -1,22 +1,150 @@
-"""One tile of a similarity matrix, and what a score is.
+"""What a score is, how to have it exactly, and how far a fast matrix product may be from it.
 
-**A score is the inner product of two vectors, taken in float64 and rounded to float32.** Products of float32 numbers
-are exact in float64, and what is left of the sum's rounding (about 1e-16) is a hundred million times finer than a
-float32 step. So the score of a pair depends on the pair and not on where it lies in a tile: equal vectors tie, and
-every tile size gives the same order. A float32 product does not have this property: libraries sum edge columns,
-single rows and large blocks in different orders.
+**A score is the inner product of two rows in float64, added up in one fixed order, rounded to float32.** The order is
+that of ``sum_in_fixed_order``: element-wise operations only, so a pair has the same score wherever it lies in a
+matrix, on a CPU and on a GPU, alone or among millions. Equal rows tie. Library products do not have this property:
+they add edge columns, single rows and large blocks in different orders.
+
+Scoring every pair like that would be slow. So a *scan* looks at all pairs with a fast product in low precision, and
+``scan_error`` says how far it can be from the true value; only pairs that this leaves undecided are scored exactly.
 """
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-QUERY_ROWS = 1024  # most queries in one tile; with 4,096 items a float64 tile is 32 MiB
 NORM_FLOOR = 1e-12  # as torch.nn.functional.normalize: a zero vector stays zero and scores 0 against everything
+ROWS_AT_ONCE = 4096  # rows that are turned into float64 together
+PAIR_VALUES = {"cpu": 2**19, "cuda": 2**25}  # float64 values in one step of pair_scores: 4 MiB, 256 MiB
+LARGEST = 1e37  # products of row lengths up to here cannot overflow in float32
+TINY = 2.0**-120  # more than what underflow can take from one product, also where subnormals are flushed to zero
+HALF_STEP = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+PRODUCT_SLACK = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}  # torch.set_float32_matmul_precision
+
+NUMPY_TYPES = {np.dtype(np.float16): torch.float16, np.dtype(np.float32): torch.float32}
 
 Matrix = Tensor | np.ndarray
+
+
+class Scanned(NamedTuple):
+    """Rows in the precision of a scan, with what it cost them."""
+
+    rows: Tensor  # (n, W), the rows divided by ``unit``; W is D or more, filled up with zeros
+    size: Tensor  # (n,) float64, at least the length of a row (divided by ``unit``)
+    slip: Tensor  # (n,) float64, at least the distance between such a row and ``rows``
+    unit: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a matrix, read in pieces: exactly, or for a scan.
+
+    Attributes:
+        matrix: (n, D), torch tensor or numpy array (a memory map, too) of any floating type.
+        name: what errors call it.
+        normalize: rows count with unit length.
+        device: where the work is done.
+    """
+
+    matrix: Matrix
+    name: str
+    normalize: bool
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.matrix.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that ``read`` gives; what torch does not know (long doubles, foreign byte orders) is float64."""
+        return self.matrix.dtype if isinstance(self.matrix, Tensor) else NUMPY_TYPES.get(self.matrix.dtype, torch.float64)
+
+    def read(self, which: slice | Tensor) -> Tensor:
+        """Some rows as they are, on the device; a view where that is possible."""
+        if isinstance(self.matrix, Tensor):
+            matrix = self.matrix.detach()
+            if isinstance(which, slice):
+                return matrix[which].to(self.device)
+            return matrix.index_select(0, which.to(matrix.device)).to(self.device)
+        if isinstance(which, Tensor):
+            which = which.cpu().numpy()
+        # A copy: memory maps are read-only, and torch takes no negative strides.
+        kind = self.matrix.dtype if self.matrix.dtype in NUMPY_TYPES else np.float64
+        return torch.from_numpy(np.array(self.matrix[which], dtype=kind, order="C")).to(self.device)
+
+    def exact(self, which: slice | Tensor) -> Tensor:
+        """Some rows as float64 (n, D), of unit length when ``normalize`` is set.
+
+        Raises:
+            ValueError: a row holds NaN or infinity; names the row.
+        """
+        rows = self.read(which).to(torch.float64)
+        finite = torch.isfinite(rows).all(dim=1)
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0, 0])
+            row = row + (which.start or 0) if isinstance(which, slice) else int(which[row])
+            raise ValueError(f"{self.name}: row {row} holds NaN or infinity; its similarity to anything is undefined")
+        if self.normalize:
+            rows = rows / sum_in_fixed_order(rows.square())[:, None].sqrt().clamp_min(NORM_FLOOR)
+        return rows
+
+    def scanned(self, start: int, stop: int, dtype: torch.dtype, *, unit: float = 1.0, multiple: int = 1) -> Scanned:
+        """Rows start..stop in ``dtype``, their width filled up to a multiple of ``multiple``.
+
+        Raises:
+            ValueError: a row holds NaN or infinity; names the row.
+        """
+        near = self._scanned_as_they_are(start, stop, dtype, unit, multiple)
+        if near is not None:
+            return near
+        width = -(-self.width // multiple) * multiple
+        rows = torch.zeros((stop - start, width), dtype=dtype, device=self.device)
+        size = torch.empty(stop - start, dtype=torch.float64, device=self.device)
+        slip = torch.empty_like(size)
+        for first, last in spans(stop - start, ROWS_AT_ONCE):
+            true = self.exact(slice(start + first, start + last)) / unit
+            rows[first:last, : self.width] = true.to(dtype)
+            size[first:last] = torch.linalg.vector_norm(true, dim=1)
+            slip[first:last] = torch.linalg.vector_norm(true - rows[first:last, : self.width], dim=1)
+        inflate = 1 + 1e-12 * max(self.width, 1)  # these two are rounded themselves
+        return Scanned(rows, size * inflate, slip * inflate, unit)
+
+    def _scanned_as_they_are(
+        self, start: int, stop: int, dtype: torch.dtype, unit: float, multiple: int
+    ) -> Scanned | None:
+        """The same without a detour through float64, where the rows have the wanted type and sound lengths."""
+        fits = self.dtype == dtype and self.width % multiple == 0 and unit == 1.0
+        if not fits or (self.normalize and dtype != torch.float32):
+            return None
+        rows = self.read(slice(start, stop))
+        size = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+        if not bool(torch.isfinite(size).all()):
+            return None  # NaN, infinity, or an overflow that float64 does not have
+        half_step = HALF_STEP[torch.float32]
+        if self.normalize:
+            rows = rows / size.clamp_min(NORM_FLOOR)[:, None]
+            slip = torch.full_like(size, (self.width / 2 + 4) * half_step, dtype=torch.float64)
+            return Scanned(rows, torch.ones_like(slip) + slip, slip, unit)
+        size = size.to(torch.float64) * (1 + (self.width / 2 + 4) * half_step) + math.sqrt(max(self.width, 1) * TINY)
+        return Scanned(rows.contiguous(), size, torch.zeros_like(size), unit)
+
+    def unit_for(self, dtype: torch.dtype) -> float:
+        """A power of two, at least 1, by which the rows can be divided to stay in ``dtype``'s range."""
+        if self.normalize or dtype != torch.float16 or self.dtype == dtype:
+            return 1.0
+        pieces = spans(len(self), ROWS_AT_ONCE)
+        longest = max(float(torch.linalg.vector_norm(self.exact(slice(*piece)), dim=1).max()) for piece in pieces)
+        return 2.0 ** max(0, math.ceil(math.log2(longest))) if 0 < longest < math.inf else 1.0
 
 
 def check_matrices(queries: Matrix, items: Matrix, block: int) -> torch.device:
@@ -49,26 +177,70 @@ def spans(length: int, step: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, length)
 
 
-def load_rows(matrix: Matrix, start: int, stop: int, *, name: str, normalize: bool, device: torch.device) -> Tensor:
-    """Rows start..stop of a matrix as float64 (rows, D) on ``device``, of unit length when ``normalize`` is set.
+def sum_in_fixed_order(values: Tensor) -> Tensor:
+    """Sums (n,) of rows (n, D): the right half is added onto the left until one column is left. Overwrites ``values``.
+
+    Only element-wise additions, so the bits do not depend on n, on the device or on the number of threads.
+    """
+    width = values.shape[1]
+    if width == 0:
+        return values.new_zeros(len(values))
+    while width > 1:
+        half = (width + 1) // 2
+        values[:, : width - half] += values[:, half:width]
+        width = half
+    return values[:, 0].clone()
+
+
+def pair_scores(queries: Rows, items: Rows, query_ids: Tensor, item_ids: Tensor) -> Tensor:
+    """Exact scores (P,) float32 of pairs (query_ids[p], item_ids[p]). Adding zero turns -0.0 into 0.0.
 
     Raises:
         ValueError: a row holds NaN or infinity; names the row.
     """
-    if isinstance(matrix, Tensor):
-        rows = matrix[start:stop].detach().to(device=device, dtype=torch.float64)
-    else:
-        # A copy: memory maps are read-only, and torch takes no negative strides.
-        rows = torch.from_numpy(np.array(matrix[start:stop], dtype=np.float64, order="C")).to(device)
-    finite = torch.isfinite(rows).all(dim=1)
-    if not bool(finite.all()):
-        row = start + int((~finite).nonzero()[0, 0])
-        raise ValueError(f"{name}: row {row} holds NaN or infinity; its similarity to anything is undefined")
-    if normalize:
-        rows = rows / rows.square().sum(dim=1, keepdim=True).sqrt().clamp_min(NORM_FLOOR)
-    return rows
+    scores = torch.empty(len(query_ids), dtype=torch.float32, device=queries.device)
+    for first, last in spans(len(query_ids), max(1, PAIR_VALUES[queries.device.type] // max(queries.width, 1))):
+        products = queries.exact(query_ids[first:last]) * items.exact(item_ids[first:last])
+        scores[first:last] = sum_in_fixed_order(products).to(torch.float32) + 0.0
+    return scores
 
 
-def score_tile(queries: Tensor, items: Tensor) -> Tensor:
-    """Scores (q, m) float32 of float64 rows (q, D) and (m, D). Adding zero turns -0.0 into 0.0."""
-    return (queries @ items.T).to(torch.float32) + 0.0
+def exact_tile(
+    queries: Rows, items: Rows, query_rows: Tensor, item_rows: Tensor, query_ids: Tensor, start: int
+) -> Tensor:
+    """Exact scores (q, m) float32 of a whole tile, from a float64 product.
+
+    The product adds in another order than a score does, which can only matter where it lies within rounding of the
+    middle between two float32 numbers; those pairs are scored anew.
+
+    Args:
+        query_rows, item_rows: what ``exact`` gave for them, (q, D) and (m, D).
+        query_ids: (q,) rows of ``queries``.
+        start: the first item's row in ``items``; the others follow.
+    """
+    product = query_rows @ item_rows.T
+    lengths = torch.linalg.vector_norm(query_rows, dim=1)[:, None], torch.linalg.vector_norm(item_rows, dim=1)[None, :]
+    apart = lengths[0] * lengths[1] * (2.1 * max(queries.width, 1) * HALF_STEP[torch.float64])
+    tile = product.to(torch.float32)
+    at = ((product - apart).to(torch.float32) != (product + apart).to(torch.float32)).nonzero(as_tuple=True)
+    tile += 0.0
+    tile[at] = pair_scores(queries, items, query_ids[at[0]], at[1] + start)
+    return tile
+
+
+def scan_error(queries: Scanned, items: Scanned) -> Tensor:
+    """How far a scanned score of each query can be from the true one, (q,) float64; infinity where it may overflow.
+
+    With q^ = q + dq and x^ = x + dx the rounded rows, q^.x^ - q.x = dq.x + q^.dx; and a sum of D products in float32,
+    in any order, is within D u |q^||x^| of its value (Higham 2002, chapter 3), u = 2^-24. A GPU's matrix units may cut
+    digits off where others round, which doubles u.
+    """
+    longest, most = items.size.max(), items.slip.max()
+    size = queries.size + queries.slip
+    half_steps = (queries.rows.shape[1] + 2) * (1.01 if queries.rows.device.type == "cpu" else 2.02)
+    relative = half_steps * HALF_STEP[torch.float32] + PRODUCT_SLACK[torch.get_float32_matmul_precision()]
+    if queries.rows.dtype == torch.bfloat16 and queries.rows.device.type == "cpu":
+        relative += 2 * HALF_STEP[torch.bfloat16]  # there the product itself is rounded to bfloat16
+    reach = size * (longest + most)
+    error = queries.slip * longest + size * most + relative * reach + queries.rows.shape[1] * TINY
+    return torch.where(reach < LARGEST, error, torch.inf)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rsvlm.kernels import Ranks, retrieval_ranks, transpose_positives
+from rsvlm.kernels import Ranks, two_way_ranks
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace
 from rsvlm.scoring.retrieval_sets import MATCH_RULES, RetrievalSet, retrieval_set
 
@@ -65,10 +65,8 @@ def rank_retrieval(
         normalize: cosine (True) or inner product (False).
     """
     rows = np.asarray(text_vectors)[test.row_text]  # (C, D); equal texts get the very same vector
-    positives = test.positives(rule)
-    there = retrieval_ranks(np.asarray(image_vectors), rows, positives, normalize=normalize)
-    back = transpose_positives(positives, len(rows))
-    return {"i2t": _as_numpy(there), "t2i": _as_numpy(retrieval_ranks(rows, image_vectors, back, normalize=normalize))}
+    there, back = two_way_ranks(np.asarray(image_vectors), rows, test.positives(rule), normalize=normalize)
+    return {"i2t": _as_numpy(there), "t2i": _as_numpy(back)}
 
 
 def perfect_ranks(test: RetrievalSet) -> dict[str, Ranks]:

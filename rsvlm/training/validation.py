@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsvlm.kernels import Ranks, retrieval_ranks
+from rsvlm.kernels import Ranks, two_way_ranks
 from rsvlm.models.devices import autocast, choose_precision
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_texts
@@ -48,11 +48,10 @@ def measure_recall(encoder: DualEncoder, pixels: Pixels, captions: Sequence[Sequ
     """
     texts = [text for own in captions for text in own]
     lengths = [len(own) for own in captions]
-    owners = np.repeat(np.arange(len(captions)), lengths)
     images = embed_pixels(encoder, pixels, precision=precision)
     text_rows = embed_texts(encoder, texts, precision=precision)
-    to_text = retrieval_ranks(images, text_rows, (np.cumsum([0, *lengths]), np.arange(len(texts))), normalize=False)
-    to_image = retrieval_ranks(text_rows, images, (np.arange(len(texts) + 1), owners), normalize=False)
+    positives = np.cumsum([0, *lengths]), np.arange(len(texts))
+    to_text, to_image = two_way_ranks(images, text_rows, positives, normalize=False)
     recalls = {f"image_to_text_recall_at_{k}": _expected_recall(to_text, k) for k in DEPTHS}
     recalls |= {f"text_to_image_recall_at_{k}": _expected_recall(to_image, k) for k in DEPTHS}
     mean = sum(recalls.values()) / len(recalls)

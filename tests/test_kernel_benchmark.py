@@ -1,0 +1,74 @@
+"""The benchmark measures what it says, and its notebook runs."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from rsvlm import paths
+from rsvlm.kernels import measuring
+from rsvlm.viewing import kernel_figures
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = measuring.Sizes(queries=40, items=300, rank_items=120, width=16, k=3, batch=24, growing=(50, 100))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "product_rate", lambda device, repeats: 10.0)
+        return measuring.measure(TINY, repeats=1)
+
+
+def test_every_method_computes_the_same(measured):
+    compared = [row for row in measured["rows"] if row["agreement"] is not None]
+    assert {row["method"] for row in compared} >= {"matmul + topk", "open_clip's formula"}
+    assert min(row["agreement"] for row in compared) > 0.99999
+    assert {row["operation"] for row in measured["rows"]} == set(measured["kernels"])
+    assert [row["items"] for row in measured["growth"]] == [50, 50, 100, 100]
+    for row in measured["rows"] + measured["growth"]:
+        assert row["seconds"] > 0 and (row["method"] != measuring.OURS or row["ratio"] == 1)
+        assert row["share_of_rate"] == pytest.approx(row["gflops"] / 10)
+    json.dumps(measured, allow_nan=False)
+
+
+def test_memory_is_that_of_the_call():
+    held = []
+    taken = measuring.peak_memory(lambda: held.append(np.ones(10_000_000)) or held.clear(), "cpu")
+    assert taken is None or 79 < taken < 100  # 80 MB
+    assert taken is None or measuring.peak_memory(lambda: None, "cpu") < 5
+
+
+def test_a_record_says_on_what_it_was_made(measured, tmp_path):
+    assert kernel_figures.read_records(tmp_path) == {}
+    assert "Not measured on a GPU" in kernel_figures.gpu_note({})
+    record = {"provenance": {"device": "cuda:0", "device_name": "NVIDIA H100"}}
+    assert kernel_figures.gpu_note({"a": record}) == "Measured on NVIDIA H100."
+    table = kernel_figures.speed_table(measured)
+    assert len(table) == len(measured["rows"]) and (table["seconds"] >= 0).all()
+
+
+def test_recorded_benchmarks_are_whole():
+    for name, record in kernel_figures.read_records(paths.BENCHMARKS).items():
+        assert record["command"].startswith("python benchmarks/kernels.py"), name
+        assert {"device", "device_name", "threads", "packages", "git_commit"} <= set(record["provenance"]), name
+        assert kernel_figures.speed_table(record).notna()["seconds"].all(), name
+
+
+def test_the_notebook_runs(monkeypatch, measured, tmp_path):
+    monkeypatch.setattr(measuring, "product_rate", lambda device, repeats: 10.0)
+    monkeypatch.setattr(paths, "BENCHMARKS", tmp_path)
+    (tmp_path / "here.json").write_text(json.dumps(measured | {
+        "command": "python benchmarks/kernels.py",
+        "provenance": {"device": "cpu", "device_name": "a CPU", "threads": 1, "packages": {"torch": torch.__version__}},
+    }))  # fmt: skip
+    scope: dict = {}
+    for cell in nbformat.read(ROOT / "notebooks" / "95_kernel_benchmark.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, "95_kernel_benchmark", "exec"), scope)
+            if "parameters" in cell.metadata.get("tags", []):
+                scope |= TINY._asdict() | {"growing": [50, 100], "repeats": 1}
+    assert "here" in scope["records"] and len(scope["drawn"]) == 2
