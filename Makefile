@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: study test lab use strip clean help
+.PHONY: study test lab use spice strip clean help
 
 PYTHON ?= python3
 # `make study TORCH_INDEX=https://download.pytorch.org/whl/cpu` saves gigabytes on Linux without a GPU.
@@ -34,6 +34,9 @@ lab: $(READY) ## JupyterLab on the notebooks
 
 use: ## put another study in place: make use STUDY=ucm (default, ucm, cap4, smoke)
 	@$(PYTHON) -m rsvlm.studies use "$(STUDY)"
+
+spice: $(READY) ## get the jars that SPICE needs (480 MB, from Maven's central repository)
+	@$(BIN)/python -m rsvlm.scoring.spice_jars
 
 strip: $(READY) ## take outputs and counts out of notebooks/, before a commit
 	@$(BIN)/python -m rsvlm.strip --in-place

@@ -1,17 +1,19 @@
 import html
 import json
 
+import pandas as pd
 import pytest
 
 from rsvlm.scoring.comparison import (
+    HELD_OUT_DISTINCT,
     NOTHING_PUBLISHED,
     caption_table,
     comparison_rows,
-    render_html,
-    render_markdown,
     retrieval_table,
     study_metrics,
 )
+from rsvlm.scoring.comparison_pages import render_fragment, render_html, render_latex, render_markdown
+from rsvlm.scoring.fairness import standing, study_kind, unfair_notes
 from rsvlm.scoring.published import PUBLISHED, Published, published_for
 
 
@@ -32,19 +34,24 @@ def metrics():
         "consensus": {"ucm": own, "blue_marble": own},
         "captioner": {"ucm": own, "<script>alert(1)</script>|": own},
         "zz_other": {"ucm": own},
-        "protocol": {"split": "test"},
+        "human": {"ucm": own | {"released": own["released"] | {"CIDEr": figure(3.88) | {"spread": 0.023}}}},
+        "protocol": {"split": "test", "sources": {"ucm": {"images": 210, "training_images": 1680}}},
         "paired": {"ucm": {}},
     }
     recalls = {"i2t_r1": figure(0.2), "mean_recall": figure(0.55), "i2t_median_rank": figure(5.0)}
     method = {
-        "ucm": {"by_image": recalls, "by_text": {"mean_recall": figure(0.8)}, "ceiling": {"mean_recall": figure(0.704)}}
+        "ucm": {
+            "by_image": recalls,
+            "by_text": {"mean_recall": figure(0.8)},
+            "ceiling": {"mean_recall": figure(0.704), "i2t_r1": figure(0.328)},
+        }
     }
-    retrieval = {"ret": method, "combined": method, "protocol": {"split": "test"}}
+    retrieval = {"ret": method, "combined": method, "protocol": {"split": "test", "name": "remoteclip"}}
     return study_metrics(captions, retrieval, {"seed": 0})
 
 
 def test_metrics_have_the_study_shape(metrics):
-    assert list(metrics["captions"]) == ["captioner", "consensus", "zz_other"]
+    assert list(metrics["captions"]) == ["captioner", "consensus", "human", "zz_other"]
     assert metrics["captions"]["captioner"]["ucm"]["CIDEr"] == figure(3.91)
     assert metrics["captions"]["captioner"]["ucm"]["CIDEr_unseen"] == figure(3.36)
     assert list(metrics["retrieval"]) == ["combined", "ret"]
@@ -55,9 +62,12 @@ def test_metrics_have_the_study_shape(metrics):
 
 
 def test_caption_table_puts_ours_beside_published_on_one_scale(metrics):
-    table = caption_table(metrics, "ucm").set_index("model")
+    table = caption_table(metrics, "ucm").cells.set_index("model")
     assert table.index[0] == "captioner"
-    assert table.loc["captioner", "CIDEr"] == "3.910 [3.810, 4.010]" and table.loc["captioner", "SPICE"] == "not run"
+    assert (
+        table.loc["captioner", "CIDEr"] == "3.910 [3.810, 4.010]"
+        and table.loc["captioner", "SPICE"] == "not run: jars missing"
+    )
     assert table.loc["RSGPT", "CIDEr"] == "3.332" and table.loc["RSGPT", "status"] == "read"
     assert table.loc["RS-CapRet 7B, fine-tuned", "status"] == "recalled"
     assert table.loc["SkyEyeGPT", "kind"] == "generalist"
@@ -65,10 +75,11 @@ def test_caption_table_puts_ours_beside_published_on_one_scale(metrics):
 
 
 def test_retrieval_table_is_in_percent_with_the_ceiling(metrics):
-    table = retrieval_table(metrics, "ucm").set_index("model")
+    table = retrieval_table(metrics, "ucm").cells.set_index("model")
     assert table.loc["both combined", "mean recall"] == "55.0 [45.0, 65.0]"
     assert table.loc["AMFMN", "mean recall"] == "46.1" and table.loc["AMFMN", "I2T R@1"] == "16.7"
-    assert table[table["kind"] == "ceiling"]["mean recall"].tolist() == ["70.4"]
+    ceiling = table[table["kind"] == "ceiling"]
+    assert ceiling["mean recall"].tolist() == ["70.4"] and ceiling["I2T R@1"].tolist() == ["32.8"]
 
 
 def test_a_source_without_a_literature_says_so(metrics):
@@ -83,6 +94,12 @@ def test_texts_are_escaped(metrics):
     page, text = render_html(metrics), render_markdown(metrics)
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "<script" not in text and "&lt;/script&gt;\\|" in text
+    latex = render_latex(metrics)
+    assert r"\textless{}script\textgreater{}alert(1)" in latex and r"/script\textgreater{}\textbar{}" in latex
+    assert "<" not in latex and latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
+    assert all(
+        line.count("{") - line.count(r"\{") == line.count("}") - line.count(r"\}") for line in latex.splitlines()
+    )
 
 
 def test_rows_hold_every_figure_as_a_fraction(metrics):
@@ -105,3 +122,84 @@ def test_published_figures_are_on_the_scale_and_consistent():
     assert published_for("captions", "blue_marble") == []
     with pytest.raises(ValueError, match="unknown"):
         Published("captions", "ucm", "x", "expert", "read", {}, "x1")
+
+
+def test_published_specialists_stand_apart_from_generalists(metrics):
+    kinds = caption_table(metrics, "ucm").cells["kind"].tolist()
+    assert kinds == sorted(kinds, key=["this study", "specialist", "generalist"].index)
+
+
+def test_the_held_out_reference_shows_its_spread_and_its_row_without_copies(metrics):
+    table = caption_table(metrics, "ucm").cells.set_index("model")
+    assert table.loc["one reference, held out", "CIDEr"].startswith("3.880 ± 0.023 [")
+    assert table.loc[HELD_OUT_DISTINCT, "CIDEr"].startswith("3.900")
+
+
+def test_a_cell_is_coloured_only_where_the_comparison_is_fair(metrics):
+    """UCM, trained on UCM alone: fair against specialists that were read (RSGPT 3.332; MLCA-Net, JTTS BLEU-4 .738)."""
+    assert study_kind(metrics) == "specialist"
+    assert standing(metrics, "captions", "ucm", "captioner", "CIDEr") == "above"  # [3.81, 4.01]; 3.845 is recalled
+    assert standing(metrics, "captions", "ucm", "captioner", "BLEU-4") == "level"  # [.6, .8]
+    assert standing(metrics, "captions", "ucm", "human", "CIDEr") is None  # one reference fewer
+    assert standing(metrics, "captions", "ucm", "captioner", "SPICE") is None  # not run
+    assert standing(metrics, "retrieval", "ucm", "combined", "mean_recall") == "level"  # [.45, .65], FBCLM .616
+    assert standing(metrics, "retrieval", "ucm", "combined", "i2t_r1") == "level"  # [.1, .3], FBCLM .2857
+    notes = " ".join(unfair_notes(metrics, "captions", "ucm"))
+    assert "recalled, not verified: BITA" in notes and "generalist; this study is a specialist: " in notes
+    assert "RSGPT" not in notes
+    table = caption_table(metrics, "ucm")
+    assert table.standings.shape == table.cells.shape
+    coloured = table.standings.to_numpy() != ""
+    assert coloured.sum() == 3 * 2  # captioner, consensus and zz_other; CIDEr and BLEU-4
+    assert render_html(metrics).count('class="above"') == 4 and "3.910 [3.810, 4.010] ▲" in render_markdown(metrics)
+    assert r"\cellcolor{above}3.910" in render_latex(metrics)
+    assert "above the best comparable" in render_fragment(metrics)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda m: m["protocol"]["captions"].update(split="val"), "scored the split 'val'"),
+        (lambda m: m["protocol"]["captions"].pop("sources"), "does not say what this study was trained on"),
+        (
+            lambda m: m["protocol"]["captions"]["sources"].update(nwpu={"training_images": 9}),
+            "specialist; this study is a",
+        ),
+        (lambda m: m["captions"]["captioner"]["ucm"]["CIDEr"].update(n=100), "100 of the benchmark's 210"),
+    ],
+)
+def test_what_makes_a_comparison_unfair_is_said(metrics, change, note):
+    metrics["captions"] = {"captioner": json.loads(json.dumps(metrics["captions"]["captioner"]))}
+    change(metrics)
+    assert not [row for row in unfair_notes(metrics, "captions", "ucm") if "RSGPT" in row and note not in row]
+    assert any("RSGPT" in row for row in unfair_notes(metrics, "captions", "ucm"))
+    assert standing(metrics, "captions", "ucm", "captioner", "CIDEr") != "level" or "nwpu" in str(metrics["protocol"])
+
+
+def test_another_protocol_is_not_held_against_the_published_one(metrics):
+    metrics["protocol"]["retrieval"]["name"] = "raw"
+    assert standing(metrics, "retrieval", "ucm", "combined", "mean_recall") is None
+    assert "Protocol raw" in render_markdown(metrics)
+
+
+def test_the_picture_shows_runs_references_and_ceilings(metrics):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    from rsvlm.viewing.comparison_figures import comparison_figure
+    from rsvlm.viewing.score_figures import run_label
+
+    names = [(method, way) for method in ("combined", "ceiling") for way in ("i2t", "t2i")]
+    rows = [(method, "ucm", "by_image", way, k, k / 20) for method, way in names for k in range(1, 21)]
+    curves = pd.DataFrame(rows, columns=["method", "source", "match", "direction", "k", "recall"])
+    drawn = comparison_figure(metrics, curves, "ucm")
+    captions, there, back = drawn.axes
+    assert "held-out reference (human)" in [label.get_text() for label in captions.get_yticklabels()]
+    assert [text.get_text() for text in captions.get_legend().get_texts()] == [
+        "references as released",
+        "distinct references",
+    ]
+    assert len(there.lines) == len(back.lines) == 2 and back.lines[1].get_linestyle() == "--"
+    matplotlib.pyplot.close(drawn)
+    assert run_label("human", "blue_marble") == "held-out reference (by rule)" and run_label("beam", "ucm") == "beam"
+    with pytest.raises(ValueError, match="'sydney'"):
+        comparison_figure(metrics, curves, "sydney")

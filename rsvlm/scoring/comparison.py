@@ -4,19 +4,21 @@
 they are.
 """
 
-import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
 from rsvlm.scoring.captions import METRICS
+from rsvlm.scoring.fairness import standing, unfair_notes
 from rsvlm.scoring.published import Published, published_for
+from rsvlm.scoring.runs import HUMAN
 
 OURS = "this study"
 NOT_METHODS = ("protocol", "paired")
-RUN_ORDER = ("captioner", "beam", "shuffled", "consensus", "nearest", "constant", "human")
-METHOD_ORDER = ("combined", "dual_encoder", "ret")
+RUN_ORDER = ("captioner", "beam", "shuffled", "consensus", "nearest", "constant", HUMAN)
+METHOD_ORDER = ("reranked", "combined", "dual_encoder", "ret")
 RUN_LABELS = {
     "captioner": "captioner",
     "beam": "captioner, its first beam alone",
@@ -24,42 +26,51 @@ RUN_LABELS = {
     "consensus": "consensus of the nearest images",
     "nearest": "nearest image's caption",
     "constant": "one constant caption",
-    "human": "one reference, held out",
+    HUMAN: "one reference, held out",
     "dual_encoder": "dual encoder",
     "ret": "captioner's [RET]",
     "combined": "both combined",
+    "reranked": "both combined, re-ranked by the captioner",
 }
-CAPTION_EXTRAS = ("CIDEr_distinct", "CIDEr_seen", "CIDEr_unseen")
-RETRIEVAL_EXTRAS = ("mean_recall_by_text", "mean_recall_ceiling")
+HELD_OUT_DISTINCT = "one reference, held out, no copy of it left"
+PARTS = ("distinct", "seen", "unseen")
+CAPTION_EXTRAS = tuple(f"CIDEr_{part}" for part in PARTS)
+RECALLS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)), "mean_recall")
+RETRIEVAL_EXTRAS = ("mean_recall_by_text",)
+CAPTION_TITLES = {f"CIDEr_{part}": f"CIDEr {part}" for part in PARTS}
 RECALL_TITLES = {
     **{f"{way}_r{k}": f"{way.upper()} R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)},
     "mean_recall": "mean recall",
     "mean_recall_by_text": "mean recall by text",
 }
+CEILING_LABEL = "a model that knows every test caption"
 COLUMNS = ["task", "source", "name", "kind", "status", "metric", "value", "low", "high", "n", "unit_of_source", "note"]
 NOTHING_PUBLISHED = "No published figure is known for this source: it is this study's own."
-LEGEND = (
-    "Caption metrics on pycocoevalcap's scale (CIDEr 3.5, not 350), recalls in percent.",
-    "Brackets: 95 % interval over images.",
-    "read: found in the publication; second-hand: in another publication's table; recalled: not verified.",
-    "specialist: trained or fine-tuned on that benchmark alone; generalist: one model for several.",
-    "Metric code, splits and tokenisation differ between papers.",
-    "Distinct: each image's repeated references count once.",
-    "Seen / unseen: images whose set of references also belongs to a training image, or to none.",
-)
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;background:#fff}
-body{max-width:72rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem;display:block;overflow-x:auto}
-th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #d5dbe1;white-space:nowrap}
-th:first-child,td:first-child,td:nth-child(2),th:nth-child(2),td:nth-child(3),th:nth-child(3){text-align:left}
-tr.ours td{background:#eef5fb}tr.ours td:first-child{font-weight:600}.note{color:#66727f}"""
+NAMED = ("model", "kind", "status")  # columns that are no figures
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """One task and source as text cells, with how each of the study's figures stands where that is fair."""
+
+    task: str
+    source: str
+    cells: pd.DataFrame  # model, kind, status and a column a figure
+    standings: pd.DataFrame  # the same shape: "above", "level", "below" or ""
+    notes: list[str]
+
+    @property
+    def title(self) -> str:
+        """The heading."""
+        return f"{self.task.capitalize()}: {self.source}"
 
 
 def study_metrics(captions: Mapping, retrieval: Mapping, provenance: Mapping) -> dict:
-    """{"captions": {RUN: {SOURCE: {...}}}, "retrieval": {METHOD: {SOURCE: {...}}}, "provenance": {...}}.
+    """{"captions": {RUN: {SOURCE: {...}}}, "retrieval": {METHOD: {SOURCE: {...}}}, "protocol", "provenance", ...}.
 
-    Captions: each metric on released references, and CIDEr_distinct, CIDEr_seen, CIDEr_unseen. Retrieval: each recall
-    by image, and mean_recall_by_text, mean_recall_ceiling. Each of them {"value", "low", "high", "n", ...}.
+    Captions: each metric on released references, and CIDEr_distinct, CIDEr_seen, CIDEr_unseen; other metrics with
+    _distinct where they differ; the texts' statistics and the hallucinated classes. Retrieval: what is scored by image,
+    and mean_recall_by_text, RECALL_ceiling, other protocols. Each figure {"value", "low", "high", "n", ...}.
 
     Args:
         captions: what METRICS/score_captions.json holds.
@@ -69,10 +80,17 @@ def study_metrics(captions: Mapping, retrieval: Mapping, provenance: Mapping) ->
     runs = {run: _by_source(captions[run], _caption_figures) for run in _names(captions, RUN_ORDER)}
     methods = {method: _by_source(retrieval[method], _retrieval_figures) for method in _names(retrieval, METHOD_ORDER)}
     protocol = {"captions": captions.get("protocol", {}), "retrieval": retrieval.get("protocol", {})}
+    texts = {run: _by_source(captions[run], _text_figures) for run in runs}
     return {
         "captions": runs,
+        "texts": {run: by_source for run, by_source in texts.items() if any(by_source.values())},
         "retrieval": methods,
+        "retrieval_protocols": {
+            method: {source: entry["protocols"] for source, entry in retrieval[method].items() if "protocols" in entry}
+            for method in methods
+        },
         "paired": captions.get("paired", {}),
+        "paired_retrieval": retrieval.get("paired", {}),
         "protocol": protocol,
         "provenance": dict(provenance),
     }
@@ -100,89 +118,80 @@ def sources_of(by_name: Mapping[str, Mapping]) -> list[str]:
     return sorted({source for by_source in by_name.values() for source in by_source})
 
 
-def caption_table(metrics: Mapping, source: str) -> pd.DataFrame:
-    """The captions of one source as text cells: ours first, then published, best CIDEr first."""
+def comparison_tables(metrics: Mapping) -> list[ComparisonTable]:
+    """The tables of each task and source that the study has scored."""
+    made = [caption_table(metrics, source) for source in sources_of(metrics["captions"])]
+    return made + [retrieval_table(metrics, source) for source in sources_of(metrics["retrieval"])]
+
+
+def caption_table(metrics: Mapping, source: str) -> ComparisonTable:
+    """The captions of one source: ours first, then published specialists, then generalists."""
     shown = [*METRICS, *CAPTION_EXTRAS]
-    titles = dict(zip(CAPTION_EXTRAS, ("CIDEr distinct", "CIDEr seen", "CIDEr unseen")))
     rows = []
     for run, by_source in metrics["captions"].items():
         if source in by_source:
             entries = by_source[source]
-            cells = {titles.get(name, name): _cell(entries.get(name), interval=name == "CIDEr") for name in shown}
-            rows.append({"model": RUN_LABELS.get(run, run), "kind": OURS, "status": "measured", **cells})
-    for row in published_for("captions", source):
-        cells = {titles.get(name, name): _cell({"value": row.values.get(name)}) for name in shown}
-        rows.append({"model": row.name, "kind": row.kind, "status": _status(row), **cells})
-    return _without_empty_columns(pd.DataFrame(rows), kept="CIDEr")
+            rows.append(_own_cells(metrics, "captions", source, run, entries, shown, CAPTION_TITLES))
+            if run == HUMAN and "CIDEr_distinct" in entries:
+                rest = {metric: entries.get(f"{metric}_distinct", {}) for metric in METRICS}
+                if rest["CIDEr"].get("value") != entries["CIDEr"].get("value"):
+                    label = {"model": HELD_OUT_DISTINCT}
+                    cells, _ = _own_cells(metrics, "captions", source, run, rest, shown, CAPTION_TITLES)
+                    rows.append((cells | label, {}))
+    rows += [(_published_cells(row, shown, CAPTION_TITLES), {}) for row in published_for("captions", source)]
+    return _table(metrics, "captions", source, rows, kept="CIDEr")
 
 
-def retrieval_table(metrics: Mapping, source: str) -> pd.DataFrame:
-    """The recalls of one source in percent as text cells: ours first, the ceiling, then published."""
-    titles = RECALL_TITLES
-    shown = list(titles)
-    rows, ceiling = [], None
+def retrieval_table(metrics: Mapping, source: str) -> ComparisonTable:
+    """The recalls of one source in percent: ours first, the ceiling, then published."""
+    shown = list(RECALL_TITLES)
+    rows, ceiling = [], {}
     for method, by_source in metrics["retrieval"].items():
         if source in by_source:
             entries = by_source[source]
-            ceiling = ceiling or entries.get("mean_recall_ceiling")
-            cells = {
-                titles[name]: _cell(entries.get(name), percent=True, interval=name == "mean_recall") for name in shown
-            }
-            rows.append({"model": RUN_LABELS.get(method, method), "kind": OURS, "status": "measured", **cells})
+            ceiling = ceiling or {name: entries[f"{name}_ceiling"] for name in RECALLS if f"{name}_ceiling" in entries}
+            rows.append(_own_cells(metrics, "retrieval", source, method, entries, shown, RECALL_TITLES, percent=True))
     if ceiling:
-        cells = {titles[name]: "" for name in shown} | {"mean recall": _cell(ceiling, percent=True)}
-        rows.append(
-            {"model": "a model that knows every test caption", "kind": "ceiling", "status": "computed", **cells}
-        )
-    for row in published_for("retrieval", source):
-        cells = {titles[name]: _cell({"value": row.values.get(name)}, percent=True) for name in shown}
-        rows.append({"model": row.name, "kind": row.kind, "status": _status(row), **cells})
-    return _without_empty_columns(pd.DataFrame(rows), kept="mean recall")
+        cells = {RECALL_TITLES[name]: _cell(ceiling.get(name), percent=True) for name in shown}
+        rows.append(({"model": CEILING_LABEL, "kind": "ceiling", "status": "computed", **cells}, {}))
+    rows += [
+        (_published_cells(row, shown, RECALL_TITLES, percent=True), {}) for row in published_for("retrieval", source)
+    ]
+    return _table(metrics, "retrieval", source, rows, kept="mean recall")
 
 
-def render_markdown(metrics: Mapping) -> str:
-    """All tables as Markdown."""
-    parts = ["# Comparison with published figures", ""]
-    for title, table, note in _sections(metrics):
-        parts += [f"## {_markdown(title)}", ""]
-        header = [*table.columns]
-        align = ["---"] * 3 + ["---:"] * (len(header) - 3)
-        lines = [header, align, *table.to_numpy().tolist()]
-        parts += ["| " + " | ".join(_markdown(str(cell)) for cell in line) + " |" for line in lines]
-        parts += ["", *([note, ""] if note else [])]
-    return "\n".join([*parts, *(f"- {line}" for line in LEGEND)]) + "\n"
+def _own_cells(
+    metrics: Mapping, task: str, source: str, name: str, entries: Mapping, shown: Sequence[str], titles: Mapping,
+    percent: bool = False,
+) -> tuple[dict, dict]:  # fmt: skip
+    """(cells, standings) of one of the study's rows; the main figure with its interval."""
+    cells = {"model": RUN_LABELS.get(name, name), "kind": OURS, "status": "measured"}
+    standings = {}
+    for metric in shown:
+        title = titles.get(metric, metric)
+        cells[title] = _cell(entries.get(metric), percent=percent, interval=metric in ("CIDEr", "mean_recall"))
+        standings[title] = (standing(metrics, task, source, name, metric) or "") if cells[title] else ""
+    return cells, standings
 
 
-def render_html(metrics: Mapping) -> str:
-    """All tables as one self-contained page; every text is escaped."""
-    parts = ["<h1>Comparison with published figures</h1>"]
-    for title, table, note in _sections(metrics):
-        head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
-        body = []
-        for row in table.to_numpy().tolist():
-            cells = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row)
-            mark = ' class="ours"' if row[1] == OURS else ""
-            body.append(f"<tr{mark}>{cells}</tr>")
-        parts.append(f"<h2>{html.escape(title)}</h2>")
-        parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(body) + "\n</tbody></table>")
-        if note:
-            parts.append(f'<p class="note">{html.escape(note)}</p>')
-    parts.append("<ul>" + "".join(f'<li class="note">{html.escape(line)}</li>' for line in LEGEND) + "</ul>")
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    title = "<title>Comparison with published figures</title>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}{title}<style>{STYLE}</style></head>\n<body>\n' + (
-        "\n".join(parts) + "\n</body></html>\n"
-    )
+def _published_cells(row: Published, shown: Sequence[str], titles: Mapping, percent: bool = False) -> dict:
+    cells = {titles.get(name, name): _cell({"value": row.values.get(name)}, percent=percent) for name in shown}
+    status = f"{row.status} ({row.note})" if row.note else row.status
+    return {"model": row.name, "kind": row.kind, "status": status, **cells}
 
 
-def _sections(metrics: Mapping) -> list[tuple[str, pd.DataFrame, str]]:
-    """(title, table, note) of each task and source that the study has scored."""
-    sections = []
-    for task, title, make in (("captions", "Captions", caption_table), ("retrieval", "Retrieval", retrieval_table)):
-        for source in sources_of(metrics[task]):
-            note = "" if published_for(task, source) else NOTHING_PUBLISHED
-            sections.append((f"{title}: {source}", make(metrics, source), note))
-    return sections
+def _table(metrics: Mapping, task: str, source: str, rows: list[tuple[dict, dict]], kept: str) -> ComparisonTable:
+    cells = pd.DataFrame([row for row, _ in rows])
+    cells = cells[[column for column in cells if column == kept or (cells[column] != "").any()]]
+    marks = [[own.get(column, "") for column in cells] for _, own in rows]
+    standings = pd.DataFrame(marks, columns=cells.columns, index=cells.index)
+    notes = [f"Not held against the study's figures: {note}." for note in unfair_notes(metrics, task, source)]
+    if not published_for(task, source):
+        notes = [NOTHING_PUBLISHED]
+    if task == "retrieval":
+        name = metrics.get("protocol", {}).get("retrieval", {}).get("name", "remoteclip, as far as recorded")
+        notes.insert(0, f"Protocol {name}, right answers by image unless a column says otherwise.")
+    return ComparisonTable(task, source, cells, standings, notes)
 
 
 def _names(metrics: Mapping, order: Sequence[str]) -> list[str]:
@@ -191,24 +200,33 @@ def _names(metrics: Mapping, order: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def _by_source(by_source: Mapping, figures) -> dict[str, dict]:
+def _by_source(by_source: Mapping, figures: Callable[[Mapping], dict]) -> dict[str, dict]:
     return {source: figures(by_source[source]) for source in sorted(by_source)}
 
 
 def _caption_figures(entry: Mapping) -> dict[str, dict]:
-    figures = dict(entry.get("released", {}))
-    for name, part in zip(CAPTION_EXTRAS, ("distinct", "seen", "unseen"), strict=True):
+    released, distinct = entry.get("released", {}), entry.get("distinct", {})
+    figures = dict(released)
+    for name, part in zip(CAPTION_EXTRAS, PARTS, strict=True):
         if "CIDEr" in entry.get(part, {}):
             figures[name] = entry[part]["CIDEr"]
+    figures |= {
+        f"{metric}_distinct": own
+        for metric, own in distinct.items()
+        if metric != "CIDEr" and own != released.get(metric)
+    }
     return figures
+
+
+def _text_figures(entry: Mapping) -> dict[str, dict]:
+    return {part: entry[part] for part in ("text", "classes") if part in entry}
 
 
 def _retrieval_figures(entry: Mapping) -> dict[str, dict]:
     figures = dict(entry.get("by_image", {}))
-    for name, part in zip(RETRIEVAL_EXTRAS, ("by_text", "ceiling"), strict=True):
-        if "mean_recall" in entry.get(part, {}):
-            figures[name] = entry[part]["mean_recall"]
-    return figures
+    if "mean_recall" in entry.get("by_text", {}):
+        figures["mean_recall_by_text"] = entry["by_text"]["mean_recall"]
+    return figures | {f"{name}_ceiling": own for name, own in entry.get("ceiling", {}).items() if name in RECALLS}
 
 
 def _own_row(task: str, source: str, name: str, metric: str, entry: Mapping) -> dict:
@@ -222,17 +240,16 @@ def _published_row(row: Published, source: str, metric: str, value: float) -> di
     return named | {"metric": metric, "value": value, "unit_of_source": row.unit, "note": row.note}
 
 
-def _status(row: Published) -> str:
-    return f"{row.status} ({row.note})" if row.note else row.status
-
-
 def _cell(entry: Mapping | None, *, percent: bool = False, interval: bool = False) -> str:
-    """A figure as text, with its interval where asked; empty when unknown, "not run" when there is a reason."""
+    """A figure as text, with spread and interval where asked; why it was not run; empty when unknown."""
     entry = entry or {}
     if not _is_number(entry.get("value")):
-        return "not run" if str(entry.get("reason", "")).startswith("not run") else ""
+        reason = str(entry.get("reason", ""))
+        return reason.split(" (")[0] if reason.startswith("not run") else ""
     scale, digits = (100, 1) if percent else (1, 3)
     text = f"{scale * entry['value']:.{digits}f}"
+    if interval and _is_number(entry.get("spread")):
+        text += f" ± {scale * entry['spread']:.{digits}f}"
     if interval and _is_number(entry.get("low")) and _is_number(entry.get("high")):
         text += f" [{scale * entry['low']:.{digits}f}, {scale * entry['high']:.{digits}f}]"
     return text
@@ -240,12 +257,3 @@ def _cell(entry: Mapping | None, *, percent: bool = False, interval: bool = Fals
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _without_empty_columns(table: pd.DataFrame, kept: str) -> pd.DataFrame:
-    return table[[column for column in table if column == kept or (table[column] != "").any()]]
-
-
-def _markdown(text: str) -> str:
-    """Text that stays in its cell and is no markup."""
-    return html.escape(text.replace("\n", " "), quote=False).replace("|", "\\|")

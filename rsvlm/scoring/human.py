@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rsvlm.scoring.bootstrap import percentile_interval, resampled_sums
-from rsvlm.scoring.captions import METRICS, CaptionScores, corpus_function, rounded
+from rsvlm.scoring.bootstrap import percentile_interval, rounded
+from rsvlm.scoring.captions import METRICS, CaptionScores, draw_scores, not_run
+from rsvlm.scoring.paired import DrawnRun
 
 
 def hold_out(
@@ -34,24 +35,30 @@ def hold_out(
     return held, rest
 
 
-def summarize_seeds(scores: Sequence[CaptionScores], *, seed: int, resamples: int) -> dict[str, dict]:
+def average_draws(scores: Sequence[CaptionScores], *, seed: int, resamples: int) -> DrawnRun:
+    """The mean over several draws of the held-out caption: corpus scores, as they are and under the bootstrap."""
+    drawn = [draw_scores(score, seed=seed, resamples=resamples) for score in scores]
+    means = {metric: np.mean([own[metric] for own in drawn], axis=0) for metric in drawn[0]}
+    corpus = {metric: float(np.mean([score.corpus[metric] for score in scores])) for metric in means}
+    return DrawnRun(list(scores[0].per_image["image_id"]), corpus, means)
+
+
+def summarize_draws(scores: Sequence[CaptionScores], average: DrawnRun) -> dict[str, dict]:
     """metric -> {"value", "low", "high", "n", "spread", "draws"}: means over several draws of the held-out caption.
 
     The interval is over images, each draw's corpus score averaged; ``spread`` is the draws' standard deviation.
+
+    Args:
+        average: what ``average_draws`` gives for the same scores.
     """
     draws, n = len(scores), len(scores[0].per_image)
     summary = {}
     for metric in METRICS:
-        if metric not in scores[0].statistics:
-            reason = scores[0].reasons[metric]
-            summary[metric] = {"value": None, "low": None, "high": None, "n": n, "reason": reason}
+        if metric not in average.drawn:
+            summary[metric] = not_run(n, scores[0].reasons[metric])
             continue
-        corpus = corpus_function(metric)
-        statistics = np.concatenate([score.statistics[metric] for score in scores], axis=1)
-        sums = resampled_sums(statistics, seed=seed, resamples=resamples)
-        low, high = percentile_interval(corpus(sums.reshape(len(sums), draws, -1)).mean(axis=1))
-        values = [score.corpus[metric] for score in scores]
-        spread = float(np.std(values, ddof=1)) if draws > 1 else None
-        entry = {"value": float(np.mean(values)), "low": low, "high": high, "n": n, "spread": spread, "draws": draws}
-        summary[metric] = rounded(entry)
+        low, high = percentile_interval(average.drawn[metric])
+        spread = float(np.std([score.corpus[metric] for score in scores], ddof=1)) if draws > 1 else None
+        value = average.corpus[metric]
+        summary[metric] = rounded({"value": value, "low": low, "high": high, "n": n, "spread": spread, "draws": draws})
     return summary

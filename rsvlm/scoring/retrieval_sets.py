@@ -17,15 +17,21 @@ class RetrievalSet:
     row_image: np.ndarray  # (C,) int64, which image a caption row belongs to
     row_text: np.ndarray  # (C,) int64, which distinct text it holds
     texts: list[str]  # (T,), distinct; the captions that stand for them
+    shared: np.ndarray | None = None  # (P, 2) int64, every (image, row) where a row belongs to several images
 
     def positives(self, rule: str) -> tuple[np.ndarray, np.ndarray]:
         """Right caption rows of each image, as CSR (offsets (N + 1,), row numbers)."""
         N = len(self.image_ids)
         if rule == "by_image":
-            ids, counts = np.arange(len(self.captions)), np.bincount(self.row_image, minlength=N)
+            pairs = np.stack([self.row_image, np.arange(len(self.captions))], axis=1)
+            pairs = pairs if self.shared is None else self.shared
+            order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+            ids, counts = pairs[order, 1], np.bincount(pairs[:, 0], minlength=N)
         elif rule == "by_text":
             knows = np.zeros((N, len(self.texts)), dtype=bool)
             knows[self.row_image, self.row_text] = True
+            if self.shared is not None:
+                knows[self.shared[:, 0], self.row_text[self.shared[:, 1]]] = True
             rows_of = [np.flatnonzero(known[self.row_text]) for known in knows]
             ids, counts = np.concatenate(rows_of), np.array([len(rows) for rows in rows_of])
         else:
@@ -59,6 +65,15 @@ def retrieval_set(image_ids: list[str], captions: list[list[str]]) -> RetrievalS
     number = {form: place for place, form in enumerate(stands_for)}
     row_text = np.array([number[caption.capitalize()] for caption in rows], dtype=np.int64)
     return RetrievalSet(list(rows_of), rows, row_image, row_text, list(stands_for.values()))
+
+
+def with_texts_once(test: RetrievalSet) -> RetrievalSet:
+    """The same images with every distinct text as one row, which belongs to every image that has it."""
+    pairs = np.unique(np.stack([test.row_image, test.row_text], axis=1), axis=0)
+    T = len(test.texts)
+    first = np.zeros(T, dtype=np.int64)
+    first[pairs[::-1, 1]] = pairs[::-1, 0]  # the first image that has it; the draws of the bootstrap go by it
+    return RetrievalSet(test.image_ids, list(test.texts), first, np.arange(T), list(test.texts), pairs)
 
 
 def retrieval_sets(table: pd.DataFrame, split: str) -> dict[str, RetrievalSet]:

@@ -17,8 +17,8 @@ from rsvlm.models.dialogue import Reply, reply
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import Features, encode_texts, load_features
 from rsvlm.models.visual_inputs import read_visual
-from rsvlm.scoring.caption_study import read_captions
 from rsvlm.scoring.embedding_spaces import load_space
+from rsvlm.scoring.runs import read_captions
 from rsvlm.viewing.thumbnails import make_thumbnail
 
 THUMBNAIL_PIXELS = 150

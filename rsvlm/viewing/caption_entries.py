@@ -11,7 +11,7 @@ import pandas as pd
 from rsvlm import paths
 from rsvlm.data.table import load_table, rows_of
 from rsvlm.files import read_json
-from rsvlm.scoring.caption_study import RESERVED, read_captions
+from rsvlm.scoring.runs import RESERVED, read_captions
 from rsvlm.viewing.page import format_score, read_reported
 
 BASELINES = ("consensus", "nearest", "shuffled")

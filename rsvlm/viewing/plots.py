@@ -41,6 +41,7 @@ SERIES_COLOURS = {
     "dual_encoder": ORANGE,
     "ret": SKY,
     "combined": BLUE,
+    "reranked": PURPLE,
     "ceiling": GREEN,
 }
 

@@ -9,6 +9,15 @@ from rsvlm.viewing.plots import BLUE, INK, MUTED, ORANGE, figure
 KINDS = {"released": ("references as released", BLUE, "o"), "distinct": ("distinct references", ORANGE, "s")}
 HALVES = {"seen": ("reference set seen in training", BLUE, "o"), "unseen": ("not seen", ORANGE, "s")}
 NOT_RUNS = ("protocol", "paired")
+HUMAN = "human"
+RULE_WRITTEN = ("blue_marble",)  # sources whose references a rule wrote, not a person
+
+
+def run_label(run: str, source: str) -> str:
+    """How a run is called in a figure. The held-out reference is not called human where a rule wrote it."""
+    if run != HUMAN:
+        return run
+    return "held-out reference (by rule)" if source in RULE_WRITTEN else "held-out reference (human)"
 
 
 def cider_figure(metrics: Mapping, source: str) -> Figure:
@@ -65,7 +74,7 @@ def _dot_figure(metrics: Mapping, source: str, parts: Mapping, title: str) -> Fi
                     fontsize=8,
                     color=INK,
                 )
-    axes.set_yticks(range(len(runs)), runs)
+    axes.set_yticks(range(len(runs)), [run_label(run, source) for run in runs])
     axes.set_ylim(-0.6, len(runs) - 0.25)
     axes.set_xlim(left=0)
     axes.set_xlabel("CIDEr (95 % interval over images)")
