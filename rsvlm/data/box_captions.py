@@ -136,6 +136,8 @@ def words_of(label: str) -> tuple[str, str]:
     if label.split()[-1] in MASS:
         return f"area of {label}", f"areas of {label}"
     singular = engine.singular_noun(label) or label
+    if len(singular.split()[-1]) < 3:
+        singular = label  # inflect takes "bus" and "gas" for plurals
     return singular, engine.plural_noun(singular)
 
 

@@ -78,7 +78,7 @@ def clean_captions(
             if not text.strip():
                 raise ValueError(f"{where}: a caption is empty; only the fix 'blank_captions' can read this file")
             counts["captions_blank_kept"] += 1
-        single = _SPACES.sub(" ", text).strip()
+        single = " ".join(text.split())
         counts["captions_with_extra_spaces"] += single != text
         if not single.isascii():
             counts["captions_not_ascii"] += 1
@@ -86,9 +86,6 @@ def clean_captions(
         kept.append(single if "extra_spaces" in fixes else text)
     counts["captions_repeated_within_image"] += len(kept) - len(set(kept))
     return tuple(kept)
-
-
-_SPACES = re.compile(r"\s+")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Names in settings and annotation files: the closest right one for an error message, and file names that stay inside."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import PurePosixPath, PureWindowsPath
+
+_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def closest_name(name: object, known: Iterable[str]) -> str:
@@ -20,13 +22,8 @@ def check_name(name: object, where: str) -> str:
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where}: the file name must be a non-empty text, is {name!r}")
-    if (
-        PurePosixPath(name).is_absolute()
-        or PureWindowsPath(name).is_absolute()
-        or "\\" in name
-        or "\0" in name
-        or ".." in PurePosixPath(name).parts
-    ):
+    # Plain tests of the text: a CSV of RemoteCLIP's size asks this 828,725 times.
+    if name[0] == "/" or "\\" in name or "\0" in name or _DRIVE.match(name) or ".." in name.split("/"):
         raise ValueError(
             f"{where}: the file name {name!r} leads out of the images' folder; only names inside it are read"
         )
