@@ -1,6 +1,11 @@
 """Twin images: planted ones are found however they were altered, different ones are not, and the cache holds."""
 
+import os
 import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +152,37 @@ def test_several_processes_give_the_same(pictures, prints, tmp_path):
     parallel = fingerprint_images(originals, cache=tmp_path, processes=2)
     for one, other in zip(parallel, prints, strict=False):
         assert np.array_equal(one.turned, other.turned) and np.array_equal(one.cropped, other.cropped)
+
+
+def test_workers_end_with_a_killed_parent(pictures, tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from rsvlm.data import fingerprints\n"
+        "if __name__ == '__main__':\n"
+        "    batches = fingerprints._take_all([(p, Path(p)) for p in sys.argv[1:]], 2)\n"
+        "    next(batches); from multiprocessing import active_children\n"
+        "    print(*[child.pid for child in active_children()], flush=True); time.sleep(600)\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(fingerprints.__file__).parents[2])}
+    command = [sys.executable, str(script), *map(str, pictures[0][:4])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        workers = [int(text) for text in parent.stdout.readline().split()]
+        parent.kill()
+    assert workers
+    deadline = time.monotonic() + 60
+    while alive := [pid for pid in workers if _is_alive(pid)]:
+        assert time.monotonic() < deadline, f"{alive} outlived the process that started them"
+        time.sleep(0.05)
+
+
+def _is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.is_file() or state.read_text().split()[2] != "Z"  # ended, but nobody has asked for its result
 
 
 def test_broken_files_are_named_each(pictures, tmp_path):

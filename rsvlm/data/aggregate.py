@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rsvlm.data.audit import caption_facts, find_misspelt, published_counts
+from rsvlm.data.cards import write_study_cards
 from rsvlm.data.fingerprints import Fingerprint, fingerprint_images
 from rsvlm.data.fixes import check_fixes, fixes_report
 from rsvlm.data.images import ImageError
@@ -225,6 +226,7 @@ def write_aggregated(rows: list[dict], report: dict) -> dict:
         write_json_lines(scratch / TWINS, report["twins"]["list"])
         twins = {key: value for key, value in report["twins"].items() if key != "list"}  # has a file of its own
         write_json(scratch / "report.json", report | {"twins": twins})
+        write_study_cards(scratch / "cards", rows, report, scratch / IMAGE_TABLE.name)
     metrics = metrics_of(report)
     write_json(METRICS / "aggregate_data.json", metrics)
     return metrics
@@ -243,5 +245,12 @@ def metrics_of(report: dict) -> dict:
     metrics = {
         name: {"images": facts["images"], "captions": facts["captions"], **{key: facts.get(key, 0) for key in chosen}}
         for name, facts in report["sources"].items()
+        if not facts["audit_only"]
     }
-    return {"sources": metrics, "twins_dropped_from_train": report["twins"]["dropped_from_train"]}
+    twins = report["twins"]
+    return {
+        "sources": metrics,
+        "twins_dropped_from_train": twins["dropped_from_train"],
+        "pairs_of_twins": twins["pairs"],
+        "pairs_of_twins_between_train_and_test": twins["pairs_between_splits"]["train_and_test"],
+    }

@@ -20,6 +20,7 @@ class Download:
     checksum: str | None = None
     pinned_by: str | None = None
     unpack_to: str | None = None
+    strip: str = ""  # leading folder of the archive that is dropped while unpacking
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class KnownSource:
     area: str = ""  # where on Earth
 
 
-TORCHGEO = "torchgeo"
+TORCHGEO = "torchgeo (microsoft/torchgeo, torchgeo/datasets)"
 
 KNOWN: dict[str, KnownSource] = {
     "ucm": KnownSource(
@@ -59,8 +60,9 @@ KNOWN: dict[str, KnownSource] = {
         metres_a_pixel=0.3,
         licence="imagery: USGS, public domain; captions: released for research, terms not stated in the file",
         place="http://weegee.vision.ucmerced.edu/datasets/landuse.html",
-        by_hand="dataset.json of UCM-Captions, linked from https://github.com/201528014227051/RSICD_optimal, "
-        "into ucm_captions/",
+        by_hand="dataset.json and the numbered imgs/ of UCM-Captions, linked from "
+        "https://github.com/201528014227051/RSICD_optimal, into ucm_captions/; the land-use archive holds the same pictures "
+        "under their classes' names",
         downloads=(
             Download(
                 "https://huggingface.co/datasets/torchgeo/ucmerced/resolve/main/UCMerced_LandUse.zip",
@@ -149,12 +151,13 @@ KNOWN: dict[str, KnownSource] = {
                 "md5:75206b2e16446591afa88e2628744886",
                 TORCHGEO,
                 unpack_to="images",
+                strip="NWPU-RESISC45",
             ),
         ),
         settings={
             "format": "nwpu",
             "annotations": "nwpu_captions/dataset_nwpu.json",
-            "images": "nwpu_captions/images/NWPU-RESISC45",
+            "images": "nwpu_captions/images",
         },
         imagery="Google Earth, as the authors of NWPU-RESISC45 say",
         area="more than 100 countries",

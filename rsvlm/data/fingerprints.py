@@ -10,11 +10,12 @@ moved or copied is not decoded again, and a file that changed is.
 import os
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import imagehash
@@ -165,8 +166,18 @@ def _take_all(todo: list[tuple[str, Path]], processes: int | None) -> Iterator[l
         yield from map(_take_batch, batches)
         return
     # Fresh processes: a fork of a notebook's kernel would copy its threads' locks.
-    with ProcessPoolExecutor(wanted, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(wanted, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         yield from pool.map(_take_batch, batches)
+
+
+def _end_with_parent() -> None:
+    """Let this worker end when the process that started it is killed; a pool's workers would wait for ever."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _take_batch(batch: list[tuple[str, Path]]) -> list[tuple[str, object]]:
