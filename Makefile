@@ -67,10 +67,12 @@ $(READY): requirements.lock pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-# A GPU's torch brings Triton; elsewhere only the tests need it, to interpret its kernels and to compile them for GPUs.
+# What only tests need. A GPU's torch brings Triton; elsewhere it interprets the kernels and compiles them for GPUs.
 $(TESTING): $(READY)
+	@echo "Installing into .venv: what only the tests need"
+	@$(PIP) --constraint requirements.lock $$($(BIN)/python scripts/lock.py --extras audit)
 	@if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'; then \
-	  echo "Installing into .venv: what the tests of the GPU kernels need"; $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras triton); fi
+	  $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras triton); fi
 	@touch $@
 
 # DVC looks for git; an unpacked archive has none.

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsvlm.data import aggregate
-from rsvlm.data.aggregate import aggregate_sources, parse_source, write_aggregated
+from rsvlm.data import aggregate, fingerprints
+from rsvlm.data.aggregate import aggregate_sources, write_aggregated
 from rsvlm.data.images import ImageError
+from rsvlm.data.sources import parse_source
 from rsvlm.data.table import load_table, rows_of, save_table
 
 SPLIT_OF = ["train", "train", "train", "train", "val", "test"]
@@ -29,6 +30,11 @@ def make_source(root, name="s", splits=tuple(SPLIT_OF), captions=("a river .", "
     return {"name": name, "format": "karpathy", "annotations": f"{name}/d.json", "images": f"{name}/imgs"}
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(fingerprints, "CACHE", tmp_path_factory.mktemp("cache"))
+
+
 def run(root, *sources, **options):
     return aggregate_sources(list(sources), data_root=str(root), log=lambda line: None, **options)
 
@@ -43,7 +49,9 @@ def test_rows_and_report(tmp_path):
     facts = report["sources"]["s"]
     assert facts["images"] == {"train": 4, "val": 1, "test": 1} and facts["captions"]["train"] == 8
     assert facts["images_with_another_extension"] == 6 and facts["captions_repeated_within_image"] == 6
-    assert report["verbatim_in_train"] == {"s": {"s": 1.0}}
+    assert report["verbatim"]["s/test"] == {"s/train": 1.0, "s/val": 1.0, "s/test": 0.0}
+    assert report["verbatim"]["s/train"]["s/train"] == 1.0
+    assert [rows[0][key] for key in ("width", "height", "resolution")] == [8, 8, None]
     json.dumps(report, allow_nan=False)
 
 
@@ -137,12 +145,24 @@ def test_other_scripts_are_kept_and_counted(tmp_path):
 def test_train_twins_of_test_images(tmp_path, drop):
     rows, report = run(tmp_path, make_source(tmp_path, twin=(1, 5)), drop_train_twins_of_test=drop)
     assert ("s/1.png" in {row["image_id"] for row in rows}) is not drop
-    assert report["twins"] == {
-        "groups": 1,
-        "groups_shared_by_splits": {"train_and_val": 0, "train_and_test": 1, "val_and_test": 0},
-        "dropped_from_train": int(drop),
-        "first_groups": [["s/1.png (train)", "s/5.png (test)"]],
-    }
+    twins = report["twins"]
+    assert twins["pairs"] == twins["pairs_of_equal_files"] == 1 and twins["dropped_from_train"] == int(drop)
+    assert twins["pairs_between_splits"] == {"train_and_val": 0, "train_and_test": 1, "val_and_test": 0}
+    assert twins["images_with_a_twin"]["s/test"] == {"s/train": 1, "s/val": 0, "s/test": 0}
+    assert twins["list"] == [
+        {
+            "first": "s/1.png",
+            "second": "s/5.png",
+            "first_split": "train",
+            "second_split": "test",
+            "first_path": (tmp_path / "s/imgs/1.png").as_posix(),
+            "second_path": (tmp_path / "s/imgs/5.png").as_posix(),
+            "exact": True,
+            "turn": "upright",
+            "correlation": 1.0,
+            "dropped": ["s/1.png"] if drop else [],
+        }
+    ]
 
 
 def test_limit_is_drawn_by_seed(tmp_path):
@@ -224,8 +244,12 @@ def test_real_ucm(shared_data):
     assert (
         facts["images"] == {"train": 1680, "val": 210, "test": 210} and facts["images_with_another_extension"] == 2100
     )
-    assert report["verbatim_in_train"]["ucm"]["ucm"] == pytest.approx(0.5457, abs=1e-4)
+    assert report["verbatim"]["ucm/test"]["ucm/train"] == pytest.approx(0.5457, abs=1e-4)
     assert len({row["label"] for row in rows}) == 21
+    assert all(row["published"] == row["found"] for row in facts["published"]) and len(facts["published"]) == 5
+    assert [(row["first"], row["second"], row["exact"]) for row in report["twins"]["list"]] == [
+        ("ucm/102.jpg", "ucm/103.jpg", True)
+    ]
 
 
 def test_real_sources_without_their_images(shared_data):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from rsvlm.data import karpathy
+from rsvlm.data import official_splits
+from rsvlm.data.fixes import ALL, check_fixes
 from rsvlm.data.karpathy import UCM_CLASSES, read_karpathy
 from rsvlm.data.listings import find_images
 from rsvlm.data.nwpu import read_nwpu
@@ -94,7 +95,7 @@ def test_missing_and_foreign_annotation_files(tmp_path):
 
 def test_unknown_fix_and_label_rule_name_the_closest(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'rsicd_swapped_splits'"):
-        read(tmp_path, entry("a.tif"), fixes=["rsicd_swaped_splits"])
+        check_fixes(["rsicd_swaped_splits"])
     with pytest.raises(ValueError, match="did you mean 'prefix'"):
         read(tmp_path, entry("a.tif"), labels="prefx")
 
@@ -112,14 +113,31 @@ def test_labels(tmp_path):
         read(tmp_path, entry("2101.tif"), labels="ucm_number")
 
 
-@pytest.mark.parametrize(("fixes", "expected"), [(None, ["train", "test", "val"]), ([], ["train", "val", "test"])])
-def test_swapped_splits_are_known_by_content(tmp_path, monkeypatch, fixes, expected):
-    monkeypatch.setattr(karpathy, "RSICD_TEST", karpathy.hashlib.sha256(b"b").hexdigest())
-    listing = read(tmp_path, entry("a.jpg"), entry("b.jpg", "val"), entry("c.jpg", "test"), fixes=fixes)
+@pytest.mark.parametrize(("allowed", "expected"), [(True, ["train", "test", "val"]), (False, ["train", "val", "test"])])
+def test_swapped_splits_are_known_by_content(tmp_path, monkeypatch, allowed, expected):
+    monkeypatch.setattr(official_splits, "RSICD_TEST", official_splits.hashlib.sha256(b"b").hexdigest())
+    listing = read(tmp_path, entry("a.jpg"), entry("b.jpg", "val"), entry("c.jpg", "test"))
+    official_splits.mend_rsicd_splits(listing, allowed)
     assert [image.split for image in listing.images] == expected
-    assert listing.counts["splits_found_swapped"] == 1 and listing.counts["splits_swapped_back"] == (fixes is None)
-    right = read(tmp_path, entry("a.jpg"), entry("b.jpg", "test"), entry("c.jpg", "val"), fixes=fixes)
+    assert listing.counts["splits_found_swapped"] == 1 and listing.counts["splits_swapped_back"] == int(allowed)
+    right = read(tmp_path, entry("a.jpg"), entry("b.jpg", "test"), entry("c.jpg", "val"))
+    official_splits.mend_rsicd_splits(right, allowed)
     assert right.counts["splits_found_swapped"] == 0 and right.images[1].split == "test"
+
+
+def test_each_fix_can_be_switched_off(tmp_path):
+    wrong = entry("a_1.tif", captions=["a  farmland .", ".", "a farmland ."])
+    wrong["sentences"][2]["tokens"] = ["a", "formland"]
+    assert read(tmp_path, wrong).images[0].captions == ("a farmland .", "a farmland .")
+    released = read(tmp_path, wrong, fixes=frozenset())
+    assert released.images[0].captions == ("a  farmland .", ".", "a formland")
+    assert released.counts["captions_blank_kept"] == 1 and released.counts["captions_blank_dropped"] == 0
+    with pytest.raises(ValueError, match=r"only the fix 'blank_captions' can read"):
+        read(tmp_path, entry("a_1.tif", captions=[" "]), fixes=ALL - {"blank_captions"})
+    (tmp_path / "imgs").mkdir()
+    (tmp_path / "imgs" / "a_1.jpg").write_bytes(b"x")
+    images = read(tmp_path, entry("a_1.tif")).images
+    assert find_images(images, tmp_path / "imgs", ALL - {"other_extension"})[1] == ["a_1.tif"]
 
 
 def test_files_are_found_under_another_extension(tmp_path):
@@ -179,6 +197,7 @@ def test_real_files(shared_data, file, images, blank, repeated, tokens, ids):
     assert counts["captions_blank_dropped"] == blank and counts["captions_repeated_within_image"] == repeated
     assert counts["captions_with_other_tokens"] == tokens and counts["images_with_other_sentence_ids"] == ids
     if "rsicd" in file:
+        official_splits.mend_rsicd_splits(listing, allowed=True)
         assert counts["splits_swapped_back"] == 1
         assert listing.notes["splits_listed"] == {"train": 8734, "val": 1093, "test": 1094}
         assert listing.notes["splits_read"] == {"train": 8734, "val": 1094, "test": 1093}

@@ -1,91 +1,27 @@
 """From the sources of a study to one caption table, with a report of everything that was dropped or looks odd.
 
-Reading order: annotation files, images on disk, every image opened once, exact twins, size limits, checks of the whole.
+Reading order: annotation files, images on disk, every image opened once, size limits, twins, checks of the whole.
 """
 
-import dataclasses
 import os
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
-from rsvlm.data.blue_marble import TileSettings, make_blue_marble
-from rsvlm.data.images import ImageError, open_image
-from rsvlm.data.karpathy import read_karpathy
+from rsvlm.data.audit import caption_facts, find_misspelt, published_counts
+from rsvlm.data.cards import write_study_cards
+from rsvlm.data.fingerprints import Fingerprint, fingerprint_images
+from rsvlm.data.fixes import check_fixes, fixes_report
+from rsvlm.data.images import ImageError
 from rsvlm.data.listings import NAMES_SHOWN, FoundImage, Listing, find_images
-from rsvlm.data.nwpu import read_nwpu
 from rsvlm.data.overlap import find_twins, verbatim_share
+from rsvlm.data.sources import Source, list_source, parse_source
 from rsvlm.data.table import SPLITS, save_table
-from rsvlm.files import fingerprint_file, whole_folder, write_json
-from rsvlm.paths import AGGREGATED, BLUE_MARBLE, IMAGE_TABLE, METRICS, ROOT
+from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_lines
+from rsvlm.paths import AGGREGATED, IMAGE_TABLE, METRICS, ROOT
 
-FORMATS = ("blue_marble", "karpathy", "nwpu")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One source of a study, as a dict of the parameter ``sources`` gives it. Checks itself.
-
-    ``annotations`` and ``images`` are paths below ``data_root`` (or absolute); Blue Marble needs neither.
-    """
-
-    name: str
-    format: str
-    annotations: str | None = None
-    images: str | None = None
-    labels: str = "none"  # karpathy: where class names come from, see read_karpathy
-    fixes: list[str] | None = None  # karpathy: fixes that may be applied; None = all, [] = none
-    tiles: int = TileSettings.tiles  # blue_marble: tiles at most
-    tile_pixels: int = TileSettings.tile_pixels  # blue_marble: side of a tile in pixels
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name or "/" in self.name:
-            raise ValueError(f"sources: name must be a non-empty text without '/', is {self.name!r}")
-        if self.format not in FORMATS:
-            raise ValueError(f"sources: {self.name}: unknown format {self.format!r}{_closest(self.format, FORMATS)}")
-        if self.format != "blue_marble":
-            for key in ("annotations", "images"):
-                if not isinstance(getattr(self, key), str):
-                    raise ValueError(f"sources: {self.name}: format {self.format} needs the key {key!r} with a path")
-        if self.fixes is not None and not isinstance(self.fixes, list):
-            raise ValueError(f"sources: {self.name}: fixes must be a list of names, is {self.fixes!r}")
-        for key in ("tiles", "tile_pixels"):
-            if not isinstance(getattr(self, key), int) or isinstance(getattr(self, key), bool):
-                raise ValueError(f"sources: {self.name}: {key} must be a whole number, is {getattr(self, key)!r}")
-
-
-_KEYS = {
-    "blue_marble": ("name", "format", "tiles", "tile_pixels"),
-    "karpathy": ("name", "format", "annotations", "images", "labels", "fixes"),
-    "nwpu": ("name", "format", "annotations", "images"),
-}
-
-
-def parse_source(settings: object) -> Source:
-    """A checked Source from a dict of the parameter ``sources``.
-
-    Raises:
-        ValueError: a key that the format does not have (with the closest one), a missing key, an unknown format.
-    """
-    if not isinstance(settings, dict):
-        raise ValueError(f"sources: each source must be a mapping with at least name and format, is {settings!r}")
-    settings = dict(settings)
-    known = _KEYS.get(settings.get("format"), tuple(field.name for field in dataclasses.fields(Source)))
-    for key in settings:
-        if key not in known:
-            raise ValueError(f"sources: {settings.get('name')}: unknown key {key!r}{_closest(key, known)}")
-    for key in ("name", "format"):
-        if key not in settings:
-            raise ValueError(f"sources: a source lacks the key {key!r}: {settings}")
-    return Source(**settings)
-
-
-def _closest(name: object, known: tuple[str, ...]) -> str:
-    close = get_close_matches(str(name), known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+TWINS = "twins.jsonl"  # every pair of twin images, beside the table
 
 
 def aggregate_sources(
@@ -95,18 +31,22 @@ def aggregate_sources(
     allow_missing_images: bool = False,
     drop_train_twins_of_test: bool = True,
     max_images_per_split: int | None = None,
+    check_spelling: bool = False,
     seed: int = 0,
+    cache: Path | None = None,
     log: Callable[[str], None] = print,
 ) -> tuple[list[dict], dict]:
     """Rows of the image table and the report on them.
 
     Args:
-        sources: dicts, see Source.
+        sources: dicts, see rsvlm.data.sources.Source.
         data_root: folder that the sources' paths start from, relative to the project's root or absolute.
         allow_missing_images: leave out images that are missing or cannot be opened, and count them; else they stop it.
-        drop_train_twins_of_test: leave out training images whose files equal, byte for byte, a test image's.
+        drop_train_twins_of_test: leave out training images that show what a test image shows, see rsvlm.data.twins.
         max_images_per_split: images a source and split at most, drawn at random (seed); None = all.
-        seed: of the Blue Marble tiles and of that draw.
+        check_spelling: list words that an English dictionary does not know; needs the extra ``audit``.
+        seed: of the Blue Marble tiles, of the wording of captions made from boxes, and of that draw.
+        cache: folder of the images' fingerprints; None = the project's.
         log: takes one line a source.
 
     Raises:
@@ -114,52 +54,72 @@ def aggregate_sources(
         ValueError: a setting or an annotation file is wrong; a split is empty; names source, file and key.
     """
     parsed = [parse_source(source) for source in sources]
-    if not parsed:
-        raise ValueError("sources: needs at least one source")
+    if not any(not source.audit_only for source in parsed):
+        raise ValueError("sources: needs at least one source (that is not audit_only)")
     repeated = [name for name, count in Counter(source.name for source in parsed).items() if count > 1]
     if repeated:
         raise ValueError(f"sources: the name {repeated[0]!r} is given twice; names tell the sources apart")
     if max_images_per_split is not None and max_images_per_split < 1:
         raise ValueError(f"max_images_per_split must be at least 1 or null, is {max_images_per_split}")
-    rows, digests, report = [], {}, {"sources": {}}
+    rows, others, prints, report = [], [], {}, {"sources": {}}
     for source in parsed:
-        new, found_digests, facts = _read_source(source, data_root, allow_missing_images, max_images_per_split, seed)
+        allow = allow_missing_images or source.audit_only
+        new, new_prints, facts = _read_source(source, data_root, allow, max_images_per_split, seed, cache, log)
         log(f"{source.name}: {len(new)} of {facts['images_listed']} listed images read")
-        rows += new
-        digests |= found_digests
+        (others if source.audit_only else rows).extend(new)
+        prints |= new_prints
         report["sources"][source.name] = facts
-    rows, report["twins"] = find_twins(rows, digests, drop_train_twins_of_test)
+    rows, pairs, report["twins"] = find_twins(rows, others, prints, drop_train_twins_of_test)
+    report["twins"]["list"] = pairs
     rows.sort(key=lambda row: (row["source"], row["split"], row["image_id"]))
     _check_splits(rows, report)
-    report["verbatim_in_train"] = verbatim_share(rows)
+    report["verbatim"] = verbatim_share([*rows, *others])
     for name, facts in report["sources"].items():
-        own = [row for row in rows if row["source"] == name]
+        own = [row for row in (*rows, *others) if row["source"] == name]
+        captions = [caption for row in own for caption in row["captions"]]
         facts["images"] = {split: sum(row["split"] == split for row in own) for split in SPLITS}
         facts["captions"] = {
             split: sum(len(row["captions"]) for row in own if row["split"] == split) for split in SPLITS
         }
-        facts["distinct_captions"] = len({caption for row in own for caption in row["captions"]})
+        facts |= caption_facts(captions)
+        if check_spelling:
+            facts["misspelt"] = find_misspelt(captions)
     return rows, report
 
 
 def _read_source(
-    source: Source, data_root: str, allow_missing: bool, most: int | None, seed: int
-) -> tuple[list[dict], dict[str, str], dict]:
-    """Rows of one source, SHA-256 by image_id, and its part of the report."""
-    listing, folder, where = _list_source(source, data_root, seed)
+    source: Source,
+    data_root: str,
+    allow_missing: bool,
+    most: int | None,
+    seed: int,
+    cache: Path | None,
+    log: Callable[[str], None],
+) -> tuple[list[dict], dict[str, Fingerprint], dict]:
+    """Rows of one source, fingerprints by image_id, and its part of the report."""
+    listing, folder, files = list_source(source, data_root, seed)
+    where = files[0]
+    fixes = check_fixes(source.fixes)
+    facts: dict = {
+        "format": source.format,
+        "audit_only": source.audit_only,
+        "annotation_files": {file.name: fingerprint_file(file) for file in files if file.is_file()},
+        "images_listed": len(listing.images),
+        "published": published_counts(source.name, listing),
+    }
+    if source.audit_only and (folder is None or not folder.is_dir()):
+        facts |= dict(sorted(listing.counts.items())) | listing.notes | {"images_on_disk": False}
+        facts["fixes"] = fixes_report(listing.counts, fixes)
+        return _captions_alone(source, listing), {}, facts
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{source.name}: no folder {folder} for the {len(listing.images):,} images of {where}; put them there "
             f"(data/raw/README.md says where they come from) or take the source out"
         )
-    found, missing, disk_counts = find_images(listing.images, folder)
-    facts: dict = {"format": source.format, "images_listed": len(listing.images), "files_missing": len(missing)}
-    facts |= {
-        "first_files_missing": sorted(missing)[:NAMES_SHOWN],
-        **dict(sorted(listing.counts.items())),
-        **disk_counts,
-        **listing.notes,
-    }
+    found, missing, disk_counts = find_images(listing.images, folder, fixes)
+    facts |= {"files_missing": len(missing), "first_files_missing": sorted(missing)[:NAMES_SHOWN]}
+    facts |= dict(sorted(listing.counts.items())) | disk_counts | listing.notes
+    facts["fixes"] = fixes_report(listing.counts + Counter(disk_counts), fixes)
     if missing and not allow_missing:
         raise FileNotFoundError(
             f"{source.name}: {len(missing):,} of {len(listing.images):,} images listed in {where} are not in {folder}, "
@@ -171,47 +131,53 @@ def _read_source(
         "images_without_caption": len(wordless),
         "first_images_without_caption": sorted(i.name for i in wordless)[:NAMES_SHOWN],
     }
-    rows, digests, broken, sizes = [], {}, [], Counter()
-    for item in usable:
-        try:
-            picture = open_image(item.path)
-        except ImageError as error:
+    rows, prints, broken, sizes = [], {}, [], Counter()
+    for item, one in zip(usable, fingerprint_images([i.path for i in usable], cache=cache, log=log), strict=True):
+        if isinstance(one, ImageError):
             if not allow_missing:
-                raise ImageError(f"{source.name}: {error} (or set allow_missing_images to go on without it)") from error
+                raise ImageError(f"{source.name}: {one} (or set allow_missing_images to go on without it)") from one
             broken.append(item.name)
             continue
-        sizes[f"{picture.width}x{picture.height}"] += 1
-        image_id = f"{source.name}/{item.name}"
-        digests[image_id] = fingerprint_file(item.path)
-        rows.append(
-            {
-                "image_id": image_id,
-                "source": source.name,
-                "split": item.listed.split,
-                "path": _path_text(item, data_root),
-                "captions": list(item.listed.captions),
-                "label": item.listed.label,
-            }
-        )
+        sizes[f"{one.width}x{one.height}"] += 1
+        row = _row_of(source, item, data_root, one)
+        prints[row["image_id"]] = one
+        rows.append(row)
     facts |= {"images_left_out_by_limit": len(found) - len(wordless) - len(usable), "images_broken": len(broken)}
     facts |= {"first_images_broken": sorted(broken)[:NAMES_SHOWN], "images_read": len(rows)}
     facts |= {
         "image_sizes": dict(sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMES_SHOWN]),
         "different_image_sizes": len(sizes),
     }
-    return rows, digests, facts
+    return rows, prints, facts
 
 
-def _list_source(source: Source, data_root: str, seed: int) -> tuple[Listing, Path, Path]:
-    """A source's listing, its folder of images and its annotation file."""
-    if source.format == "blue_marble":
-        make_blue_marble(TileSettings(source.tiles, source.tile_pixels, seed))
-        annotations, images = BLUE_MARBLE / "dataset.json", BLUE_MARBLE / "images"
-        return read_karpathy(annotations, fixes=[], labels="field"), images, annotations
-    annotations, images = (ROOT / data_root / path for path in (source.annotations, source.images))
-    if source.format == "nwpu":
-        return read_nwpu(annotations), images, annotations
-    return read_karpathy(annotations, fixes=source.fixes, labels=source.labels), images, annotations
+def _row_of(source: Source, item: FoundImage, data_root: str, one: Fingerprint) -> dict:
+    """A row of the image table."""
+    return {
+        "image_id": f"{source.name}/{item.name}",
+        "source": source.name,
+        "split": item.listed.split,
+        "path": _path_text(item, data_root),
+        "captions": list(item.listed.captions),
+        "label": item.listed.label,
+        "width": one.width,
+        "height": one.height,
+        "resolution": source.resolution,
+    }
+
+
+def _captions_alone(source: Source, listing: Listing) -> list[dict]:
+    """Rows of a source whose images are not here, for comparing captions; they never enter the table."""
+    return [
+        {
+            "image_id": f"{source.name}/{image.name}",
+            "source": source.name,
+            "split": image.split,
+            "captions": list(image.captions),
+            "label": image.label,
+        }
+        for image in listing.images
+    ]
 
 
 def _limit(found: list[FoundImage], most: int | None, seed: str) -> list[FoundImage]:
@@ -238,7 +204,11 @@ def _path_text(item: FoundImage, data_root: str) -> str:
 def _check_splits(rows: list[dict], report: dict) -> None:
     """ValueError when a split is empty over all sources. A single source may lack one: the report then shows a 0."""
     for split in SPLITS:
-        listed = {name: facts["splits_read"].get(split, 0) for name, facts in report["sources"].items()}
+        listed = {
+            name: facts["splits_read"].get(split, 0)
+            for name, facts in report["sources"].items()
+            if not facts["audit_only"]
+        }
         if not any(row["split"] == split for row in rows):
             sums = "; ".join(
                 f"{name}: {count:,} listed, files missing in all splits: {report['sources'][name]['files_missing']:,}"
@@ -250,10 +220,13 @@ def _check_splits(rows: list[dict], report: dict) -> None:
 
 
 def write_aggregated(rows: list[dict], report: dict) -> dict:
-    """The stage's metrics; writes the image table, ``report.json`` and ``METRICS/aggregate_data.json``."""
+    """The stage's metrics; writes the image table, the twins, ``report.json``, cards and ``METRICS/aggregate_data.json``."""
     with whole_folder(AGGREGATED) as scratch:
         save_table(rows, scratch / IMAGE_TABLE.name)
-        write_json(scratch / "report.json", report)
+        write_json_lines(scratch / TWINS, report["twins"]["list"])
+        twins = {key: value for key, value in report["twins"].items() if key != "list"}  # has a file of its own
+        write_json(scratch / "report.json", report | {"twins": twins})
+        write_study_cards(scratch / "cards", rows, report, scratch / IMAGE_TABLE.name)
     metrics = metrics_of(report)
     write_json(METRICS / "aggregate_data.json", metrics)
     return metrics
@@ -272,5 +245,12 @@ def metrics_of(report: dict) -> dict:
     metrics = {
         name: {"images": facts["images"], "captions": facts["captions"], **{key: facts.get(key, 0) for key in chosen}}
         for name, facts in report["sources"].items()
+        if not facts["audit_only"]
     }
-    return {"sources": metrics, "twins_dropped_from_train": report["twins"]["dropped_from_train"]}
+    twins = report["twins"]
+    return {
+        "sources": metrics,
+        "twins_dropped_from_train": twins["dropped_from_train"],
+        "pairs_of_twins": twins["pairs"],
+        "pairs_of_twins_between_train_and_test": twins["pairs_between_splits"]["train_and_test"],
+    }

@@ -17,14 +17,16 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 @dataclass(frozen=True)
 class Box:
-    """The box around one connected part of a class, in pixels; right and bottom lie just outside."""
+    """The box around one object or connected part of a class, in pixels; right and bottom lie just outside."""
 
     label: str
-    left: int
-    top: int
-    right: int
-    bottom: int
-    pixels: int  # of the part itself, not of the box
+    left: float
+    top: float
+    right: float
+    bottom: float
+    pixels: float  # of the part itself, not of the box
+    angle: float | None = None  # of the long side against the horizontal, 0 to 180 degrees; None: not known
+    stretch: float = 1.0  # long side by short side of the box that follows the object
 
 
 def boxes_of_mask(mask: np.ndarray, label: str, min_pixels: int = 1) -> list[Box]:

@@ -1,21 +1,24 @@
-"""Reader of caption annotations in Karpathy's JSON format, and of the named fixes to known defective files.
+"""Reader of caption annotations in Karpathy's JSON format.
 
 ``{"images": [{"filename", "imgid", "split", "sentids", "sentences": [{"raw", "tokens", "imgid", "sentid"}]}]}``
 Used by UCM-Captions, RSICD, Sydney-Captions and by this package's own Blue Marble tiles.
 """
 
-import hashlib
 import re
 from collections import Counter
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
-from rsvlm.data.listings import ListedImage, Listing, check_name, check_split, clean_captions, differs_from_tokens
+from rsvlm.data.fixes import ALL
+from rsvlm.data.listings import (
+    ListedImage,
+    Listing,
+    check_split,
+    clean_captions,
+    differs_from_tokens,
+    note_splits,
+)
+from rsvlm.data.names import check_name, closest_name
 from rsvlm.files import read_json
-
-# Official test set of RSICD: SHA-256 over its 1,093 file names without extension, sorted, joined by newlines.
-RSICD_TEST = "ecfb7e5a7642318951e0efa81452a9f4bf88ab136d05c60e2a2b348261a81a25"
-FIXES = ("rsicd_swapped_splits",)
 
 # UC Merced's classes: 100 images each, numbered through in this order.
 UCM_CLASSES = (
@@ -26,26 +29,22 @@ UCM_CLASSES = (
 LABEL_RULES = ("none", "prefix", "ucm_number")
 
 
-def read_karpathy(annotations: Path, *, fixes: list[str] | None = None, labels: str = "none") -> Listing:
+def read_karpathy(annotations: Path, *, fixes: frozenset[str] = ALL, labels: str = "none") -> Listing:
     """The images of a Karpathy JSON file with splits, captions and counts of the file's defects.
 
     Args:
         annotations: the JSON file.
-        fixes: names of FIXES that may be applied where the file's content shows the defect; None = all, [] = none.
+        fixes: names of the fixes that may be applied, see rsvlm.data.fixes.
         labels: where a class name comes from: ``none``; ``prefix``, the file name's letters before its number
             (``airport_12.jpg``); ``ucm_number``, UC Merced's number; ``field``, the key ``label`` of each image.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: invalid JSON, wrong types, an image or id listed twice, a name that leads out of the folder, an
-            unknown split, fix or rule; names the file and the image.
+            unknown split or rule; names the file and the image.
     """
-    fixes = list(FIXES) if fixes is None else fixes
-    for fix in fixes:
-        if fix not in FIXES:
-            raise ValueError(f"fixes: unknown fix {fix!r}{_closest(fix, FIXES)}")
     if labels not in (*LABEL_RULES, "field"):
-        raise ValueError(f"labels: unknown rule {labels!r}{_closest(labels, (*LABEL_RULES, 'field'))}")
+        raise ValueError(f"labels: unknown rule {labels!r}{closest_name(labels, (*LABEL_RULES, 'field'))}")
     if not annotations.is_file():
         raise FileNotFoundError(
             f"{annotations}: no such annotation file; see data/raw/README.md for where sources come from"
@@ -59,7 +58,7 @@ def read_karpathy(annotations: Path, *, fixes: list[str] | None = None, labels: 
     listing = Listing(images=[])
     names, ids, sentence_ids = {}, {}, Counter()
     for number, entry in enumerate(entries):
-        image = _read_entry(entry, f"{annotations}: images[{number}]", labels, listing.counts, sentence_ids)
+        image = _read_entry(entry, f"{annotations}: images[{number}]", labels, fixes, listing.counts, sentence_ids)
         where = f"{annotations}: images[{number}] ({image.name})"
         for what, key, seen in (("file name", image.name, names), ("imgid", entry.get("imgid"), ids)):
             if key is not None and key in seen:
@@ -69,13 +68,13 @@ def read_karpathy(annotations: Path, *, fixes: list[str] | None = None, labels: 
             seen[key] = number
         listing.images.append(image)
     listing.counts["sentence_ids_repeated"] = sum(count - 1 for count in sentence_ids.values())
-    listing.notes["splits_listed"] = dict(Counter(image.split for image in listing.images))
-    _fix_rsicd_splits(listing, allowed="rsicd_swapped_splits" in fixes)
-    listing.notes["splits_read"] = dict(Counter(image.split for image in listing.images))
+    note_splits(listing)
     return listing
 
 
-def _read_entry(entry: object, where: str, labels: str, counts: Counter, sentence_ids: Counter) -> ListedImage:
+def _read_entry(
+    entry: object, where: str, labels: str, fixes: frozenset[str], counts: Counter, sentence_ids: Counter
+) -> ListedImage:
     """One checked image; its defects are added to the counts."""
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: must be an object, is {type(entry).__name__}")
@@ -94,19 +93,20 @@ def _read_entry(entry: object, where: str, labels: str, counts: Counter, sentenc
     for position, sentence in enumerate(sentences):
         if not isinstance(sentence, dict) or not isinstance(sentence.get("raw"), str):
             raise ValueError(f"{where}: sentences[{position}] must be an object with a text under 'raw'")
-        released.append(sentence["raw"])
-        tokens = sentence.get("tokens")
+        text, tokens = sentence["raw"], sentence.get("tokens")
         if isinstance(tokens, list):
-            counts["captions_with_other_tokens"] += differs_from_tokens(
-                sentence["raw"], [str(token) for token in tokens]
-            )
+            tokens = [str(token) for token in tokens]
+            if differs_from_tokens(text, tokens):
+                counts["captions_with_other_tokens"] += 1
+                text = text if "text_from_raw" in fixes else " ".join(tokens)
+        released.append(text)
         if "sentid" in sentence:
             sentence_ids[str(sentence["sentid"])] += 1
     listed_ids = entry.get("sentids")
     counts["images_with_other_sentence_ids"] += listed_ids is not None and listed_ids != [
         s.get("sentid") for s in sentences
     ]
-    return ListedImage(name, split, clean_captions(released, counts), _label_of(name, entry, labels, where))
+    return ListedImage(name, split, clean_captions(released, counts, fixes, where), _label_of(name, entry, labels, where))
 
 
 def _label_of(name: str, entry: dict, rule: str, where: str) -> str | None:
@@ -125,28 +125,3 @@ def _label_of(name: str, entry: dict, rule: str, where: str) -> str | None:
             raise ValueError(f"{where}: 'label' must be a text or null, is {label!r}")
         return label
     return None
-
-
-def _fix_rsicd_splits(listing: Listing, allowed: bool) -> None:
-    """Give RSICD's official test set its name back where a file calls it ``val``; known by its file names."""
-    swapped = _fingerprint_of_split(listing, "val") == RSICD_TEST
-    listing.counts["splits_found_swapped"] = int(swapped)
-    listing.counts["splits_swapped_back"] = int(swapped and allowed)
-    if swapped and allowed:
-        other = {"val": "test", "test": "val"}
-        listing.images = [
-            ListedImage(image.name, other.get(image.split, image.split), image.captions, image.label)
-            for image in listing.images
-        ]
-
-
-def _fingerprint_of_split(listing: Listing, split: str) -> str:
-    """SHA-256 over the sorted file names of a split, without extensions."""
-    stems = sorted(PurePosixPath(image.name).stem for image in listing.images if image.split == split)
-    return hashlib.sha256("\n".join(stems).encode()).hexdigest()
-
-
-def _closest(name: object, known: tuple[str, ...]) -> str:
-    """The end of an error message: the closest known name, or all of them."""
-    close = get_close_matches(str(name), known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

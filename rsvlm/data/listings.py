@@ -1,12 +1,15 @@
 """What every annotation file comes down to: a list of images with a split and captions, and counts of its defects."""
 
+import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
+from rsvlm.data.fixes import ALL
 from rsvlm.data.images import EXTENSIONS
 from rsvlm.data.table import SPLITS
 
@@ -41,28 +44,6 @@ class FoundImage:
     path: Path
 
 
-def check_name(name: object, where: str) -> str:
-    """A file name that stays inside its folder.
-
-    Raises:
-        ValueError: no text, blank, absolute, or one that climbs out with ``..``.
-    """
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{where}: the file name must be a non-empty text, is {name!r}")
-    posix = PurePosixPath(name)
-    if (
-        posix.is_absolute()
-        or PureWindowsPath(name).is_absolute()
-        or "\\" in name
-        or "\0" in name
-        or ".." in posix.parts
-    ):
-        raise ValueError(
-            f"{where}: the file name {name!r} leads out of the images' folder; only names inside it are read"
-        )
-    return name
-
-
 def check_split(split: object, where: str) -> str:
     """The split's name. ValueError names the place and the closest right name."""
     if split in SPLITS:
@@ -74,24 +55,81 @@ def check_split(split: object, where: str) -> str:
     )
 
 
-def clean_captions(released: list[str], counts: Counter) -> tuple[str, ...]:
+def clean_captions(
+    released: list[str], counts: Counter, fixes: frozenset[str] = ALL, where: str = "captions"
+) -> tuple[str, ...]:
     """Captions without the blank ones (no letter or digit in them) and with single spaces; the counts say how many.
 
     Repeated captions are counted and kept: the benchmarks score against references as released.
+
+    Args:
+        fixes: ``blank_captions`` and ``extra_spaces`` are applied when they are in it.
+
+    Raises:
+        ValueError: a caption of spaces only, which no table can hold, while blank captions are to be kept.
     """
     kept = []
     for text in released:
         counts["captions_listed"] += 1
         if not any(character.isalnum() for character in text):
-            counts["captions_blank_dropped"] += 1
-            continue
-        single = re.sub(r"\s+", " ", text).strip()
+            if "blank_captions" in fixes:
+                counts["captions_blank_dropped"] += 1
+                continue
+            if not text.strip():
+                raise ValueError(f"{where}: a caption is empty; only the fix 'blank_captions' can read this file")
+            counts["captions_blank_kept"] += 1
+        single = " ".join(text.split())
         counts["captions_with_extra_spaces"] += single != text
-        counts["captions_not_ascii"] += not single.isascii()
-        counts["captions_in_another_script"] += not single.isascii() and not _has_latin_letter(single)
-        kept.append(single)
+        if not single.isascii():
+            counts["captions_not_ascii"] += 1
+            counts["captions_in_another_script"] += not _has_latin_letter(single)
+        kept.append(single if "extra_spaces" in fixes else text)
     counts["captions_repeated_within_image"] += len(kept) - len(set(kept))
     return tuple(kept)
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """One caption of a file that gives captions one by one; None for an image that is only named."""
+
+    name: str
+    split: str
+    caption: str | None
+    label: str | None
+    where: str  # file and line, for error messages
+
+
+def gather_captions(rows: Iterable[CaptionRow], fixes: frozenset[str] = ALL) -> Listing:
+    """The listing of a file with a row a caption: captions by image, images in the order of their first row.
+
+    Raises:
+        ValueError: an image with two splits or two classes; names both places.
+    """
+    first: dict[str, CaptionRow] = {}
+    released: dict[str, list[str]] = {}
+    for row in rows:
+        known = first.setdefault(row.name, row)
+        if (row.split, row.label) != (known.split, known.label):
+            what = "split" if row.split != known.split else "class"
+            raise ValueError(
+                f"{row.where}: {row.name!r} has the {what} {getattr(row, 'split' if what == 'split' else 'label')!r}, "
+                f"but {getattr(known, 'split' if what == 'split' else 'label')!r} at {known.where}"
+            )
+        texts = released.setdefault(row.name, [])
+        if row.caption is not None:
+            texts.append(row.caption)
+    listing = Listing(images=[])
+    for name, row in first.items():
+        captions = clean_captions(released[name], listing.counts, fixes, f"{row.where} ({name})")
+        listing.images.append(ListedImage(name, row.split, captions, row.label))
+    note_splits(listing)
+    return listing
+
+
+def note_splits(listing: Listing) -> None:
+    """Write into the notes how many images each split has, as listed; ``splits_read`` may be changed by a fix later."""
+    listing.notes["splits_listed"] = dict(Counter(image.split for image in listing.images))
+    listing.notes["splits_read"] = dict(listing.notes["splits_listed"])
 
 
 def _has_latin_letter(text: str) -> bool:
@@ -100,15 +138,19 @@ def _has_latin_letter(text: str) -> bool:
 
 def differs_from_tokens(raw: str, tokens: list[str]) -> bool:
     """Whether the ``tokens`` of a sentence are other words than those of its ``raw`` text (punctuation aside)."""
-    words = re.sub(r"[^\w\s'-]", " ", raw.lower()).split()
-    return words != [token.lower() for token in tokens]
+    return _MARKS.sub(" ", raw.lower()).split() != [token.lower() for token in tokens]
 
 
-def find_images(images: list[ListedImage], folder: Path) -> tuple[list[FoundImage], list[str], dict[str, int]]:
+_MARKS = re.compile(r"[^\w\s'-]")
+
+
+def find_images(
+    images: list[ListedImage], folder: Path, fixes: frozenset[str] = ALL
+) -> tuple[list[FoundImage], list[str], dict[str, int]]:
     """Listed images with their files, names that have no file, and counts of other extensions and unlisted files.
 
-    A file with the listed name is taken first; else one with the same name and another extension (annotations say
-    ``1.tif`` where a copy holds ``1.jpg``).
+    A file with the listed name is taken first; else, by the fix ``other_extension``, one with the same name and another
+    extension (annotations say ``1.tif`` where a copy holds ``1.jpg``).
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -116,15 +158,16 @@ def find_images(images: list[ListedImage], folder: Path) -> tuple[list[FoundImag
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
-    on_disk = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS}
-    by_stem: dict[str, list[str]] = {}
-    for name in sorted(on_disk, key=lambda name: (EXTENSIONS.index(Path(name).suffix.lower()), name)):
-        by_stem.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
+    on_disk = _image_files(folder)
+    by_stem: dict[str, str] = {}
+    if "other_extension" in fixes:
+        for name in sorted(on_disk, key=lambda name: (EXTENSIONS.index(os.path.splitext(name)[1].lower()), name)):
+            by_stem.setdefault(os.path.splitext(name)[0], name)
     found, missing, taken = [], [], {}
     for image in images:
         name = PurePosixPath(image.name).as_posix()
         if name not in on_disk:
-            name = by_stem.get(str(PurePosixPath(name).with_suffix("")), [None])[0]
+            name = by_stem.get(os.path.splitext(name)[0])
         if name is None:
             missing.append(image.name)
             continue
@@ -136,3 +179,13 @@ def find_images(images: list[ListedImage], folder: Path) -> tuple[list[FoundImag
         found.append(FoundImage(image, name, folder / name))
     other = sum(item.name != item.listed.name for item in found)
     return found, missing, {"images_with_another_extension": other, "files_not_listed": len(on_disk - set(taken))}
+
+
+def _image_files(folder: Path) -> set[str]:
+    """Names of all image files below a folder, relative to it, with forward slashes."""
+    names = set()
+    for place, _, files in os.walk(folder):
+        inside = os.path.relpath(place, folder).replace(os.sep, "/")
+        prefix = "" if inside == "." else f"{inside}/"
+        names.update(prefix + name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS)
+    return names

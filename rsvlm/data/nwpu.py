@@ -4,16 +4,17 @@
 The images lie at ``CLASS/FILENAME`` below the folder of images.
 """
 
-from collections import Counter
 from pathlib import Path
 
-from rsvlm.data.listings import ListedImage, Listing, check_name, check_split, clean_captions
+from rsvlm.data.fixes import ALL
+from rsvlm.data.listings import ListedImage, Listing, check_split, clean_captions, note_splits
+from rsvlm.data.names import check_name
 from rsvlm.files import read_json
 
 CAPTION_KEYS = ("raw", "raw_1", "raw_2", "raw_3", "raw_4")
 
 
-def read_nwpu(annotations: Path) -> Listing:
+def read_nwpu(annotations: Path, fixes: frozenset[str] = ALL) -> Listing:
     """The images of NWPU's JSON file with splits, captions, class as label, and counts of the file's defects.
 
     Raises:
@@ -51,8 +52,7 @@ def read_nwpu(annotations: Path) -> Listing:
                     )
                 seen[str(key)] = f"{class_name}[{number}]"
             label = class_name.replace("_", " ")
-            listing.images.append(ListedImage(name, split, clean_captions(released, listing.counts), label))
-    listing.notes["splits_listed"] = listing.notes["splits_read"] = dict(
-        Counter(image.split for image in listing.images)
-    )
+            captions = clean_captions(released, listing.counts, fixes, f"{where} ({name})")
+            listing.images.append(ListedImage(name, split, captions, label))
+    note_splits(listing)
     return listing

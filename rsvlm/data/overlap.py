@@ -1,60 +1,109 @@
-"""What test and training share: image files that are equal byte for byte, and captions that occur word for word."""
+"""What splits and sources share: twin images, and captions that occur word for word; and which training images must go."""
 
 from itertools import combinations
 
+from rsvlm.data.fingerprints import Fingerprint
 from rsvlm.data.table import SPLITS
+from rsvlm.data.twins import Pair, find_pairs, without_contrast
 
-GROUPS_SHOWN = 20  # groups of twins that the report lists before it only counts
 
-
-def find_twins(rows: list[dict], digests: dict[str, str], drop_from_train: bool) -> tuple[list[dict], dict]:
-    """The rows that are kept and the report on equal image files.
+def find_twins(
+    rows: list[dict], others: list[dict], prints: dict[str, Fingerprint], drop_from_train: bool
+) -> tuple[list[dict], list[dict], dict]:
+    """The rows that are kept, the pairs of twins, and the report on them.
 
     Args:
         rows: of the image table.
-        digests: image_id -> SHA-256 of its file.
-        drop_from_train: leave out training images that equal a test image, of whichever source.
+        others: rows that are only compared.
+        prints: image_id -> fingerprint, for every row of the table and those of the others that have a file.
+        drop_from_train: leave out training rows of the table that are a twin of any test image. Rows of other splits are
+            never touched.
+
+    Returns:
+        Kept rows; pairs as {first, second, and of both _split and _path, exact, turn, correlation, dropped}, sorted;
+        report.
     """
-    groups: dict[str, list[dict]] = {}
-    for row in sorted(rows, key=lambda row: row["image_id"]):
-        groups.setdefault(digests[row["image_id"]], []).append(row)
-    twins = [group for group in groups.values() if len(group) > 1]
-    shared = {
-        f"{a}_and_{b}": sum({a, b} <= {row["split"] for row in group} for group in twins)
+    known = sorted((row for row in (*rows, *others) if row["image_id"] in prints), key=lambda row: row["image_id"])
+    ordered = [prints[row["image_id"]] for row in known]
+    pairs = find_pairs(ordered)
+    droppable = {row["image_id"] for row in rows if row["split"] == "train"}
+    dropped = set()
+    if drop_from_train:
+        for pair in pairs:
+            for one, other in ((known[pair.first], known[pair.second]), (known[pair.second], known[pair.first])):
+                if other["split"] == "test" and one["image_id"] in droppable:
+                    dropped.add(one["image_id"])
+    listed = [_as_row(pair, known, dropped) for pair in pairs]
+    between = {
+        f"{a}_and_{b}": sum({row["first_split"], row["second_split"]} == {a, b} for row in listed)
         for a, b in combinations(SPLITS, 2)
     }
-    leaks = {
-        row["image_id"]
-        for group in twins
-        if any(row["split"] == "test" for row in group)
-        for row in group
-        if row["split"] == "train"
-    }
-    dropped = leaks if drop_from_train else set()
     report = {
-        "groups": len(twins),
-        "groups_shared_by_splits": shared,
+        "pairs": len(listed),
+        "pairs_of_equal_files": sum(row["exact"] for row in listed),
+        "pairs_between_splits": between,
+        "images_with_a_twin": _shared_images(pairs, known),
+        "images_too_even_to_compare": len(without_contrast(ordered)),
         "dropped_from_train": len(dropped),
-        "first_groups": [[f"{row['image_id']} ({row['split']})" for row in group] for group in twins[:GROUPS_SHOWN]],
     }
-    return [row for row in rows if row["image_id"] not in dropped], report
+    return [row for row in rows if row["image_id"] not in dropped], listed, report
 
 
 def verbatim_share(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Share of each source's test captions that occur word for word among each source's training captions.
+    """Share of the captions of each source and split that occur word for word in each source and split.
 
-    ``{test source: {training source: fraction}}``; sources without test captions are left out.
+    ``{"ucm/test": {"ucm/train": 0.55, ...}}``; among its own captions, share of those that another image has too.
     """
-    train: dict[str, set[str]] = {}
-    test: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
+    holders: dict[str, dict[str, set[str]]] = {}
     for row in rows:
-        if row["split"] == "train":
-            train.setdefault(row["source"], set()).update(row["captions"])
-        elif row["split"] == "test":
-            test.setdefault(row["source"], []).extend(row["captions"])
+        texts.setdefault(_part(row), []).extend(row["captions"])
+        known = holders.setdefault(_part(row), {})
+        for caption in row["captions"]:
+            known.setdefault(caption, set()).add(row["image_id"])
     return {
         name: {
-            other: round(sum(text in known for text in texts) / len(texts), 6) for other, known in sorted(train.items())
+            other: round(
+                sum(len(known.get(text, ())) > (other == name) for text in captions) / max(len(captions), 1), 6
+            )
+            for other, known in sorted(holders.items(), key=_in_order)
         }
-        for name, texts in sorted(test.items())
+        for name, captions in sorted(texts.items(), key=_in_order)
     }
+
+
+def _shared_images(pairs: list[Pair], known: list[dict]) -> dict[str, dict[str, int]]:
+    """``{"ucm/test": {"rsicd/train": 3}}``: images of the first that have a twin in the second; only parts with files."""
+    parts = sorted({_part(row) for row in known}, key=lambda part: _in_order((part, None)))
+    twins: dict[tuple[str, str], set[int]] = {}
+    for pair in pairs:
+        for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            twins.setdefault((_part(known[one]), _part(known[other])), set()).add(one)
+    return {part: {other: len(twins.get((part, other), ())) for other in parts} for part in parts}
+
+
+def _as_row(pair: Pair, known: list[dict], dropped: set[str]) -> dict:
+    first, second = known[pair.first], known[pair.second]
+    gone = sorted({first["image_id"], second["image_id"]} & dropped)
+    return {
+        "first": first["image_id"],
+        "second": second["image_id"],
+        "first_split": first["split"],
+        "second_split": second["split"],
+        "first_path": first["path"],
+        "second_path": second["path"],
+        "exact": pair.exact,
+        "turn": pair.turn,
+        "correlation": pair.correlation,
+        "dropped": gone,
+    }
+
+
+def _part(row: dict) -> str:
+    return f"{row['source']}/{row['split']}"
+
+
+def _in_order(item: tuple[str, object]) -> tuple[str, int]:
+    """Sorts parts by source, then train, val, test."""
+    source, split = item[0].rsplit("/", 1)
+    return source, SPLITS.index(split)

@@ -1,8 +1,10 @@
 """The one caption table between the stages: one object an image, in a JSON-lines file.
 
-``{"image_id": "ucm/1.jpg", "source": "ucm", "split": "train", "path": "...", "captions": ["..."], "label": "river"}``
+``{"image_id": "ucm/1.jpg", "source": "ucm", "split": "train", "path": "...", "captions": ["..."], "label": "river",
+"width": 256, "height": 256, "resolution": 0.3}``
 
 ``path`` is relative to the project's root (it may start with ``../``) or absolute. ``label`` is a class name or null.
+``width`` and ``height`` are pixels of the file, ``resolution`` is metres a pixel; each may be null or left out.
 """
 
 from collections.abc import Iterable
@@ -13,12 +15,14 @@ import pandas as pd
 from rsvlm.files import read_json_lines, write_json_lines
 from rsvlm.paths import IMAGE_TABLE
 
-COLUMNS = ["image_id", "source", "split", "path", "captions", "label"]
+REQUIRED = ["image_id", "source", "split", "path", "captions", "label"]
+OPTIONAL = ["width", "height", "resolution"]
+COLUMNS = [*REQUIRED, *OPTIONAL]
 SPLITS = ("train", "val", "test")
 
 
 def check_rows(rows: Iterable[dict], where: str = "image table") -> list[dict]:
-    """The rows, each with exactly the table's keys and types.
+    """The rows, each with exactly the table's keys and types; optional ones that are missing are None.
 
     Raises:
         ValueError: names ``where``, the row and what is wrong with it; also for an ``image_id`` that occurs twice.
@@ -34,15 +38,15 @@ def check_rows(rows: Iterable[dict], where: str = "image table") -> list[dict]:
                 f"{where}: row {number}: image_id {row['image_id']!r} is already in row {seen[row['image_id']]}"
             )
         seen[row["image_id"]] = number
-        checked.append({column: row[column] for column in COLUMNS})
+        checked.append({column: row.get(column) for column in COLUMNS})
     return checked
 
 
 def _fault_of(row: object) -> str | None:
     """What is wrong with a row, or None."""
-    if not isinstance(row, dict) or set(row) != set(COLUMNS):
+    if not isinstance(row, dict) or not set(REQUIRED) <= set(row) <= set(COLUMNS):
         has = sorted(row) if isinstance(row, dict) else type(row).__name__
-        return f"needs exactly the keys {', '.join(COLUMNS)}; has {has}"
+        return f"needs exactly the keys {', '.join(REQUIRED)} and may have {', '.join(OPTIONAL)}; has {has}"
     for key in ("image_id", "source", "split", "path"):
         if not isinstance(row[key], str) or not row[key]:
             return f"{key} must be a non-empty text, is {row[key]!r}"
@@ -55,6 +59,11 @@ def _fault_of(row: object) -> str | None:
         return f"captions must be texts that are not blank, are {captions!r}"
     if row["label"] is not None and not isinstance(row["label"], str):
         return f"label must be a text or null, is {row['label']!r}"
+    for key in OPTIONAL:
+        value = row.get(key)
+        number = isinstance(value, int | float if key == "resolution" else int) and not isinstance(value, bool)
+        if value is not None and not (number and value > 0):
+            return f"{key} must be a number above 0 or null, is {value!r}"
     return None
 
 

@@ -1,11 +1,14 @@
 """Tables and figures on the caption table: what each source holds, what was dropped, how it looks."""
 
 import textwrap
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rsvlm.data.audit import words_of
+from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS
 from rsvlm.viewing.plots import figure, series_colours
@@ -16,6 +19,7 @@ FINDINGS = {
     "images_broken": "image files that cannot be opened (left out)",
     "images_without_caption": "images without a caption (left out)",
     "captions_blank_dropped": "blank captions (left out)",
+    "captions_blank_kept": "blank captions (kept)",
     "images_left_out_by_limit": "images beyond the limit a split (left out)",
     "splits_found_swapped": "file with val and test swapped",
     "splits_swapped_back": "file with val and test swapped back",
@@ -28,16 +32,34 @@ FINDINGS = {
     "captions_in_another_script": "captions without a Latin letter (kept)",
     "images_with_other_sentence_ids": "images whose list of sentence ids differs from the sentences' (read)",
     "sentence_ids_repeated": "sentence ids used again (read)",
+    "images_named_under_another_split": "images whose name starts with another split (read)",
+    "boxes_over_the_edge": "boxes that reach over the image's edge (cut there, or refused)",
+    "files_naming_another_image": "box files that name another image (the file's own name holds)",
+    "sizes_from_the_image": "images whose size the annotations lack (taken from the file)",
 }
 
 
 def sources_table(report: dict) -> pd.DataFrame:
-    """One row a source: images and captions a split, distinct captions."""
+    """One row a source: what its files list beside what is published, image sizes, and what entered the table.
+
+    A dash stands where nothing is published. Published sizes and resolutions are the papers' words.
+    """
     rows = {}
     for name, facts in report["sources"].items():
-        row = {f"{split} images": facts["images"][split] for split in SPLITS}
-        row |= {f"{split} captions": facts["captions"][split] for split in SPLITS}
-        rows[name] = row | {"distinct captions": facts["distinct_captions"]}
+        published = {row["what"]: row["published"] for row in facts["published"]}
+        known = KNOWN.get(name)
+        rows[name] = {
+            "images listed": facts["images_listed"],
+            "images published": published.get("images", "-"),
+            "captions listed": facts.get("captions_listed", 0),
+            "captions published": published.get("captions", "-"),
+            "most frequent size": next(iter(facts.get("image_sizes", {})), "-"),
+            "published size": known.image_size if known else "-",
+            "published resolution": known.resolution if known else "-",
+            **{f"{split} images": facts["images"][split] for split in SPLITS},
+            "distinct captions": facts["distinct_captions"],
+            "vocabulary": facts["vocabulary"],
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("source")
 
 
@@ -50,22 +72,23 @@ def findings_table(report: dict) -> pd.DataFrame:
     return pd.DataFrame.from_dict(met, orient="index", columns=list(report["sources"])).rename_axis("found")
 
 
-def overlap_table(report: dict) -> pd.DataFrame:
-    """Percent of each source's test captions (rows) that occur word for word in each source's training (columns)."""
-    shares = pd.DataFrame.from_dict(report["verbatim_in_train"], orient="index")
-    return (100 * shares).round(1).rename_axis("test captions of")
+def draw_captions(table: pd.DataFrame, most_words: int = 40) -> Figure:
+    """Left, shares of captions by their number of words; right, words by how often they occur; one line a source.
 
-
-def draw_caption_lengths(table: pd.DataFrame, most_words: int = 40) -> Figure:
-    """Shares of captions by their number of words, one line a source; longer ones count at ``most_words``."""
-    drawn, axes = figure(7, 3)
+    Captions with more than ``most_words`` count there.
+    """
+    drawn, (lengths, words) = figure(10, 3.2, columns=2)
     colours = series_colours(sorted(table["source"].unique()))
     for source, rows in table.groupby("source", sort=True):
-        words = [min(len(caption.split()), most_words) for captions in rows["captions"] for caption in captions]
-        shares = np.bincount(words, minlength=most_words + 1) / len(words)
-        axes.plot(range(most_words + 1), 100 * shares, label=source, color=colours[source], markersize=3)
-    axes.set(title="Caption lengths", xlabel="words in a caption", ylabel="captions, %", ylim=(0, None))
-    axes.legend()
+        captions = [caption for captions in rows["captions"] for caption in captions]
+        counts = [min(len(caption.split()), most_words) for caption in captions]
+        shares = np.bincount(counts, minlength=most_words + 1) / len(counts)
+        lengths.plot(range(most_words + 1), 100 * shares, label=source, color=colours[source], markersize=3)
+        times = sorted(Counter(word for caption in captions for word in words_of(caption)).values(), reverse=True)
+        words.loglog(range(1, len(times) + 1), times, label=source, color=colours[source], markersize=0)
+    lengths.set(title="Caption lengths", xlabel="words in a caption", ylabel="captions, %", ylim=(0, None))
+    words.set(title="Vocabulary", xlabel="word, most frequent first", ylabel="times it occurs")
+    lengths.legend()
     return drawn
 
 

@@ -1,0 +1,82 @@
+"""``python -m rsvlm.data``: list the known sources, get one, audit a folder of them, render the cards."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rsvlm.data.aggregate import aggregate_sources
+from rsvlm.data.cards import render_cards, renew_cards
+from rsvlm.data.catalogue import KNOWN
+from rsvlm.data.downloads import DownloadError, get_source
+from rsvlm.data.table import load_table
+from rsvlm.files import read_json, write_json, write_json_lines
+from rsvlm.paths import AGGREGATED, REPORTS, ROOT
+
+RAW = ROOT / "data" / "raw"
+
+
+def audit_folder(data_root: Path, spelling: bool) -> tuple[list[dict], dict]:
+    """Rows and report of every known source whose annotations lie in a folder.
+
+    Sources without images are compared by their captions. Missing images are counted.
+
+    Raises:
+        FileNotFoundError: no known source is there.
+    """
+    sources = []
+    for name, known in KNOWN.items():
+        settings = {"name": name, **known.settings}
+        annotations = settings.get("annotations")
+        files = annotations.values() if isinstance(annotations, dict) else [annotations]
+        if annotations and all((data_root / file).is_file() for file in files):
+            sources.append(settings | {"audit_only": not (data_root / str(settings["images"])).is_dir()})
+    if not any(not source["audit_only"] for source in sources):
+        raise FileNotFoundError(f"{data_root}: holds no known source with images; known: {', '.join(KNOWN)}")
+    return aggregate_sources(
+        sources, data_root=str(data_root), allow_missing_images=True, check_spelling=spelling, log=print
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command."""
+    parser = argparse.ArgumentParser(prog="python -m rsvlm.data", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the known sources, what is published about them, and their official places")
+    get = commands.add_parser("get", help="fetch a source into data/raw; nothing is fetched without this command")
+    get.add_argument("name", metavar="NAME", help=f"one of: {', '.join(KNOWN)}")
+    get.add_argument("--raw", type=Path, default=RAW, help="folder of raw data (data/raw)")
+    audit = commands.add_parser("audit", help="audit every known source in a folder: report, twins, counts, spelling")
+    audit.add_argument("data_root", type=Path)
+    audit.add_argument("--out", type=Path, default=REPORTS / "audit")
+    audit.add_argument("--no-spelling", action="store_true", help="go without the extra audit's dictionary")
+    audit.add_argument("--cards", action="store_true", help="fill data_cards/ with what was found")
+    cards = commands.add_parser("cards", help="fill data_cards/ anew from data_cards/measured/")
+    cards.add_argument("--study", action="store_true", help="first measure anew what the study in place aggregated")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "list":
+            for name, known in KNOWN.items():
+                counts = f"{known.images:,} images, {known.captions:,} captions" if known.images else "made by the study"
+                print(f"{name:12} {known.title}: {counts}; {known.place}")
+        elif chosen.command == "get":
+            get_source(chosen.name, chosen.raw)
+        elif chosen.command == "audit":
+            rows, report = audit_folder(chosen.data_root.resolve(), not chosen.no_spelling)
+            write_json_lines(chosen.out / "twins.jsonl", report["twins"].pop("list"))
+            write_json(chosen.out / "report.json", report)
+            print(f"written: {chosen.out}; pairs of twins: {report['twins']['pairs']}")
+            if chosen.cards:
+                print(f"cards filled: {', '.join(renew_cards(rows, report))}")
+        elif chosen.study:
+            renewed = renew_cards(load_table().to_dict("records"), read_json(AGGREGATED / "report.json"))
+            print(f"cards filled: {', '.join(renewed)}")
+        else:
+            render_cards()
+    except (ValueError, FileNotFoundError, ModuleNotFoundError, DownloadError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Data cards: pages written by people, with a block of numbers that a run fills in.
+
+``data_cards/NAME.md`` holds the page; ``data_cards/measured/NAME.json`` the numbers that its block was last filled with;
+``data_cards/croissant/NAME.json`` the machine's version. The stage aggregate_data puts filled copies of its sources' cards
+beside the table; ``python -m rsvlm.data audit --cards`` renews the ones in the repository.
+"""
+
+import html
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from rsvlm.data.audit import words_of
+from rsvlm.data.catalogue import CAP4, KNOWN
+from rsvlm.data.croissant import describe_source, describe_table
+from rsvlm.data.fixes import FIXES
+from rsvlm.data.table import SPLITS
+from rsvlm.files import fingerprint_file, read_json, write_json, write_text
+from rsvlm.paths import DATA_CARDS
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+# What every card must have, in the order of the Data Cards Playbook and of Hugging Face's dataset cards.
+SECTIONS = (
+    "In short", "Measured", "What is in it", "Who made it", "How it was made", "Splits",
+    "Known defects, and what this package does", "Reading results", "Suitable and unsuitable uses", "Licence and terms",
+    "How to get it",
+)  # fmt: skip
+COUNTS = {
+    "captions_blank_dropped": "blank captions, left out",
+    "captions_blank_kept": "blank captions, kept",
+    "captions_repeated_within_image": "captions that repeat another of the same image, kept",
+    "captions_with_extra_spaces": "captions with double spaces",
+    "captions_with_other_tokens": "captions whose tokens are other words than the text",
+    "captions_not_ascii": "captions with letters beyond ASCII",
+    "images_with_other_sentence_ids": "images whose list of sentence ids differs from the sentences'",
+    "images_with_another_extension": "files under another extension than listed",
+    "files_not_listed": "image files that nothing lists",
+    "boxes_over_the_edge": "boxes that reach over the image's edge",
+}
+
+
+def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
+    """What a run found on one source, for its card: numbers, checksums, overlaps, examples. JSON, no paths.
+
+    Args:
+        name: of the source.
+        rows: of the image table, all sources; a source that was only compared has none, and no examples.
+        report: of rsvlm.data.aggregate.
+    """
+    facts = report["sources"][name]
+    own = [row for row in rows if row["source"] == name]
+    twins = report["twins"]["images_with_a_twin"]
+    kept = {key: facts[key] for key in COUNTS if facts.get(key)}
+    return {
+        "source": name,
+        "format": facts["format"],
+        "annotation_files": facts["annotation_files"],
+        "published": facts["published"],
+        "images_listed": facts["images_listed"],
+        "images_read": facts.get("images_read"),
+        "captions_listed": facts.get("captions_listed", 0),
+        "splits_listed": facts["splits_listed"],
+        "splits_read": facts["splits_read"],
+        "splits_swapped_back": facts.get("splits_swapped_back", 0),
+        "image_sizes": facts.get("image_sizes", {}),
+        "different_image_sizes": facts.get("different_image_sizes", 0),
+        "distinct_captions": facts["distinct_captions"],
+        "vocabulary": facts["vocabulary"],
+        "words_a_caption": facts["words_a_caption"],
+        "misspelt": facts.get("misspelt"),
+        "counts": kept,
+        "fixes": facts["fixes"],
+        "verbatim_in_train": {
+            part: {other: share for other, share in row.items() if other.endswith("/train")}
+            for part, row in report["verbatim"].items()
+            if part.startswith(f"{name}/") and not part.endswith("/train")
+        },
+        "images_with_a_twin": {
+            part: {other: count for other, count in row.items() if count}
+            for part, row in twins.items()
+            if part.startswith(f"{name}/") and any(row.values())
+        },
+        "images_compared": any(part.startswith(f"{name}/") for part in twins),
+        "examples": example_images(own),
+    }
+
+
+def example_images(rows: list[dict]) -> dict[str, dict]:
+    """The training image whose words are the most common among the source's images, and the one whose are the rarest."""
+    train = [row for row in rows if row["split"] == "train"]
+    if not train:
+        return {}
+    holders = Counter(word for row in train for word in {w for caption in row["captions"] for w in words_of(caption)})
+
+    def commonness(row: Mapping) -> float:
+        words = [word for caption in row["captions"] for word in words_of(caption)]
+        return sum(holders[word] for word in words) / max(len(words), 1)
+
+    ordered = sorted(train, key=lambda row: (commonness(row), row["image_id"]))
+    return {
+        kind: {"image_id": row["image_id"], "captions": list(dict.fromkeys(row["captions"]))[:5]}
+        for kind, row in (("typical", ordered[-1]), ("atypical", ordered[0]))
+    }
+
+
+def measured_block(facts: Mapping | None) -> str:
+    """The numbers as Markdown, with the markers around them; text from data is escaped."""
+    lines = [BEGIN, ""]
+    if facts is None:
+        lines += ["No copy of this source was at hand to measure: the numbers above are the published ones.", "", END]
+        return "\n".join(lines)
+    lines += ["| | published | in the files |", "|---|---|---|"]
+    lines += [f"| {row['what']} | {row['published']:,} | {row['found']:,} |" for row in facts["published"]]
+    if not facts["published"]:
+        lines.append(f"| images | - | {facts['images_listed']:,} |")
+        lines.append(f"| captions | - | {facts['captions_listed']:,} |")
+        lines += [f"| {split} images | - | {facts['splits_read'].get(split, 0):,} |" for split in SPLITS]
+    words = facts["words_a_caption"]
+    lines += [
+        "",
+        f"- {facts['distinct_captions']:,} different captions with {facts['vocabulary']:,} different words; a caption has "
+        f"{words.get('least', 0)} to {words.get('most', 0)} words, half of them at most {words.get('median', 0)}.",
+    ]
+    if facts["images_compared"]:
+        sizes = [f"{size} ({count:,})" for size, count in list(facts["image_sizes"].items())[:3]]
+        lines.append(
+            f"- {facts['images_read']:,} of {facts['images_listed']:,} listed images were at hand, of "
+            f"{facts['different_image_sizes']} sizes: {', '.join(sizes)}{', ...' if len(facts['image_sizes']) > 3 else ''}."
+        )
+    else:
+        lines.append("- No image was at hand; images could not be compared.")
+    lines += [f"- {count:,} {COUNTS[key]}." for key, count in facts["counts"].items()]
+    for fix, state in facts["fixes"].items():
+        lines.append(f"- Fix `{fix}` {'on' if state['on'] else 'off'}, met {state['met']:,} times: {FIXES[fix].does}.")
+    for part, row in sorted(facts["verbatim_in_train"].items()):
+        shares = ", ".join(f"{100 * share:.1f} % in {other}" for other, share in row.items() if share)
+        lines.append(f"- Of the captions of {part}, word for word: {shares or 'none in any training split'}.")
+    for part, row in sorted(facts["images_with_a_twin"].items()):
+        lines.append(f"- Images of {part} with a twin: {', '.join(f'{n:,} in {other}' for other, n in row.items())}.")
+    if facts["images_compared"] and not facts["images_with_a_twin"]:
+        lines.append("- No image has a twin, in this source or in those audited with it.")
+    if facts.get("misspelt"):
+        misspelt = facts["misspelt"]
+        shown = ", ".join(
+            f"{_escaped(row['word'])} ({row['times']})" for row in misspelt["most_frequent"] if row["perhaps"]
+        )
+        lines.append(
+            f"- {misspelt['words']:,} words are in no English dictionary, {misspelt['times']:,} times in all; of them with "
+            f"a near word: {shown}. Some are real words."
+        )
+    for kind, example in facts["examples"].items():
+        lines += ["", f"A{'n' if kind == 'atypical' else ''} {kind} training image, `{_escaped(example['image_id'])}`:", ""]
+        lines += [f"> {_escaped(caption)}  " for caption in example["captions"]]
+    lines += ["", "Annotations measured (SHA-256):"]
+    lines += [f"`{_escaped(file)}` {digest[:16]}…" for file, digest in sorted(facts["annotation_files"].items())]
+    return "\n".join([*lines, "", END])
+
+
+def fill_card(page: str, block: str, where: str) -> str:
+    """A page with its measured block replaced.
+
+    Raises:
+        ValueError: the page lacks the markers, or has them twice.
+    """
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"{where}: needs {BEGIN} and {END} once each, in this order")
+    return page[: page.index(BEGIN)] + block + page[page.index(END) + len(END) :]
+
+
+def write_study_cards(folder: Path, rows: list[dict], report: Mapping, table: Path) -> None:
+    """Put filled cards and Croissant descriptions of a study's sources, and of its table, into a folder."""
+    sources = sorted(report["sources"])
+    for name in sources:
+        facts = measured_facts(name, rows, report)
+        page = DATA_CARDS / f"{KNOWN[name].card}.md" if name in KNOWN else None
+        text = page.read_text(encoding="utf-8") if page and page.is_file() else _own_card(name)
+        write_text(folder / f"{name}.md", fill_card(text, measured_block(facts), str(page or name)))
+        if name in KNOWN:
+            write_json(folder / "croissant" / f"{name}.json", describe_source(name, facts))
+    entered = [name for name in sources if not report["sources"][name]["audit_only"]]
+    description = describe_table(entered, {table.name: fingerprint_file(table)})
+    write_json(folder / "croissant" / "image_table.json", description)
+    write_text(folder / "mixture.md", mixture_card(report))
+
+
+def mixture_card(report: Mapping) -> str:
+    """A page on the study's mixture: what each source gives, shares, what left and why."""
+    entered = {name: facts for name, facts in report["sources"].items() if not facts["audit_only"]}
+    total = sum(sum(facts["images"].values()) for facts in entered.values())
+    lines = ["# The mixture of this study", "", "| source | train | val | test | captions | share of images |", "|---|---|---|---|---|---|"]
+    for name, facts in sorted(entered.items()):
+        images, captions = facts["images"], sum(facts["captions"].values())
+        share = 100 * sum(images.values()) / max(total, 1)
+        title = KNOWN[name].title if name in KNOWN else name
+        cells = " | ".join(f"{images[split]:,}" for split in SPLITS)
+        lines.append(f"| {_escaped(title)} | {cells} | {captions:,} | {share:.1f} % |")
+    twins = report["twins"]
+    lines += [
+        "",
+        f"- Pairs of twin images: {twins['pairs']:,}, of equal files among them {twins['pairs_of_equal_files']:,}.",
+        f"- Training images that left because a test image shows the same: {twins['dropped_from_train']:,} "
+        "(`twins.jsonl` lists them).",
+        f"- Images too even to be compared but by their bytes: {twins['images_too_even_to_compare']:,}.",
+        "- Sources are neither weighted nor balanced; every score is reported by source.",
+        "- Licences are those of the sources, and the strictest counts.",
+    ]
+    if set(entered) == set(CAP4):
+        lines.append("- This is Cap-4, the mixture of the paper.")
+    return "\n".join(lines) + "\n"
+
+
+def renew_cards(rows: list[dict], report: Mapping, folder: Path = DATA_CARDS) -> list[str]:
+    """Names of the known sources whose cards in the repository were filled anew from a run."""
+    renewed = []
+    for name in sorted(set(report["sources"]) & set(KNOWN)):
+        facts = measured_facts(name, rows, report)
+        write_json(folder / "measured" / f"{name}.json", facts)
+        renewed.append(name)
+    render_cards(folder)
+    return renewed
+
+
+def render_cards(folder: Path = DATA_CARDS) -> None:
+    """Fill every card and write every Croissant description from the numbers in ``measured/``."""
+    for name, known in KNOWN.items():
+        facts = load_measured(name, folder)
+        page = folder / f"{known.card}.md"
+        write_text(page, fill_card(page.read_text(encoding="utf-8"), measured_block(facts), str(page)))
+        write_json(folder / "croissant" / f"{name}.json", describe_source(name, facts))
+
+
+def load_measured(name: str, folder: Path = DATA_CARDS) -> dict | None:
+    """The numbers that a source's card is filled with; None where it has never been measured."""
+    path = folder / "measured" / f"{name}.json"
+    return read_json(path) if path.is_file() else None
+
+
+def _own_card(name: str) -> str:
+    """The start of a card for a source that has none."""
+    body = {
+        "In short": "A source of this study without a card of its own: write one from what is measured below.",
+        "Measured": f"{BEGIN}\n{END}",
+    }
+    return f"# {_escaped(name)}\n\n" + "\n\n".join(f"## {title}\n\n{text}" for title, text in body.items()) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Text from data, safe in Markdown and in the HTML made of it."""
+    plain = json.dumps(str(text), ensure_ascii=False)[1:-1].replace('\\"', '"')
+    escaped = html.escape(plain, quote=False)
+    for mark in ("|", "`", "*", "_", "[", "]"):
+        escaped = escaped.replace(mark, f"\\{mark}")
+    return escaped

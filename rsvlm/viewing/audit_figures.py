@@ -1,0 +1,91 @@
+"""Figures of the audit: how large the splits are, what they share, and twin images side by side."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rsvlm.data.images import open_image
+from rsvlm.data.table import SPLITS
+from rsvlm.viewing.plots import HATCHES, INK, PAPER, SEQUENTIAL, figure, series_colours, without_axes
+
+LABELLED = 16  # parts up to which a matrix names its numbers
+
+
+def draw_split_sizes(report: dict) -> Figure:
+    """Images of each source by split, as entered into the table, on a logarithmic scale with the numbers beside."""
+    sources = report["sources"]
+    drawn, axes = figure(7.5, 0.9 + 0.75 * len(sources))
+    colours = series_colours(SPLITS)
+    ticks = []
+    for place, (name, facts) in enumerate(sources.items()):
+        for number, split in enumerate(SPLITS):
+            images, y = facts["images"][split], place * 4 + number
+            axes.barh(y, max(images, 0.8), color=colours[split], hatch=HATCHES[number], edgecolor=PAPER,
+                      label=split if place == 0 else None)  # fmt: skip
+            axes.annotate(f"{images:,}", (max(images, 0.8), y), xytext=(3, 0), textcoords="offset points", va="center")
+        ticks.append((place * 4 + 1, f"{name}\n(audit only)" if facts["audit_only"] else name))
+    axes.set(title="Images by split", xlabel="images", xscale="log")
+    axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks])
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.35 if len(sources) == 1 else -0.16))
+    return drawn
+
+
+def draw_overlap(report: dict) -> Figure:
+    """Two matrices, source and split against source and split.
+
+    Left, images of the row with a twin in the column; right, percent of the row's captions that occur word for word in
+    the column (within a part: that another of its images has too).
+    """
+    twins, captions = report["twins"]["images_with_a_twin"], report["verbatim"]
+    side = 1.6 + 0.42 * max(len(twins), len(captions), 4)
+    drawn, (left, right) = figure(2 * side + 1.5, side + 0.6, columns=2)
+    counts = np.array([[row[name] for name in twins] for row in twins.values()], dtype=float).reshape(len(twins), -1)
+    shares = np.array([[row[name] for name in captions] for row in captions.values()])
+    _draw_matrix(left, counts, list(twins), "Images with a twin", "{:.0f}", float(max(counts.max(initial=0), 1)))
+    _draw_matrix(right, 100 * shares, list(captions), "Captions found word for word, %", "{:.0f}", 100)
+    left.set_ylabel("of these ...")
+    for axes in (left, right):
+        axes.set_xlabel("... in these")
+    return drawn
+
+
+def draw_twins(report: dict, most: int = 6) -> Figure | None:
+    """Pairs of twins side by side: first those between training and test, then the least alike; None without any."""
+    pairs = sorted(
+        report["twins"]["list"],
+        key=lambda pair: ({pair["first_split"], pair["second_split"]} != {"train", "test"}, pair["correlation"]),
+    )[:most]
+    if not pairs:
+        return None
+    columns = min(3, len(pairs))
+    rows = -(-len(pairs) // columns)
+    drawn, grid = figure(3.8 * columns, 2.5 * rows, rows=rows, columns=2 * columns, squeeze=False)
+    without_axes(grid.ravel())
+    for place, pair in enumerate(pairs):
+        row, column = divmod(place, columns)
+        for number, which in enumerate(("first", "second")):
+            axes = grid[row, 2 * column + number]
+            axes.imshow(open_image(pair[f"{which}_path"]), interpolation="bilinear")
+            gone = ", dropped" if pair[which] in pair["dropped"] else ""
+            axes.set_title(f"{pair[which]}\n{pair[f'{which}_split']}{gone}", fontsize=7, fontweight="normal")
+        how = "equal files" if pair["exact"] else f"{pair['turn']}, detail {pair['correlation']:.2f}"
+        grid[row, 2 * column].text(0, -0.05, how, transform=grid[row, 2 * column].transAxes, va="top", fontsize=7.5)
+    return drawn
+
+
+def _draw_matrix(axes: Axes, values: np.ndarray, names: list[str], title: str, form: str, highest: float) -> None:
+    axes.grid(False)
+    axes.set_title(title)
+    if not names:
+        axes.text(0.5, 0.5, "no images to compare", transform=axes.transAxes, ha="center")
+        return
+    axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=highest)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
+    axes.set_yticks(range(len(names)), names, fontsize=7.5)
+    if len(names) <= LABELLED:
+        for row, column in np.ndindex(values.shape):
+            ink = PAPER if values[row, column] < 0.5 * highest else INK
+            axes.text(column, row, form.format(values[row, column]), ha="center", va="center", fontsize=7, color=ink)

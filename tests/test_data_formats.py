@@ -1,0 +1,264 @@
+"""The other caption formats: what is read, what is refused with file and line; and the real files where they are."""
+
+import json
+
+import pytest
+
+from rsvlm.data.aggregate import aggregate_sources
+from rsvlm.data.caption_csv import read_caption_csv
+from rsvlm.data.coco import read_coco_captions
+from rsvlm.data.fixes import ALL
+from rsvlm.data.precomputed import read_precomputed
+from rsvlm.data.retrieval_json import read_retrieval_json
+from rsvlm.data.sources import list_source, parse_source
+from rsvlm.data.sydney_text import read_sydney_text
+from rsvlm.data.text_lines import read_lines
+
+
+def write(path, content):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def as_tuples(listing):
+    return [(image.name, image.split, image.captions, image.label) for image in listing.images]
+
+
+def sydney(folder, descriptions="1 a field\n1 some houses\n2 a road", train="1.tif\n", test="2.tif"):
+    lists = {"train": write(folder / "train.txt", train), "test": write(folder / "test.txt", test)}
+    return read_sydney_text(write(folder / "d.txt", descriptions), lists)
+
+
+def test_sydney_text_without_a_final_newline(tmp_path):
+    assert as_tuples(sydney(tmp_path)) == [
+        ("1.tif", "train", ("a field", "some houses"), None),
+        ("2.tif", "test", ("a road",), None),
+    ]
+    assert sydney(tmp_path, "1 a field").images[1].captions == (), "named in a list, never described"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"descriptions": "1 a field\nno id here"}, r"d\.txt: line 2: needs 'ID CAPTION'"),
+        ({"descriptions": "1 a field\n2"}, r"d\.txt: line 2: needs 'ID CAPTION'"),
+        ({"descriptions": "1 a field\n3 a road"}, r"d\.txt: line 2: no list names an image '3'"),
+        ({"test": "1.tif"}, r"test\.txt: line 1: '1\.tif' is already at .*train\.txt: line 1"),
+        ({"test": "../2.tif"}, r"test\.txt: line 1: .*leads out"),
+        ({"descriptions": b"1 a field\n2 caf\xe9"}, r"d\.txt: line 2 is not UTF-8"),
+        ({"descriptions": "1 a field\n2 a\0road"}, r"d\.txt: line 2 holds a NUL byte"),
+    ],
+)
+def test_bad_sydney_text(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        sydney(tmp_path, **change)
+
+
+def test_retrieval_json_by_rows_and_by_lists(tmp_path):
+    train = [
+        {"image": "train/bridge_1.tif", "caption": "a bridge", "label_name": "bridge", "label": 0},
+        {"image": "train/bridge_1.tif", "caption": "a river", "label_name": "bridge", "label": 0},
+        {"image": "train/park_2.tif", "caption": "", "label_name": "park", "label": 1},
+    ]
+    test = [{"image": "test/lake_3.tif", "caption": ["a lake", "a  lake", "."]}]
+    files = {"train": write(tmp_path / "train.json", train), "test": write(tmp_path / "test.json", test)}
+    listing = read_retrieval_json(files)
+    assert as_tuples(listing) == [
+        ("bridge_1.tif", "train", ("a bridge", "a river"), "bridge"),
+        ("park_2.tif", "train", (), "park"),
+        ("lake_3.tif", "test", ("a lake", "a lake"), None),
+    ]
+    assert listing.counts["captions_blank_dropped"] == 2 and listing.counts["images_named_under_another_split"] == 0
+    other = read_retrieval_json({"val": files["test"]})
+    assert other.counts["images_named_under_another_split"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"image": "a.tif", "capt', r"t\.json: not valid JSON: line 1"),
+        ({}, "needs a non-empty list"),
+        (["x"], r"\[0\]: must be an object"),
+        ([{"image": "a.tif", "caption": 3}], r"\[0\] \(a\.tif\): 'caption' must be a text or a list"),
+        ([{"image": 3, "caption": "x"}], r"\[0\]: the file name must be"),
+        ([{"image": "a.tif", "caption": "x", "label_name": 3}], "'label_name' must be a text"),
+        (
+            [{"image": "a.tif", "caption": "x", "label_name": n} for n in ("b", "c")],
+            r"\[1\]: 'a\.tif' has the class 'c', but 'b' at .*\[0\]",
+        ),
+    ],
+)
+def test_bad_retrieval_json(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_retrieval_json({"train": write(tmp_path / "t.json", content)})
+
+
+@pytest.mark.parametrize("names", ["a.tif\n" * 5 + "b.tif\n" * 5, "a.tif\nb.tif"])
+def test_precomputed_text_names_each_image_five_times_or_once(tmp_path, names):
+    write(tmp_path / "train_caps.txt", "\n".join(f"caption {n}" for n in range(10)) + "\n")
+    write(tmp_path / "train_filename.txt", names)
+    listing = read_precomputed({"train": tmp_path / "train"})
+    assert [(i.name, len(i.captions), i.captions[0]) for i in listing.images] == [
+        ("a.tif", 5, "caption 0"),
+        ("b.tif", 5, "caption 5"),
+    ]
+
+
+def test_precomputed_text_that_was_cut_off(tmp_path):
+    write(tmp_path / "train_caps.txt", "x\n" * 9)
+    write(tmp_path / "train_filename.txt", "a.tif\n" * 10)
+    with pytest.raises(ValueError, match=r"train_caps\.txt: 9 lines of captions do not fit the 10 lines .*cut off"):
+        read_precomputed({"train": tmp_path / "train"})
+    with pytest.raises(FileNotFoundError, match=r"val_caps\.txt"):
+        read_precomputed({"val": tmp_path / "val"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "filename\ttitle\na/1.jpg\ta river, wide\na/1.jpg\ta bridge\nb.jpg\t\n",
+        '\ufeffimage,caption\r\na/1.jpg,"a river, wide"\r\na/1.jpg,a bridge\r\nb.jpg,""\r\n',
+        'id,caption,filepath\n1,"a river, wide",a/1.jpg\n2,a bridge,a/1.jpg\n3,.,b.jpg',
+    ],
+)
+def test_caption_csv_of_several_dialects(tmp_path, text):
+    listing = read_caption_csv({"train": write(tmp_path / "Ret-3.csv", text)})
+    assert as_tuples(listing) == [
+        ("a/1.jpg", "train", ("a river, wide", "a bridge"), None),
+        ("b.jpg", "train", (), None),
+    ]
+    assert listing.counts["captions_blank_dropped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg,a river\n", r"line 1: needs exactly one column named filename"),
+        ("filename,title\n", "no row below the first line"),
+        ("filename,title\na.jpg,x\nb.jpg\n", r"line 3: 1 fields, but the first line names 2"),
+        ('filename,title\na.jpg,"x\nb.jpg,y\n', r"line 3: not CSV"),
+        ("filename,title\na.jpg,x\n../b.jpg,y\n", r"line 3: .*leads out"),
+        (b"filename,title\na.jpg,caf\xe9\n", r"line 2 is not UTF-8"),
+    ],
+)
+def test_bad_caption_csv(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_caption_csv({"train": write(tmp_path / "bad.csv", text)})
+    assert "bad.csv" in str(error.value)
+
+
+def test_a_line_without_end_is_refused_before_it_is_in_memory(tmp_path):
+    path = tmp_path / "endless.csv"
+    with path.open("wb") as file:
+        file.write(b"filename,title\n")
+        file.truncate(3_000_000_000)  # a sparse file: one line of three billion bytes
+    with pytest.raises(ValueError, match=r"endless\.csv: line 2 is longer than 1,000,000 bytes"):
+        read_caption_csv({"train": path})
+    quoted = write(tmp_path / "quoted.csv", 'filename,title\na.jpg,"' + "x\n" * 200_000)
+    with pytest.raises(ValueError, match=r"quoted\.csv: line \d+: not CSV: field larger than"):
+        read_caption_csv({"train": quoted})
+    assert list(read_lines(write(tmp_path / "t.txt", "a\r\nb"))) == [(1, "a"), (2, "b")]
+
+
+def coco(**change):
+    return {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 8, "height": 8}, {"id": "x", "file_name": "b.jpg"}],
+        "annotations": [{"id": 1, "image_id": "x", "caption": "a pier"}, {"id": 2, "image_id": 1, "caption": "a lake"}],
+    } | change
+
+
+def test_coco_captions(tmp_path):
+    listing = read_coco_captions({"val": write(tmp_path / "captions_val.json", coco())})
+    assert as_tuples(listing) == [("a.jpg", "val", ("a lake",), None), ("b.jpg", "val", ("a pier",), None)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "not in COCO's format"),
+        (coco(images=[{"id": 1, "file_name": "a.jpg"}] * 2), r"images\[1\] \(a\.jpg\): the id 1 is given twice"),
+        (coco(images=[{"id": 1, "file_name": "a.jpg", "width": 0}]), "'width' must be a whole number"),
+        (coco(annotations=[{"image_id": 9, "caption": "x"}]), r"annotations\[0\]: no image has the id 9"),
+        (coco(annotations=[{"image_id": 1, "caption": 4}]), r"annotations\[0\]: needs a text under 'caption'"),
+        (coco(annotations=None), "needs a list under 'annotations'"),
+    ],
+)
+def test_bad_coco_captions(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_coco_captions({"val": write(tmp_path / "c.json", content)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "caption_csv"}, "s: format caption_csv needs the key 'annotations' with a path for each split"),
+        ({"format": "caption_csv", "annotations": {"trian": "a.csv"}}, "unknown split 'trian'; did you mean 'train'"),
+        ({"format": "sydney_text"}, "needs the key 'splits'"),
+        ({"images": None}, "needs the key 'images'"),
+        ({"fixes": ["rsicd"]}, "unknown fix 'rsicd'"),
+        ({"resolution": 0}, "resolution must be metres a pixel"),
+        ({"audit_only": 1}, "audit_only must be true or false"),
+        ({"format": "masks"}, "needs the key 'classes'"),
+        ({"format": "voc_boxes", "captions": {"center": 1}}, "captions: unknown key 'center'"),
+        ({"format": "voc_boxes", "captions": {"centre": 1}}, "centre must be between 0 and 1"),
+    ],
+)
+def test_wrong_settings_of_the_new_formats(change, message):
+    settings = {"name": "s", "format": "nwpu", "annotations": "a", "images": "i"}
+    with pytest.raises(ValueError, match=message):
+        parse_source(settings | change)
+
+
+RSITMD = {
+    "name": "rsitmd",
+    "format": "retrieval_json",
+    "annotations": {split: f"rsitmd/rsitmd_{split}.json" for split in ("train", "val", "test")},
+    "audit_only": True,
+}
+SYDNEY = {
+    "name": "sydney",
+    "format": "sydney_text",
+    "annotations": "sydney_captions/descriptions_SIDNEY.txt",
+    "splits": {split: f"sydney_captions/filenames_{split}.txt" for split in ("train", "val", "test")},
+    "audit_only": True,
+}
+
+
+def test_real_rsitmd(shared_data):
+    listing, folder, _ = list_source(parse_source(RSITMD), str(shared_data))
+    assert folder is None and listing.notes["splits_read"] == {"train": 3435, "val": 856, "test": 452}
+    assert listing.counts["captions_listed"] == 23715 and listing.counts["captions_blank_dropped"] == 0
+    spaced = listing.counts["captions_with_extra_spaces"]
+    released, _, _ = list_source(parse_source(RSITMD | {"fixes": sorted(ALL - {"extra_spaces"})}), str(shared_data))
+    different = sum(a.captions != b.captions for a, b in zip(listing.images, released.images, strict=True))
+    assert 0 < different <= spaced
+
+
+def test_real_sydney_text_says_what_its_json_says(shared_data):
+    text, _, _ = list_source(parse_source(SYDNEY), str(shared_data))
+    from_json = {"name": "sydney", "format": "karpathy", "audit_only": True}
+    from_json |= {"annotations": "sydney_captions/dataset_sydney_modified.json"}
+    other, _, _ = list_source(parse_source(from_json), str(shared_data))
+    assert text.notes["splits_read"] == other.notes["splits_read"] == {"train": 497, "val": 58, "test": 58}
+    split_of = {image.name: image.split for image in other.images}
+    assert {image.name: image.split for image in text.images} == split_of
+    assert sum(len(image.captions) for image in text.images) == 3065
+
+
+def test_sources_that_are_only_compared_enter_nothing(tmp_path, shared_data):
+    ucm = {
+        "name": "ucm",
+        "format": "karpathy",
+        "annotations": "ucm_captions/dataset.json",
+        "images": "ucm_captions/imgs",
+    }
+    rows, report = aggregate_sources(
+        [ucm, SYDNEY], data_root=str(shared_data), max_images_per_split=5, cache=tmp_path, log=lambda line: None
+    )
+    assert {row["source"] for row in rows} == {"ucm"} and len(rows) == 15
+    assert report["sources"]["sydney"]["images"] == {"train": 497, "val": 58, "test": 58}
+    assert report["verbatim"]["sydney/test"]["sydney/train"] > 0.2
+    assert "sydney/test" not in report["twins"]["images_with_a_twin"]
