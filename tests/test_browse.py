@@ -4,76 +4,28 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from browse_case import add_captioner, build_study
 from PIL import Image
 from test_galleries import NOTEBOOKS, SCRIPT, root  # noqa: F401
 
 from rsvlm import paths
-from rsvlm.data.table import load_table, save_table
-from rsvlm.files import write_json, write_json_lines
 from rsvlm.kernels import similarity_topk
-from rsvlm.models.captioner import build_captioner, save_captioner
-from rsvlm.models.encoders import load_encoder
-from rsvlm.models.features import encode_images, load_features
+from rsvlm.models.features import load_features
 from rsvlm.viewing import browse
 from rsvlm.viewing.dialogue_pages import dialogue_markdown, export_dialogue, start_dialogue
 from rsvlm.viewing.dialogue_widget import dialogue_pane
 from rsvlm.viewing.gallery_widget import caption_gallery
 from rsvlm.viewing.marks import read_marks
-from rsvlm.viewing.search_index import load_index, save_indexes, saved_methods
+from rsvlm.viewing.search_index import load_index, saved_methods
 from rsvlm.viewing.search_widget import search_box
 
 
 
 @pytest.fixture
 def study(root):  # noqa: F811
-    """Four test and four training pictures with features of a random encoder; one caption wants to be code."""
     torch.set_num_threads(1)
-    rows = []
-    for number in range(8):
-        path = root / f"{number}.png"
-        Image.fromarray(np.full((32, 32, 3), (30 * number, 90, 240 - 30 * number), dtype=np.uint8)).save(path)
-        rows.append(
-            {
-                "image_id": f"s/{number}.png",
-                "source": "s",
-                "split": "test" if number < 4 else "train",
-                "path": str(path),
-                "captions": [f"Caption {number}", SCRIPT],
-                "label": "river" if number % 2 else None,
-            }
-        )
-    save_table(rows, paths.IMAGE_TABLE)
-    encoder = load_encoder("random:clip")
-    encoder.save(paths.ENCODER)
-    table = load_table(paths.IMAGE_TABLE)
-    encode_images(encoder, table, paths.FEATURES, views=1, grid=0, precision="fp32", log=lambda _: None)
-    said = [{"image_id": row["image_id"], "caption": SCRIPT} for row in rows[:4]]
-    write_json_lines(paths.GENERATED / "captioner.jsonl", said)
-    write_json_lines(paths.GENERATED / "nearest.jsonl", [row | {"caption": "Caption 5"} for row in said])
-    save_indexes(table)
+    build_study(root)
     return root
-
-
-def add_captioner(root) -> None:  # noqa: F811
-    """A random captioner, the test images in its retrieval space, and what the stages chose for both."""
-    features = load_features(paths.FEATURES)
-    shape = {"device": "cpu", "dtype": "float32", "retrieval_dim": 4, "lora_rank": 0}
-    captioner = build_captioner("random:llama", features, [4, 5, 6], **shape)
-    captioner.config["prompting"] = {"neighbours": 3, "neighbour_temperature": 0.05, "neighbour_captions": 1}
-    save_captioner(captioner, paths.CAPTIONER)
-    paths.RET_EMBEDDINGS.mkdir()
-    vectors = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
-    np.save(paths.RET_EMBEDDINGS / "image.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-    np.save(paths.RET_EMBEDDINGS / "text.npy", np.full((1, 4), 0.5, dtype=np.float32))
-    write_json(paths.RET_EMBEDDINGS / "image_ids.json", [f"s/{number}.png" for number in range(4)])
-    write_json(paths.RET_EMBEDDINGS / "texts.json", ["a"])
-    weights = {"dual_encoder": 0.75, "ret": 0.25, "neighbours": 0.5}
-    combined = {"weights": weights, "neighbours": 2, "temperature": 0.05}
-    write_json(paths.METRICS / "score_retrieval.json", {"protocol": {"combined": combined}})
-    weights = {"pool": 1.0, "samples": 0.0, "likelihood": 1.0}
-    write_json(paths.METRICS / "generate_captions.json", {"weights": weights})
-    (root / "params.yaml").write_text((NOTEBOOKS.parent / "params" / "smoke.yaml").read_text())
-    save_indexes(load_table(paths.IMAGE_TABLE))
 
 
 def talk_to(widget):
@@ -120,7 +72,7 @@ def test_equal_scores_stand_in_the_order_of_the_images(study):
 
 
 def test_the_combined_index_is_the_weighted_sum(study):
-    add_captioner(study)
+    add_captioner()
     assert saved_methods() == ["dual_encoder", "ret", "combined"]
     archive = browse.open_archive()
     parts = {}
@@ -202,7 +154,7 @@ def test_a_fault_of_the_program_is_told_and_raised(study):
 
 
 def test_the_search_box_answers_its_page(study):
-    add_captioner(study)
+    add_captioner()
     box = search_box(browse.open_archive(), results=3)
     ask = talk_to(box)
     assert [method["id"] for method in box.setting["methods"]] == ["dual_encoder", "ret", "combined"]
@@ -235,7 +187,7 @@ def test_a_search_box_without_captioner_and_without_index(study):
 def test_the_dialogue_pane_answers_its_page(study):
     with pytest.raises(FileNotFoundError, match="finetune_lora"):
         start_dialogue(browse.open_archive())
-    add_captioner(study)
+    add_captioner()
     archive = browse.open_archive()
     talk = start_dialogue(archive, max_new_tokens=4)
     ask = talk_to(dialogue_pane(talk, archive))
@@ -279,7 +231,7 @@ def test_a_dialogue_is_exported_only_whole(study, tmp_path):
 
 
 def test_notebook_runs(study):
-    add_captioner(study)
+    add_captioner()
     scope: dict = {}
     for cell in nbformat.read(NOTEBOOKS / "90_browse.ipynb", as_version=4).cells:
         if cell.cell_type == "code":

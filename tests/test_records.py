@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from test_galleries import NAME, NASTY, make_study, root  # noqa: F401
 
+from rsvlm import paths
+from rsvlm.viewing import records_cache
 from rsvlm.viewing.records import Query, draw_order, read_entries, read_records, select_rows
+from rsvlm.viewing.records_cache import open_records
 
 
 @pytest.fixture
@@ -83,3 +86,27 @@ def test_queries_check_themselves(records):
         Query("captioner", low="2")
     with pytest.raises(ValueError, match="run 'other' is none of captioner"):
         select_rows(records, Query("other"), drawn=draw_order(records))
+
+
+def test_a_large_study_is_read_once(root, monkeypatch):  # noqa: F811
+    make_study(root)
+    monkeypatch.setattr(records_cache, "LARGE", 5)
+    first = open_records()
+    monkeypatch.setattr(records_cache, "read_records", lambda *_, **__: pytest.fail("read again"))
+    second = open_records()
+    assert [second.entry(row) for row in range(12)] == [first.entry(row) for row in range(12)]
+    assert second.metrics == first.metrics and second.runs == first.runs and second.seen.tolist() == first.seen.tolist()
+    query = Query("captioner", order="worst", label="river")
+    for one, other in zip(*(select_rows(own, query, drawn=draw_order(own)) for own in (first, second)), strict=True):
+        assert one.tolist() == other.tolist()
+
+
+def test_a_changed_file_is_read_anew_and_old_columns_go(root, monkeypatch):  # noqa: F811
+    make_study(root)
+    monkeypatch.setattr(records_cache, "LARGE", 5)
+    monkeypatch.setattr(records_cache, "KEPT", 2)
+    for number in range(4):
+        path = paths.GENERATED / "captioner.jsonl"
+        path.write_text(path.read_text().replace("A River", f"A River{number}"))
+        assert f"A River{number}" in open_records().said["captioner"][0] + open_records().said["captioner"][5]
+    assert len(list(paths.CACHE.glob("records_*"))) == 2

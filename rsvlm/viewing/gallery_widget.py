@@ -16,7 +16,8 @@ from rsvlm.viewing.answering import AnsweringWidget, widget_script, widget_style
 from rsvlm.viewing.gallery_data import copied_captions, gallery_item, gallery_setting
 from rsvlm.viewing.marks import KINDS, Mark, error_table, marks_of, now, read_marks, save_mark, standing_marks
 from rsvlm.viewing.neighbours import TrainingImages, nearest_training, open_training_images
-from rsvlm.viewing.records import Query, Records, draw_order, read_records, select_rows
+from rsvlm.viewing.records import Query, Records, draw_order, select_rows
+from rsvlm.viewing.records_cache import open_records
 from rsvlm.viewing.thumbnail_cache import ThumbnailCache
 from rsvlm.viewing.thumbnails import make_thumbnail
 
@@ -169,7 +170,7 @@ def caption_gallery(
     """
     if not 1 <= page_size <= MOST_ON_A_PAGE:
         raise ValueError(f"page_size is {page_size}: give 1 to {MOST_ON_A_PAGE}")
-    records = read_records(runs, split=split, references=references)
+    records = open_records(runs, split=split, references=references)
     return CaptionGallery(
         records, who=who.strip() or getpass.getuser(), neighbours=neighbours, seed=seed, metric=metric,
         size=page_size, cache=ThumbnailCache(thumbnail_pixels),
