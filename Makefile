@@ -71,6 +71,8 @@ $(READY): requirements.lock pyproject.toml
 $(TESTING): $(READY)
 	@echo "Installing into .venv: what only the tests need"
 	@$(PIP) --constraint requirements.lock $$($(BIN)/python scripts/lock.py --extras audit)
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then \
+	  $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras browser); fi
 	@if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'; then \
 	  $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras triton); fi
 	@touch $@

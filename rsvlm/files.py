@@ -1,9 +1,10 @@
 """Files that are either whole or absent.
 
 Every result of a stage is written beside its final place and moved there in one step, so that a killed run or a full
-disk never leaves half a file under a result's name.
+disk never leaves half a file under a result's name. What a person adds line by line goes through ``append_line``.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -52,6 +53,38 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as JSON with sorted keys. NaN and infinity raise ValueError: they are no JSON."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, line: str, *, head: str = "") -> None:
+    """Add one line at a file's end; it is on the disk when this returns, and nothing else in the file is touched.
+
+    Several processes may do this at the same time. A line that a power failure left half written stays as it is: the
+    new one starts on a line of its own.
+
+    Args:
+        head: first line of a file that is new or empty.
+
+    Raises:
+        ValueError: the text holds a line break.
+    """
+    if "\n" in line or "\r" in line or "\n" in head:
+        raise ValueError(f"{path}: one line is needed, got {line!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, also by a kill
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        torn = size > 0 and file.read(1) != b"\n"
+        start = f"{head}\n" if head and size == 0 else "\n" if torn else ""
+        file.write(f"{start}{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+    if size == 0:  # the name of a new file has to reach the disk, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def read_json(path: Path) -> object:

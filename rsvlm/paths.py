@@ -34,6 +34,8 @@ NOTEBOOKS = ROOT / "notebooks"
 DATA_CARDS = ROOT / "data_cards"
 RESULTS = ROOT / "results"  # recorded runs, in git
 BENCHMARKS = ROOT / "benchmarks" / "results"  # recorded speeds, in git
+MARKS = ROOT / "marks" / "captions.csv"  # what people found good or wrong in captions; `make clean` leaves it
+DIALOGUES = ROOT / "dialogues"  # talks with the captioner that were exported
 
 # What the stages make (DVC outs)
 STRIPPED = ROOT / "build" / "notebooks"
@@ -45,6 +47,7 @@ GENERATED = ROOT / "data" / "generated"  # one JSON-lines file a run
 RET_EMBEDDINGS = ROOT / "data" / "ret_embeddings"
 ENCODER = ROOT / "models" / "encoder"
 CAPTIONER = ROOT / "models" / "captioner"
+SEARCH_INDEX = ROOT / "data" / "search_index"  # FAISS indexes of the images, for the search box
 
 REPORTS = ROOT / "reports"
 EXECUTED = REPORTS / "notebooks"
@@ -58,3 +61,4 @@ GALLERIES = REPORTS / "galleries"
 CHECKPOINTS = ROOT / ".rsvlm" / "checkpoints"
 FAILED = ROOT / ".rsvlm" / "failed"
 CACHE = ROOT / ".rsvlm" / "cache"
+THUMBNAILS = CACHE / "thumbnails.sqlite"  # of the browsing widgets

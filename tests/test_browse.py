@@ -1,107 +1,233 @@
-"""The browser of a finished study, on tiny random models: search, one image, dialogue."""
+"""Browsing a finished study, on tiny random models: the gallery, the search box, the dialogue, as a page asks them."""
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from browse_case import add_captioner, build_study
 from PIL import Image
 from test_galleries import NOTEBOOKS, SCRIPT, root  # noqa: F401
 
 from rsvlm import paths
-from rsvlm.data.table import load_table, save_table
-from rsvlm.files import write_json, write_json_lines
-from rsvlm.models.captioner import build_captioner, save_captioner
-from rsvlm.models.encoders import load_encoder
-from rsvlm.models.features import encode_images, load_features
+from rsvlm.kernels import similarity_topk
+from rsvlm.models.features import load_features
 from rsvlm.viewing import browse
+from rsvlm.viewing.dialogue_pages import dialogue_markdown, export_dialogue, start_dialogue
+from rsvlm.viewing.dialogue_widget import dialogue_pane
+from rsvlm.viewing.gallery_widget import caption_gallery
+from rsvlm.viewing.marks import read_marks
+from rsvlm.viewing.search_index import load_index, saved_methods
+from rsvlm.viewing.search_widget import search_box
+
 
 
 @pytest.fixture
 def study(root):  # noqa: F811
-    """Six pictures with features of a random encoder; one caption wants to be code."""
     torch.set_num_threads(1)
-    rows = []
-    for number in range(6):
-        path = root / f"{number}.png"
-        Image.fromarray(np.full((32, 32, 3), (40 * number, 90, 200 - 30 * number), dtype=np.uint8)).save(path)
-        captions = [f"Caption {number}", SCRIPT]
-        rows.append(
-            {
-                "image_id": f"s/{number}.png",
-                "source": "s",
-                "split": "test",
-                "path": str(path),
-                "captions": captions,
-                "label": None,
-            }
-        )
-    save_table(rows, paths.IMAGE_TABLE)
-    encoder = load_encoder("random:clip")
-    encoder.save(paths.ENCODER)
-    encode_images(
-        encoder, load_table(paths.IMAGE_TABLE), paths.FEATURES, views=1, grid=0, precision="fp32", log=lambda _: None
-    )
-    write_json_lines(
-        paths.GENERATED / "captioner.jsonl", [{"image_id": row["image_id"], "caption": SCRIPT} for row in rows]
-    )
+    build_study(root)
     return root
 
 
-def add_captioner() -> None:
-    """A random captioner and the images in its retrieval space."""
-    features = load_features(paths.FEATURES)
-    captioner = build_captioner(
-        "random:llama", features, [0, 1, 2], device="cpu", dtype="float32", retrieval_dim=4, lora_rank=0
-    )
-    save_captioner(captioner, paths.CAPTIONER)
-    paths.RET_EMBEDDINGS.mkdir()
-    for name, rows in (("image", 6), ("text", 1)):
-        np.save(paths.RET_EMBEDDINGS / f"{name}.npy", np.full((rows, 4), 0.5, dtype=np.float32))
-    write_json(paths.RET_EMBEDDINGS / "image_ids.json", features.image_ids)
-    write_json(paths.RET_EMBEDDINGS / "texts.json", ["a"])
+def talk_to(widget):
+    """A function that asks a widget as its page does, and the answer or the error."""
+    sent: list[dict] = []
+    widget.send = lambda message, buffers=None: sent.append(message)
+
+    def ask(what, buffers=(), **given):
+        sent.clear()
+        widget.receive(widget, {"ask": "1", "what": what, "given": given}, [memoryview(part) for part in buffers])
+        assert all(message["ask"] == "1" for message in sent)
+        return sent[-1].get("answer", sent[-1].get("error"))
+
+    ask.sent = sent
+    return ask
+
+
+def test_an_index_finds_what_an_exact_search_finds(study):
+    index, features = load_index("dual_encoder"), load_features(paths.FEATURES)
+    vector = features.image_embeddings[2:3]
+    scores, rows = similarity_topk(vector, features.image_embeddings, 8)
+    found = index.search(vector, 8)
+    assert [name for name, _ in found] == [features.image_ids[row] for row in rows[0]]
+    np.testing.assert_allclose([score for _, score in found], scores[0], atol=1e-6)
+    test = np.array([int(name[2]) < 4 for name in index.image_ids])
+    assert [name for name, _ in index.search(vector, 9, within=test)] == [name for name, _ in found if int(name[2]) < 4]
+    assert index.search(vector, 3, within=np.zeros(8, bool)) == []
+    with pytest.raises(FileNotFoundError, match="no index of 'ret'.*retrieval_gallery"):
+        load_index("ret")
+    (paths.SEARCH_INDEX / "dual_encoder.faiss").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"dual_encoder\.faiss: damaged"):
+        load_index("dual_encoder")
+
+
+def test_equal_scores_stand_in_the_order_of_the_images(study):
+    import faiss
+
+    index = load_index("dual_encoder")
+    index.faiss_index.reset()
+    index.faiss_index.add(np.tile(np.eye(index.faiss_index.d, dtype=np.float32)[:1], (8, 1)))
+    assert isinstance(index.faiss_index, faiss.IndexFlatIP)
+    found = index.search(np.ones((1, index.faiss_index.d), np.float32), 3)
+    assert [name for name, _ in found] == ["s/0.png", "s/1.png", "s/2.png"]
+
+
+def test_the_combined_index_is_the_weighted_sum(study):
+    add_captioner()
+    assert saved_methods() == ["dual_encoder", "ret", "combined"]
+    archive = browse.open_archive()
+    parts = {}
+    for method in ("dual_encoder", "ret"):
+        parts[method] = dict(browse.search_text(archive, "a river", 4, method=method, split="test").hits)
+    combined = dict(browse.search_text(archive, "a river", 4, method="combined").hits)
+    assert set(combined) == set(parts["ret"]) == {f"s/{number}.png" for number in range(4)}
+    text = archive.index("combined").query(browse._parts_of(archive, "a river", archive.index("combined").weights))
+    width = load_features(paths.FEATURES).image_embeddings.shape[1]
+    for name, score in combined.items():
+        neighbours = float(archive.index("combined").vector(name)[0, width : 2 * width] @ text[0, width : 2 * width])
+        assert score == pytest.approx(0.75 * parts["dual_encoder"][name] + 0.25 * parts["ret"][name] + neighbours, abs=1e-5)
 
 
 def test_search_and_similar_images(study):
     archive = browse.open_archive()
-    assert str(archive) == "6 images (6 of s); generated captions: captioner"
+    assert str(archive) == "4 images (4 of s); generated captions: captioner, nearest; search by dual_encoder"
     found = browse.search_text(archive, "a river", results=4)
-    assert len(found) == 4 and [score for _, score in found] == sorted((score for _, score in found), reverse=True)
-    assert browse.search_text(archive, "  ") == []
+    assert len(found.hits) == 4 and found.searched == 8
+    assert [score for _, score in found.hits] == sorted((score for _, score in found.hits), reverse=True)
+    assert browse.search_text(archive, "  ").hits == []
+    right = browse.search_text(archive, " caption 2 ", split="test")
+    assert right.right == {"s/2.png"} and right.searched == 4
+    assert browse.search_text(archive, "Caption 6").right == frozenset()  # a training caption has no right answer
     similar = browse.similar_images(archive, "s/2.png", results=99)
-    assert len(similar) == 5 and "s/2.png" not in dict(similar)
-    html = browse.describe_image(archive, "s/2.png")
-    assert "<script>" not in html and html.count("&lt;script&gt;") == 2 and html.count("data:image/jpeg") == 6
+    assert len(similar.hits) == 7 and "s/2.png" not in dict(similar.hits)
+    with pytest.raises(ValueError, match="no split 'other'"):
+        browse.search_text(archive, "a", split="other")
 
 
-def test_widgets_answer(study):
-    archive = browse.open_archive()
-    query, shown = browse.search_box(archive, results=3).children
-    query.value = "boats"
-    assert shown.value.count("<figure") == 3
-    picker, shown = browse.image_box(archive).children
-    picker.value = "s/4.png"
-    assert "s/4.png" in shown.value
-    (study / "1.png").unlink()
-    picker.value = "s/1.png"
-    assert shown.value.startswith("<b>FileNotFoundError</b>") and "1.png" in shown.value  # said in the widget
+def test_the_gallery_answers_its_page(study):
+    gallery = caption_gallery(who="Ada", page_size=3)
+    ask = talk_to(gallery)
+    assert gallery.setting["runs"] == ["captioner", "nearest"] and gallery.setting["images"] == 4
+    query = {"run": "captioner", "order": "random"}
+    page = ask("page", query=query, first=0, count=3)
+    assert page["total"] == 4 and len(page["items"]) == 3 and all(item["picture"] is None for item in page["items"])
+    ids = [item["id"] for item in page["items"]]
+    made = ask("pictures", image_ids=ids)
+    assert set(made["pictures"]) == set(ids) and made["broken"] == {}
+    again = ask("page", query=query, first=0, count=3)["items"]
+    assert [item["picture"] for item in again] == [made["pictures"][name] for name in ids]
+    assert ask("prepare", query=query, first=3, count=3) == {"made": 1}
+    detail = ask("detail", image_id=ids[0])
+    assert detail["picture"].startswith("data:image/jpeg") and len(detail["near"]) == 4
+    assert {name for other in detail["near"] for name in other["copied"]} == {"captioner", "nearest"}
+    (study / f"{ids[0][2:]}").unlink()
+    assert "no such image file" in ask("pictures", image_ids=ids)["broken"][ids[0]]
+    assert "no such image file" in ask("detail", image_id=ids[0])["trouble"]
+    assert ask("page", query=query | {"order": "sideways"}, first=0, count=3).startswith("ValueError: order: 'sideways'")
+    assert "no image 's/6.png'" in ask("detail", image_id="s/6.png")  # a training image is not in the gallery
+    assert "no answer to 'secrets'" in ask("secrets")
 
 
-def test_dialogue(study):
-    archive = browse.open_archive()
-    assert "finetune_lora" in browse.dialogue_box(archive).value
+def test_marks_of_the_gallery_are_on_the_disk_before_it_says_so(study):
+    ask = talk_to(caption_gallery(who="Ada"))
+    mark = {"image_id": "s/1.png", "run": "captioner", "kind": "hallucinated", "on": 1, "note": "", "caption": SCRIPT, "source": "s", "label": "river", "key": "k1"}
+    assert ask("mark", mark=mark) == {"saved": "captions.csv"}
+    saved = read_marks()
+    assert [(one.who, one.kind, one.caption, one.label) for one in saved] == [("Ada", "hallucinated", SCRIPT, "river")]
+    query = {"run": "captioner", "mark": "hallucinated"}
+    found = ask("page", query=query, first=0, count=9)
+    assert [item["marks"] for item in found["items"]] == [{"captioner": {"kinds": ["hallucinated"], "note": ""}}]
+    fresh = talk_to(caption_gallery(who="Ada"))  # a new kernel
+    assert fresh("page", query=query, first=0, count=9)["total"] == 1
+    assert talk_to(caption_gallery(who="Eve"))("page", query=query, first=0, count=9)["total"] == 0
+    errors = fresh("errors", run="captioner")
+    assert errors["rows"][-1][0] == "all" and errors["rows"][0][:5] == ["river", 0, 0, 0, 1]
+    assert "'odd' is none of good" in ask("mark", mark=mark | {"kind": "odd"})
+    assert len(read_marks()) == 1
+
+
+def test_a_fault_of_the_program_is_told_and_raised(study):
+    gallery = caption_gallery()
+    ask = talk_to(gallery)
+    with pytest.raises(TypeError):
+        ask("page", wrong=1)
+    assert ask.sent[-1]["error"].startswith("TypeError")
+
+
+def test_the_search_box_answers_its_page(study):
     add_captioner()
-    (picker, give, afresh), text, shown = (lambda box: (box.children[0].children, *box.children[1:]))(
-        browse.dialogue_box(archive, max_new_tokens=4)
-    )
-    picker.value = "s/3.png"
-    give.click()
-    text.value = "What is <b>this</b>?"
-    assert (
-        shown.value.count("<figure") >= 1 and "&lt;b&gt;this&lt;/b&gt;" in shown.value and "<b>Model</b>" in shown.value
-    )
-    assert text.value == ""
-    afresh.click()
-    assert shown.value == ""
+    box = search_box(browse.open_archive(), results=3)
+    ask = talk_to(box)
+    assert [method["id"] for method in box.setting["methods"]] == ["dual_encoder", "ret", "combined"]
+    assert box.setting["split"] == "test" and "Caption 0" in box.setting["examples"]
+    found = ask("search", text="Caption 1", method="ret", split="test")
+    assert ask.sent[0]["part"] == {"status": "loading the captioner …"} and found["right"] == 1
+    assert [hit["right"] for hit in found["hits"]].count(True) + found["outside"] == 1 and found["searched"] == 4
+    assert all(hit["picture"].startswith("data:image/jpeg") and SCRIPT in hit["references"] for hit in found["hits"])
+    like = ask("similar", image_id="s/2.png", split="")
+    assert like["image"]["id"] == "s/2.png" and len(like["hits"]) == 3 and like["searched"] == 8
+    content = (study / "2.png").read_bytes()
+    dropped = ask("drop", [content], name=SCRIPT, split="")
+    assert dropped["hits"][0]["id"] == "s/2.png" and dropped["hits"][0]["score"] == pytest.approx(1, abs=1e-3)
+    assert [caption["run"] for caption in dropped["captions"]] == ["captioner", "beam", "consensus"]
+    assert dropped["captions"][2]["text"] in {SCRIPT, "Caption 4", "Caption 5", "Caption 6", "Caption 7"}
+    assert ask("drop", [b"no picture"], name="x.png", split="").startswith("ValueError: x.png: not a whole image")
+    assert not list(paths.CACHE.glob("features_*"))  # nothing of the file from outside stays
+
+
+def test_a_search_box_without_captioner_and_without_index(study):
+    box = search_box(browse.open_archive())
+    assert [method["id"] for method in box.setting["methods"]] == ["dual_encoder"]
+    dropped = talk_to(box)("drop", [(study / "2.png").read_bytes()], name="2.png", split="test")
+    assert dropped["captions"] == [] and len(dropped["hits"]) == 4
+    (paths.SEARCH_INDEX / "index.json").unlink()
+    with pytest.raises(FileNotFoundError, match="retrieval_gallery"):
+        search_box(browse.open_archive())
+
+
+def test_the_dialogue_pane_answers_its_page(study):
+    with pytest.raises(FileNotFoundError, match="finetune_lora"):
+        start_dialogue(browse.open_archive())
+    add_captioner()
+    archive = browse.open_archive()
+    talk = start_dialogue(archive, max_new_tokens=4)
+    ask = talk_to(dialogue_pane(talk, archive))
+    assert [image["id"] for image in ask("find", words="RIVER caption")] == ["s/1.png", "s/3.png"]
+    given = ask("give", image_id="s/3.png")
+    assert given["who"] == "you" and given["images"][0]["id"] == "s/3.png"
+    assert talk._history[1].startswith("Similar images: ")  # as in training
+    said = ask("say", text="What is <b>this</b>?")
+    words = [message["part"]["words"] for message in ask.sent[:-1]]
+    assert said["who"] == "model" and words and words == sorted(words, key=len)
+    assert [turn["words"] for turn in ask("turns")][1] == "What is <b>this</b>?"
+    assert ask("export") == {"path": "dialogues/dialogue_001/dialogue.md"}
+    assert ask("export") == {"path": "dialogues/dialogue_002/dialogue.md"}
+    folder = paths.DIALOGUES / "dialogue_001"
+    assert Image.open(folder / "image_01.jpg").size == (32, 32)
+    text = (folder / "dialogue.md").read_text()
+    assert "<b>" not in text and "**You:** What is &lt;b&gt;this&lt;\\/b&gt;\\?" in text
+    assert ask("afresh") == [] and talk.turns == []
+    assert "nothing to export" in ask("export")
+
+
+def test_an_exported_text_stays_a_text():
+    from rsvlm.models.dialogue import Turn
+
+    nasty = "![x](http://e.org/x.png) <script>1</script> [a](b) &lt; `c` # d"
+    text = dialogue_markdown([Turn("you", nasty), Turn("model", "", ("s/a](x).png",), (0.5,), True)], {"s/a](x).png": "image_01.jpg"})
+    for mark in ("](http", "<", "[a](b)", "`c`"):
+        assert mark not in text.replace("\\", "\\ ")
+    assert "&amp;lt\\;" in text
+    assert "](image_01.jpg)" in text and "(0.50)" in text and "\\[brings images\\]" in text
+
+
+def test_a_dialogue_is_exported_only_whole(study, tmp_path):
+    from rsvlm.models.dialogue import Turn
+
+    archive = browse.open_archive()
+    (study / "1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1\.png"):
+        export_dialogue([Turn("you", image_ids=("s/1.png",))], archive, tmp_path / "talks")
+    assert not list((tmp_path / "talks").iterdir())
 
 
 def test_notebook_runs(study):
@@ -110,3 +236,4 @@ def test_notebook_runs(study):
     for cell in nbformat.read(NOTEBOOKS / "90_browse.ipynb", as_version=4).cells:
         if cell.cell_type == "code":
             exec(compile(cell.source, "90_browse", "exec"), scope)
+    assert len(scope["talk"].turns) == 3

@@ -3,7 +3,7 @@ import pytest
 import torch
 from captioner_case import make_captioner, make_features
 
-from rsvlm.models.dialogue import reply
+from rsvlm.models.dialogue import Conversation, context_length, reply, stream_reply
 from rsvlm.models.generation import embed_captions_ret, embed_images_ret
 from rsvlm.models.visual_inputs import read_visual
 
@@ -68,3 +68,82 @@ def test_ret_is_learnt_as_a_word(captioner):
     words, ret = captioner.logits(hidden)
     assert words.shape == (3, captioner.vocabulary_size)
     torch.testing.assert_close(ret, hidden @ captioner.ret_output)
+
+
+def test_an_answer_grows_word_by_word_and_ends_whole(captioner, features):
+    history = [read_visual(features, [0]), "What is this?"]
+    parts = list(stream_reply(captioner, history, max_new_tokens=6, ret_bias=-100.0))
+    assert parts[-1] == reply(captioner, history, max_new_tokens=6, ret_bias=-100.0)
+    assert len(parts) >= 2 and all(not part.cut_off for part in parts[:-1])
+    lengths = [len(part.text) for part in parts]
+    assert lengths == sorted(lengths)
+
+
+def test_no_run_of_tokens_comes_twice(captioner, features):
+    history = [read_visual(features, [0])]
+    free = reply(captioner, history, max_new_tokens=60, ret_bias=-100.0)
+    bound = reply(captioner, history, max_new_tokens=60, ret_bias=-100.0, no_repeat=2)
+    assert not _repeats(captioner.encode_text([bound.text])[0], 2) or bound.text != free.text
+    made = _decoded(captioner, history, no_repeat=2)
+    assert not _repeats(made, 2)
+
+
+def _decoded(captioner, history, no_repeat):
+    """The tokens of an answer, by the steps in which it grew."""
+    kept = []
+    decode, captioner.decode_text = captioner.decode_text, lambda words: kept.append(list(words)) or ""
+    try:
+        reply(captioner, history, max_new_tokens=60, ret_bias=-100.0, no_repeat=no_repeat)
+    finally:
+        captioner.decode_text = decode
+    return kept[-1]
+
+
+def _repeats(tokens, length):
+    runs = [tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)]
+    return len(runs) != len(set(runs))
+
+
+def test_a_conversation_keeps_its_context(captioner, features):
+    talk = Conversation(captioner, max_new_tokens=4)
+    talk.give_image("made/00.png", [read_visual(features, [0])])
+    first = list(talk.ask("What is this?"))[-1]
+    assert [turn.who for turn in talk.turns] == ["you", "you", "model"] and talk.turns[-1] == first
+    list(talk.ask("And more?"))
+    heard = [read_visual(features, [0]), "What is this?", *([first.text] if first.text else []), "And more?"]
+    assert talk.turns[-1].text == reply(captioner, heard, max_new_tokens=4, no_repeat=3).text
+    talk.start_afresh()
+    assert talk.turns == []
+    with pytest.raises(ValueError, match="nothing to reply to"):
+        list(talk.ask(" "))
+
+
+def test_what_ret_brings_is_seen_in_the_follow_up(captioner, features):
+    embeddings = embed_images_ret(captioner, features.pooled)
+    looked = []
+
+    def look(name):
+        looked.append(name)
+        return [read_visual(features, features.rows([name])), "Similar images: A river."]
+
+    talk = Conversation(captioner, features.image_ids, embeddings, look=look, ret_bias=100.0)
+    turn = list(talk.ask("Show me a river"))[-1]
+    assert turn.asked_for_images and len(turn.image_ids) == 3 == len(turn.scores)
+    assert looked == [turn.image_ids[0]] and talk._history[2] == "Similar images: A river."
+
+
+def test_an_answer_cut_short_is_kept(captioner, features):
+    talk = Conversation(captioner, max_new_tokens=8)
+    talk.give_image("made/00.png", [read_visual(features, [0])])
+    answers = talk.ask("What is this?")
+    said = next(answers)
+    answers.close()  # what an interrupted cell does
+    assert talk.turns[-1] == said and talk._history[-1] == said.text
+
+
+def test_a_dialogue_longer_than_the_model_reads_is_refused_and_forgotten(captioner):
+    talk = Conversation(captioner, max_new_tokens=4)
+    longest = context_length(captioner)
+    with pytest.raises(ValueError, match=f"the language model reads {longest}: start afresh"):
+        list(talk.ask("river " * longest))
+    assert talk.turns == [] and list(talk.ask("A river.")) and len(talk.turns) == 2

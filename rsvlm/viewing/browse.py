@@ -1,222 +1,292 @@
-"""Looking around in a finished study from a notebook: free-text search, one image with its like, a dialogue."""
+"""Looking around in a finished study: free-text search, images like one, an image from outside."""
 
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
-import ipywidgets as widgets
+import numpy as np
 import pandas as pd
-from markupsafe import Markup, escape
 
 from rsvlm import paths
-from rsvlm.data.table import load_table, rows_of
-from rsvlm.kernels import similarity_topk
+from rsvlm.data.table import SPLITS, load_table, rows_of
+from rsvlm.files import read_json
+from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import load_captioner
 from rsvlm.models.devices import choose_device
-from rsvlm.models.dialogue import Reply, reply
 from rsvlm.models.encoders import DualEncoder, load_encoder
-from rsvlm.models.features import Features, encode_texts, load_features
-from rsvlm.models.visual_inputs import read_visual
-from rsvlm.scoring.embedding_spaces import load_space
+from rsvlm.models.features import Features, encode_images, encode_texts, load_features
+from rsvlm.models.generation import beam_captions, caption_log_likelihoods, embed_captions_ret, sample_captions
+from rsvlm.params import read_section
+from rsvlm.scoring.baselines import caption_space, consensus_pool, find_neighbours
+from rsvlm.scoring.choice import Pools, choose_captions, gather_candidates, judge_candidates
+from rsvlm.scoring.cider_vectors import CiderSpace
 from rsvlm.scoring.runs import read_captions
+from rsvlm.viewing.caption_entries import known_runs
+from rsvlm.viewing.search_index import SearchIndex, load_index, mask_of, saved_methods
 from rsvlm.viewing.thumbnails import make_thumbnail
 
-THUMBNAIL_PIXELS = 150
-NO_CAPTIONER = "No captioner yet: run the stage finetune_lora (notebook 40_finetune_lora), then this cell again."
-FIGURE = Markup(
-    '<figure style="margin:0;width:150px"><img src="{uri}" alt="{alt}" style="width:150px;border-radius:5px">'
-    '<figcaption style="font-size:12px;line-height:1.35;overflow-wrap:anywhere">{score}{name}</figcaption></figure>'
-)
-STRIP = Markup('<div style="display:flex;flex-wrap:wrap;gap:12px;margin:6px 0">{}</div>')
+NO_CAPTIONER = "no captioner yet: run the stage finetune_lora (notebook 40_finetune_lora), then this cell again"
+LARGEST_FILE = 64_000_000  # bytes of a file from outside
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The images that are searched, with the vectors and captions of the study."""
+    """The study's images with their captions; models and indexes are loaded when they are first needed."""
 
     table: pd.DataFrame  # indexed by image_id
     features: Features
     device: str
+    split: str | None  # what is searched unless a search says otherwise
     runs: dict[str, dict[str, str]] = field(default_factory=dict)  # run -> image id -> generated caption
 
     def __str__(self) -> str:
-        counts = self.table["source"].value_counts().sort_index()
-        sources = ", ".join(f"{count} of {source}" for source, count in counts.items())
-        return f"{len(self.table)} images ({sources}); generated captions: {', '.join(self.runs) or 'none yet'}"
+        rows = rows_of(self.table, split=self.split)
+        sources = ", ".join(f"{count} of {name}" for name, count in rows["source"].value_counts().sort_index().items())
+        made = f"generated captions: {', '.join(self.runs) or 'none yet'}"
+        return f"{len(rows)} images ({sources}); {made}; search by {', '.join(self.methods) or 'nothing yet'}"
 
     @property
-    def image_ids(self) -> list[str]:
-        """The ids of the images, in the table's order."""
-        return list(self.table.index)
+    def methods(self) -> list[str]:
+        """The retrieval methods that can be searched with now."""
+        without = {"ret", "combined"} if not self.has_captioner else set()
+        return [method for method in saved_methods() if method not in without]
+
+    @property
+    def has_captioner(self) -> bool:
+        """Whether a captioner was trained."""
+        return (paths.CAPTIONER / "config.json").is_file()
 
     @cached_property
     def encoder(self) -> DualEncoder:
-        """The encoder that the features come from, loaded at the first search."""
-        return load_encoder(str(paths.ENCODER), choose_device(self.device))
+        """The encoder that the features come from."""
+        return load_encoder(str(paths.ENCODER), choose_device(self.device)).eval()
+
+    @cached_property
+    def captioner(self) -> CapRet:
+        """The study's captioner.
+
+        Raises:
+            FileNotFoundError: none was trained.
+        """
+        if not self.has_captioner:
+            raise FileNotFoundError(NO_CAPTIONER)
+        return load_captioner(paths.CAPTIONER, self.device, features=self.features)
+
+    @cached_property
+    def training_captions(self) -> tuple[dict[str, list[str]], CiderSpace]:
+        """Training image id -> its captions, and their CIDEr vectors."""
+        rows = self.table[self.table["split"] == "train"]
+        captions = dict(zip(rows["image_id"], rows["captions"], strict=True))
+        return captions, caption_space(captions, captions)
+
+    @cached_property
+    def images_of_caption(self) -> dict[str, set[str]]:
+        """Caption, case and outer blanks ignored -> the images outside training that carry it."""
+        found: dict[str, set[str]] = {}
+        rows = self.table[self.table["split"] != "train"]
+        for image_id, captions in zip(rows["image_id"], rows["captions"], strict=True):
+            for caption in captions:
+                found.setdefault(_plain(caption), set()).add(image_id)
+        return found
+
+    def index(self, method: str) -> SearchIndex:
+        """The saved index of a method."""
+        if method not in self._indexes:
+            self._indexes[method] = load_index(method)
+        return self._indexes[method]
+
+    def within(self, method: str, split: str | None) -> np.ndarray | None:
+        """(N,) bool: which images of a method's index are of a split; None: all are wanted. ValueError: no such split."""
+        if split is None:
+            return None
+        if (method, split) not in self._masks:
+            self._masks[method, split] = mask_of(self.index(method), rows_of(self.table, split=split)["image_id"])
+        return self._masks[method, split]
+
+    @cached_property
+    def _indexes(self) -> dict[str, SearchIndex]:
+        return {}
+
+    @cached_property
+    def _masks(self) -> dict[tuple[str, str], np.ndarray]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found: (image id, score), best first; which images are right, where that is known; how long it took."""
+
+    hits: list[tuple[str, float]]
+    right: frozenset[str] = frozenset()
+    searched: int = 0  # images
+    encode_seconds: float = 0.0  # of making the query's vector
+    search_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the study says of an image from outside, and the images like it."""
+
+    captions: dict[str, str]  # by run: captioner, beam, consensus
+    like: Search
+    picture: str = field(repr=False)  # data URI of a thumbnail
+    features: Features = field(repr=False)  # of this image alone; its id is its file name
 
 
 def open_archive(split: str | None = "test", device: str = "cpu") -> Archive:
-    """The study's images of a split (None: all) with their features and generated captions.
+    """The study's images with their features and generated captions; a split (None: all) is searched.
 
     Raises:
         FileNotFoundError: the stages aggregate_data or encode_images have not run.
         ValueError: the split is not in the table.
     """
-    rows = rows_of(load_table(paths.IMAGE_TABLE), split=split).set_index("image_id", drop=False)
-    files = sorted(paths.GENERATED.glob("*.jsonl")) if paths.GENERATED.is_dir() else []
-    runs = {file.stem: read_captions(file) for file in files}
-    own_first = dict(sorted(runs.items(), key=lambda run: (run[0] != "captioner", run[0])))
-    return Archive(rows, load_features(paths.FEATURES), device, own_first)
+    table = load_table(paths.IMAGE_TABLE).set_index("image_id", drop=False)
+    rows_of(table, split=split)
+    runs = {run: read_captions(paths.GENERATED / f"{run}.jsonl") for run in known_runs()}
+    return Archive(table, load_features(paths.FEATURES), device, split, runs)
 
 
-def search_text(archive: Archive, query: str, results: int = 8) -> list[tuple[str, float]]:
-    """(image id, cosine) of the images nearest to a text, best first; none for a blank text."""
-    if not query.strip():
-        return []
-    capitalise = bool(archive.features.meta.get("capitalise", True))
-    return _nearest(archive, encode_texts(archive.encoder, [query.strip()], capitalise=capitalise), results)
+def splits_of(archive: Archive) -> list[str]:
+    """The splits of the archive, in their usual order."""
+    return [split for split in SPLITS if split in set(archive.table["split"])]
 
 
-def similar_images(archive: Archive, image_id: str, results: int = 8) -> list[tuple[str, float]]:
-    """(image id, cosine) of the other images nearest to one, best first."""
-    vector = archive.features.image_embeddings[archive.features.rows([image_id])]
-    return [hit for hit in _nearest(archive, vector, results + 1) if hit[0] != image_id][:results]
+def search_text(
+    archive: Archive, query: str, results: int = 12, *, method: str = "dual_encoder", split: str | None = None
+) -> Search:
+    """The images nearest to a text; nothing for a blank one.
+
+    Args:
+        method: dual_encoder, ret or combined.
+        split: None: all images that the method knows.
+
+    Raises:
+        FileNotFoundError: the method's index or the captioner was not made.
+        ValueError: no such split.
+    """
+    text = query.strip()
+    if not text:
+        return Search([])
+    index = archive.index(method)
+    start = time.perf_counter()
+    vector = index.query(_parts_of(archive, text, index.weights))
+    encoded = time.perf_counter()
+    within = archive.within(method, split)
+    hits = index.search(vector, results, within=within)
+    done = time.perf_counter()
+    searched = len(index.image_ids) if within is None else int(within.sum())
+    known = archive.images_of_caption.get(_plain(text), set())
+    right = {i for i in known if i in index.row_of and (within is None or within[index.row_of[i]])}
+    return Search(hits, frozenset(right), searched, encoded - start, done - encoded)
 
 
-def show_hits(archive: Archive, hits: Sequence[tuple[str, float | None]]) -> str:
-    """HTML of a row of pictures with scores and labels; every text escaped."""
-    figures = [_figure(archive, image_id, score) for image_id, score in hits]
-    return STRIP.format(Markup("").join(figures)) if figures else "Nothing found."
+def similar_images(archive: Archive, image_id: str, results: int = 12, *, split: str | None = None) -> Search:
+    """The other images nearest to one, by the dual encoder."""
+    found = _like(archive, archive.index("dual_encoder").vector(image_id), results + 1, split)
+    return Search([hit for hit in found.hits if hit[0] != image_id][:results], searched=found.searched)
 
 
-def describe_image(archive: Archive, image_id: str, results: int = 8) -> str:
-    """HTML of one image: what each run says of it, its references, the images most like it."""
-    row = archive.table.loc[image_id]
-    said = [
-        Markup("<li><b>{}</b>: {}</li>").format(run, own[image_id])
-        for run, own in archive.runs.items()
-        if image_id in own
-    ]
-    references = [Markup("<li>{}</li>").format(caption) for caption in dict.fromkeys(row["captions"])]
-    parts = [
-        show_hits(archive, [(image_id, None)]),
-        Markup("<b>Generated</b><ul>{}</ul>").format(Markup("").join(said)) if said else "",
-        Markup("<b>References</b><ul>{}</ul>").format(Markup("").join(references)),
-        Markup("<b>Most like it</b>"),
-        show_hits(archive, similar_images(archive, image_id, results)),
-    ]
-    return Markup("").join(parts)
+def describe_file(archive: Archive, content: bytes, name: str, results: int = 12, split: str | None = None) -> Described:
+    """What the study says of an image file from outside, and the images like it.
 
+    It is encoded and captioned as the study's own test images were, by the same code and parameters; without a
+    captioner, only the images like it are found.
 
-def search_box(archive: Archive, results: int = 8) -> widgets.Widget:
-    """A text field whose text is searched for when Enter is pressed."""
-    query = _text_field("Search", "many boats in a harbour")
-    shown = widgets.HTML()
-
-    def search(_: object) -> None:
-        shown.value = str(show_hits(archive, search_text(archive, query.value, results)))
-
-    query.observe(_safely(search, shown), names="value")
-    return widgets.VBox([query, shown])
-
-
-def image_box(archive: Archive, results: int = 8) -> widgets.Widget:
-    """A list of the images; the chosen one is shown with its captions and its like."""
-    picker = _picker(archive)
-    shown = widgets.HTML()
-
-    def show(_: object) -> None:
-        shown.value = str(describe_image(archive, picker.value, results))
-
-    show = _safely(show, shown)
-    picker.observe(show, names="value")
-    show(None)
-    return widgets.VBox([picker, shown])
-
-
-def dialogue_box(archive: Archive, device: str = "cpu", max_new_tokens: int = 40) -> widgets.Widget:
-    """A dialogue with the captioner about images; a line of text where no captioner was trained."""
-    if not (paths.CAPTIONER / "config.json").is_file():
-        return widgets.HTML(str(escape(NO_CAPTIONER)))
-    captioner = load_captioner(paths.CAPTIONER, device, features=archive.features)
-    space = load_space(paths.RET_EMBEDDINGS) if paths.RET_EMBEDDINGS.is_dir() else None
-    found_in = [image_id for image_id in space.image_ids if image_id in archive.table.index] if space else []
-    vectors = space.images(found_in) if found_in else None
-    history: list = []
-    picker, text, shown = _picker(archive), _text_field("You", "Describe this image."), widgets.HTML()
-    give, afresh = widgets.Button(description="Give this image"), widgets.Button(description="Start afresh")
-
-    def add(who: str, what: str) -> None:
-        shown.value += str(Markup("<div style='margin:4px 0'><b>{}</b> {}</div>").format(who, what))
-
-    def answer() -> None:
-        said: Reply = reply(
-            captioner, history, image_ids=found_in, image_embeddings=vectors, max_new_tokens=max_new_tokens
-        )
-        if said.text:
-            history.append(said.text)
-        add("Model", said.text or ("(images)" if said.asked_for_images else "(nothing)"))
-        if said.image_ids:
-            shown.value += str(show_hits(archive, list(zip(said.image_ids, said.scores, strict=True))))
-
-    def give_image(_: object) -> None:
-        row = archive.features.rows([picker.value])
-        history.append(read_visual(archive.features, row, grid=captioner.settings.grid_cells > 0))
-        add("You", Markup(show_hits(archive, [(picker.value, None)])))
-
-    def send(_: object) -> None:
-        if text.value.strip():
-            history.append(text.value)
-            add("You", text.value)
-            text.value = ""
-            answer()
-
-    def start_afresh(_: object) -> None:
-        history.clear()
-        shown.value = ""
-
-    give.on_click(_safely(give_image, shown))
-    afresh.on_click(start_afresh)
-    text.observe(_safely(send, shown), names="value")
-    return widgets.VBox([widgets.HBox([picker, give, afresh]), text, shown])
-
-
-def _nearest(archive: Archive, vector: object, results: int) -> list[tuple[str, float]]:
-    items = archive.features.image_embeddings[archive.features.rows(archive.image_ids)]
-    scores, indices = similarity_topk(vector, items, min(max(1, results), len(items)))
-    return [
-        (archive.image_ids[i], float(score)) for i, score in zip(indices[0].tolist(), scores[0].tolist(), strict=True)
-    ]
-
-
-def _figure(archive: Archive, image_id: str, score: float | None) -> Markup:
-    row = archive.table.loc[image_id]
-    name = f"{row['label']} · {image_id}" if row["label"] else image_id
-    shown = "" if score is None else Markup("<b>{}</b> ").format(f"{score:.2f}")
-    uri = make_thumbnail(row["path"], THUMBNAIL_PIXELS).uri
-    return FIGURE.format(uri=uri, alt=row["captions"][0], score=shown, name=name)
-
-
-def _picker(archive: Archive) -> widgets.Dropdown:
-    labels = [
-        f"{label} · {name}" if label else name
-        for label, name in zip(archive.table["label"], archive.image_ids, strict=True)
-    ]
-    return widgets.Dropdown(options=sorted(zip(labels, archive.image_ids, strict=True)), description="Image")
-
-
-def _text_field(name: str, example: str) -> widgets.Text:
-    wide = widgets.Layout(width="36rem", max_width="100%")
-    return widgets.Text(description=name, placeholder=example, continuous_update=False, layout=wide)
-
-
-def _safely(action: Callable[[object], None], shown: widgets.HTML) -> Callable[[object], None]:
-    """The action, its errors shown in the widget: JupyterLab hides what a callback raises."""
-
-    def run(event: object) -> None:
+    Raises:
+        ValueError: the file is too large or no image; names it.
+    """
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"{name}: {len(content) / 1e6:.0f} MB, at most {LARGEST_FILE / 1e6:.0f} are read")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(content)
         try:
-            action(event)
-        except (ValueError, OSError, RuntimeError) as error:
-            shown.value = str(Markup("<b>{}</b>: {}").format(type(error).__name__, str(error)))
+            picture = make_thumbnail(str(path)).uri
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), name)) from error
+        meta = archive.features.meta
+        row = {"image_id": [name], "path": [str(path)], "captions": [["image"]]}
+        own = encode_images(
+            archive.encoder, pd.DataFrame(row), Path(folder) / "features", views=meta["views"], grid=meta["grid"],
+            capitalise=meta["capitalise"], precision=meta["precision"], log=lambda _: None,
+        )  # fmt: skip
+        features = _in_memory(own)
+    like = _like(archive, features.image_embeddings, results, split)
+    captions = _captions(archive, features, name) if archive.has_captioner else {}
+    return Described(captions, like, picture, features)
 
-    return run
+
+def pools_of(archive: Archive, vectors: np.ndarray, image_ids: Sequence[str]) -> Pools:
+    """The captions of the nearest training images, as the captioner's prompts and its choice take them.
+
+    Args:
+        vectors: (n, D) of the images, in the encoder's space; an image that is a training image leaves itself out.
+    """
+    prompting = archive.captioner.config["prompting"]
+    captions, space = archive.training_captions
+    items = archive.features.image_embeddings[archive.features.rows(list(captions))]
+    near, votes = find_neighbours(
+        vectors, items, list(captions), k=prompting["neighbours"], temperature=prompting["neighbour_temperature"],
+        query_ids=image_ids,
+    )  # fmt: skip
+    return Pools(list(image_ids), near, votes, consensus_pool(near, votes, captions, space=space), captions, space)
+
+
+def _captions(archive: Archive, features: Features, name: str) -> dict[str, str]:
+    """The captions of the runs captioner, beam and consensus, made as the stage generate_captions makes them."""
+    captioner, params = archive.captioner, read_section(paths.PARAMS, "generate_captions")
+    prompting = captioner.config["prompting"]
+    pools = pools_of(archive, features.image_embeddings, [name])
+    given = {"prompt": params["prompt"], "view": params["view"]}
+    given["neighbours"] = list(pools.top(prompting["neighbour_captions"]).values())
+    limits = {"max_new_tokens": params["max_new_tokens"]}
+    beams = beam_captions(
+        captioner, features, [name], beams=params["beams"], length_penalty=params["length_penalty"], **limits, **given
+    )
+    drawn = None
+    if params["samples"]:
+        drawn = sample_captions(
+            captioner, features, [name], samples=params["samples"], temperature=params["sample_temperature"],
+            seed=params["seed"], **limits, **given,
+        )  # fmt: skip
+    own = [list(dict.fromkeys([*beams[0], *(drawn[0] if drawn else [])]))]
+    candidates = gather_candidates(own, pools, params["pool_candidates"])
+    weights = read_json(paths.METRICS / "generate_captions.json")["weights"]
+    likelihoods = caption_log_likelihoods(captioner, features, [name], candidates, **given) if weights["likelihood"] else None
+    judged = judge_candidates(candidates, pools, samples=drawn, likelihoods=likelihoods)
+    chosen = choose_captions(candidates, judged, weights)[0]
+    return {"captioner": chosen, "beam": beams[0][0], "consensus": pools.ranked[0][0][0]}
+
+
+def _parts_of(archive: Archive, text: str, parts: Sequence[str]) -> dict[str, np.ndarray]:
+    """part of a method -> (1, D_part), the text in its space."""
+    made = {}
+    if "dual_encoder" in parts or "neighbours" in parts:
+        capitalise = bool(archive.features.meta.get("capitalise", True))
+        dual = encode_texts(archive.encoder, [text], capitalise=capitalise)
+        made = {"dual_encoder": dual, "neighbours": dual}
+    if "ret" in parts:
+        made["ret"] = embed_captions_ret(archive.captioner, [text])
+    return made
+
+
+def _like(archive: Archive, vector: np.ndarray, results: int, split: str | None) -> Search:
+    index, within = archive.index("dual_encoder"), archive.within("dual_encoder", split)
+    start = time.perf_counter()
+    hits = index.search(vector, results, within=within)
+    searched = len(index.image_ids) if within is None else int(within.sum())
+    return Search(hits, searched=searched, search_seconds=time.perf_counter() - start)
+
+
+def _in_memory(features: Features) -> Features:
+    """The features with arrays of their own: their files may go."""
+    grid = None if features.grid is None else np.array(features.grid)
+    arrays = (np.array(features.pooled), grid, np.array(features.image_embeddings), np.array(features.text_embeddings))
+    return Features(*arrays, features.texts, features.image_ids, features.meta)
+
+
+def _plain(caption: str) -> str:
+    return caption.strip().capitalize()

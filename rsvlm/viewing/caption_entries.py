@@ -1,7 +1,5 @@
-"""What the caption gallery shows: each image with its captions, references and scores, read from the stages' files."""
+"""What is known of one image's captions, as the stages' files hold it: runs, references, scores."""
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from rsvlm import paths
-from rsvlm.data.table import load_table, rows_of
 from rsvlm.files import read_json
 from rsvlm.scoring.runs import RESERVED, read_captions
 from rsvlm.viewing.page import format_score, read_reported
 
 BASELINES = ("consensus", "nearest", "shuffled")
-NOT_METRICS = ("run", "source", "split", "image_id", "references")
 CORPUS_METRICS = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")  # of the heading's table, where known
+RUN_ORDER = ("captioner", "beam", "consensus", "nearest", "constant", "shuffled", "human")  # of tables and menus
 
 
 @dataclass(frozen=True)
@@ -31,10 +28,23 @@ class Entry:
     captions: dict[str, str]  # by run
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # by run, then metric; unknown ones are absent
     seen: bool | None = None  # whether some training image has just the same references; None where it is not known
+    split: str = "test"
 
     def score(self, run: str, metric: str) -> float | None:
         """The image's score, or None where it was not measured."""
         return self.scores.get(run, {}).get(metric)
+
+
+def sort_runs(runs: Sequence[str]) -> list[str]:
+    """The runs in the order of the study's tables, others behind them by name."""
+    place = {run: number for number, run in enumerate(RUN_ORDER)}
+    return sorted(dict.fromkeys(runs), key=lambda run: (place.get(run, len(place)), run))
+
+
+def known_runs(folder: Path | None = None) -> list[str]:
+    """The runs that were made, in the order of the study's tables."""
+    folder = folder or paths.GENERATED
+    return sort_runs([file.stem for file in folder.glob("*.jsonl")]) if folder.is_dir() else []
 
 
 def read_run(run: str, folder: Path | None = None) -> dict[str, str]:
@@ -67,7 +77,7 @@ def read_image_scores(references: str = "released", path: Path | None = None) ->
     path = path or paths.SCORES / "captions.csv"
     if not path.is_file():
         return pd.DataFrame({"run": [], "image_id": []})
-    table = pd.read_csv(path, dtype={"run": str, "image_id": str, "references": str})
+    table = pd.read_csv(path, dtype={"run": "category", "image_id": str, "references": "category", "source": "category"})
     missing = [name for name in ("run", "image_id") if name not in table]
     if missing:
         raise ValueError(f"{path}: no column {missing[0]!r}; run the stage score_captions again")
@@ -107,61 +117,6 @@ def corpus_frame(references: str = "released") -> pd.DataFrame:
     return pd.DataFrame(cells, columns=["run", "source", *shown]).set_index("run")
 
 
-def read_entries(
-    run: str = "captioner",
-    baselines: Sequence[str] = BASELINES,
-    *,
-    split: str = "test",
-    references: str = "released",
-) -> tuple[list[Entry], list[str]]:
-    """All images of a split with their captions and scores, in the table's order, and the baselines that were not made.
-
-    Raises:
-        FileNotFoundError: the run itself was not made.
-        ValueError: the split is empty, or the run has no caption for one of its images; names the image.
-    """
-    if references not in ("released", "distinct"):
-        raise ValueError(f"references is {references!r}: give 'released' or 'distinct'")
-    rows = rows_of(load_table(paths.IMAGE_TABLE), split=split)
-    if rows.empty:
-        raise ValueError(f"the image table has no image in split {split!r}; look at the stage aggregate_data")
-    captions = {run: read_run(run)}
-    absent = []
-    for name in dict.fromkeys(baselines):
-        if name == run:
-            continue
-        if (paths.GENERATED / f"{name}.jsonl").is_file():
-            captions[name] = read_run(name)
-        else:
-            absent.append(name)
-    table = read_image_scores(references)
-    scores = _scores_by_image(table)
-    seen = (
-        dict(zip(table["image_id"], table["reference_set_seen"], strict=True)) if "reference_set_seen" in table else {}
-    )
-    entries = []
-    for row in rows.itertuples(index=False):
-        if row.image_id not in captions[run]:
-            raise ValueError(
-                f"{paths.GENERATED / run}.jsonl: no caption for {row.image_id!r} (split {split!r});"
-                " run the stage generate_captions again"
-            )
-        said = {name: found[row.image_id] for name, found in captions.items() if row.image_id in found}
-        entries.append(
-            Entry(
-                image_id=row.image_id,
-                source=row.source,
-                label=row.label if isinstance(row.label, str) else "",
-                path=row.path,
-                references=tuple(Counter(caption.strip() for caption in row.captions if caption.strip()).items()),
-                captions=said,
-                scores={name: scores[name, row.image_id] for name in said if (name, row.image_id) in scores},
-                seen=bool(seen[row.image_id]) if row.image_id in seen else None,
-            )
-        )
-    return entries, absent
-
-
 def rank_entries(entries: Sequence[Entry], run: str, metric: str) -> list[int]:
     """Positions of the entries that have the score, best first, ties by image id."""
     known = [i for i, entry in enumerate(entries) if entry.score(run, metric) is not None]
@@ -175,17 +130,6 @@ def _with_interval(score: dict | None) -> str:
     return format_score(score["value"], 3) + (
         f" [{format_score(score['low'])}, {format_score(score['high'])}]" if known else ""
     )
-
-
-def _scores_by_image(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
-    """Scores by (run, image id), each a dict of metric to value; missing values are left out."""
-    metrics = [name for name in table.select_dtypes("number").columns if name not in NOT_METRICS]
-    return {
-        (run, image_id): {
-            name: float(value) for name, value in zip(metrics, values, strict=True) if math.isfinite(value)
-        }
-        for run, image_id, *values in table[["run", "image_id", *metrics]].itertuples(index=False)
-    }
 
 
 def _plain_name(metric: str) -> str:

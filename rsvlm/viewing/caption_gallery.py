@@ -11,21 +11,18 @@ from matplotlib.figure import Figure
 
 from rsvlm import paths
 from rsvlm.data.images import open_image
-from rsvlm.viewing.caption_entries import (
-    BASELINES,
-    CORPUS_METRICS,
-    Entry,
-    rank_entries,
-    read_corpus_scores,
-    read_entries,
-)
-from rsvlm.viewing.page import Sample, choose_sample, format_score, histogram_paths, new_words, render_page, write_page
+from rsvlm.data.table import load_table
+from rsvlm.viewing.caption_entries import BASELINES, CORPUS_METRICS, Entry, rank_entries, read_corpus_scores, sort_runs
+from rsvlm.viewing.gallery_data import copied_captions, gallery_item, gallery_setting
+from rsvlm.viewing.neighbours import nearest_training, open_training_images
+from rsvlm.viewing.page import choose_sample, format_score, histogram_paths, render_page, write_page
 from rsvlm.viewing.plots import BLUE, MUTED, VERMILION, figure, without_axes
+from rsvlm.viewing.records import Records, read_records
 from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail, shrink
 
 PAGE = "captions.html"
-RUN_ORDER = ("captioner", "beam", "consensus", "nearest", "constant", "shuffled", "human")  # of the heading's table
-BARS = ("CIDEr", "METEOR")  # drawn on every card; the other metrics stand in the enlarged view
+SCRIPTS, STYLES = ("dom.js", "gallery.js", "captions.js"), ("gallery.css",)
+TRAINING_PIXELS, TRAINING_SHARE = 96, 0.3  # pictures of training images: longer side, bytes as a share of a card's
 
 
 def write_caption_gallery(
@@ -37,11 +34,14 @@ def write_caption_gallery(
     metric: str = "CIDEr",
     references: str = "released",
     images: int = 300,
+    neighbours: int = 3,
     thumbnail_pixels: int = 192,
     page_megabytes: float = 5.0,
     seed: int = 0,
 ) -> dict[str, object]:
     """What was written: ``{"page", "images", "images_of_split", "bytes", "runs", "runs_absent"}``, after writing it.
+
+    The page is the gallery of the notebook 90_browse without a kernel: the same script, fed from the page itself.
 
     Args:
         path: the page; by default ``captions.html`` in the study's galleries.
@@ -51,49 +51,57 @@ def write_caption_gallery(
         metric: chooses best, worst and middle images where the split has more than ``images``.
         references: which scores, against ``released`` or ``distinct`` references.
         images, thumbnail_pixels, page_megabytes: how much the page holds; JPEG quality gives way to the last.
+        neighbours: nearest training images shown of each image, where features were made; 0: none.
     """
     path = path or paths.GALLERIES / PAGE
-    entries, absent = read_entries(run, baselines, split=split, references=references)
+    records = read_records([run, *baselines], split=split, references=references, whole=True)
+    entries = [records.entry(row) for row in range(len(records))]
     sample = choose_sample(len(entries), rank_entries(entries, run, metric), images, seed)
     shown = [entries[position] for position in sample.positions]
-    runs = [name for name in (run, *baselines) if any(name in entry.captions for entry in entries)]
-    runs = list(dict.fromkeys(runs))
-    rival = runs[1] if len(runs) > 1 else None
-    metrics = _known_metrics(entries, metric)
+    rival = records.runs[1] if len(records.runs) > 1 else None
+    setting = gallery_setting(records, run=run, rival=rival, metric=metric, size=len(shown))
+    setting |= {"images": len(shown), "labels": sorted({entry.label for entry in shown if entry.label})}
+    near = _training(shown, neighbours)
     values = {
-        "study": " + ".join(sorted({entry.source for entry in entries})),
+        "study": " + ".join(setting["sources"]),
         "split": split,
         "references": references,
         "run": run,
-        "runs": runs,
+        "runs": records.runs,
         "rival": rival,
-        "absent": absent,
-        "metrics": metrics,
-        "metric": metric if metric in metrics else (metrics[0] if metrics else ""),
-        "bars": [name for name in BARS if name in metrics],
-        "tops": {name: _top(entries, runs, name) for name in metrics},
+        "absent": records.absent,
+        "metric": setting["metric"] if setting["metrics"] else "",
         "sample": sample,
-        "sources": sorted({entry.source for entry in entries}),
-        "labels": sorted({entry.label for entry in shown if entry.label}),
-        "knows_seen": len({entry.seen for entry in shown} - {None}) == 2,
+        "shown": len(shown),
+        "neighbours": bool(near["training"]),
         "corpus": _corpus_table(read_corpus_scores(references)),
-        "histogram": _histogram(entries, [name for name in (run, rival) if name], metric),
-        "cards": [_card(entry, runs) for entry in shown],
-        "data": _page_data(sample, entries, runs, rival, metrics, run),
-        "thumbnails": [],
+        "histogram": _histogram(records, [name for name in (run, rival) if name], metric),
     }
-    empty = dict(values, thumbnails=[None] * len(shown))
-    text_bytes = len(render_page("captions.html", "captions.js", **empty).encode())
-    most = bytes_for_each(page_megabytes, len(shown), text_bytes)
-    values["thumbnails"] = [make_thumbnail(entry.path, thumbnail_pixels, most) for entry in shown]
-    size = write_page(path, render_page("captions.html", "captions.js", **values))
+
+    def render(pictures: dict[str, str]) -> str:
+        items = [
+            gallery_item(entry, picture=pictures.get(entry.image_id)) | {"near": near["of"][entry.image_id]}
+            for entry in shown
+        ]
+        training = {name: own | {"picture": pictures.get(name)} for name, own in near["training"].items()}
+        data = {"setting": setting, "items": items, "training": training}
+        return render_page("captions.html", SCRIPTS, STYLES, data=data, **values)
+
+    text_bytes = len(render({}).encode())
+    weight = len(shown) + TRAINING_SHARE * len(near["training"])
+    most = bytes_for_each(page_megabytes, weight, text_bytes)
+    pictures = {entry.image_id: make_thumbnail(entry.path, thumbnail_pixels, most).uri for entry in shown}
+    small = min(thumbnail_pixels, TRAINING_PIXELS)
+    for name, place in near["paths"].items():
+        pictures[name] = make_thumbnail(place, small, int(TRAINING_SHARE * most)).uri
+    size = write_page(path, render(pictures))
     return {
         "page": _shown_path(path),
         "images": len(shown),
         "images_of_split": len(entries),
         "bytes": size,
-        "runs": runs,
-        "runs_absent": absent,
+        "runs": records.runs,
+        "runs_absent": records.absent,
     }
 
 
@@ -138,67 +146,37 @@ def show_caption_preview(entries: Sequence[Entry], *, run: str, metric: str, cou
         plt.show()
 
 
-def _known_metrics(entries: Sequence[Entry], first: str) -> list[str]:
-    """The metrics measured anywhere, ``first`` and those of the bars before the others, else in alphabetical order."""
-    known = {name for entry in entries for scores in entry.scores.values() for name in scores}
-    return sorted(known, key=lambda name: (name != first, name not in BARS, name))
-
-
-def _top(entries: Sequence[Entry], runs: Sequence[str], metric: str) -> float:
-    """The right end of a metric's bars: 1 for fractions, the next whole number for CIDEr."""
-    values = [entry.score(run, metric) for entry in entries for run in runs]
-    return float(max(1, math.ceil(max((value for value in values if value is not None), default=1.0))))
-
-
-def _card(entry: Entry, runs: Sequence[str]) -> dict:
-    texts = [text for text, _ in entry.references]
-    return {
-        "entry": entry,
-        "name": entry.image_id.split("/", 1)[-1],
-        "captions": [
-            {"run": run, "text": entry.captions[run], "pieces": new_words(entry.captions[run], texts)}
-            for run in runs
-            if run in entry.captions
-        ],
-    }
-
-
-def _page_data(
-    sample: Sample, entries: Sequence[Entry], runs: list[str], rival: str | None, metrics: list[str], run: str
-) -> dict:
-    """What the page's script needs: scores rounded to 4 digits, ranks in the whole split, texts come from the cards."""
-    ranks: dict[str, dict[str, int]] = {}
-    for metric in metrics:
-        for rank, position in enumerate(rank_entries(entries, run, metric), start=1):
-            ranks.setdefault(entries[position].image_id, {})[metric] = rank
-    measured = {metric: sum(1 for entry in entries if entry.score(run, metric) is not None) for metric in metrics}
-    shown = [entries[position] for position in sample.positions]
-    items = [
-        {
-            "id": entry.image_id,
-            "draw": place if place < sample.drawn else None,
-            "source": entry.source,
-            "label": entry.label,
-            "seen": entry.seen,
-            "rank": ranks.get(entry.image_id, {}),
-            "scores": {name: {m: round(v, 4) for m, v in entry.scores.get(name, {}).items()} for name in runs},
-        }
-        for place, entry in enumerate(shown)
-    ]
-    return {"run": run, "rival": rival, "runs": runs, "metrics": metrics, "measured": measured, "items": items}
+def _training(shown: Sequence[Entry], count: int) -> dict[str, dict]:
+    """Nearest training images: ``of`` image id -> [[training id, cosine, copied]], what is known of them, their paths."""
+    table = load_table(paths.IMAGE_TABLE)
+    images = open_training_images(table) if count else None
+    if images is None:
+        return {"of": {entry.image_id: [] for entry in shown}, "training": {}, "paths": {}}
+    rows = table.set_index("image_id")
+    of, training, places = {}, {}, {}
+    for entry, own in zip(shown, nearest_training(images, [entry.image_id for entry in shown], count), strict=True):
+        of[entry.image_id] = []
+        for other in own:
+            row = rows.loc[other.image_id]
+            captions = list(dict.fromkeys(row["captions"]))
+            of[entry.image_id].append([other.image_id, other.cosine, copied_captions(entry, captions)])
+            training[other.image_id] = {"label": row["label"] or "", "captions": captions}
+            places[other.image_id] = row["path"]
+    return {"of": of, "training": training, "paths": places}
 
 
 def _corpus_table(rows: list[dict]) -> dict:
     """The heading's table: columns with a value anywhere, rows with one cell a column."""
     columns = [name for name in CORPUS_METRICS if any(name in row["scores"] for row in rows)]
     several = len({row["source"] for row in rows}) > 1
-    place = {run: number for number, run in enumerate(RUN_ORDER)}
-    rows = sorted(rows, key=lambda row: (row["source"], place.get(row["run"], len(place)), row["run"]))
+    place = {run: number for number, run in enumerate(sort_runs([row["run"] for row in rows]))}
+    rows = sorted(rows, key=lambda row: (row["source"], place[row["run"]]))
     return {"columns": columns, "rows": rows, "several": several}
 
 
-def _histogram(entries: Sequence[Entry], runs: Sequence[str], metric: str) -> dict | None:
-    series = {run: [s for entry in entries if (s := entry.score(run, metric)) is not None] for run in runs}
+def _histogram(records: Records, runs: Sequence[str], metric: str) -> dict | None:
+    values = {run: records.values(run, metric) for run in runs}
+    series = {run: own[np.isfinite(own)].tolist() for run, own in values.items()}
     series = {run: values for run, values in series.items() if len(values) > 1}
     if not series:
         return None

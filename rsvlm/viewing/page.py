@@ -66,6 +66,17 @@ def new_words(caption: str, references: Sequence[str]) -> list[tuple[str, bool]]
     return [piece for piece in pieces if piece[0]]
 
 
+def mark_words(caption: str, references: Sequence[str]) -> list[str | list[str]]:
+    """``caption`` in pieces for a page's script: a text as it is, or ``[text]`` for words that no reference holds."""
+    return [[text] if is_new else text for text, is_new in new_words(caption, references)]
+
+
+def read_template(*names: str) -> str:
+    """The text of scripts or style sheets of the package's templates, one behind the other."""
+    loader = environment().loader
+    return "\n".join(loader.get_source(None, name)[0].strip() for name in names)
+
+
 def environment() -> Environment:
     """The Jinja2 environment of the package's templates: autoescape on, an unknown name is an error."""
     made = Environment(
@@ -80,17 +91,18 @@ def environment() -> Environment:
     return made
 
 
-def render_page(template: str, script: str, **values: object) -> str:
+def render_page(template: str, scripts: Sequence[str], styles: Sequence[str] = (), **values: object) -> str:
     """The HTML text of one page.
 
     Args:
         template: file name of the template.
-        script: file name of the page's script, kept beside the template.
+        scripts: file names of the page's script in parts, kept beside the template.
+        styles: style sheets beside ``page.css``.
         values: what the template shows.
     """
     made = environment()
-    code = made.loader.get_source(made, script)[0].strip()
-    style = made.loader.get_source(made, "page.css")[0].strip()
+    code = read_template(*scripts)
+    style = read_template("page.css", *styles)
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
     # Markup: these two are files of this package, not data.
     return made.get_template(template).render(

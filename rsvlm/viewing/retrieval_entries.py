@@ -58,7 +58,7 @@ def read_method(method: str, table: pd.DataFrame, split: str) -> EmbeddingSpace:
     dual = EmbeddingSpace(features.image_ids, features.image_embeddings, features.texts, features.text_embeddings)
     if method == "dual_encoder":
         return dual
-    chosen = _combination()
+    chosen = read_combination()
     rows = table[table["split"] == split]
     image_ids = list(rows["image_id"])
     texts = sorted({caption for own in rows["captions"] for caption in own})
@@ -121,11 +121,12 @@ def read_recalls() -> list[dict]:
     return sorted(rows, key=lambda row: row["source"])  # stable: methods stay in their order, the ceiling last
 
 
-def _recalls(entries: dict) -> dict:
-    return {name: read_reported(entries.get(name)) for name in RECALLS}
+def read_combination() -> dict:
+    """``{"weights", "neighbours", "temperature"}`` of the combined method, as the stage score_retrieval chose them.
 
-
-def _combination() -> dict:
+    Raises:
+        ValueError: they were not chosen yet.
+    """
     path = paths.METRICS / "score_retrieval.json"
     content = read_json(path) if path.is_file() else {}
     chosen = content.get("protocol", {}).get("combined")
@@ -134,6 +135,10 @@ def _combination() -> dict:
             f"{path}: no weights of the combination; run the stage score_retrieval, or take another method"
         )
     return chosen
+
+
+def _recalls(entries: dict) -> dict:
+    return {name: read_reported(entries.get(name)) for name in RECALLS}
 
 
 def _images_by_text(test: RetrievalSet) -> list[set[int]]:

@@ -90,10 +90,10 @@ def write_retrieval_gallery(
         "data": _page_data(captions, pictures, samples, row_of, number_of),
         "thumbnails": [],
     }
-    text_bytes = len(render_page("retrieval.html", "retrieval.js", **values).encode())
+    text_bytes = len(render_page("retrieval.html", ["retrieval.js"], **values).encode())
     most = bytes_for_each(page_megabytes, len(number_of), text_bytes)
     values["thumbnails"] = [make_thumbnail(row_of[name].path, thumbnail_pixels, most) for name in number_of]
-    size = write_page(path, render_page("retrieval.html", "retrieval.js", **values))
+    size = write_page(path, render_page("retrieval.html", ["retrieval.js"], **values))
     return {
         "page": path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else path.name,
         "method": method,

@@ -54,15 +54,20 @@ def make_thumbnail(path: str, pixels: int = 192, most_bytes: int = 12_000) -> Th
     if pixels < 16:
         raise ValueError(f"thumbnail_pixels is {pixels}: give at least 16")
     small = shrink(open_image(path), pixels)
-    encoded = base64.b64encode(encode_jpeg(small, most_bytes)).decode("ascii")
-    return Thumbnail(f"data:image/jpeg;base64,{encoded}", small.width, small.height)
+    return as_thumbnail(encode_jpeg(small, most_bytes), small.width, small.height)
 
 
-def bytes_for_each(page_megabytes: float, images: int, text_bytes: int) -> int:
+def as_thumbnail(jpeg: bytes, width: int, height: int) -> Thumbnail:
+    """The thumbnail of these JPEG bytes."""
+    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}", width, height)
+
+
+def bytes_for_each(page_megabytes: float, images: float, text_bytes: int) -> int:
     """How many JPEG bytes each of ``images`` thumbnails may take so that a page stays within ``page_megabytes``.
 
     Args:
         page_megabytes: of 1,000,000 bytes, for the whole page.
+        images: how many, smaller ones counted as parts.
         text_bytes: what the page's text and code take beside the thumbnails.
     """
     left = page_megabytes * 1e6 * 0.97 - text_bytes

@@ -1,0 +1,106 @@
+// The search box: text, images like one, a file from outside.
+function drawHit(hit, open) {
+  const label = `${hit.label || "image"} ${hit.name}${hit.right ? ", a right answer" : ""}`;
+  return make("li", { class: hit.right ? "hit right" : "hit" },
+    make("button", { type: "button", class: "thumb", "aria-label": `${label}: images like it`, title: (hit.references || [])[0] || null, onclick: open },
+      hit.picture ? make("img", { src: hit.picture, alt: `${label}: ${(hit.references || [])[0] || ""}` }) : make("span", { class: "blank" }, hit.trouble || "")),
+    make("span", { class: "under" }, hit.right ? "✓ right " : "", typeof hit.score === "number" ? make("b", {}, showNumber(hit.score)) : null, ` ${hit.label || hit.name}`),
+    hit.said ? make("span", { class: "under soft", title: hit.said.run }, hit.said.text) : null);
+}
+
+function mountSearch(root, ask, setting) {
+  const status = make("p", { class: "found", role: "status" });
+  const trouble = make("p", { class: "trouble", role: "alert", hidden: true });
+  const subject = make("div", { class: "subject", hidden: true });
+  const hits = make("ol", { class: "hits" });
+  const input = make("input", { type: "search", name: "text", placeholder: setting.examples[0] || "many boats in a harbour", "aria-label": "What to look for", autocomplete: "off" });
+  const select = (name, label, options, chosen) => make("label", {}, `${label} `, make("select", { name, onchange: () => again() },
+    options.map(([value, text, title]) => make("option", { value, title, selected: value === chosen }, text))));
+  const file = make("input", { type: "file", accept: "image/*,.tif,.tiff", class: "file", tabindex: -1, "aria-hidden": "true", onchange: () => { if (file.files[0]) drop(file.files[0]); file.value = ""; } });
+  const form = make("form", { role: "search", onsubmit: (event) => { event.preventDefault(); search(input.value); } },
+    make("label", { class: "wide" }, input),
+    select("method", "by", setting.methods.map((method) => [method.id, method.name, method.note]), setting.methods[0].id),
+    select("split", "in", [["", "all images"], ...setting.splits.map((split) => [split, split])], setting.split),
+    make("button", { type: "submit", class: "plain" }, "Search"),
+    make("button", { type: "button", class: "plain", onclick: () => file.click() }, "An image file …"), file);
+  const examples = make("p", { class: "examples" }, "Try: ", setting.examples.map((text) => make("button", { type: "button", onclick: () => { input.value = text; search(text); } }, text)));
+  root.append(make("div", { class: "tools" }, form), make("div", { class: "gallery-wrap" }, examples, trouble, subject, status, hits));
+  const value = (name) => form.elements[name].value;
+  let serial = 0, repeat = null, timer = null;
+  const again = () => repeat && repeat();
+
+  async function run(what, given, buffers, show) {
+    const mine = ++serial;
+    repeat = () => run(what, { ...given, split: value("split"), ...("method" in given ? { method: value("method") } : {}) }, buffers, show);
+    trouble.hidden = true;
+    status.textContent = "searching …";
+    try {
+      const answer = await ask(what, given, { buffers, onPart: (part) => { if (mine === serial) status.textContent = part.status; } });
+      if (mine === serial) show(answer);
+    } catch (error) {
+      if (mine !== serial) return;
+      status.textContent = "";
+      trouble.textContent = error.message;
+      trouble.hidden = false;
+    }
+  }
+  function fill(answer, said) {
+    status.textContent = said;
+    hits.replaceChildren(...answer.hits.map((hit) => drawHit(hit, () => like(hit.id))));
+  }
+  const took = (answer) => `${answer.searched} images searched in ${showNumber(answer.search, 1)} ms${answer.encode ? `, after ${Math.round(answer.encode)} ms for the text` : ""}`;
+
+  function search(text) {
+    if (!text.trim()) return;
+    run("search", { text, method: value("method"), split: value("split") }, [], (answer) => {
+      subject.hidden = true;
+      const right = answer.right ? `; ${answer.right} ${answer.right === 1 ? "image carries" : "images carry"} just this caption${answer.outside ? `, ${answer.outside} of them further down` : ""}` : "";
+      fill(answer, answer.hits.length ? took(answer) + right : "Nothing found.");
+    });
+  }
+  function about(image, captions) {
+    subject.hidden = false;
+    subject.replaceChildren(...[
+      image.picture ? make("img", { src: image.picture, alt: image.name }) : null,
+      make("div", {}, make("p", { class: "soft" }, [image.label, image.id, image.split].filter(Boolean).join(" · ")),
+        captions && captions.length === 0 ? make("p", { class: "soft" }, "No captioner was trained: only the images like it are found.") : null,
+        (captions || (image.said ? [image.said] : [])).map(({ run, text }) => make("p", { class: "said" }, make("b", {}, `${run} `), text || "(empty caption)")),
+        image.references.length ? make("details", {}, make("summary", {}, `${image.references.length} references`), make("ul", {}, image.references.map((text) => make("li", {}, text)))) : null,
+        input.value.trim() ? make("button", { type: "button", class: "plain", onclick: () => search(input.value) }, "← Back to the search") : null)].filter(Boolean));
+  }
+  const like = (image_id) => run("similar", { image_id, split: value("split") }, [], (answer) => {
+    about(answer.image, null);
+    fill(answer, `Images like it, by the dual encoder: ${took(answer)}`);
+    subject.scrollIntoView({ block: "nearest" });
+  });
+  async function drop(dropped) {
+    const content = await dropped.arrayBuffer();
+    status.textContent = "reading the file …";
+    run("drop", { name: dropped.name, split: value("split") }, [content], (answer) => {
+      about(answer.image, answer.captions);
+      fill(answer, `Images like it, by the dual encoder: ${took(answer)}`);
+    });
+  }
+  // Typing searches as well, once it rests: the dual encoder answers in a moment.
+  input.addEventListener("input", () => { clearTimeout(timer); if (value("method") === "dual_encoder") timer = setTimeout(() => search(input.value), 350); });
+  for (const kind of ["dragenter", "dragover"]) root.addEventListener(kind, (event) => { event.preventDefault(); event.stopPropagation(); root.classList.add("dropping"); });
+  for (const kind of ["dragleave", "drop"]) root.addEventListener(kind, (event) => { event.preventDefault(); event.stopPropagation(); root.classList.remove("dropping"); });
+  root.addEventListener("drop", (event) => { const [first] = event.dataTransfer.files; if (first) drop(first); });
+}
+
+export default {
+  render({ model, el }) {
+    const { root, close } = openRoot(el, model.get("sheet"));
+    const kernel = openKernel(model);
+    const shell = make("div", { class: "shell scripted" });
+    const note = make("p", { class: "silent", role: "status", hidden: true });
+    root.append(note, shell);
+    const ask = async (what, given, options) => {
+      const answer = await kernel.ask(what, given, { ...options, onSlow: () => { note.textContent = SILENT; note.hidden = false; } });
+      note.hidden = true;
+      return answer;
+    };
+    mountSearch(shell, ask, model.get("setting"));
+    return () => { kernel.close(); close(); };
+  },
+};

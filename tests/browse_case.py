@@ -1,0 +1,80 @@
+"""A tiny finished study to browse: pictures, captions that want to be code, random models, indexes."""
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from rsvlm import paths
+from rsvlm.data.table import load_table, save_table
+from rsvlm.files import write_json, write_json_lines
+from rsvlm.models.captioner import build_captioner, save_captioner
+from rsvlm.models.encoders import load_encoder
+from rsvlm.models.features import encode_images, load_features
+from rsvlm.viewing.search_index import save_indexes
+
+SCRIPT = "<script>document.title='taken'</script>"
+NASTY_NAME = "a\"b'<i>&c.png"
+SMOKE = paths.ROOT / "params" / "smoke.yaml"
+
+
+def build_study(root, *, test: int = 4, train: int = 4, nasty_name: bool = False, scored: bool = False) -> list[dict]:
+    """The rows of test and training pictures, after captions, features and an index of theirs were made in ``root``."""
+    rows = []
+    for number in range(test + train):
+        name = NASTY_NAME if nasty_name and number == 1 else f"{number}.png"
+        path = root / name
+        Image.fromarray(np.full((32, 32, 3), (30 * number % 255, 90, 240 - 30 * number % 240), dtype=np.uint8)).save(path)
+        rows.append(
+            {
+                "image_id": f"s/{name}",
+                "source": "s",
+                "split": "test" if number < test else "train",
+                "path": str(path),
+                "captions": [f"Caption {number}", SCRIPT],
+                "label": "river" if number % 2 else None,
+            }
+        )
+    save_table(rows, paths.IMAGE_TABLE)
+    encoder = load_encoder("random:clip")
+    encoder.save(paths.ENCODER)
+    table = load_table(paths.IMAGE_TABLE)
+    encode_images(encoder, table, paths.FEATURES, views=1, grid=0, precision="fp32", log=lambda _: None)
+    said = [{"image_id": row["image_id"], "caption": SCRIPT} for row in rows[:test]]
+    write_json_lines(paths.GENERATED / "captioner.jsonl", said)
+    write_json_lines(paths.GENERATED / "nearest.jsonl", [row | {"caption": f"Caption {test + 1}"} for row in said])
+    if scored:
+        scores = [
+            [run, "s", "test", row["image_id"], references, number % 2 == 0, number + (run == "nearest") * 0.5, 0.1 * number]
+            for run in ("captioner", "nearest")
+            for references in ("released", "distinct")
+            for number, row in enumerate(rows[:test])
+        ]
+        columns = ["run", "source", "split", "image_id", "references", "reference_set_seen", "CIDEr", "METEOR"]
+        paths.SCORES.mkdir(parents=True)
+        pd.DataFrame(scores, columns=columns).to_csv(paths.SCORES / "captions.csv", index=False)
+    save_indexes(table)
+    return rows
+
+
+def add_captioner() -> None:
+    """A random captioner, the test images in its retrieval space, and what the stages chose for both."""
+    features, table = load_features(paths.FEATURES), load_table(paths.IMAGE_TABLE)
+    training = features.rows(table.loc[table["split"] == "train", "image_id"].tolist())
+    tested = table.loc[table["split"] == "test", "image_id"].tolist()
+    shape = {"device": "cpu", "dtype": "float32", "retrieval_dim": 4, "lora_rank": 0}
+    captioner = build_captioner("random:llama", features, training.tolist(), **shape)
+    captioner.config["prompting"] = {"neighbours": 3, "neighbour_temperature": 0.05, "neighbour_captions": 1}
+    save_captioner(captioner, paths.CAPTIONER)
+    paths.RET_EMBEDDINGS.mkdir()
+    vectors = np.random.default_rng(0).normal(size=(len(tested), 4)).astype(np.float32)
+    np.save(paths.RET_EMBEDDINGS / "image.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    np.save(paths.RET_EMBEDDINGS / "text.npy", np.full((1, 4), 0.5, dtype=np.float32))
+    write_json(paths.RET_EMBEDDINGS / "image_ids.json", tested)
+    write_json(paths.RET_EMBEDDINGS / "texts.json", ["a"])
+    weights = {"dual_encoder": 0.75, "ret": 0.25, "neighbours": 0.5}
+    combined = {"weights": weights, "neighbours": 2, "temperature": 0.05}
+    write_json(paths.METRICS / "score_retrieval.json", {"protocol": {"combined": combined}})
+    weights = {"pool": 1.0, "samples": 0.0, "likelihood": 1.0}
+    write_json(paths.METRICS / "generate_captions.json", {"weights": weights})
+    paths.PARAMS.write_text(SMOKE.read_text(encoding="utf-8"), encoding="utf-8")
+    save_indexes(table)
