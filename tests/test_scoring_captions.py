@@ -43,6 +43,27 @@ def tokens(tools):
     return tools.tokenize([*GENERATED.values(), *(text for texts in REFERENCES.values() for text in texts), *AWKWARD])
 
 
+@pytest.fixture(scope="module")
+def originals(tools):
+    """pycocoevalcap's own classes. METEOR reads its whole paraphrase table, so it is started once."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    meteor = Meteor()
+
+    def score(truths, results):
+        """metric -> (corpus, per image)"""
+        bleu, per_image = Bleu(4).compute_score(truths, results, verbose=0)
+        found = {f"BLEU-{n + 1}": (bleu[n], per_image[n]) for n in range(4)}
+        for name, scorer in (("METEOR", meteor), ("ROUGE_L", Rouge()), ("CIDEr", Cider())):
+            found[name] = scorer.compute_score(truths, results)
+        return found
+
+    return score
+
+
 def test_tokens_equal_pycocoevalcap(tokens):
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
@@ -67,25 +88,11 @@ def test_an_image_with_one_caption_scores_zero_cider_and_survives():
     assert cider_scores({"a": [""]}, {"a": [""]}).tolist() == [0.0]
 
 
-def test_all_metrics_equal_pycocoevalcap(tools, tokens):
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.meteor.meteor import Meteor
-    from pycocoevalcap.rouge.rouge import Rouge
-
+def test_all_metrics_equal_pycocoevalcap(tools, tokens, originals):
     truths = {key: [tokens[text] for text in texts] for key, texts in REFERENCES.items()}
     results = {key: [tokens[text]] for key, text in GENERATED.items()}
     scores = score_captions(GENERATED, REFERENCES, tokens=tokens, tools=tools)
-    bleu, per_image_bleu = Bleu(4).compute_score(truths, results, verbose=0)
-    meteor, per_image_meteor = Meteor().compute_score(truths, results)  # with the whole paraphrase table
-    rouge, per_image_rouge = Rouge().compute_score(truths, results)
-    cider, per_image_cider = Cider().compute_score(truths, results)
-    expected = {f"BLEU-{n + 1}": (bleu[n], per_image_bleu[n]) for n in range(4)}
-    expected |= {
-        "METEOR": (meteor, per_image_meteor),
-        "ROUGE_L": (rouge, per_image_rouge),
-        "CIDEr": (cider, per_image_cider),
-    }
+    expected = originals(truths, results)
     for metric, (corpus, per_image) in expected.items():
         assert scores.corpus[metric] == pytest.approx(corpus, abs=1e-9), metric
         np.testing.assert_allclose(scores.per_image[metric], per_image, atol=1e-9, err_msg=metric)
@@ -109,6 +116,25 @@ def test_all_metrics_equal_pycocoevalcap(tools, tokens):
     for metric in expected:  # an image alone is what per_image says of it
         one = subset(scores, np.array([False, True, False, False])).corpus[metric]
         assert one == pytest.approx(scores.per_image[metric][1], abs=1e-12)
+
+
+def test_a_benchmark_scores_as_with_pycocoevalcap(tools, originals, shared_data):
+    """Sydney's test images, a third with their own caption, the others with another image's."""
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    path = shared_data / "sydney_captions" / "dataset_sydney_modified.json"
+    rows = [row for row in json.loads(path.read_text(encoding="utf-8"))["images"] if row["split"] == "test"]
+    references = {row["filename"]: [sentence["raw"] for sentence in row["sentences"]] for row in rows}
+    ids = list(references)
+    generated = {key: references[ids[(at + at % 3) % len(ids)]][at % 5] for at, key in enumerate(ids)}
+    scores = score_captions(generated, references, tools=tools)
+    plain = {key: [{"caption": text} for text in texts] for key, texts in references.items()}
+    said = {key: [{"caption": text}] for key, text in generated.items()}
+    expected = originals(PTBTokenizer().tokenize(plain), PTBTokenizer().tokenize(said))
+    assert len(ids) == 58
+    for metric, (corpus, per_image) in expected.items():
+        assert scores.corpus[metric] == pytest.approx(corpus, abs=1e-9), metric
+        np.testing.assert_allclose(scores.per_image[metric], per_image, atol=1e-9, err_msg=metric)
 
 
 def test_awkward_captions_score_beside_good_ones(tools, tokens):

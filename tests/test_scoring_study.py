@@ -66,6 +66,7 @@ def study(scratch_root):
     entry = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
     blocks = {name: dict.fromkeys(RECALLS, entry) for name in ("by_image", "by_text", "ceiling")}
     methods = {method: {"ucm": blocks, "blue_marble": blocks} for method in ("dual_encoder", "ret", "combined")}
+    write_json(scratch_root / "reports/metrics/generate_captions.json", {"weights": {"pool": 1.0}})
     protocol = {"split": "test", "name": "remoteclip"}
     write_json(scratch_root / "reports/metrics/score_retrieval.json", methods | {"protocol": protocol})
     names = [(method, source) for method in ("dual_encoder", "ceiling") for source in ("ucm", "blue_marble")]
@@ -124,7 +125,8 @@ def test_notebooks_write_scores_table_and_record(study):
     metrics = read_json(study / "reports/metrics.json")
     assert metrics["captions"]["captioner"]["ucm"]["CIDEr"] == ucm["released"]["CIDEr"]
     assert metrics["retrieval"]["combined"]["ucm"]["mean_recall"]["value"] == 0.5
-    assert metrics["provenance"]["seed"] == 0
+    assert metrics["provenance"]["seed"] == 0 and metrics["generation"] == {"weights": {"pool": 1.0}}
+    assert metrics["parameters"] == {"score_captions": {"seed": 0}}
     markdown = (study / "reports/tables/comparison.md").read_text()
     assert "RS-CapRet 7B, fine-tuned | specialist | recalled" in markdown
     assert (

@@ -39,6 +39,7 @@ PROTOCOL = {
     "classes": class_names.PROTOCOL,
     "CLIPScore": clip_scores.PROTOCOL,
     "one_image": "CIDEr of a single image is 0 by definition: its idf is 0",
+    "unit": "fractions; CIDEr 0 to 10, CLIPScore 0 to 2.5",
 }
 HALLUCINATIONS_SHOWN = 5
 
@@ -116,7 +117,7 @@ def score_study(
             metrics[run][test.source], drawn[run] = parts.metrics, parts.drawn
             tables += [rows.assign(run=run, source=test.source, split=split) for rows in parts.tables]
         metrics["paired"][test.source] = compare_runs(drawn)
-    metrics["protocol"] = _protocol(table, split, seed, resamples, human_draws)
+    metrics["protocol"] = _protocol(table, split, seed, resamples, human_draws) | {"encoder": tools.encoder}
     scores = pd.concat(tables, ignore_index=True)
     order = ["run", "source", "split", "image_id", "references", "reference_set_seen"]
     return StudyScores(metrics, scores[[*order, *(metric for metric in METRICS if metric in scores)]])

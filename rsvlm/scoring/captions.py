@@ -54,11 +54,13 @@ class ScoringTools:
         cache: what is known of texts already.
         spice_jars: folder with SPICE's missing jars; None: SPICE is not run.
         space: embeddings of all images and texts that are scored; None: no CLIPScore.
+        encoder: fingerprint of the encoder that made them, for the record.
     """
 
     cache: ContentCache = field(default_factory=ContentCache)
     spice_jars: Path | None = None
     space: EmbeddingSpace | None = None
+    encoder: str | None = None
 
     def tokenize(self, texts: Iterable[str]) -> dict[str, str]:
         """Text -> its PTB tokens."""

@@ -65,7 +65,14 @@ class ComparisonTable:
         return f"{self.task.capitalize()}: {self.source}"
 
 
-def study_metrics(captions: Mapping, retrieval: Mapping, provenance: Mapping) -> dict:
+def study_metrics(
+    captions: Mapping,
+    retrieval: Mapping,
+    provenance: Mapping,
+    *,
+    generation: Mapping | None = None,
+    parameters: Mapping | None = None,
+) -> dict:
     """{"captions": {RUN: {SOURCE: {...}}}, "retrieval": {METHOD: {SOURCE: {...}}}, "protocol", "provenance", ...}.
 
     Captions: each metric on released references, and CIDEr_distinct, CIDEr_seen, CIDEr_unseen; other metrics with
@@ -76,6 +83,8 @@ def study_metrics(captions: Mapping, retrieval: Mapping, provenance: Mapping) ->
         captions: what METRICS/score_captions.json holds.
         retrieval: what METRICS/score_retrieval.json holds.
         provenance: seed, versions, device.
+        generation: how the captioner's captions were chosen, what METRICS/generate_captions.json holds.
+        parameters: the study's parameter file.
     """
     runs = {run: _by_source(captions[run], _caption_figures) for run in _names(captions, RUN_ORDER)}
     methods = {method: _by_source(retrieval[method], _retrieval_figures) for method in _names(retrieval, METHOD_ORDER)}
@@ -92,6 +101,8 @@ def study_metrics(captions: Mapping, retrieval: Mapping, provenance: Mapping) ->
         "paired": captions.get("paired", {}),
         "paired_retrieval": retrieval.get("paired", {}),
         "protocol": protocol,
+        "generation": dict(generation or {}),
+        "parameters": dict(parameters or {}),
         "provenance": dict(provenance),
     }
 

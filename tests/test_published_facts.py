@@ -1,0 +1,93 @@
+"""What is known of the benchmarks, found again in their files: held-out references, constant captions, ceilings."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from rsvlm.scoring.captions import cider_scores
+from rsvlm.scoring.human import hold_out
+from rsvlm.scoring.retrieval import perfect_ranks, summarise_ranks
+from rsvlm.scoring.retrieval_sets import retrieval_set
+from rsvlm.scoring.tokens import tokenize_captions
+
+FILES = {
+    "ucm": ("ucm_captions/dataset.json", "test"),
+    "sydney": ("sydney_captions/dataset_sydney_modified.json", "test"),
+    "rsicd": ("rsicd/dataset_rsicd.json", "val"),  # this file's "val" is the official test set
+}
+SIX = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+# CIDEr of a held-out reference, as released and with copies removed: mean and standard deviation over five draws. The
+# draws with copies removed are another random choice than those of the published table, so its spread is the tolerance.
+HELD_OUT = {
+    "ucm": ((3.883, 0.023), (3.716, 0.051)),
+    "sydney": ((3.952, 0.106), (3.836, 0.113)),
+    "rsicd": ((2.635, 0.016), (0.581, 0.011)),
+}
+CONSTANT = {"ucm": 0.386, "sydney": 0.932, "rsicd": 0.170}
+CEILINGS = {  # percent: image to text R@1, 5, 10, text to image, mean
+    "ucm": [32.8, 75.4, 91.4, 38.0, 84.6, 100.0, 70.4],
+    "sydney": [50.0, 86.4, 96.1, 50.7, 93.8, 100.0, 79.5],
+    "rsicd": [85.0, 99.1, 100.0, 92.6, 99.2, 99.8, 95.9],
+}
+COUNTS = {  # images, captions, distinct captions, percent of captions whose text also belongs to another test image
+    "ucm": (210, 1050, 377, 82.7),
+    "sydney": (58, 290, 136, 71.4),
+    "rsicd": (1093, 5465, 3330, 11.7),
+    "rsitmd": (452, 2260, 2097, 0.4),
+}
+
+
+@pytest.fixture(scope="module")
+def benchmarks(shared_data):
+    """source -> split ("train" or "test") -> image -> captions."""
+    found = {}
+    for source, (name, tested) in FILES.items():
+        found[source] = {"train": {}, "test": {}}
+        for row in json.loads((shared_data / name).read_text(encoding="utf-8"))["images"]:
+            split = "test" if row["split"] == tested else row["split"]
+            if split in found[source]:
+                found[source][split][row["filename"]] = [sentence["raw"] for sentence in row["sentences"]]
+    rows = json.loads((shared_data / "rsitmd" / "rsitmd_test.json").read_text(encoding="utf-8"))
+    found["rsitmd"] = {"test": {row["image"]: row["caption"] for row in rows}}
+    return found
+
+
+@pytest.mark.parametrize("source", sorted(HELD_OUT))
+def test_held_out_references_and_the_constant_caption(source, benchmarks):
+    references = benchmarks[source]["test"]
+    # the constant of the table is the most frequent training caption
+    constant = Counter(text for own in benchmarks[source]["train"].values() for text in own).most_common(1)[0][0]
+    tokens = tokenize_captions([constant, *(text for own in references.values() for text in own)])
+
+    def cider(held, rest):
+        truths = {key: [tokens[text] for text in texts] for key, texts in rest.items()}
+        return cider_scores(truths, {key: [tokens[text]] for key, text in held.items()}).mean()
+
+    (mean, spread), (distinct_mean, distinct_spread) = HELD_OUT[source]
+    released = [cider(*hold_out(references, tokens, seed=seed)) for seed in range(5)]
+    assert np.mean(released) == pytest.approx(mean, abs=0.001)
+    assert np.std(released, ddof=1) == pytest.approx(spread, abs=0.001)
+    distinct = [cider(*hold_out(references, tokens, seed=seed, distinct=True)) for seed in range(5)]
+    assert np.mean(distinct) == pytest.approx(distinct_mean, abs=2 * distinct_spread)
+    assert np.std(distinct, ddof=1) < 2 * distinct_spread
+    assert cider(dict.fromkeys(references, constant), references) == pytest.approx(CONSTANT[source], abs=0.001)
+
+
+@pytest.mark.parametrize("source", sorted(COUNTS))
+def test_counts_of_captions(source, benchmarks):
+    references = benchmarks[source]["test"]
+    captions = [text for own in references.values() for text in own]
+    images_with = Counter(text for own in references.values() for text in set(own))
+    shared = 100 * np.mean([images_with[text] > 1 for text in captions])
+    assert (len(references), len(captions), len(set(captions)), round(float(shared), 1)) == COUNTS[source]
+
+
+@pytest.mark.parametrize("source", sorted([*CEILINGS, "rsitmd"]))
+def test_ceilings_of_a_perfect_model(source, benchmarks):
+    references = benchmarks[source]["test"]
+    test = retrieval_set(list(references), list(references.values()))
+    scores = summarise_ranks(test, perfect_ranks(test), resamples=0)
+    found = [round(100 * scores[key]["value"], 1) for key in (*SIX, "mean_recall")]
+    assert found[-1] == 99.9 if source == "rsitmd" else found == CEILINGS[source]
