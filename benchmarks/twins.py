@@ -1,9 +1,9 @@
 """How many planted twins the audit finds, how many different pictures it takes for twins, and how long it takes.
 
-``python benchmarks/twins.py FOLDER... [--images 400] [--out FILE]``: draws images from the folders, alters a copy of each in
-every way, and looks for twins among originals and copies. A pair of an original and its own copy is a find; a pair of two
-different originals, or of an original and another's copy, is suspect: real folders hold real twins, so their names are
-listed for a person to look at. Prints a table and writes a JSON file with versions and machine.
+``python benchmarks/twins.py FOLDER... [--images 400] [--out FILE]``: draws images from the folders, alters a copy of
+each in every way, and looks for twins among originals and copies. A pair of an original and its own copy is a find; a
+pair of two different originals, or of an original and another's copy, is suspect: real folders hold real twins, so
+their names are listed for a person to look at. Prints a table and writes a JSON file with versions and machine.
 """
 
 import argparse

@@ -56,6 +56,7 @@ CURVES = REPORTS / "curves"  # one CSV a training stage, drawn by `dvc plots`
 SCORES = REPORTS / "scores"  # per-image scores
 TABLES = REPORTS / "tables"
 GALLERIES = REPORTS / "galleries"
+CARDS = REPORTS / "cards"  # filled with this study's numbers; not beside its data: a reworded card must train nothing anew
 
 # Scratch that survives a killed stage and is no result
 CHECKPOINTS = ROOT / ".rsvlm" / "checkpoints"

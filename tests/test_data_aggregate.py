@@ -58,6 +58,7 @@ def test_rows_and_report(tmp_path):
 def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(aggregate, "AGGREGATED", tmp_path / "aggregated")
     monkeypatch.setattr(aggregate, "METRICS", tmp_path / "metrics")
+    monkeypatch.setattr(aggregate, "CARDS", tmp_path / "cards")
     rows, report = run(tmp_path, make_source(tmp_path))
     write_aggregated(rows, report)
     table = load_table(tmp_path / "aggregated" / "images.jsonl")
@@ -76,6 +77,7 @@ def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path, monkeypatch
 def test_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
     monkeypatch.setattr(aggregate, "AGGREGATED", tmp_path / "aggregated")
     monkeypatch.setattr(aggregate, "METRICS", tmp_path / "metrics")
+    monkeypatch.setattr(aggregate, "CARDS", tmp_path / "cards")
     rows, report = run(tmp_path, make_source(tmp_path))
     write_aggregated(rows, report)
     before = (tmp_path / "aggregated" / "images.jsonl").read_bytes()
@@ -87,7 +89,7 @@ def test_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_aggregated(rows[:1], report)
     assert (tmp_path / "aggregated" / "images.jsonl").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["aggregated", "metrics", "s"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aggregated", "cards", "metrics", "s"]
 
 
 def test_missing_images_stop_or_are_counted(tmp_path):

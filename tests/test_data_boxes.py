@@ -126,7 +126,9 @@ VOC = """<annotation>
 
 
 def test_voc_boxes_upright_and_oriented_with_lists(tmp_path, images):
-    folder = text(tmp_path / "xml", a__xml=VOC.format(name="a.png", right=30), b__xml=VOC.format(name="a.png", right=30))
+    folder = text(
+        tmp_path / "xml", a__xml=VOC.format(name="a.png", right=30), b__xml=VOC.format(name="a.png", right=30)
+    )
     lists = text(tmp_path / "lists", train__txt="a\n", test__txt="b 1\n")
     split_lists = {"train": lists / "train.txt", "test": lists / "test.txt"}
     classes = Classes({"Golffield": "golf course", "ship": "ship"}, closed=True)
@@ -146,9 +148,18 @@ def test_voc_boxes_upright_and_oriented_with_lists(tmp_path, images):
         (VOC.format(name="a.png", right="x"), r"a\.xml: line 4: bndbox/xmax must be a number, is 'x'"),
         (VOC.format(name="a.png", right=70), r"a\.xml: line 4: .* reaches over the image"),
         (VOC.format(name="../a.png", right=9), "leads out"),
-        (VOC.format(name="a.png", right=30).replace("<name>ship</name>", ""), r"a\.xml: line 8: the object has no 'name'"),
-        (VOC.format(name="a.png", right=30).replace("ship", "shop"), r"line 8: unknown class 'shop'; did you mean 'ship'"),
-        ('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation><filename>&b;</filename></annotation>', "xml"),
+        (
+            VOC.format(name="a.png", right=30).replace("<name>ship</name>", ""),
+            r"a\.xml: line 8: the object has no 'name'",
+        ),
+        (
+            VOC.format(name="a.png", right=30).replace("ship", "shop"),
+            r"line 8: unknown class 'shop'; did you mean 'ship'",
+        ),
+        (
+            '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation><filename>&b;</filename></annotation>',
+            "xml",
+        ),
     ],
 )
 def test_bad_voc_boxes(tmp_path, images, content, message):

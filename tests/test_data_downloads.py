@@ -1,4 +1,4 @@
-"""Getting a source: checked, resumed, unpacked safely, and helpful without a network. The server is this machine's own."""
+"""Getting a source: checked, resumed, unpacked safely, helpful without a network. The server is this machine's own."""
 
 import dataclasses
 import hashlib
@@ -19,10 +19,10 @@ CONTENT = bytes(range(256)) * 4000
 
 @pytest.fixture
 def server():
-    """Serves ``server.files`` with byte ranges; ``server.cut_at`` ends an answer early; ``server.asked`` logs ranges."""
+    """Serves ``files`` with byte ranges; ``cut_at`` ends an answer early; ``asked`` logs the ranges asked for."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802  the base class's name
+        def do_GET(self):  # the base class's name
             body = site.files.get(self.path)
             asked = self.headers.get("Range")
             site.asked.append(asked)
@@ -124,7 +124,13 @@ def test_without_a_network_it_says_what_to_put_where(tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("../out", "leads out"), ("/etc/x", "leads out"), ("a/../../x", "leads out"), ("C:/x", "leads out"), ("a\\..\\x", "leads out")],
+    [
+        ("../out", "leads out"),
+        ("/etc/x", "leads out"),
+        ("a/../../x", "leads out"),
+        ("C:/x", "leads out"),
+        ("a\\..\\x", "leads out"),
+    ],
 )
 def test_archives_cannot_write_outside(tmp_path, name, message):
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as packed:

@@ -21,7 +21,9 @@ from rsvlm.data.twins import detail_correlation, find_pairs, without_contrast
 def scene(seed, size=160):
     """A made-up aerial view: soft land, fields, roads and roofs."""
     draw = np.random.default_rng(seed)
-    base = Image.fromarray(draw.integers(60, 190, (6, 6, 3), dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    base = Image.fromarray(draw.integers(60, 190, (6, 6, 3), dtype=np.uint8)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     pixels = np.asarray(base).copy()
     for _ in range(40):
         x, y = draw.integers(0, size, 2)
@@ -36,7 +38,10 @@ ALTERED = {
     "resized": lambda image: image.resize((90, 90)),
     "brightened": lambda image: ImageEnhance.Brightness(image).enhance(1.25),
     "cropped": lambda image: image.crop((8, 0, 160, 152)),
-    **{name: (lambda image, turn=turn: image.transpose(turn)) for name, turn in zip(TURN_NAMES[1:], TURNS[1:], strict=True)},
+    **{
+        name: (lambda image, turn=turn: image.transpose(turn))
+        for name, turn in zip(TURN_NAMES[1:], TURNS[1:], strict=True)
+    },
 }
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rsvlm.data.aggregate import aggregate_sources
+from rsvlm.data.aggregate import audit_sources
 from rsvlm.data.cards import render_cards, renew_cards
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.downloads import DownloadError, get_source
@@ -18,23 +18,20 @@ RAW = ROOT / "data" / "raw"
 def audit_folder(data_root: Path, spelling: bool) -> tuple[list[dict], dict]:
     """Rows and report of every known source whose annotations lie in a folder.
 
-    Sources without images are compared by their captions. Missing images are counted.
+    Sources without images, or with some missing, are compared by their captions.
 
     Raises:
         FileNotFoundError: no known source is there.
     """
     sources = []
     for name, known in KNOWN.items():
-        settings = {"name": name, **known.settings}
-        annotations = settings.get("annotations")
+        annotations = known.settings.get("annotations")
         files = annotations.values() if isinstance(annotations, dict) else [annotations]
         if annotations and all((data_root / file).is_file() for file in files):
-            sources.append(settings | {"audit_only": not (data_root / str(settings["images"])).is_dir()})
-    if not any(not source["audit_only"] for source in sources):
-        raise FileNotFoundError(f"{data_root}: holds no known source with images; known: {', '.join(KNOWN)}")
-    return aggregate_sources(
-        sources, data_root=str(data_root), allow_missing_images=True, check_spelling=spelling, log=print
-    )
+            sources.append({"name": name, **known.settings})
+    if not sources:
+        raise FileNotFoundError(f"{data_root}: holds the annotations of no known source; known: {', '.join(KNOWN)}")
+    return audit_sources(sources, data_root=str(data_root), check_spelling=spelling)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.command == "list":
             for name, known in KNOWN.items():
-                counts = f"{known.images:,} images, {known.captions:,} captions" if known.images else "made by the study"
+                counts = (
+                    f"{known.images:,} images, {known.captions:,} captions" if known.images else "made by the study"
+                )
                 print(f"{name:12} {known.title}: {counts}; {known.place}")
         elif chosen.command == "get":
             get_source(chosen.name, chosen.raw)

@@ -14,12 +14,12 @@ from rsvlm.data.cards import write_study_cards
 from rsvlm.data.fingerprints import Fingerprint, fingerprint_images
 from rsvlm.data.fixes import check_fixes, fixes_report
 from rsvlm.data.images import ImageError
-from rsvlm.data.listings import NAMES_SHOWN, FoundImage, Listing, find_images
+from rsvlm.data.listings import NAMES_SHOWN, FoundImage, ListedImage, find_images
 from rsvlm.data.overlap import find_twins, verbatim_share
 from rsvlm.data.sources import Source, list_source, parse_source
 from rsvlm.data.table import SPLITS, save_table
 from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_lines
-from rsvlm.paths import AGGREGATED, IMAGE_TABLE, METRICS, ROOT
+from rsvlm.paths import AGGREGATED, CARDS, IMAGE_TABLE, METRICS, ROOT
 
 TWINS = "twins.jsonl"  # every pair of twin images, beside the table
 
@@ -61,18 +61,73 @@ def aggregate_sources(
         raise ValueError(f"sources: the name {repeated[0]!r} is given twice; names tell the sources apart")
     if max_images_per_split is not None and max_images_per_split < 1:
         raise ValueError(f"max_images_per_split must be at least 1 or null, is {max_images_per_split}")
+    rows, others, report = _survey(
+        parsed,
+        data_root,
+        allow_missing=allow_missing_images,
+        drop=drop_train_twins_of_test,
+        most=max_images_per_split,
+        spelling=check_spelling,
+        seed=seed,
+        cache=cache,
+        log=log,
+    )
+    _check_splits(rows, report)
+    return rows, report
+
+
+def audit_sources(
+    sources: list[dict],
+    *,
+    data_root: str,
+    check_spelling: bool = True,
+    seed: int = 0,
+    cache: Path | None = None,
+    log: Callable[[str], None] = print,
+) -> tuple[list[dict], dict]:
+    """Rows of every listed image of some sources, also of those without a file, and the report on them.
+
+    Nothing is dropped and no split needs to be there. Arguments and errors are those of ``aggregate_sources``.
+    """
+    parsed = [parse_source(source | {"audit_only": True}) for source in sources]
+    _, rows, report = _survey(
+        parsed,
+        data_root,
+        allow_missing=True,
+        drop=False,
+        most=None,
+        spelling=check_spelling,
+        seed=seed,
+        cache=cache,
+        log=log,
+    )
+    return rows, report
+
+
+def _survey(
+    sources: list[Source],
+    data_root: str,
+    *,
+    allow_missing: bool,
+    drop: bool,
+    most: int | None,
+    spelling: bool,
+    seed: int,
+    cache: Path | None,
+    log: Callable[[str], None],
+) -> tuple[list[dict], list[dict], dict]:
+    """Rows of the table, rows that are only compared, and the report."""
     rows, others, prints, report = [], [], {}, {"sources": {}}
-    for source in parsed:
-        allow = allow_missing_images or source.audit_only
-        new, new_prints, facts = _read_source(source, data_root, allow, max_images_per_split, seed, cache, log)
-        log(f"{source.name}: {len(new)} of {facts['images_listed']} listed images read")
+    for source in sources:
+        allow = allow_missing or source.audit_only
+        new, new_prints, facts = _read_source(source, data_root, allow, most, seed, cache, log)
+        log(f"{source.name}: {facts.get('images_read', 0)} of {facts['images_listed']} listed images read")
         (others if source.audit_only else rows).extend(new)
         prints |= new_prints
         report["sources"][source.name] = facts
-    rows, pairs, report["twins"] = find_twins(rows, others, prints, drop_train_twins_of_test)
+    rows, pairs, report["twins"] = find_twins(rows, others, prints, drop)
     report["twins"]["list"] = pairs
     rows.sort(key=lambda row: (row["source"], row["split"], row["image_id"]))
-    _check_splits(rows, report)
     report["verbatim"] = verbatim_share([*rows, *others])
     for name, facts in report["sources"].items():
         own = [row for row in (*rows, *others) if row["source"] == name]
@@ -82,9 +137,9 @@ def aggregate_sources(
             split: sum(len(row["captions"]) for row in own if row["split"] == split) for split in SPLITS
         }
         facts |= caption_facts(captions)
-        if check_spelling:
+        if spelling:
             facts["misspelt"] = find_misspelt(captions)
-    return rows, report
+    return rows, others, report
 
 
 def _read_source(
@@ -110,7 +165,7 @@ def _read_source(
     if source.audit_only and (folder is None or not folder.is_dir()):
         facts |= dict(sorted(listing.counts.items())) | listing.notes | {"images_on_disk": False}
         facts["fixes"] = fixes_report(listing.counts, fixes)
-        return _captions_alone(source, listing), {}, facts
+        return _captions_alone(source, listing.images), {}, facts
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{source.name}: no folder {folder} for the {len(listing.images):,} images of {where}; put them there "
@@ -148,6 +203,9 @@ def _read_source(
         "image_sizes": dict(sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMES_SHOWN]),
         "different_image_sizes": len(sizes),
     }
+    if source.audit_only:
+        absent = set(missing)
+        rows += _captions_alone(source, [image for image in listing.images if image.name in absent])
     return rows, prints, facts
 
 
@@ -166,8 +224,8 @@ def _row_of(source: Source, item: FoundImage, data_root: str, one: Fingerprint) 
     }
 
 
-def _captions_alone(source: Source, listing: Listing) -> list[dict]:
-    """Rows of a source whose images are not here, for comparing captions; they never enter the table."""
+def _captions_alone(source: Source, images: list[ListedImage]) -> list[dict]:
+    """Rows of images that are not here, for comparing captions; they never enter the table."""
     return [
         {
             "image_id": f"{source.name}/{image.name}",
@@ -176,7 +234,7 @@ def _captions_alone(source: Source, listing: Listing) -> list[dict]:
             "captions": list(image.captions),
             "label": image.label,
         }
-        for image in listing.images
+        for image in images
     ]
 
 
@@ -220,13 +278,14 @@ def _check_splits(rows: list[dict], report: dict) -> None:
 
 
 def write_aggregated(rows: list[dict], report: dict) -> dict:
-    """The stage's metrics; writes the image table, the twins, ``report.json``, cards and ``METRICS/aggregate_data.json``."""
+    """The stage's metrics; writes them, the image table, the twins, ``report.json`` and the sources' filled cards."""
     with whole_folder(AGGREGATED) as scratch:
         save_table(rows, scratch / IMAGE_TABLE.name)
         write_json_lines(scratch / TWINS, report["twins"]["list"])
         twins = {key: value for key, value in report["twins"].items() if key != "list"}  # has a file of its own
         write_json(scratch / "report.json", report | {"twins": twins})
-        write_study_cards(scratch / "cards", rows, report, scratch / IMAGE_TABLE.name)
+    with whole_folder(CARDS) as scratch:
+        write_study_cards(scratch, rows, report, AGGREGATED / IMAGE_TABLE.name)
     metrics = metrics_of(report)
     write_json(METRICS / "aggregate_data.json", metrics)
     return metrics

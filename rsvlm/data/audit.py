@@ -1,4 +1,4 @@
-"""What is odd about a source's captions and counts: repeated and misspelt words, numbers that are not the published ones."""
+"""What is odd about a source's captions and counts: its words, misspelt ones, numbers that are not as published."""
 
 import re
 from collections import Counter
@@ -37,7 +37,7 @@ def words_of(caption: str) -> list[str]:
 
 
 def published_counts(name: str, listing: Listing) -> list[dict]:
-    """Each published count beside the one in the file: rows with what, published, found. Empty for an unknown source."""
+    """Each published count beside the file's: rows with what, published, found. Empty for an unknown source."""
     known = KNOWN.get(name)
     if known is None:
         return []

@@ -4,8 +4,8 @@ As in the paper: the first caption tells the objects whose box centre lies in th
 that lie elsewhere, three more the counts of randomly drawn classes; above ten a general term replaces the number.
 
 What the paper leaves open is a setting of CaptionSettings. Beyond it: the three counting captions together name every
-class, and they add how classes lie to each other, how large objects are and whether they lie in parallel. Nothing is said
-about sides or compass points, so that all stays true when an image is flipped or turned.
+class, and they add how classes lie to each other, how large objects are and whether they lie in parallel. Nothing is
+said about sides or compass points, so that all stays true when an image is flipped or turned.
 """
 
 import math
@@ -25,8 +25,25 @@ SMALL, LARGE = 0.005, 0.25  # share of the image that an object covers
 PARALLEL = 0.9  # length of the mean direction, 0 to 1, from which objects lie in parallel
 STRETCHED = 1.5  # long by short side from which an object has a direction
 MASS = (
-    "water", "grass", "vegetation", "farmland", "woodland", "cropland", "grassland", "land", "soil", "sand", "snow", "ice",
-    "forest", "agriculture", "clutter", "shadow", "barren", "surface", "surfaces",
+    "water",
+    "grass",
+    "vegetation",
+    "farmland",
+    "woodland",
+    "cropland",
+    "grassland",
+    "land",
+    "soil",
+    "sand",
+    "snow",
+    "ice",
+    "forest",
+    "agriculture",
+    "clutter",
+    "shadow",
+    "barren",
+    "surface",
+    "surfaces",
 )  # fmt: skip  words without a plural: areas of them are counted
 
 
@@ -141,9 +158,7 @@ def words_of(label: str) -> tuple[str, str]:
     return singular, engine.plural_noun(singular)
 
 
-def _extras(
-    boxes: list[Box], width: int, height: int, settings: CaptionSettings, draw: random.Random
-) -> list[str]:
+def _extras(boxes: list[Box], width: int, height: int, settings: CaptionSettings, draw: random.Random) -> list[str]:
     """Sentences beyond the paper's: at most one relation, one on direction and one on size, in random order."""
     groups: dict[str, list[Box]] = {}
     for box in boxes:
@@ -280,7 +295,9 @@ def settings_of(values: Mapping[str, object] | None) -> CaptionSettings:
     values = dict(values or {})
     unknown = set(values) - set(CaptionSettings.__dataclass_fields__)
     if unknown:
-        raise ValueError(f"captions: unknown key {min(unknown)!r}; known: {', '.join(CaptionSettings.__dataclass_fields__)}")
+        raise ValueError(
+            f"captions: unknown key {min(unknown)!r}; known: {', '.join(CaptionSettings.__dataclass_fields__)}"
+        )
     if "general_terms" in values:
         values["general_terms"] = tuple(values["general_terms"])
     return CaptionSettings(**values)

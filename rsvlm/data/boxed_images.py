@@ -5,7 +5,7 @@ The readers of COCO, VOC, DOTA, YOLO and masks end here; ``rsvlm.data.box_captio
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,3 +163,41 @@ def annotation_files(folder: Path, extension: str) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"{folder}: no folder with {extension} files; see data/raw/README.md")
     return files
+
+
+def read_line_boxes(
+    folder: Path,
+    images: Path,
+    lists: Mapping[str, Path],
+    split: str,
+    box_of: Callable[[list[str], int, int, Counter, str], Box | None],
+    skipped_files: tuple[str, ...] = (),
+    skipped_lines: tuple[str, ...] = (),
+) -> BoxedListing:
+    """Images with boxes from a folder of text files, one an image, with a line an object; sizes are the images'.
+
+    Args:
+        box_of: takes a line's fields, width, height, counts and the place for error messages; None leaves an object
+            out.
+        skipped_files: names that are no annotations.
+        skipped_lines: how lines begin that hold no object, lower case.
+
+    Raises:
+        FileNotFoundError: a folder or an image is missing.
+        ValueError: what ``box_of`` refuses, with file and line.
+    """
+    listing = BoxedListing()
+    of_image = image_by_stem(images)
+    files = [path for path in annotation_files(folder, ".txt") if path.name not in skipped_files]
+    for path, part in split_of_stems(files, lists, split).items():
+        if path.stem not in of_image:
+            raise FileNotFoundError(f"{path}: {images} holds no image {path.stem!r}, which gives the boxes their size")
+        width, height = image_size(of_image[path.stem])
+        boxes = [
+            box_of(line.split(), width, height, listing.counts, f"{path}: line {number}")
+            for number, line in read_lines(path)
+            if line.strip() and not line.lower().startswith(skipped_lines)
+        ]
+        kept = tuple(box for box in boxes if box is not None)
+        listing.images.append(BoxedImage(of_image[path.stem].name, part, width, height, kept))
+    return listing

@@ -1,7 +1,7 @@
-"""Reader of RemoteCLIP's CSV files (``Ret-3.csv``, ``Seg-4.csv``, ``Det-10.csv``): a row a caption with the image's path.
+"""Reader of RemoteCLIP's CSV files (``Ret-3.csv``, ``Seg-4.csv``, ``Det-10.csv``): a caption and its image a row.
 
-The first line names the columns. Of several names in use the image's column is one of IMAGE_COLUMNS, the caption's one of
-CAPTION_COLUMNS; fields are separated by tabs where the first line holds one, else by commas.
+The first line names the columns. Of several names in use the image's column is one of IMAGE_COLUMNS, the caption's one
+of CAPTION_COLUMNS; fields are separated by tabs where the first line holds one, else by commas.
 """
 
 from collections.abc import Iterator
@@ -54,5 +54,7 @@ def _column(columns: list[str], wanted: tuple[str, ...], path: Path) -> int:
     """The place of the one column that has one of the wanted names."""
     found = [place for place, name in enumerate(columns) if name in wanted]
     if len(found) != 1:
-        raise ValueError(f"{path}: line 1: needs exactly one column named {', '.join(wanted)}; has {', '.join(columns)[:200]}")
+        raise ValueError(
+            f"{path}: line 1: needs exactly one column named {', '.join(wanted)}; has {', '.join(columns)[:200]}"
+        )
     return found[0]

@@ -1,8 +1,9 @@
 """Data cards: pages written by people, with a block of numbers that a run fills in.
 
-``data_cards/NAME.md`` holds the page; ``data_cards/measured/NAME.json`` the numbers that its block was last filled with;
-``data_cards/croissant/NAME.json`` the machine's version. The stage aggregate_data puts filled copies of its sources' cards
-beside the table; ``python -m rsvlm.data audit --cards`` renews the ones in the repository.
+``data_cards/NAME.md`` holds the page; ``data_cards/measured/NAME.json`` the numbers that its block was last filled
+with; ``data_cards/croissant/NAME.json`` the machine's version. The stage aggregate_data puts filled copies of its
+sources' cards into ``reports/cards``; ``python -m rsvlm.data audit FOLDER --cards`` and ``python -m rsvlm.data cards
+--study`` renew the ones in the repository.
 """
 
 import html
@@ -45,7 +46,7 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
 
     Args:
         name: of the source.
-        rows: of the image table, all sources; a source that was only compared has none, and no examples.
+        rows: of the image table, all sources; of a source without rows no examples are shown.
         report: of rsvlm.data.aggregate.
     """
     facts = report["sources"][name]
@@ -87,7 +88,7 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
 
 
 def example_images(rows: list[dict]) -> dict[str, dict]:
-    """The training image whose words are the most common among the source's images, and the one whose are the rarest."""
+    """The training image whose words are the most common among the source's images, and that with the rarest."""
     train = [row for row in rows if row["split"] == "train"]
     if not train:
         return {}
@@ -119,14 +120,15 @@ def measured_block(facts: Mapping | None) -> str:
     words = facts["words_a_caption"]
     lines += [
         "",
-        f"- {facts['distinct_captions']:,} different captions with {facts['vocabulary']:,} different words; a caption has "
-        f"{words.get('least', 0)} to {words.get('most', 0)} words, half of them at most {words.get('median', 0)}.",
+        f"- {facts['distinct_captions']:,} different captions with {facts['vocabulary']:,} different words; a caption "
+        f"has {words.get('least', 0)} to {words.get('most', 0)} words, half of them at most {words.get('median', 0)}.",
     ]
     if facts["images_compared"]:
         sizes = [f"{size} ({count:,})" for size, count in list(facts["image_sizes"].items())[:3]]
         lines.append(
             f"- {facts['images_read']:,} of {facts['images_listed']:,} listed images were at hand, of "
-            f"{facts['different_image_sizes']} sizes: {', '.join(sizes)}{', ...' if len(facts['image_sizes']) > 3 else ''}."
+            f"{facts['different_image_sizes']} sizes: {', '.join(sizes)}"
+            f"{', ...' if len(facts['image_sizes']) > 3 else ''}."
         )
     else:
         lines.append("- No image was at hand; images could not be compared.")
@@ -146,11 +148,15 @@ def measured_block(facts: Mapping | None) -> str:
             f"{_escaped(row['word'])} ({row['times']})" for row in misspelt["most_frequent"] if row["perhaps"]
         )
         lines.append(
-            f"- {misspelt['words']:,} words are in no English dictionary, {misspelt['times']:,} times in all; of them with "
-            f"a near word: {shown}. Some are real words."
+            f"- {misspelt['words']:,} words are in no English dictionary, {misspelt['times']:,} times in all; of them "
+            f"with a near word: {shown}. Some are real words."
         )
     for kind, example in facts["examples"].items():
-        lines += ["", f"A{'n' if kind == 'atypical' else ''} {kind} training image, `{_escaped(example['image_id'])}`:", ""]
+        lines += [
+            "",
+            f"A{'n' if kind == 'atypical' else ''} {kind} training image, `{_escaped(example['image_id'])}`:",
+            "",
+        ]
         lines += [f"> {_escaped(caption)}  " for caption in example["captions"]]
     lines += ["", "Annotations measured (SHA-256):"]
     lines += [f"`{_escaped(file)}` {digest[:16]}…" for file, digest in sorted(facts["annotation_files"].items())]
@@ -188,7 +194,12 @@ def mixture_card(report: Mapping) -> str:
     """A page on the study's mixture: what each source gives, shares, what left and why."""
     entered = {name: facts for name, facts in report["sources"].items() if not facts["audit_only"]}
     total = sum(sum(facts["images"].values()) for facts in entered.values())
-    lines = ["# The mixture of this study", "", "| source | train | val | test | captions | share of images |", "|---|---|---|---|---|---|"]
+    lines = [
+        "# The mixture of this study",
+        "",
+        "| source | train | val | test | captions | share of images |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, facts in sorted(entered.items()):
         images, captions = facts["images"], sum(facts["captions"].values())
         share = 100 * sum(images.values()) / max(total, 1)

@@ -1,7 +1,7 @@
 """What is published about each source: counts, splits, sizes, terms, and where it officially lies.
 
-The numbers are those of the papers (Cheng et al. 2022, Lu et al. 2018, Qu et al. 2016, Yuan et al. 2021, Liu et al. 2023);
-the audit holds the files against them. A checksum stands here only where a public project pins it; it is named.
+The numbers are those of the papers (Cheng et al. 2022, Lu et al. 2018, Qu et al. 2016, Yuan et al. 2021, Liu et al.
+2023); the audit holds the files against them. A checksum stands here only where a public project pins it; it is named.
 """
 
 from collections.abc import Mapping
@@ -61,8 +61,8 @@ KNOWN: dict[str, KnownSource] = {
         licence="imagery: USGS, public domain; captions: released for research, terms not stated in the file",
         place="http://weegee.vision.ucmerced.edu/datasets/landuse.html",
         by_hand="dataset.json and the numbered imgs/ of UCM-Captions, linked from "
-        "https://github.com/201528014227051/RSICD_optimal, into ucm_captions/; the land-use archive holds the same pictures "
-        "under their classes' names",
+        "https://github.com/201528014227051/RSICD_optimal, into ucm_captions/; the land-use archive holds the same "
+        "pictures under their classes' names",
         downloads=(
             Download(
                 "https://huggingface.co/datasets/torchgeo/ucmerced/resolve/main/UCMerced_LandUse.zip",
@@ -84,18 +84,21 @@ KNOWN: dict[str, KnownSource] = {
     ),
     "rsicd": KnownSource(
         title="RSICD",
-        cite="X. Lu, B. Wang, X. Zheng, X. Li: Exploring models and data for remote sensing image caption generation (2018)",
+        cite="X. Lu, B. Wang, X. Zheng, X. Li: Exploring models and data for remote sensing image caption generation "
+        "(2018)",
         card="rsicd",
         images=10_921,
         captions=54_605,
         splits={"train": 8_734, "val": 1_094, "test": 1_093},
         image_size="224x224",
-        licence="not stated in the file; the imagery comes from commercial online maps: research use, ask before any other",
+        licence="not stated in the file; the imagery comes from commercial online maps: research use, ask before any "
+        "other",
         place="https://github.com/201528014227051/RSICD_optimal",
         by_hand="dataset_rsicd.json, linked from that page, into rsicd/",
         downloads=(
             Download(
-                "https://github.com/201528014227051/RSICD_optimal/raw/30bf7e85ddfb919dc724a7b2b4a46fbd39e8371e/RSICD_images.zip",
+                "https://github.com/201528014227051/RSICD_optimal/raw/30bf7e85ddfb919dc724a7b2b4a46fbd39e8371e/"
+                "RSICD_images.zip",
                 "RSICD_images.zip",
                 unpack_to=".",
             ),
@@ -121,7 +124,8 @@ KNOWN: dict[str, KnownSource] = {
         metres_a_pixel=0.5,
         licence="not stated in the file: research use, ask before any other",
         place="https://github.com/201528014227051/RSICD_optimal",
-        by_hand="the Sydney-Captions archive, linked from that page: JSON or raw text, and imgs/, into sydney_captions/",
+        by_hand="the Sydney-Captions archive, linked from that page: JSON or raw text, and imgs/, into "
+        "sydney_captions/",
         settings={
             "format": "karpathy",
             "annotations": "sydney_captions/dataset_sydney_modified.json",
@@ -133,8 +137,8 @@ KNOWN: dict[str, KnownSource] = {
     ),
     "nwpu": KnownSource(
         title="NWPU-Captions",
-        cite="Q. Cheng, H. Huang, Y. Xu, Y. Zhou, H. Li, Z. Wang: NWPU-Captions dataset and MLCA-Net for remote sensing "
-        "image captioning (2022)",
+        cite="Q. Cheng, H. Huang, Y. Xu, Y. Zhou, H. Li, Z. Wang: NWPU-Captions dataset and MLCA-Net for remote "
+        "sensing image captioning (2022)",
         card="nwpu_captions",
         images=31_500,
         captions=157_500,
@@ -164,14 +168,16 @@ KNOWN: dict[str, KnownSource] = {
     ),
     "rsitmd": KnownSource(
         title="RSITMD",
-        cite="Z. Yuan et al.: Exploring a fine-grained multiscale method for cross-modal remote sensing image retrieval (2021)",
+        cite="Z. Yuan et al.: Exploring a fine-grained multiscale method for cross-modal remote sensing image "
+        "retrieval (2021)",
         card="rsitmd",
         images=4_743,
         captions=23_715,
         splits={"test": 452},
         image_size="256x256",
         place="https://github.com/xiaoyuan1996/AMFMN",
-        by_hand="the RSITMD archive, linked from RSITMD/README.md of that page: three JSON files and images/, into rsitmd/",
+        by_hand="the RSITMD archive, linked from RSITMD/README.md of that page: three JSON files and images/, into "
+        "rsitmd/",
         settings={
             "format": "retrieval_json",
             "annotations": {

@@ -1,4 +1,4 @@
-"""COCO's JSON: what captions and boxes share (``images``), and the reader of captions (``annotations`` with ``caption``)."""
+"""COCO's JSON: what caption and box files share, and the reader of captions (``annotations`` with ``caption``)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,7 +53,9 @@ def read_coco(path: Path) -> CocoFile:
         raise ValueError(f"{path}: not in COCO's format: needs a list under 'annotations'")
     for number, entry in enumerate(annotations):
         if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int | str):
-            raise ValueError(f"{path}: annotations[{number}]: must be an object with a number or a text under 'image_id'")
+            raise ValueError(
+                f"{path}: annotations[{number}]: must be an object with a number or a text under 'image_id'"
+            )
         if entry["image_id"] not in images:
             raise ValueError(f"{path}: annotations[{number}]: no image has the id {entry['image_id']!r}")
     return CocoFile(images, annotations, _categories(content.get("categories", []), path))
@@ -86,7 +88,11 @@ def _categories(entries: object, path: Path) -> dict[object, str]:
         raise ValueError(f"{path}: 'categories' must be a list")
     categories = {}
     for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str) or not isinstance(entry.get("name"), str):
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("id"), int | str)
+            or not isinstance(entry.get("name"), str)
+        ):
             raise ValueError(f"{path}: categories[{number}]: must be an object with 'id' and a text under 'name'")
         if entry["id"] in categories:
             raise ValueError(f"{path}: categories[{number}]: the id {entry['id']!r} is given twice")

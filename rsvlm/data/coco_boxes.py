@@ -57,7 +57,7 @@ def _box_of(
         return None
     width, height = sizes[entry["image_id"]]
     box, pixels = entry.get("bbox"), None
-    if "segmentation" in entry and entry["segmentation"]:
+    if entry.get("segmentation"):
         mask = _run_lengths(entry["segmentation"], width, height, where)
         pixels = float(masks.area(mask))
         box = box or [float(value) for value in masks.toBbox(mask)]
@@ -94,7 +94,9 @@ def _run_lengths(segmentation: object, width: int, height: int, where: str) -> d
             raise ValueError(f"{where}: the mask's runs must be whole numbers that add up to {width * height} pixels")
         return masks.frPyObjects(segmentation, height, width)
     if not isinstance(counts, str) or sum(_decoded_runs(counts, where)) != width * height:
-        raise ValueError(f"{where}: the mask's compressed runs do not add up to {width * height} pixels; is it cut off?")
+        raise ValueError(
+            f"{where}: the mask's compressed runs do not add up to {width * height} pixels; is it cut off?"
+        )
     return {"size": [height, width], "counts": counts.encode("ascii")}
 
 

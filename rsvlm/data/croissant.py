@@ -1,7 +1,7 @@
 """Croissant JSON-LD (MLCommons, 1.0) of sources and of the image table, with the terms of GeoCroissant 1.0 that apply.
 
-Plain dicts: nothing but JSON is needed to write them. The tests validate them with mlcroissant. Coordinates are not told
-where nobody published them: only Blue Marble's tiles have a coordinate reference system.
+Plain dicts: nothing but JSON is needed to write them. The tests validate them with mlcroissant. Coordinates are not
+told where nobody published them: only Blue Marble's tiles have a coordinate reference system.
 """
 
 from collections.abc import Mapping
@@ -164,7 +164,9 @@ def describe_table(sources: list[str], files: Mapping[str, str]) -> dict:
     known_sources = [KNOWN[name] for name in sources if name in KNOWN]
     if len(known_sources) == len(sources) == 1:
         known = KnownSource(**{**known.__dict__, "metres_a_pixel": known_sources[0].metres_a_pixel})
-    return _dataset("image_table", known, f"The checked caption table of a study: {', '.join(titles)}.", objects, records)
+    return _dataset(
+        "image_table", known, f"The checked caption table of a study: {', '.join(titles)}.", objects, records
+    )
 
 
 def _dataset(name: str, known: KnownSource, description: str, files: list[dict], records: list[dict]) -> dict:

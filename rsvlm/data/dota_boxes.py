@@ -4,21 +4,13 @@
 """
 
 import math
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
-from rsvlm.data.boxed_images import (
-    BoxedImage,
-    BoxedListing,
-    Classes,
-    annotation_files,
-    check_box,
-    image_by_stem,
-    image_size,
-    split_of_stems,
-)
+from rsvlm.data.boxed_images import BoxedListing, Classes, check_box, read_line_boxes
 from rsvlm.data.boxes import Box
 from rsvlm.data.fixes import ALL
-from rsvlm.data.text_lines import read_lines
 
 
 def read_dota_boxes(
@@ -35,24 +27,12 @@ def read_dota_boxes(
         FileNotFoundError: a folder or an image is missing.
         ValueError: a line with other fields, an unknown class, a box outside its image; names file and line.
     """
-    listing = BoxedListing()
-    of_image = image_by_stem(images)
-    for path, part in split_of_stems(annotation_files(folder, ".txt"), lists, split).items():
-        if path.stem not in of_image:
-            raise FileNotFoundError(f"{path}: {images} holds no image {path.stem!r}, which gives the boxes their size")
-        width, height = image_size(of_image[path.stem])
-        boxes = [
-            _box_of(line.split(), width, height, classes, fixes, listing, f"{path}: line {number}")
-            for number, line in read_lines(path)
-            if line.strip() and not line.lower().startswith(("imagesource:", "gsd:"))
-        ]
-        kept = tuple(box for box in boxes if box is not None)
-        listing.images.append(BoxedImage(of_image[path.stem].name, part, width, height, kept))
-    return listing
+    box_of = partial(_box_of, classes=classes, fixes=fixes)
+    return read_line_boxes(folder, images, lists, split, box_of, skipped_lines=("imagesource:", "gsd:"))
 
 
 def _box_of(
-    fields: list[str], width: int, height: int, classes: Classes, fixes: frozenset[str], listing: BoxedListing, where: str
+    fields: list[str], width: int, height: int, counts: Counter, where: str, classes: Classes, fixes: frozenset[str]
 ) -> Box | None:
     """One line as a box with the direction of its long side; None for a class that is left out."""
     if len(fields) not in (9, 10):
@@ -76,6 +56,6 @@ def _box_of(
     area = abs((cx - ax) * (dy - by) - (cy - ay) * (dx - bx)) / 2
     return check_box(
         word, min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]), width, height, where,
-        listing.counts, fixes, math.degrees(math.atan2(y, x)) % 180, max(first, second) / max(min(first, second), 1e-6),
+        counts, fixes, math.degrees(math.atan2(y, x)) % 180, max(first, second) / max(min(first, second), 1e-6),
         area,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Fetching a source's files: only when asked, from its official place, checked, resumed, and unpacked safely.
 
-A checksum that a public project pins is in the catalogue. Where none is known, the first download's SHA-256 is recorded in
-``data/raw/NAME.downloads.json`` and every later one must equal it; the record says which of the two it was.
+A checksum that a public project pins is in the catalogue. Where none is known, the first download's SHA-256 is recorded
+in ``data/raw/NAME.downloads.json`` and every later one must equal it; the record says which of the two it was.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import requests
 
-from rsvlm.data.catalogue import KNOWN, Download, KnownSource
+from rsvlm.data.catalogue import KNOWN, KnownSource
 from rsvlm.data.names import closest_name
 from rsvlm.files import read_json, write_json
 
@@ -40,7 +40,7 @@ def get_source(name: str, raw: Path, log: Callable[[str], None] = print) -> Path
         ValueError: no such source; names the closest.
         DownloadError: no network, a server's error, a wrong checksum, an unsafe archive.
     """
-    key, known = find_known(name)
+    _, known = find_known(name)
     folder = raw / known.card
     record_file = raw / f"{known.card}.downloads.json"
     record = read_json(record_file) if record_file.is_file() else {}
@@ -66,7 +66,9 @@ def get_source(name: str, raw: Path, log: Callable[[str], None] = print) -> Path
             log(f"{file.name}: {count:,} files unpacked into {folder / download.unpack_to}")
     if known.by_hand:
         log(f"{known.title}: by hand from {known.place}: {known.by_hand}")
-    log(f"{known.title}: {known.licence}. Kept as released: `dvc add {folder}` records what is there, and nothing changes it.")
+    log(
+        f"{known.title}: {known.licence}. Kept as released: `dvc add {folder}` records what is there, nothing alters it."
+    )
     return folder
 
 
@@ -87,7 +89,9 @@ def offline_message(known: KnownSource, raw: Path, error: Exception | None = Non
     lines = [f"{known.title}: could not be fetched ({error})." if error else f"{known.title}:"]
     lines += [f"  {download.url}\n    as {raw / known.card / download.file}" for download in known.downloads]
     lines.append(f"  by hand, from {known.place}: {known.by_hand}" if known.by_hand else f"  from {known.place}")
-    lines.append(f"Put them below {raw / known.card} on a machine with network, copy that folder here, and run this again.")
+    lines.append(
+        f"Put them below {raw / known.card} on a machine with network, copy that folder here, and run this again."
+    )
     return "\n".join(lines)
 
 
@@ -143,9 +147,8 @@ def unpack_safely(archive: Path, folder: Path, strip: str = "") -> int:
     Args:
         strip: leading folder that is dropped from the entries' names.
 
-    Raises:
-        DownloadError: no ZIP file; an entry that leads out of the folder or is a link; too many files or bytes; an entry
-            that grows out of all proportion.
+    Raises: DownloadError: no ZIP file; an entry that leads out of the folder or is a link; too many files or bytes; an
+        entry that grows out of all proportion.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -193,7 +196,9 @@ def _check_room(place: Path, needed: int) -> None:
 
 def _check_length(part: Path, length: int) -> None:
     if part.stat().st_size < length:
-        raise DownloadError(f"{part}: the connection ended at byte {part.stat().st_size:,} of {length:,}; run this again")
+        raise DownloadError(
+            f"{part}: the connection ended at byte {part.stat().st_size:,} of {length:,}; run this again"
+        )
 
 
 def digest_of(file: Path, kind: str) -> str:

@@ -1,7 +1,7 @@
 """What the audit knows of an image file: SHA-256, size, perceptual hashes and a small grey picture, cached by content.
 
-The hashes are ImageHash's pHash (64 bits). Of each image they are taken of its eight flips and quarter turns and of five
-crops, so that a twin that was turned, mirrored or trimmed still meets one of them (see ``rsvlm.data.twins``).
+The hashes are ImageHash's pHash (64 bits). Of each image they are taken of its eight flips and quarter turns and of
+five crops, so that a twin that was turned, mirrored or trimmed still meets one of them (see ``rsvlm.data.twins``).
 
 The cache is one SQLite file with a row for each content (SHA-256): a killed run goes on where it was, a file that was
 moved or copied is not decoded again, and a file that changed is.
@@ -45,7 +45,7 @@ A_BATCH = 64  # images a worker takes at a time; so many are lost at most when a
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """One image file: ``turned`` (8, 8) and ``cropped`` (6, 8) uint8 hold a hash a row; the first row is the whole image.
+    """One image file: ``turned`` (8, 8) and ``cropped`` (6, 8) uint8 hold a hash a row, first that of the whole image.
 
     ``grey`` (SIDE, SIDE) uint8 is the whole image, squeezed to a square.
     """
@@ -74,13 +74,17 @@ def take_fingerprint(path: Path) -> tuple[int, int, bytes, bytes]:
 
 
 def crop_box(across: float, down: float, keep: float = CROP) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a crop of the grey picture; ``across`` and ``down`` from 0 to 1 say where it lies."""
+    """Left, top, right, bottom of a crop of the grey picture; ``across`` and ``down``, 0 to 1, say where it lies."""
     room = SIDE * (1 - keep)
     return across * room, down * room, across * room + SIDE * keep, down * room + SIDE * keep
 
 
 def fingerprint_images(
-    paths: list[Path], *, cache: Path | None = None, processes: int | None = None, log: Callable[[str], None] | None = None
+    paths: list[Path],
+    *,
+    cache: Path | None = None,
+    processes: int | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> list[Fingerprint | ImageError]:
     """A Fingerprint for each path, in order; an ImageError in the place of a file that cannot be read as an image.
 

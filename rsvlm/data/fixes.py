@@ -1,4 +1,4 @@
-"""The named fixes: what a reader mends in released files, each of which a source can switch off, and how it is counted."""
+"""The named fixes: what a reader mends in released files. A source can switch each off; the report counts them."""
 
 from collections import Counter
 from dataclasses import dataclass

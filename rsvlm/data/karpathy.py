@@ -106,7 +106,9 @@ def _read_entry(
     counts["images_with_other_sentence_ids"] += listed_ids is not None and listed_ids != [
         s.get("sentid") for s in sentences
     ]
-    return ListedImage(name, split, clean_captions(released, counts, fixes, where), _label_of(name, entry, labels, where))
+    return ListedImage(
+        name, split, clean_captions(released, counts, fixes, where), _label_of(name, entry, labels, where)
+    )
 
 
 def _label_of(name: str, entry: dict, rule: str, where: str) -> str | None:

@@ -1,7 +1,7 @@
 """Reader of class masks, by index or by colour (LoveDA, Potsdam, Vaihingen, iSAID): mask to box.
 
-As in RemoteCLIP: for each class a binary mask, the outer contour of each connected part, the box around it. Contours and
-the box that follows a part come from OpenCV (the extra ``audit``).
+As in RemoteCLIP: for each class a binary mask, the outer contour of each connected part, the box around it. Contours
+and the box that follows a part come from OpenCV (the extra ``audit``).
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rsvlm.data.boxed_images import BoxedImage, BoxedListing, annotation_files, image_by_stem, image_size, split_of_stems
+from rsvlm.data.boxed_images import (
+    BoxedImage,
+    BoxedListing,
+    annotation_files,
+    image_by_stem,
+    image_size,
+    split_of_stems,
+)
 from rsvlm.data.boxes import Box
 from rsvlm.data.images import ImageError
 
@@ -105,7 +112,9 @@ def _read_mask(path: Path, colour: bool) -> np.ndarray:
             if colour:
                 return np.asarray(image.convert("RGB"))
             if image.mode not in ("L", "P", "1", "I;16", "I"):
-                raise ImageError(f"{path}: an index mask must have one channel, has {image.mode}; give 'classes' as colours")
+                raise ImageError(
+                    f"{path}: an index mask must have one channel, has {image.mode}; give 'classes' as colours"
+                )
             return np.asarray(image).astype(np.int64)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(f"{path}: not a whole image: {error}") from error

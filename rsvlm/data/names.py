@@ -1,4 +1,4 @@
-"""Names in settings and annotation files: the closest right one for an error message, and file names that stay inside."""
+"""Names in settings and files: the closest right one for an error message, and file names that stay inside."""
 
 import re
 from collections.abc import Iterable

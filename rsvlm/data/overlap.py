@@ -1,4 +1,4 @@
-"""What splits and sources share: twin images, and captions that occur word for word; and which training images must go."""
+"""What splits and sources share: twin images and captions word for word; and which training images must go."""
 
 from itertools import combinations
 
@@ -16,8 +16,8 @@ def find_twins(
         rows: of the image table.
         others: rows that are only compared.
         prints: image_id -> fingerprint, for every row of the table and those of the others that have a file.
-        drop_from_train: leave out training rows of the table that are a twin of any test image. Rows of other splits are
-            never touched.
+        drop_from_train: leave out training rows of the table that are a twin of any test image. Rows of other splits
+            are never touched.
 
     Returns:
         Kept rows; pairs as {first, second, and of both _split and _path, exact, turn, correlation, dropped}, sorted;
@@ -73,7 +73,7 @@ def verbatim_share(rows: list[dict]) -> dict[str, dict[str, float]]:
 
 
 def _shared_images(pairs: list[Pair], known: list[dict]) -> dict[str, dict[str, int]]:
-    """``{"ucm/test": {"rsicd/train": 3}}``: images of the first that have a twin in the second; only parts with files."""
+    """``{"ucm/test": {"rsicd/train": 3}}``: images of the first with a twin in the second; only parts with files."""
     parts = sorted({_part(row) for row in known}, key=lambda part: _in_order((part, None)))
     twins: dict[tuple[str, str], set[int]] = {}
     for pair in pairs:

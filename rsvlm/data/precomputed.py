@@ -1,7 +1,7 @@
-"""Reader of AMFMN's precomputed text: ``PREFIX_caps.txt`` and ``PREFIX_filename.txt``, line by line, five captions an image.
+"""Reader of AMFMN's precomputed text: ``PREFIX_caps.txt`` and ``PREFIX_filename.txt``, line by line.
 
-Line n of the captions belongs to line n of the file names, which names each image five times; older copies name each image
-once, and lines 5n to 5n + 4 of the captions belong to it.
+Line n of the captions belongs to line n of the file names, which names each image five times; older copies name each
+image once, and lines 5n to 5n + 4 of the captions belong to it.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Reader of RSITMD's and RSICD's retrieval JSON: one file a split, a list of objects with ``image`` and ``caption``.
 
-Training files hold a row a caption, ``{"image": "train/bridge_942.tif", "caption": "...", "label_name": "bridge"}``; test
-files a list an image, ``{"image": "test/parking_229.tif", "caption": ["...", ...]}``. Images lie in one folder, without the
-split in front.
+Training files hold a row a caption, ``{"image": "train/bridge_942.tif", "caption": "...", "label_name": "bridge"}``;
+test files a list an image, ``{"image": "test/parking_229.tif", "caption": ["...", ...]}``. Images lie in one folder,
+without the split in front.
 """
 
 from collections import Counter

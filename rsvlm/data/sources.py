@@ -36,7 +36,8 @@ FILE_A_SPLIT = {
     "coco_boxes": ("annotations", "classes", "captions"),
 }
 FOLDER = {
-    format: ("annotations", "splits", "split", "classes", "captions") for format in ("voc_boxes", "dota_boxes", "yolo_boxes")
+    format: ("annotations", "splits", "split", "classes", "captions")
+    for format in ("voc_boxes", "dota_boxes", "yolo_boxes")
 } | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels")}
 COMMON = ("name", "format", "images", "fixes", "resolution", "audit_only")
 KEYS = {
@@ -96,14 +97,20 @@ class Source:
 
     def _check_paths(self, where: str) -> None:
         if self.format in FILE_A_SPLIT:
-            if not isinstance(self.annotations, Mapping) or not all(isinstance(v, str) for v in self.annotations.values()):
-                raise ValueError(f"{where}: format {self.format} needs the key 'annotations' with a path for each split")
+            if not isinstance(self.annotations, Mapping) or not all(
+                isinstance(v, str) for v in self.annotations.values()
+            ):
+                raise ValueError(
+                    f"{where}: format {self.format} needs the key 'annotations' with a path for each split"
+                )
         elif not isinstance(self.annotations, str):
             raise ValueError(f"{where}: format {self.format} needs the key 'annotations' with a path")
         if not isinstance(self.images, str) and not (self.audit_only and self.images is None):
             raise ValueError(f"{where}: format {self.format} needs the key 'images' with a path")
         if self.format == "sydney_text" and not self.splits:
-            raise ValueError(f"{where}: format sydney_text needs the key 'splits' with a list of file names for each split")
+            raise ValueError(
+                f"{where}: format sydney_text needs the key 'splits' with a list of file names for each split"
+            )
         for key in ("annotations", "splits"):
             if isinstance(getattr(self, key), Mapping):
                 for split in getattr(self, key):
@@ -202,7 +209,9 @@ def _named_classes(classes: Mapping | list | None) -> Classes:
     if classes is None:
         return Classes()
     if isinstance(classes, list):
-        return Classes({str(number): word for number, word in enumerate(classes)} | {word: word for word in classes}, True)
+        return Classes(
+            {str(number): word for number, word in enumerate(classes)} | {word: word for word in classes}, True
+        )
     return Classes({str(name): word for name, word in classes.items()}, True)
 
 

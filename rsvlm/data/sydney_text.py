@@ -1,6 +1,7 @@
-"""Reader of Sydney-Captions' raw text: ``descriptions_SIDNEY.txt`` with lines ``ID CAPTION`` and a list of files a split.
+"""Reader of Sydney-Captions' raw text: ``descriptions_SIDNEY.txt``, lines ``ID CAPTION``, and a list of files a split.
 
-Line ``1 a residential area ...`` belongs to image ``1.tif``; ``filenames_train.txt`` and its kin hold a file name a line.
+Line ``1 a residential area ...`` belongs to image ``1.tif``; ``filenames_train.txt`` and its kin hold a file name a
+line.
 """
 
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ def _rows(descriptions: Path, lists: dict[str, Path]) -> Iterator[CaptionRow]:
         if not key.isdecimal() or not caption.strip():
             raise ValueError(f"{where}: needs 'ID CAPTION', is {line[:80]!r}")
         if key not in named:
-            raise ValueError(f"{where}: no list names an image {key!r}: {', '.join(str(path) for path in lists.values())}")
+            raise ValueError(
+                f"{where}: no list names an image {key!r}: {', '.join(str(path) for path in lists.values())}"
+            )
         image = named[key]
         yield CaptionRow(image.name, image.split, caption, None, where)

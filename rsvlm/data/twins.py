@@ -1,4 +1,4 @@
-"""Pairs of images that show the same: equal files, and files that were re-encoded, resized, brightened, cropped or turned.
+"""Pairs of images that show the same: equal files, or re-encoded, resized, brightened, cropped or turned ones.
 
 Three steps, each cheaper than comparing all pairs in the next one's way:
 
@@ -79,9 +79,7 @@ def detail_correlation(first: Image.Image, second: Image.Image) -> float:
     """
     cropped = round(CROP * DETAIL_SIDE)
     a, b = _detail(first, DETAIL_SIDE), _detail(second, DETAIL_SIDE)
-    return max(
-        _best_match(a, b), _best_match(a, _detail(second, cropped)), _best_match(_detail(first, cropped), b)
-    )
+    return max(_best_match(a, b), _best_match(a, _detail(second, cropped)), _best_match(_detail(first, cropped), b))
 
 
 def _twins_of(prints: list[Fingerprint], places: list[int], least: float) -> Iterator[tuple[int, int, int, float]]:

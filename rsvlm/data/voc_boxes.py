@@ -1,4 +1,4 @@
-"""Reader of Pascal VOC's XML (DIOR, HRRSD): a file an image with ``size`` and ``object`` entries, upright or oriented."""
+"""Reader of Pascal VOC's XML (DIOR, HRRSD): a file an image with ``size`` and ``object``s, upright or oriented."""
 
 import math
 import xml.sax
@@ -54,7 +54,9 @@ def read_voc_boxes(
         reader = _read_xml(path)
         name = check_name(reader.texts.get("filename") or f"{path.stem}.jpg", str(path))
         if Path(name).stem != path.stem and path.stem in of_image:
-            name = of_image[path.stem].name  # DIOR's files name one another's images in places; the file's own name holds
+            name = of_image[
+                path.stem
+            ].name  # DIOR's files name one another's images in places; the file's own name holds
             listing.counts["files_naming_another_image"] += 1
         width, height = (_whole(reader.texts.get(f"size/{key}"), path) for key in ("width", "height"))
         if not width or not height:
@@ -87,10 +89,10 @@ class _Reader(xml.sax.ContentHandler):
         self._text = ""
         self._locator: xml.sax.xmlreader.Locator | None = None
 
-    def setDocumentLocator(self, locator: xml.sax.xmlreader.Locator) -> None:  # noqa: N802  the parser's name
+    def setDocumentLocator(self, locator: xml.sax.xmlreader.Locator) -> None:  # the parser's name
         self._locator = locator
 
-    def startElement(self, name: str, attrs: object) -> None:  # noqa: N802
+    def startElement(self, name: str, attrs: object) -> None:
         self._path.append(name)
         self._text = ""
         if self._path[1:] == ["object"]:
@@ -99,7 +101,7 @@ class _Reader(xml.sax.ContentHandler):
     def characters(self, content: str) -> None:
         self._text += content
 
-    def endElement(self, name: str) -> None:  # noqa: N802
+    def endElement(self, name: str) -> None:
         below = self._path[1:]
         if below[:1] == ["object"] and len(below) > 1:
             self.objects[-1].texts["/".join(below[1:])] = self._text.strip()

@@ -1,20 +1,12 @@
-"""Reader of YOLO's text: a file an image, a line an object: ``CLASS X Y WIDTH HEIGHT``, class by number, all from 0 to 1."""
+"""Reader of YOLO's text: a file an image, a line an object: class number, and centre and sides as shares."""
 
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
-from rsvlm.data.boxed_images import (
-    BoxedImage,
-    BoxedListing,
-    Classes,
-    annotation_files,
-    check_box,
-    image_by_stem,
-    image_size,
-    split_of_stems,
-)
+from rsvlm.data.boxed_images import BoxedListing, Classes, check_box, read_line_boxes
 from rsvlm.data.boxes import Box
 from rsvlm.data.fixes import ALL
-from rsvlm.data.text_lines import read_lines
 
 
 def read_yolo_boxes(
@@ -34,25 +26,12 @@ def read_yolo_boxes(
         FileNotFoundError: a folder or an image is missing.
         ValueError: a line with other fields, an unknown class, a box outside its image; names file and line.
     """
-    listing = BoxedListing()
-    of_image = image_by_stem(images)
-    files = [path for path in annotation_files(folder, ".txt") if path.name != "classes.txt"]
-    for path, part in split_of_stems(files, lists, split).items():
-        if path.stem not in of_image:
-            raise FileNotFoundError(f"{path}: {images} holds no image {path.stem!r}, which gives the boxes their size")
-        width, height = image_size(of_image[path.stem])
-        boxes = [
-            _box_of(line.split(), width, height, classes, fixes, listing, f"{path}: line {number}")
-            for number, line in read_lines(path)
-            if line.strip()
-        ]
-        kept = tuple(box for box in boxes if box is not None)
-        listing.images.append(BoxedImage(of_image[path.stem].name, part, width, height, kept))
-    return listing
+    box_of = partial(_box_of, classes=classes, fixes=fixes)
+    return read_line_boxes(folder, images, lists, split, box_of, skipped_files=("classes.txt",))
 
 
 def _box_of(
-    fields: list[str], width: int, height: int, classes: Classes, fixes: frozenset[str], listing: BoxedListing, where: str
+    fields: list[str], width: int, height: int, counts: Counter, where: str, classes: Classes, fixes: frozenset[str]
 ) -> Box | None:
     if len(fields) != 5:
         raise ValueError(f"{where}: needs a class number and four shares of the sides, has {len(fields)} fields")
@@ -68,6 +47,4 @@ def _box_of(
     if word is None:
         return None
     left, top = (x - w / 2) * width, (y - h / 2) * height
-    return check_box(
-        word, left, top, left + w * width, top + h * height, width, height, where, listing.counts, fixes
-    )
+    return check_box(word, left, top, left + w * width, top + h * height, width, height, where, counts, fixes)

@@ -1,7 +1,7 @@
 """The model card of a study, made of what the study measured: ``python -m rsvlm.viewing.model_card``.
 
-Sections as in Mitchell et al. (2019) and Hugging Face's model cards. Every number is read from the stages' metrics; where a
-stage has none, the card says so.
+Sections as in Mitchell et al. (2019) and Hugging Face's model cards. Every number is read from the stages' metrics;
+where a stage has none, the card says so.
 """
 
 import sys
@@ -54,9 +54,9 @@ def model_card(metrics: Mapping, data: Mapping, params: Mapping) -> str:
         *_head(data),
         "# RS-CapRet as this study trained it",
         "",
-        "A captioner and retriever of remote-sensing images: a language model with LoRA adapters, linear projections of a dual",
-        "encoder's features, and a `[RET]` token. The method is that of *Large Language Models for Captioning and Retrieving",
-        "Remote Sensing Images* (RS-CapRet). This page was written by the study from its own measurements.",
+        "A captioner and retriever of remote-sensing images: a language model with LoRA adapters, linear projections of",
+        "a dual encoder's features, and a `[RET]` token. The method is that of *Large Language Models for Captioning and",
+        "Retrieving Remote Sensing Images* (RS-CapRet). This page was written by the study from its own measurements.",
         "",
         "## Model details",
         "",
@@ -67,9 +67,9 @@ def model_card(metrics: Mapping, data: Mapping, params: Mapping) -> str:
         "",
         "## Intended use",
         "",
-        "Research on captioning and retrieving aerial and satellite images: comparing methods, reproducing figures, teaching.",
-        "Not intended for decisions about people, places or property, for counting, for measuring, or for images from other",
-        "sensors or resolutions than those below.",
+        "Research on captioning and retrieving aerial and satellite images: comparing methods, reproducing figures,",
+        "teaching. Not intended for decisions about people, places or property, for counting, for measuring, or for",
+        "images from other sensors or resolutions than those below.",
         "",
         "## Training data",
         "",
@@ -81,8 +81,8 @@ def model_card(metrics: Mapping, data: Mapping, params: Mapping) -> str:
         "",
         *_retrieval(metrics["retrieval"]),
         "",
-        "CIDEr is on pycocoevalcap's scale over the whole test split, recalls are in percent, intervals are 95 % bootstrap",
-        "intervals over test images. Everything was chosen on validation images.",
+        "CIDEr is on pycocoevalcap's scale over the whole test split, recalls are in percent, intervals are 95 %",
+        "bootstrap intervals over test images. Everything was chosen on validation images.",
         "",
         "## Limitations",
         "",
@@ -90,8 +90,8 @@ def model_card(metrics: Mapping, data: Mapping, params: Mapping) -> str:
         "",
         "## Licence",
         "",
-        "The code is Apache-2.0. Weights follow the licences of the models they were trained from and of the data; see the data",
-        "cards beside the image table (`data/aggregated/cards`).",
+        "The code is Apache-2.0. Weights follow the licences of the models they were trained from and of the data; see",
+        "the data cards of this study (`reports/cards`).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -99,17 +99,33 @@ def model_card(metrics: Mapping, data: Mapping, params: Mapping) -> str:
 def _head(data: Mapping) -> list[str]:
     names = [f"- {name}" for name in sorted(data["sources"])]
     tags = ["- remote-sensing", "- image-captioning", "- image-text-retrieval"]
-    return ["---", "language: en", "library_name: rsvlm", "pipeline_tag: image-to-text", "tags:", *tags, "datasets:", *names, "---", ""]
+    return [
+        "---",
+        "language: en",
+        "library_name: rsvlm",
+        "pipeline_tag: image-to-text",
+        "tags:",
+        *tags,
+        "datasets:",
+        *names,
+        "---",
+        "",
+    ]
 
 
 def _details(params: Mapping) -> list[str]:
     encoder, tuning = params["adapt_encoder"], params["finetune_lora"]
     adapted = f"adapted for {encoder['epochs']} epochs" if encoder["epochs"] else "not adapted"
-    lora = f"LoRA of rank {tuning['lora_rank']} on {', '.join(tuning['lora_targets'])}" if tuning["lora_rank"] else "frozen"
+    lora = (
+        f"LoRA of rank {tuning['lora_rank']} on {', '.join(tuning['lora_targets'])}"
+        if tuning["lora_rank"]
+        else "frozen"
+    )
     return [
         f"- Encoder: `{encoder['encoder']}`, {adapted}, learning rates {encoder['image_lr']} (images), "
         f"{encoder['text_lr']} (text), batch {encoder['batch_size']}.",
-        f"- Language model: `{tuning['language_model']}`, {lora}; retrieval space of {tuning['retrieval_dim']} dimensions.",
+        f"- Language model: `{tuning['language_model']}`, {lora}; retrieval space of {tuning['retrieval_dim']} "
+        "dimensions.",
     ]
 
 
@@ -126,7 +142,12 @@ def _data(data: Mapping) -> list[str]:
 def _captions(captions: Mapping) -> list[str]:
     lines = []
     for source in sorted(captions["captioner"]):
-        lines += [f"### Captions of {source}", "", f"| | {' | '.join(CAPTION_METRICS)} |", f"|---{'|---' * len(CAPTION_METRICS)}|"]
+        lines += [
+            f"### Captions of {source}",
+            "",
+            f"| | {' | '.join(CAPTION_METRICS)} |",
+            f"|---{'|---' * len(CAPTION_METRICS)}|",
+        ]
         for run, words in RUNS.items():
             scores = captions.get(run, {}).get(source)
             if scores:
@@ -140,11 +161,19 @@ def _retrieval(retrieval: Mapping) -> list[str]:
     sources = sorted({source for by_source in retrieval.values() for source in by_source})
     lines = []
     for source in sources:
-        lines += [f"### Retrieval on {source}", "", "| | mean recall | image to text R@1 | text to image R@1 |", "|---|---|---|---|"]
+        lines += [
+            f"### Retrieval on {source}",
+            "",
+            "| | mean recall | image to text R@1 | text to image R@1 |",
+            "|---|---|---|---|",
+        ]
         for method, words in METHODS.items():
             scores = retrieval.get(method, {}).get(source)
             if scores:
-                cells = " | ".join(_figure(scores.get(key), 100, 1, key == "mean_recall") for key in ("mean_recall", "i2t_r1", "t2i_r1"))
+                cells = " | ".join(
+                    _figure(scores.get(key), 100, 1, key == "mean_recall")
+                    for key in ("mean_recall", "i2t_r1", "t2i_r1")
+                )
                 lines.append(f"| {words} | {cells} |")
         lines.append("")
     return lines[:-1] if lines else ["No retrieval was scored."]
@@ -157,12 +186,15 @@ def _limits(captions: Mapping, data: Mapping) -> list[str]:
         own, other = scores["CIDEr"], captions.get("consensus", {}).get(source, {}).get("CIDEr")
         if other and None not in (own["low"], other["high"]) and own["low"] <= other["high"]:
             lines.append(
-                f"- On {source} the model is not clearly above a consensus of its neighbours' captions, which needs no language "
-                f"model (CIDEr {_figure(own, 1, 2, True)} against {_figure(other, 1, 2, True)})."
+                f"- On {source} the model is not clearly above a consensus of its neighbours' captions, which needs no "
+                f"language model (CIDEr {_figure(own, 1, 2, True)} against {_figure(other, 1, 2, True)})."
             )
         wrong = captions.get("shuffled", {}).get(source, {}).get("CIDEr")
         if wrong and wrong["value"] is not None:
-            lines.append(f"- Shown the wrong image it still scores {wrong['value']:.2f} on {source}: so much comes without looking.")
+            lines.append(
+                f"- Shown the wrong image it still scores {wrong['value']:.2f} on {source}: so much comes without "
+                "looking."
+            )
     for name in sorted(data["sources"]):
         if name in KNOWN:
             lines.append(f"- {KNOWN[name].title}: {KNOWN[name].area}; resolution {KNOWN[name].resolution}.")
