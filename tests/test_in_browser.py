@@ -135,7 +135,7 @@ def test_the_page_works_by_mouse_and_keyboard(static):
     page.get_by_role("button", name="Best", exact=True).click()
     assert ids_of(page)[0] == f"s/{TEST_IMAGES - 1}.png"
     page.locator("summary", has_text="Compare").click()
-    page.get_by_label("nearest").check()
+    page.locator(".choices").get_by_label("nearest").check()
     assert page.locator("article.card").first.locator(".run").count() == 2
     static.shoot("static_compare")
     page.get_by_role("button", name="Clear").click()
@@ -178,7 +178,7 @@ CONTRAST = """() => {
     const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((value) => value / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const ground = (element) => { for (; element; element = element.parentElement) { const own = getComputedStyle(element).backgroundColor; if (!/, 0\\)$|transparent/.test(own)) return own; } return "white"; };
+  const ground = (element) => { for (; element; element = element.parentElement) { const own = getComputedStyle(element).backgroundColor; if (!/, 0(\\.\\d+)?\\)$|\\/ 0(\\.\\d+)?\\)$|transparent/.test(own)) return own; } return "white"; };
   const ratios = {};
   for (const kind of [".said", ".said mark", ".lead", ".fold summary", ".bar", ".count", ".foot", "select", ".segments [aria-pressed=true]"]) {
     const element = document.querySelector(kind);
@@ -292,7 +292,7 @@ def test_the_gallery_filters_sorts_and_compares(notebook):
     gallery.get_by_label("from").press("Enter")
     playwright.expect(gallery.locator(".count")).to_have_text(f"13 of {TEST_IMAGES} images")
     gallery.locator("summary", has_text="Compare").click()
-    gallery.get_by_label("nearest").check()
+    gallery.locator(".choices").get_by_label("nearest").check()
     playwright.expect(gallery.locator("article.card").first.locator(".run")).to_have_count(2)
     notebook.shoot("gallery_compare")
     gallery.get_by_role("button", name="Clear").click()

@@ -8,9 +8,7 @@ import numpy as np
 from rsvlm.viewing.caption_entries import Entry
 from rsvlm.viewing.neighbours import same_words
 from rsvlm.viewing.page import mark_words
-from rsvlm.viewing.records import FIRST_METRICS, Records
-
-DIGITS = 4  # of scores; half a unit of the last one never moves a bar
+from rsvlm.viewing.records import DIGITS, FIRST_METRICS, Records
 
 
 def gallery_setting(

@@ -21,6 +21,7 @@ FIRST_METRICS = ("CIDEr", "METEOR")  # in menus and on cards before the others
 ORDERS = ("random", "best", "worst", "median")
 PLACES = ("said", "references", "all")  # where a search looks
 MEASURES = ("score", "gap")
+DIGITS = 4  # of scores that are shown and ordered by, so that the static page orders as this does
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ def select_rows(
             if not all(word in texts[row] for word in words):
                 fits[row] = False
     rows = drawn[fits[drawn]]
-    own = values[rows]
+    own = values[rows].round(DIGITS)
     if query.order == "random":
         return rows, own
     if query.order == "median":
@@ -273,7 +274,7 @@ def select_rows(
         keys = np.abs(own - known[(len(known) - 1) // 2]) if len(known) else own
     else:
         keys = -own if query.order == "best" else own
-    order = np.argsort(np.where(np.isnan(keys), np.inf, keys), kind="stable")
+    order = np.argsort(np.where(np.isnan(keys), np.inf, keys.round(DIGITS)), kind="stable")
     return rows[order], own[order]
 
 

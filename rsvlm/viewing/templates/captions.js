@@ -20,7 +20,7 @@ function openPage(page) {
     if (query.order === "random") return rows; // items stand in the order of the draw
     const known = rows.map(({ value }) => value).filter((value) => value !== null).sort((a, b) => a - b);
     const middle = known.length ? known[Math.floor((known.length - 1) / 2)] : 0;
-    const key = { best: (value) => -value, worst: (value) => value, median: (value) => Math.abs(value - middle) }[query.order];
+    const key = { best: (value) => -value, worst: (value) => value, median: (value) => Math.round(1e4 * Math.abs(value - middle)) }[query.order];
     const of = ({ value }) => (value === null ? Infinity : key(value));
     return rows.map((row, at) => ({ ...row, key: of(row), at })).sort((a, b) => (a.key === b.key ? a.at - b.at : a.key < b.key ? -1 : 1));
   }
