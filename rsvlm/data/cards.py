@@ -124,11 +124,12 @@ def measured_block(facts: Mapping | None) -> str:
         f"has {words.get('least', 0)} to {words.get('most', 0)} words, half of them at most {words.get('median', 0)}.",
     ]
     if facts["images_compared"]:
-        sizes = [f"{size} ({count:,})" for size, count in list(facts["image_sizes"].items())[:3]]
+        frequent = sorted(facts["image_sizes"].items(), key=lambda pair: (-pair[1], pair[0]))
+        sizes = [f"{size} ({count:,})" for size, count in frequent[:3]]
         lines.append(
             f"- {facts['images_read']:,} of {facts['images_listed']:,} listed images were at hand, of "
             f"{'one size' if len(sizes) == 1 else str(facts['different_image_sizes']) + ' sizes'}: {', '.join(sizes)}"
-            f"{', ...' if len(facts['image_sizes']) > 3 else ''}."
+            f"{' and others' if len(frequent) > 3 else ''}."
         )
     else:
         lines.append("- No image was at hand; images could not be compared.")
