@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from rsvlm.data import aggregate, cards, fingerprints
+from rsvlm.data.__main__ import main
 from rsvlm.data.aggregate import aggregate_sources, write_aggregated
+from rsvlm.data.audit import find_misspelt
 from rsvlm.data.cards import BEGIN, END, SECTIONS, fill_card, load_measured, measured_block, render_cards, renew_cards
 from rsvlm.data.catalogue import CAP4, KNOWN, REMOTECLIP, REMOTECLIP_IMAGES
 from rsvlm.data.croissant import describe_source
@@ -171,6 +173,48 @@ def test_cards_are_renewed_from_a_run(study, tmp_path):
     assert renew_cards(rows, report, folder) == ["rsicd"]
     assert "| images | 10,921 | 4 |" in (folder / "rsicd.md").read_text(encoding="utf-8")
     assert load_measured("rsicd", folder)["examples"]["atypical"]["image_id"] == "rsicd/field_0.png"
+
+
+def test_a_folder_of_known_sources_is_audited(study, tmp_path, capsys):
+    """RSICD with one image missing, and RSITMD without any: captions of all are compared, images of those that are there."""
+    raw = tmp_path / "raw"
+    (raw / "rsicd").mkdir(parents=True)
+    shutil.copy(tmp_path / "rsicd.json", raw / "rsicd" / "dataset_rsicd.json")
+    shutil.copytree(tmp_path / "rsicd", raw / "rsicd" / "RSICD_images")
+    (raw / "rsicd" / "RSICD_images" / "field_3.png").unlink()
+    (raw / "rsitmd").mkdir()
+    for split in ("train", "val", "test"):
+        row = {"image": f"{split}/{split}_1.tif", "caption": ["a field and a rare word ."]}
+        (raw / "rsitmd" / f"rsitmd_{split}.json").write_text(json.dumps([row]))
+    assert main(["audit", str(raw), "--out", str(tmp_path / "out"), "--no-spelling"]) == 0
+    report = read_json(tmp_path / "out" / "report.json")
+    assert set(report["sources"]) == {"rsicd", "rsitmd"} and report["sources"]["rsicd"]["files_missing"] == 1
+    assert report["sources"]["rsicd"]["captions"] == {"train": 2, "val": 1, "test": 1}
+    assert (
+        report["verbatim"]["rsitmd/test"]["rsicd/train"] == 1.0 and report["verbatim"]["rsicd/test"]["rsicd/train"] == 0
+    )
+    assert "rsitmd/test" not in report["twins"]["images_with_a_twin"]
+    assert "rsicd: 3 of 4 listed images read" in capsys.readouterr().out
+    assert main(["audit", str(tmp_path / "out"), "--out", str(tmp_path / "nowhere")]) == 1
+    assert "holds the annotations of no known source" in capsys.readouterr().err
+
+
+def test_misspelt_words_are_listed_with_a_guess():
+    pytest.importorskip("spellchecker", reason="the extra audit is not installed (make test installs it)")
+    captions = [
+        "many hosues near a river .",
+        "many houses",
+        "houses and raods",
+        "a well-built pier in Xqzt",
+        "5 houses",
+    ]
+    found = find_misspelt(captions)
+    assert {row["word"]: (row["times"], row["perhaps"]) for row in found["most_frequent"]} == {
+        "hosues": (1, "houses"),
+        "raods": (1, "roads"),
+        "xqzt": (1, None),
+    }
+    assert found["words"] == 3 and found["words_with_a_guess"] == 2
 
 
 def test_the_model_card_holds_what_was_measured():

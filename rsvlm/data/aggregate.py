@@ -61,7 +61,7 @@ def aggregate_sources(
         raise ValueError(f"sources: the name {repeated[0]!r} is given twice; names tell the sources apart")
     if max_images_per_split is not None and max_images_per_split < 1:
         raise ValueError(f"max_images_per_split must be at least 1 or null, is {max_images_per_split}")
-    rows, others, report = _survey(
+    rows, _, report = _survey(
         parsed,
         data_root,
         allow_missing=allow_missing_images,

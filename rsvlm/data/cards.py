@@ -124,17 +124,18 @@ def measured_block(facts: Mapping | None) -> str:
         f"has {words.get('least', 0)} to {words.get('most', 0)} words, half of them at most {words.get('median', 0)}.",
     ]
     if facts["images_compared"]:
-        sizes = [f"{size} ({count:,})" for size, count in list(facts["image_sizes"].items())[:3]]
+        frequent = sorted(facts["image_sizes"].items(), key=lambda pair: (-pair[1], pair[0]))
+        sizes = [f"{size} ({count:,})" for size, count in frequent[:3]]
         lines.append(
             f"- {facts['images_read']:,} of {facts['images_listed']:,} listed images were at hand, of "
-            f"{facts['different_image_sizes']} sizes: {', '.join(sizes)}"
-            f"{', ...' if len(facts['image_sizes']) > 3 else ''}."
+            f"{'one size' if len(sizes) == 1 else str(facts['different_image_sizes']) + ' sizes'}: {', '.join(sizes)}"
+            f"{' and others' if len(frequent) > 3 else ''}."
         )
     else:
         lines.append("- No image was at hand; images could not be compared.")
     lines += [f"- {count:,} {COUNTS[key]}." for key, count in facts["counts"].items()]
     for fix, state in facts["fixes"].items():
-        lines.append(f"- Fix `{fix}` {'on' if state['on'] else 'off'}, met {state['met']:,} times: {FIXES[fix].does}.")
+        lines.append(f"- Fix `{fix}` {'on' if state['on'] else 'off'}, met {_times(state['met'])}: {FIXES[fix].does}.")
     for part, row in sorted(facts["verbatim_in_train"].items()):
         shares = ", ".join(f"{100 * share:.1f} % in {other}" for other, share in row.items() if share)
         lines.append(f"- Of the captions of {part}, word for word: {shares or 'none in any training split'}.")
@@ -154,12 +155,12 @@ def measured_block(facts: Mapping | None) -> str:
     for kind, example in facts["examples"].items():
         lines += [
             "",
-            f"A{'n' if kind == 'atypical' else ''} {kind} training image, `{_escaped(example['image_id'])}`:",
+            f"A{'n' if kind == 'atypical' else ''} {kind} training image, `{_code(example['image_id'])}`:",
             "",
         ]
         lines += [f"> {_escaped(caption)}  " for caption in example["captions"]]
     lines += ["", "Annotations measured (SHA-256):"]
-    lines += [f"`{_escaped(file)}` {digest[:16]}…" for file, digest in sorted(facts["annotation_files"].items())]
+    lines += [f"`{_code(file)}` {digest[:16]}…" for file, digest in sorted(facts["annotation_files"].items())]
     return "\n".join([*lines, "", END])
 
 
@@ -254,6 +255,15 @@ def _own_card(name: str) -> str:
         "Measured": f"{BEGIN}\n{END}",
     }
     return f"# {_escaped(name)}\n\n" + "\n\n".join(f"## {title}\n\n{text}" for title, text in body.items()) + "\n"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def _code(text: str) -> str:
+    """Text from data between backticks, where nothing but a backtick is special."""
+    return html.escape(str(text), quote=False).replace("`", "'").replace("\n", " ")
 
 
 def _escaped(text: str) -> str:

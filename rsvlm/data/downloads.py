@@ -66,9 +66,7 @@ def get_source(name: str, raw: Path, log: Callable[[str], None] = print) -> Path
             log(f"{file.name}: {count:,} files unpacked into {folder / download.unpack_to}")
     if known.by_hand:
         log(f"{known.title}: by hand from {known.place}: {known.by_hand}")
-    log(
-        f"{known.title}: {known.licence}. Kept as released: `dvc add {folder}` records what is there, nothing alters it."
-    )
+    log(f"{known.title}: {known.licence}. Nothing alters these files; `dvc add {folder}` records them as they are.")
     return folder
 
 

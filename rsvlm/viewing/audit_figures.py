@@ -12,24 +12,22 @@ LABELLED = 16  # parts up to which a matrix names its numbers
 
 
 def draw_split_sizes(report: dict) -> Figure:
-    """Images of each source by split, as entered into the table, on a logarithmic scale with the numbers beside."""
+    """Images of each source by split, as entered into the table, with the numbers beside the bars."""
     sources = report["sources"]
-    drawn, axes = figure(7.5, 0.9 + 0.75 * len(sources))
+    drawn, axes = figure(7.5, 1.3 + 0.7 * len(sources))
     colours = series_colours(SPLITS)
-    ticks = []
-    for place, (name, facts) in enumerate(sources.items()):
-        for number, split in enumerate(SPLITS):
-            images, y = facts["images"][split], place * 4 + number
-            axes.barh(y, max(images, 0.8), color=colours[split], hatch=HATCHES[number], edgecolor=PAPER,
-                      label=split if place == 0 else None)  # fmt: skip
-            axes.annotate(f"{images:,}", (max(images, 0.8), y), xytext=(3, 0), textcoords="offset points", va="center")
-        ticks.append((place * 4 + 1, f"{name}\n(audit only)" if facts["audit_only"] else name))
-    axes.set(title="Images by split", xlabel="images", xscale="log")
-    axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks])
+    for number, split in enumerate(SPLITS):
+        images = [facts["images"][split] for facts in sources.values()]
+        places = [4 * place + number for place in range(len(sources))]
+        bars = axes.barh(places, images, color=colours[split], hatch=HATCHES[number], edgecolor=PAPER, label=split)
+        axes.bar_label(bars, [f"{count:,}" for count in images], padding=3)
+    names = [f"{name}\n(audit only)" if facts["audit_only"] else name for name, facts in sources.items()]
+    axes.set_yticks([4 * place + 1 for place in range(len(sources))], names)
+    axes.set(title="Images by split", xlabel="images")
     axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
-    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.35 if len(sources) == 1 else -0.16))
+    drawn.legend(loc="outside right upper")
     return drawn
 
 
