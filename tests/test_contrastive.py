@@ -69,10 +69,11 @@ def test_it_learns_and_saves(encoder, table, tmp_path):
     assert not list((tmp_path / "checkpoints").glob("**/step_*"))
 
 
-@pytest.mark.parametrize("killed_at", [3, 6])  # between two checkpoints, in the last step
-def test_killed_and_run_again_is_bit_equal(tiny_models, table, monkeypatch, killed_at):
+@pytest.mark.parametrize("killed_at, average_decay", [(3, 0.0), (6, 0.8)])  # between two checkpoints, in the last step
+def test_killed_and_run_again_is_bit_equal(tiny_models, table, monkeypatch, killed_at, average_decay):
+    settings = replace(QUICK, average_decay=average_decay)
     whole = load_encoder(str(tiny_models.clip))
-    expected = adapt(whole, table)
+    expected = adapt(whole, table, settings)
 
     broken = load_encoder(str(tiny_models.clip))
     original, calls = contrastive.contrastive_loss, []
@@ -85,13 +86,34 @@ def test_killed_and_run_again_is_bit_equal(tiny_models, table, monkeypatch, kill
 
     monkeypatch.setattr(contrastive, "contrastive_loss", dying)
     with pytest.raises(KeyboardInterrupt):
-        adapt(broken, table)
+        adapt(broken, table, settings)
     monkeypatch.setattr(contrastive, "contrastive_loss", original)
     again, lines = load_encoder(str(tiny_models.clip)), []
-    result = adapt_encoder(again, table, QUICK, log=lines.append)
+    result = adapt_encoder(again, table, settings, log=lines.append)
     assert any("continuing from step" in line for line in lines)
     assert again.fingerprint() == whole.fingerprint()
     assert result == expected
+
+
+def test_the_running_mean_of_the_weights_is_kept(tiny_models, table, monkeypatch):
+    """Whatever is measured after training is the mean of the weights over the steps, which this test computes anew."""
+    seen, original = [], contrastive._average
+
+    def watching(average, trained, decay, done):
+        seen.append({name: p.detach().double().clone() for name, p in trained.items()})
+        original(average, trained, decay, done)
+
+    monkeypatch.setattr(contrastive, "_average", watching)
+    encoder = load_encoder(str(tiny_models.clip))
+    start = {name: p.detach().double().clone() for name, p in encoder.named_parameters()}
+    result = adapt(encoder, table, replace(QUICK, average_decay=0.5))
+    assert result.best_epoch > 0 and result.steps == len(seen)
+    name = next(name for name in seen[0] if "visual_projection" in name)
+    mean = start[name]
+    for done, weights in enumerate(seen[: 2 * result.best_epoch], start=1):
+        decay = min(0.5, (1 + done) / (10 + done))
+        mean = decay * mean + (1 - decay) * weights[name]
+    assert torch.allclose(dict(encoder.named_parameters())[name].double(), mean, atol=1e-6)
 
 
 def test_a_changed_setting_starts_afresh(tiny_models, table, monkeypatch):

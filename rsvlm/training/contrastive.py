@@ -8,7 +8,8 @@ included, is a positive of it. Data order derives from (seed, epoch), captions, 
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,8 @@ class AdaptSettings:
         clip_norm: largest norm of all gradients together.
         precision: "auto" (bf16 where the hardware has it), "fp32" or "bf16".
         freeze_blocks: stem and first blocks of the image tower left as they are; 0 trains all.
+        average_decay: of the running mean of the weights, which is what is measured and kept (Polyak and Juditsky 1992);
+            0 takes the weights themselves.
         eval_every: epochs between two measurements on validation images; the last epoch is always measured.
         checkpoint_every: steps between two checkpoints.
         augmentation: what the images go through.
@@ -70,6 +73,7 @@ class AdaptSettings:
     clip_norm: float = 5.0
     precision: str = "auto"
     freeze_blocks: int = 0
+    average_decay: float = 0.0
     eval_every: int = 1
     checkpoint_every: int = 50
     seed: int = 0
@@ -85,8 +89,9 @@ class AdaptSettings:
         for name in ("image_lr", "text_lr", "projection_lr", "clip_norm"):
             if not (0 < getattr(self, name) < math.inf):
                 raise ValueError(f"{name}: a finite number above 0 is needed, got {getattr(self, name)}")
-        if not 0 <= self.warmup_share < 1:
-            raise ValueError(f"warmup_share: a share from 0 to below 1 is needed, got {self.warmup_share}")
+        for name in ("warmup_share", "average_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: a share from 0 to below 1 is needed, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -192,8 +197,8 @@ def _train(encoder: DualEncoder, pixels: Pixels, captions: list[list[str]], sett
     state = _restore(folder, trained, optimizer, log)
     if state is None:
         first = measure(0)
-        best = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
-        state = {"step": 0, "validation": [first], "best_epoch": 0, "curve": [], "losses": [], "best": best}
+        state = {"step": 0, "validation": [first], "best_epoch": 0, "curve": [], "losses": [], "best": _copy(trained),
+                 "average": {name: p.detach().clone() for name, p in trained.items() if settings.average_decay}}
     crop_size = _choose_crop_size(encoder, settings.augmentation)
     choices = [sorted(set(own)) for own in captions]
     own_texts = [set(own) for own in captions]
@@ -224,6 +229,7 @@ def _train(encoder: DualEncoder, pixels: Pixels, captions: list[list[str]], sett
             raise _diverged(step, value, norm.item(), settings, learning_rate, folder)
         optimizer.step()
         done = step + 1
+        _average(state["average"], trained, settings.average_decay, done)
         state["step"] = done
         state["losses"].append(value)
         bar.update(settings.batch_size)
@@ -237,18 +243,16 @@ def _train(encoder: DualEncoder, pixels: Pixels, captions: list[list[str]], sett
             state["losses"] = []
         epoch, inside = divmod(done, steps_per_epoch)
         if inside == 0 and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
-            measured = measure(epoch)
-            state["validation"].append(measured)
-            best_so_far = next(row for row in state["validation"] if row["epoch"] == state["best_epoch"])
-            if measured["mean_recall"] > best_so_far["mean_recall"]:
-                state["best_epoch"] = epoch
-                state["best"] = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
+            with _in_place(state["average"], trained):
+                measured = measure(epoch)
+                state["validation"].append(measured)
+                best_so_far = next(row for row in state["validation"] if row["epoch"] == state["best_epoch"])
+                if measured["mean_recall"] > best_so_far["mean_recall"]:
+                    state["best_epoch"], state["best"] = epoch, _copy(trained)
         if done % settings.checkpoint_every == 0 or done == total:
             _save(folder, trained, optimizer, state)
     bar.close()
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(state["best"][name])
+    _put(state["best"], trained)
     after = next(row for row in state["validation"] if row["epoch"] == state["best_epoch"])
     before, after = ({k: v for k, v in row.items() if k != "epoch"} for row in (state["validation"][0], after))
     parameters = sum(parameter.numel() for parameter in trained.values())
@@ -268,6 +272,38 @@ def one_cycle(step: int, total: int, warmup_share: float) -> tuple[float, float]
     else:
         low, share = 1 / 250_000, 0.5 * (1 + math.cos(math.pi * (step - peak) / max(total - 1 - peak, 1.0)))
     return low + (1 - low) * share, 0.95 - 0.1 * share
+
+
+def _copy(trained: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
+
+
+@torch.no_grad()
+def _put(values: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
+    for name, parameter in trained.items():
+        parameter.copy_(values[name])
+
+
+@torch.no_grad()
+def _average(average: dict[str, Tensor], trained: dict[str, Tensor], decay: float, done: int) -> None:
+    """Move the running mean, where there is one, towards the weights after ``done`` steps; faster at the beginning."""
+    share = 1 - min(decay, (1 + done) / (10 + done))
+    for name, value in average.items():
+        value.lerp_(trained[name], share)
+
+
+@contextmanager
+def _in_place(average: dict[str, Tensor], trained: dict[str, Tensor]) -> Iterator[None]:
+    """The encoder with the running mean as its weights, where there is one; its own come back."""
+    if not average:
+        yield
+        return
+    own = _copy(trained)
+    _put(average, trained)
+    try:
+        yield
+    finally:
+        _put(own, trained)
 
 
 def _choose_crop_size(encoder: DualEncoder, augmentation: Augmentation) -> int:
@@ -330,8 +366,9 @@ def _compute_loss(encoder: DualEncoder, images: Tensor, texts: list[str], positi
 def _save(folder: Path, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer, state: dict) -> None:
     moments, optimizer_state = flatten_optimizer(optimizer)
     tensors = {f"model.{name}": parameter for name, parameter in trained.items()} | moments
-    tensors |= {f"best.{name}": tensor for name, tensor in state["best"].items()}
-    rest = {key: value for key, value in state.items() if key != "best"}
+    for kind in ("best", "average"):
+        tensors |= {f"{kind}.{name}": tensor for name, tensor in state[kind].items()}
+    rest = {key: value for key, value in state.items() if key not in ("best", "average")}
     save_checkpoint(folder, state["step"], tensors, {**rest, "optimizer": optimizer_state})
 
 
@@ -341,12 +378,12 @@ def _restore(folder: Path, trained: dict[str, Tensor], optimizer: torch.optim.Op
     found = load_last_checkpoint(folder, log)
     if found is None:
         return None
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(found.tensors[f"model.{name}"])
-    state = dict(found.state)
+    kept = {kind: {name.removeprefix(f"{kind}."): tensor for name, tensor in found.tensors.items()
+                   if name.startswith(f"{kind}.")} for kind in ("model", "best", "average")}
+    _put(kept["model"], trained)
+    average = {name: tensor.to(trained[name].device) for name, tensor in kept["average"].items()}
+    state = dict(found.state) | {"best": kept["best"], "average": average}
     unflatten_optimizer(optimizer, found.tensors, state.pop("optimizer"))
-    state["best"] = {name: found.tensors[f"best.{name}"] for name in trained}
     log(f"continuing from step {found.step}: {found.folder}")
     return state
 
