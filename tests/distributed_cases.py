@@ -54,7 +54,7 @@ def run(rank: int, world: int, folder: Path) -> None:
             part.retain_grad()
         loss = contrastive_loss(*features, positives[a:b], group=group)
         loss.backward()
-        found = {"loss": loss.detach(), "image": features[0].grad, "text": features[1].grad}
+        found = {"loss": loss.detach(), "images": features[0].grad, "texts": features[1].grad}
         found |= {name: parameter.grad for name, parameter in model.module.named_parameters()}
         if size != 3:  # pair i is right for row i: as many images as texts in each process
             pairs = [part[: min(b - a, d - c)].detach() for part in features[:2]]

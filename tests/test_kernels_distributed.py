@@ -46,7 +46,7 @@ def test_the_loss_of_all_rows_and_the_gradient_that_ddp_wants(found, size):
     for rank in range(size):
         told = torch.load(found / f"{size}_{rank}.pt")
         assert told["loss"].item() == pytest.approx(loss.item(), rel=5e-7)
-        for name, cuts, part in (("image", image_cuts, features[0]), ("text", text_cuts, features[1])):
+        for name, cuts, part in (("images", image_cuts, features[0]), ("texts", text_cuts, features[1])):
             right = size * part.grad[cuts[rank]:cuts[rank + 1]]
             assert (told[name] - right).norm() <= 2e-6 * part.grad.norm() * size
         for name, parameter in model.named_parameters():  # DDP's mean has made them those of the whole loss

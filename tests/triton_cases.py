@@ -49,8 +49,8 @@ def same_bits(one, other) -> bool:
 @pytest.fixture
 def small_launches(monkeypatch):
     """Several launches for a small matrix, so that their results are put together."""
-    for module in (triton_topk, triton_ranks):
-        monkeypatch.setattr(module, "QUERIES", 130)
+    for module, queries in ((triton_topk, 5), (triton_ranks, 130)):
+        monkeypatch.setattr(module, "QUERIES", queries)
         monkeypatch.setattr(module, "ITEMS", 160)
     monkeypatch.setattr(triton_infonce, "AREA", 128 * 100)
 
@@ -60,7 +60,7 @@ def small_launches(monkeypatch):
 
 @pytest.mark.parametrize("cosine", [True, False])
 @pytest.mark.parametrize(
-    ("n", "m", "width", "k"), [(1, 1, 1, 1), (3, 33, 15, 40), (127, 129, 48, 5), (129, 257, 100, 31), (2, 300, 768, 3)]
+    ("n", "m", "width", "k"), [(1, 1, 1, 1), (3, 33, 15, 40), (7, 129, 48, 5), (4, 257, 100, 31), (2, 300, 768, 3)]
 )
 def test_topk_is_the_same_in_both_twins(n, m, width, k, cosine):
     queries, items = guarded(random_matrix(n, width, 0)), guarded(random_matrix(m, width, 1))
@@ -71,7 +71,7 @@ def test_topk_is_the_same_in_both_twins(n, m, width, k, cosine):
 def test_topk_of_several_launches(small_launches, dtype):
     items = random_matrix(500, 64, 2, dtype)
     items[300:340] = items[5]  # ties across launches
-    queries = torch.cat([items[5:6], random_matrix(139, 64, 3, dtype)])
+    queries = torch.cat([items[5:6], random_matrix(7, 64, 3, dtype)])
     for cosine in (True, False):
         assert same_bits(*both(similarity_topk, guarded(queries), guarded(items), 12, normalize=cosine))
     assert both(similarity_topk, queries, items, 3)[1][1][0].tolist() == [5, 300, 301]
@@ -88,11 +88,20 @@ def test_topk_of_equal_zero_and_huge_rows():
             assert same_bits(*both(similarity_topk, *arguments, normalize=cosine))
 
 
+@pytest.mark.parametrize(("n", "m"), [(1, 31), (127, 128), (129, 257)])
+def test_group_maxima_at_the_edges_of_tiles(n, m):
+    rows, columns = guarded(random_matrix(n, 64, n).half()), guarded(random_matrix(m, 64, m).half())
+    groups, rest = triton_topk._best_groups(rows, columns, 2)
+    scores = torch.nn.functional.pad(rows.float() @ columns.float().T, (0, -m % 32), value=-torch.inf)
+    top, at = scores.view(n, -1, 32).amax(2).topk(min(3, -(-m // 32)))
+    assert torch.equal(groups, at[:, :2]) and torch.allclose(rest, top[:, 2:], rtol=1e-5, atol=1e-5)
+
+
 def test_the_scan_is_within_its_error_bound_and_bounds_the_rest():
     for width in (1, 48, 768):
-        rows = [tiles.Rows(random_matrix(n, width, n), "rows", True, torch.device(DEVICE)) for n in (20, 200)]
+        rows = [tiles.Rows(random_matrix(n, width, n), "rows", True, torch.device(DEVICE)) for n in (6, 200)]
         found = triton_topk.scan_topk(*rows, 8)
-        truth = rows[0].exact(slice(0, 20)) @ rows[1].exact(slice(0, 200)).T
+        truth = rows[0].exact(slice(0, 6)) @ rows[1].exact(slice(0, 200)).T
         scanned = found.scores.double() * found.unit
         assert ((scanned - truth.gather(1, found.indices)).abs() <= found.error[:, None]).all()
         others = truth.scatter(1, found.indices, -torch.inf).amax(1)

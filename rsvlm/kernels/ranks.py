@@ -36,7 +36,7 @@ def retrieval_ranks(
     positives: Positives,
     *,
     normalize: bool = True,
-    block: int = 4096,
+    block: int = 2048,
     certified: bool = True,
 ) -> Ranks:
     """Rank counts of each query's best positive among the items, exact, without the (Q, M) matrix.
@@ -58,7 +58,7 @@ def retrieval_ranks(
 
 
 def two_way_ranks(
-    queries: Matrix, items: Matrix, positives: Positives, *, normalize: bool = True, block: int = 4096
+    queries: Matrix, items: Matrix, positives: Positives, *, normalize: bool = True, block: int = 2048
 ) -> tuple[Ranks, Ranks]:
     """Rank counts of the queries among the items, and of the items among the queries, from one pass over all pairs.
 

@@ -39,6 +39,10 @@ class Scanned(NamedTuple):
     slip: Tensor  # (n,) float64, at least the distance between such a row and ``rows``
     unit: float
 
+    def part(self, start: int, stop: int) -> "Scanned":
+        """Some of the rows."""
+        return Scanned(self.rows[start:stop], self.size[start:stop], self.slip[start:stop], self.unit)
+
 
 @dataclass(frozen=True)
 class Rows:

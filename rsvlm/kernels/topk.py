@@ -21,7 +21,7 @@ LOW_32_BITS = 0xFFFFFFFF
 
 @torch.no_grad()
 def similarity_topk(
-    queries: Matrix, items: Matrix, k: int, *, normalize: bool = True, block: int = 4096, offset: int = 0
+    queries: Matrix, items: Matrix, k: int, *, normalize: bool = True, block: int = 2048, offset: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The k items with the highest score for each query: (scores (Q, k) float32, indices (Q, k) int64).
 
@@ -30,11 +30,11 @@ def similarity_topk(
 
     Args:
         queries: (Q, D), torch tensor or numpy array (a memory map, too) of any floating type.
-        items: (M, D), likewise; read once, ``block`` rows at a time. M < 2**32.
+        items: (M, D), likewise; read ``block`` rows at a time, once for every 4,096 queries. M < 2**32.
         k: how many items a query, at least 1.
         normalize: cosine (True; a zero vector scores 0) or plain inner product (False).
-        block: items in one tile of the torch twin. Memory beyond the result is about block * (2,048 + D * 8) bytes
-            and O((Q + block) * k).
+        block: items in one tile of the torch twin. Memory beyond the result is about block * 4,096 bytes, O((Q + block)
+            * k), and what rows of another type or length than wanted take in float32: (4,096 + block) * D * 4 bytes.
         offset: index of the first item, where ``items`` is a part of more: ``merge_topk`` puts the parts together.
 
     Raises:

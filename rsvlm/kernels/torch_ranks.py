@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rsvlm.kernels.tiles import HALF_STEP, Rows, scan_error, spans
-from rsvlm.kernels.torch_topk import QUERY_ROWS, scan_dtype
+from rsvlm.kernels.torch_topk import QUERIES, QUERY_ROWS, multiply, scan_dtype
 
 LANES = 128  # masks are this many columns wide or a multiple: 16 int64 numbers of 8 marks each
 MOST_IN_DOUBT = 1 / 64  # share of a tile's pairs; beyond it the tile is scored exactly as a whole
@@ -37,26 +37,32 @@ def scan_bands(
         best_of_items: (M,) likewise; None leaves the other direction out.
         block: items in one tile.
     """
-    dtype = scan_dtype() if queries.device.type == "cpu" else torch.float32
-    for start, stop in spans(len(items), block):
-        columns = items.scanned(start, stop, dtype)
-        for first, last in spans(len(queries), min(QUERY_ROWS, block)):
-            rows = queries.scanned(first, last, dtype)
-            place = (first, last), (start, stop)
-            error = scan_error(rows, columns)
-            if not bool(torch.isfinite(error).all()):
-                yield place
-                continue
-            tile = (rows.rows @ columns.rows.T).to(torch.float32)
-            low, high = thresholds(best[first:last], error)
-            above, near = _compare(tile, low[:, None], high[:, None])
-            band = [_count_rows(above), _find(near), None, None]
-            if best_of_items is not None:
-                low, high = thresholds(best_of_items[start:stop], scan_error(columns, rows))
-                above, near = _compare(tile, low, high)
-                band[2:] = _count_columns(above)[: stop - start], _find(near)
-            in_doubt = band[1] is None or (best_of_items is not None and band[3] is None)
-            yield place if in_doubt else Band(*place, *band)
+    device = queries.device
+    dtype = scan_dtype() if device.type == "cpu" else torch.float32
+    height = min(QUERY_ROWS, block)
+    tall, wide = min(height, len(queries)), min(block, len(items))
+    buffer = torch.empty(tall * wide, device=device)
+    masks = torch.empty((2, tall * (-(-wide // LANES) * LANES)), dtype=torch.bool, device=device)
+    for begin, end in spans(len(queries), QUERIES):
+        held = queries.scanned(begin, end, dtype)
+        for start, stop in spans(len(items), block):
+            columns = items.scanned(start, stop, dtype)
+            for first, last in spans(end - begin, height):
+                rows, place = held.part(first, last), ((begin + first, begin + last), (start, stop))
+                error = scan_error(rows, columns)
+                if not bool(torch.isfinite(error).all()):
+                    yield place
+                    continue
+                tile = multiply(rows.rows, columns.rows, buffer)
+                low, high = thresholds(best[slice(*place[0])], error)
+                above, near = _compare(tile, low[:, None], high[:, None], masks)
+                band = [_count_rows(above), _find(near), None, None]
+                if best_of_items is not None:
+                    low, high = thresholds(best_of_items[start:stop], scan_error(columns, rows))
+                    above, near = _compare(tile, low, high, masks)
+                    band[2:] = _count_columns(above)[: stop - start], _find(near)
+                in_doubt = band[1] is None or (best_of_items is not None and band[3] is None)
+                yield place if in_doubt else Band(*place, *band)
 
 
 def thresholds(best: Tensor, error: Tensor, unit: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -78,13 +84,17 @@ def thresholds(best: Tensor, error: Tensor, unit: float = 1.0) -> tuple[Tensor, 
     return low.masked_fill(without, torch.inf), high.masked_fill(without, torch.inf)
 
 
-def _compare(tile: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks (q, W) of what lies above ``high`` and of what lies between, W a multiple of LANES, its rest False."""
+def _compare(tile: Tensor, low: Tensor, high: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (q, W) of what lies above ``high`` and of what lies between, W a multiple of LANES, its rest False.
+
+    They are views of ``masks`` (2, ...): memory that is used again costs less than fresh one.
+    """
     height, width = tile.shape
-    above = torch.zeros((height, -(-width // LANES) * LANES), dtype=torch.bool, device=tile.device)
-    near = torch.zeros_like(above)
+    padded = -(-width // LANES) * LANES
+    above, near = masks[:, : height * padded].view(2, height, padded)
     torch.gt(tile, high, out=above[:, :width])
     torch.ge(tile, low, out=near[:, :width])
+    above[:, width:] = near[:, width:] = False
     return above, near.bitwise_xor_(above)  # above implies near: low <= high
 
 
