@@ -6,7 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsvlm.scoring.captions import METRICS, ScoringTools, cider_scores, draw_scores, score_captions, subset, summarize
+from rsvlm.scoring import spice
+from rsvlm.scoring.captions import (
+    METRICS,
+    ScoringTools,
+    cider_scores,
+    draw_scores,
+    score_captions,
+    subset,
+    summarize,
+    token_pairs,
+)
 from rsvlm.scoring.clip_scores import clip_scores
 from rsvlm.scoring.content_cache import ContentCache
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace
@@ -170,13 +180,19 @@ def test_images_that_do_not_fit_are_named(generated, references, message):
         score_captions(generated, references)
 
 
-def test_spice_on_a_small_set(shared_spice, tokens, tools, tmp_path):
+def test_spice_on_a_small_set(shared_spice, tokens, tools, monkeypatch):
+    """Asked at once, and with every sentence parsed first and repeated references: the same."""
     generated = GENERATED | {"d": ""}
     with_jars = ScoringTools(tools.cache, shared_spice)
     scores = score_captions(generated, REFERENCES, tokens=tokens, tools=with_jars)
     per_image = scores.per_image["SPICE"].to_numpy()
     assert per_image[3] == 0 and (per_image[:3] > 0).all() and (per_image <= 1).all()
     assert scores.corpus["SPICE"] == pytest.approx(per_image.mean())
+    pairs = [(caption, own * 2) for caption, own in token_pairs(generated, REFERENCES, tokens).values()]
+    monkeypatch.setattr(spice, "FEW_TEXTS", 2)
+    assert spice.spice_scores(pairs, shared_spice) == per_image.tolist()
+    monkeypatch.setattr(spice, "run_java", None)  # everything is kept
+    assert spice.spice_scores(pairs, shared_spice, tools.cache) == per_image.tolist()
 
 
 def test_spice_with_a_folder_that_lacks_jars_is_not_run(tools, tokens, tmp_path):

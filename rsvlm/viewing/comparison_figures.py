@@ -29,12 +29,13 @@ def comparison_figure(metrics: Mapping, curves: pd.DataFrame, source: str) -> Fi
     shown = curves[(curves["source"] == source) & (curves["match"] == "by_image")]
     if not runs or len(shown) == 0:
         raise ValueError(f"no caption scores and recall curves for the source {source!r}")
-    drawn, axes = figure(11.5, 1.6 + 0.34 * max(7, len(runs)), columns=3, gridspec_kw={"width_ratios": [1.3, 1, 1]})
+    drawn, axes = figure(11.5, 1.8 + 0.34 * max(7, len(runs)), columns=3, gridspec_kw={"width_ratios": [1.3, 1, 1]})
     _draw_cider(axes[0], runs, source)
     for axis, (direction, title) in zip(axes[1:], TITLES.items(), strict=True):
         _draw_recalls(axis, shown[shown["direction"] == direction], f"{source}: {title}")
     axes[1].set_ylabel("recall at K, right by image")
-    axes[2].legend(loc="lower right")
+    lines, names = axes[2].get_legend_handles_labels()
+    drawn.legend(lines, names, loc="outside lower right", ncols=len(names))  # the curves leave no room inside
     return drawn
 
 
