@@ -56,7 +56,7 @@ def model_card(metrics: Mapping, data: Mapping, params: Mapping) -> str:
         "",
         "A captioner and retriever of remote-sensing images: a language model with LoRA adapters, linear projections",
         "of a dual encoder's features, and a `[RET]` token. The method is that of *Large Language Models for",
-        "Captioning and Retrieving Remote Sensing Images* (RS-CapRet). The study wrote this page from its own measurements.",
+        "Captioning and Retrieving Remote Sensing Images* (RS-CapRet). The study wrote this page itself.",
         "",
         "## Model details",
         "",
