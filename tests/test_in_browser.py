@@ -59,6 +59,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
+    playwright.expect.set_options(timeout=1000 * SECONDS)
     with playwright.sync_playwright() as started:
         chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
@@ -258,9 +259,14 @@ def notebook(lab, browser):
     watched.page.context.close()
 
 
-def run_all(page):
+def run_all(page, until=None):
+    """Run all cells, or those above a place, once the kernel is ready."""
     page.wait_for_function("() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.sessionContext?.isReady && window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'")
-    page.evaluate("window.jupyterapp.commands.execute('runmenu:run-all')")
+    if until is None:
+        page.evaluate("window.jupyterapp.commands.execute('runmenu:run-all')")
+    else:
+        page.evaluate(f"window.jupyterapp.shell.currentWidget.content.activeCellIndex = {until}")
+        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-above')")
 
 
 def gallery_of(page):
@@ -307,7 +313,7 @@ def test_what_is_typed_reaches_the_search_and_not_the_notebook(notebook):
     page = notebook.page
     cells = page.locator(".jp-Notebook .jp-Cell").count()
     gallery = gallery_of(page)
-    gallery.get_by_label("in", exact=True).select_option("all")
+    gallery.locator("select[name=place]").select_option("all")
     gallery.get_by_label("Search", exact=True).click()
     page.keyboard.type(NASTY_NAME + " dd x")  # "x" would cut a cell, "dd" delete one
     page.wait_for_selector("text=No image fits")
@@ -422,7 +428,7 @@ def test_a_killed_kernel_loses_no_mark(notebook, lab, study):
     dismiss = page.locator(".jp-Dialog button")
     if dismiss.count():
         dismiss.last.click()
-    run_all(page)
+    run_all(page, until=7)
     wait_until(lambda: len(read_marks()) == saved + 2, "the mark that waited")
     assert [mark.kind for mark in read_marks()][-2:] == ["good", "wrong object"]
     notebook.shoot("after_the_kill")

@@ -241,9 +241,10 @@ def select_rows(
     for run in (query.run, query.rival):
         if run is not None and run not in records.said:
             raise ValueError(f"run {run!r} is none of {', '.join(records.runs)}")
-    values = records.values(query.run, query.metric)
+    values = records.values(query.run, query.metric).round(DIGITS)
     if query.measure == "gap":
-        values = values - (records.values(query.rival, query.metric) if query.rival else np.nan)
+        rival = records.values(query.rival, query.metric).round(DIGITS) if query.rival else np.nan
+        values = (values - rival).round(DIGITS)
     fits = np.ones(len(records), dtype=bool)
     for column, wanted in (
         (records.sources, query.source),
@@ -266,7 +267,7 @@ def select_rows(
             if not all(word in texts[row] for word in words):
                 fits[row] = False
     rows = drawn[fits[drawn]]
-    own = values[rows].round(DIGITS)
+    own = values[rows]
     if query.order == "random":
         return rows, own
     if query.order == "median":

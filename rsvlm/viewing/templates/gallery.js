@@ -126,7 +126,7 @@ function measured(item, query) {
   const own = scoreOf(item, query.run, query.metric);
   if (query.measure !== "gap") return own;
   const other = scoreOf(item, query.rival, query.metric);
-  return own === null || other === null ? null : own - other;
+  return own === null || other === null ? null : Math.round(1e4 * (own - other)) / 1e4; // as rsvlm.viewing.records.DIGITS
 }
 
 // The bar above the pictures
@@ -155,7 +155,7 @@ function makeTools(setting, shared, update) {
     chooser("place", "in", [["said", "this run"], ["references", "references"], ["all", "all texts"]], "said"),
     chooser("source", "source", any(setting.sources), ""),
     chooser("split", "split", any(setting.splits), ""),
-    chooser("label", "class", any(setting.labels), ""),
+    chooser("label", "class", setting.labels.length ? [["", "all"], ...setting.labels.map((name) => [name, name])] : [], ""),
     setting.knowsSeen ? chooser("seen", "references", [["", "all"], ["no", "new"], ["yes", "also in training"]], "") : null,
     chooser("run", "run", setting.runs.map((run) => [run, run]), setting.run),
     compare,
