@@ -27,7 +27,7 @@ study: $(READY) .dvc/config.local ## run what is not up to date, then show the r
 	@$(BIN)/python -m rsvlm.summary
 
 test: $(READY) $(TESTING) ## the whole test suite
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
@@ -70,7 +70,7 @@ $(READY): requirements.lock pyproject.toml
 # What only tests need. A GPU's torch brings Triton; elsewhere it interprets the kernels and compiles them for GPUs.
 $(TESTING): $(READY)
 	@echo "Installing into .venv: what only the tests need"
-	@$(PIP) --constraint requirements.lock $$($(BIN)/python scripts/lock.py --extras audit)
+	@$(PIP) --constraint requirements.lock $$($(BIN)/python scripts/lock.py --extras audit parallel)
 	@if command -v chromium chromium-browser google-chrome >/dev/null; then \
 	  $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras browser); fi
 	@if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'; then \

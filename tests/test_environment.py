@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,13 +69,22 @@ def test_environment_yml_holds_the_same_pins():
     assert {name: str(pin) for name, pin in conda.items()} == {name: str(pin) for name, pin in expected.items()}
 
 
+def test_every_locked_version_installs_on_the_oldest_python():
+    """pyproject.toml says 3.11: also 3.11.0, since distributions stay at their first patch releases for years."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    here = [name for name, pin in LOCKED.items() if pin.marker is None or pin.marker.evaluate()]
+    asked = {name: importlib.metadata.metadata(name).get("Requires-Python") for name in here}
+    too_new = {name: wants for name, wants in asked.items() if wants and not SpecifierSet(wants).contains(oldest)}
+    assert len(asked) > 100 and not too_new
+
+
 def test_every_direct_dependency_and_extra_says_why():
     lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
     for dependency in PROJECT["dependencies"]:
         line = next(line for line in lines if f'"{dependency}"' in line)
         assert "#" in line, f"{dependency} carries no reason"
-    assert {"cpu", "cuda", "java", "test", "triton", "audit", "browser"} <= set(PROJECT["optional-dependencies"])
-    for name in ("cpu", "cuda", "java", "triton", "audit", "browser"):
+    assert {"cpu", "cuda", "java", "test", "triton", "audit", "browser", "parallel"} <= set(PROJECT["optional-dependencies"])
+    for name in ("cpu", "cuda", "java", "triton", "audit", "browser", "parallel"):
         assert all("==" in line for line in PROJECT["optional-dependencies"][name]), "installed without the lock"
 
 
