@@ -264,7 +264,11 @@ def test_the_smoke_study_makes_every_result(smoke_study):
                 assert (smoke_study / out.replace("${item}", name)).exists(), f"{stage}: {out}"
     metrics = json.loads((smoke_study / "reports" / "metrics.json").read_text(encoding="utf-8"))
     assert {"constant", "nearest", "consensus", "shuffled", "captioner"} <= set(metrics["captions"])
-    assert {"dual_encoder", "ret", "combined"} <= set(metrics["retrieval"])
+    assert {"dual_encoder", "ret", "combined", "reranked"} == set(metrics["retrieval"])
+    protocols = metrics["retrieval_protocols"]["dual_encoder"]["blue_marble"]
+    assert set(protocols) == {"remoteclip", "raw", "prompted", "texts_once"}
+    assert metrics["captions"]["captioner"]["blue_marble"]["CLIPScore"]["value"] is not None
+    assert metrics["protocol"]["retrieval"]["reranked"]["top"] == 3 and metrics["parameters"]["score_retrieval"]
     for figures in (metrics["captions"]["captioner"], metrics["retrieval"]["combined"]):
         for entry in figures.values():
             name = "CIDEr" if "CIDEr" in entry else "mean_recall"
