@@ -17,7 +17,9 @@ NASTY_NAME = "a\"b'<i>&c.png"
 SMOKE = paths.ROOT / "params" / "smoke.yaml"
 
 
-def build_study(root, *, test: int = 4, train: int = 4, nasty_name: bool = False, scored: bool = False) -> list[dict]:
+def build_study(
+    root, *, test: int = 4, train: int = 4, nasty_name: bool = False, scored: bool = False, more_runs: tuple[str, ...] = ()
+) -> list[dict]:
     """The rows of test and training pictures, after captions, features and an index of theirs were made in ``root``."""
     rows = []
     for number in range(test + train):
@@ -41,7 +43,8 @@ def build_study(root, *, test: int = 4, train: int = 4, nasty_name: bool = False
     encode_images(encoder, table, paths.FEATURES, views=1, grid=0, precision="fp32", log=lambda _: None)
     said = [{"image_id": row["image_id"], "caption": SCRIPT} for row in rows[:test]]
     write_json_lines(paths.GENERATED / "captioner.jsonl", said)
-    write_json_lines(paths.GENERATED / "nearest.jsonl", [row | {"caption": f"Caption {test + 1}"} for row in said])
+    for run in ("nearest", *more_runs):
+        write_json_lines(paths.GENERATED / f"{run}.jsonl", [row | {"caption": f"Caption {test + 1}"} for row in said])
     if scored:
         scores = [
             [run, "s", "test", row["image_id"], references, number % 2 == 0, number + (run == "nearest") * 0.5, 0.1 * number]

@@ -48,7 +48,7 @@ def study(tmp_path_factory):
             if isinstance(place, Path) and name != "ROOT":
                 patch.setattr(paths, name, root / place.relative_to(paths.ROOT))
         patch.setattr(paths, "ROOT", root)
-        build_study(root, test=TEST_IMAGES, train=6, nasty_name=True, scored=True)
+        build_study(root, test=TEST_IMAGES, train=6, nasty_name=True, scored=True, more_runs=("consensus", "beam", "constant", "shuffled"))
         add_captioner()
         write_caption_gallery(baselines=["nearest"], neighbours=2)
         shutil.copy(PROJECT / "dvc.yaml", root)

@@ -80,6 +80,8 @@ def limits_of(talk: Conversation) -> list[str]:
         "find them from a caption, and for nothing else.",
         "It does not count or measure reliably, knows no place, date or name, and says what such captions say even where "
         "the image shows something else. Hold its words against the picture.",
+        "It was trained on one image at a time: what was said of a first image colours what it says of a second. Start "
+        "afresh for another image.",
         f"With each image it is told {told} {'caption' if told == 1 else 'captions'} of similar training images, as in "
         "training." if told else "It sees the image and nothing else.",
         f"When it emits [RET] it {brings}. An answer has at most {talk.max_new_tokens} tokens, the whole dialogue "

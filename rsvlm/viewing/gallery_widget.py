@@ -13,6 +13,7 @@ from rsvlm.data.images import open_image
 from rsvlm.data.table import load_table
 from rsvlm.files import fingerprint_values
 from rsvlm.viewing.answering import AnsweringWidget, widget_script, widget_style
+from rsvlm.viewing.caption_entries import BASELINES
 from rsvlm.viewing.gallery_data import copied_captions, gallery_item, gallery_setting
 from rsvlm.viewing.marks import KINDS, Mark, error_table, marks_of, now, read_marks, save_mark, standing_marks
 from rsvlm.viewing.neighbours import TrainingImages, nearest_training, open_training_images
@@ -35,8 +36,9 @@ class CaptionGallery(AnsweringWidget):
         self, records: Records, *, who: str, neighbours: int, seed: int, cache: ThumbnailCache, **more: object
     ) -> None:
         run = records.runs[0]
-        others = [name for name in records.runs if name != run]
-        setting = gallery_setting(records, run=run, rival=others[0] if others else None, **more)
+        others = [*(name for name in BASELINES if name in records.runs), *records.runs]
+        rival = next((name for name in others if name != run), None)
+        setting = gallery_setting(records, run=run, rival=rival, **more)
         study = fingerprint_values(str(paths.ROOT))[:12]
         super().__init__(setting=setting | {"marks": True, "kinds": list(KINDS), "study": study})
         self.records, self.who, self.neighbours, self.cache = records, who, neighbours, cache

@@ -55,7 +55,7 @@ class SearchBox(AnsweringWidget):
         if self.archive.split:
             rows = rows[rows["split"] == self.archive.split]
         places = np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(int))
-        return [rows["captions"].iloc[place][0].strip() for place in places]
+        return list(dict.fromkeys(rows["captions"].iloc[place][0].strip() for place in places))
 
 
 def search_box(archive: Archive, results: int = 12, thumbnail_pixels: int = 192) -> SearchBox:
