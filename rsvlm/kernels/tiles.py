@@ -20,7 +20,7 @@ from torch import Tensor
 
 NORM_FLOOR = 1e-12  # as torch.nn.functional.normalize: a zero vector stays zero and scores 0 against everything
 ROWS_AT_ONCE = 4096  # rows that are turned into float64 together
-PAIR_VALUES = {"cpu": 2**19, "cuda": 2**25}  # float64 values in one step of pair_scores: 4 MiB, 256 MiB
+PAIR_VALUES = {"cpu": 2**18, "cuda": 2**25}  # float64 values in one step of pair_scores: 2 MiB, 256 MiB
 LARGEST = 1e37  # products of row lengths up to here cannot overflow in float32
 TINY = 2.0**-120  # more than what underflow can take from one product, also where subnormals are flushed to zero
 HALF_STEP = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -92,12 +92,17 @@ class Rows:
         Raises:
             ValueError: a row holds NaN or infinity; names the row.
         """
-        rows = self.read(which).to(torch.float64)
+        rows = self.read(which)
         finite = torch.isfinite(rows).all(dim=1)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0, 0])
             row = row + (which.start or 0) if isinstance(which, slice) else int(which[row])
             raise ValueError(f"{self.name}: row {row} holds NaN or infinity; its similarity to anything is undefined")
+        return self.unchecked(which, rows)
+
+    def unchecked(self, which: slice | Tensor, rows: Tensor | None = None) -> Tensor:
+        """What ``exact`` gives, without a look for NaN and infinity; ``rows`` where they have been read already."""
+        rows = (self.read(which) if rows is None else rows).to(torch.float64)
         if self.normalize:
             rows = rows / sum_in_fixed_order(rows.square())[:, None].sqrt().clamp_min(NORM_FLOOR)
         return rows
@@ -204,8 +209,13 @@ def pair_scores(queries: Rows, items: Rows, query_ids: Tensor, item_ids: Tensor)
     """
     scores = torch.empty(len(query_ids), dtype=torch.float32, device=queries.device)
     for first, last in spans(len(query_ids), max(1, PAIR_VALUES[queries.device.type] // max(queries.width, 1))):
-        products = queries.exact(query_ids[first:last]) * items.exact(item_ids[first:last])
+        own = query_ids[first:last], item_ids[first:last]
+        products = queries.unchecked(own[0]) * items.unchecked(own[1])
         scores[first:last] = sum_in_fixed_order(products).to(torch.float32) + 0.0
+    strange = ~torch.isfinite(scores)  # NaN and infinity in a row leave a score that is none, or it is beyond float32
+    if bool(strange.any()):
+        queries.exact(query_ids[strange])
+        items.exact(item_ids[strange])
     return scores
 
 
