@@ -35,7 +35,8 @@ def main() -> int:
     sizes = SMALL if arguments.small else Sizes()
     given = {name: getattr(arguments, name) for name in sizes._fields if getattr(arguments, name) is not None}
     sizes = sizes._replace(**given)._replace(growing=tuple(given.get("growing", sizes.growing)))
-    measured = measure(sizes, arguments.device, repeats=arguments.repeats, log=lambda line: print(line, file=sys.stderr))
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    measured = measure(sizes, arguments.device, repeats=arguments.repeats, log=say)
     print(speed_table(measured).to_string())
     if arguments.save:
         command = shlex.join(["python", "benchmarks/kernels.py", *sys.argv[1:]])

@@ -70,8 +70,9 @@ def variants(width: int) -> dict[str, Variant]:
         features = features | {"derivatives": f"*{kind}"}
         add(f"derivatives, {name}", triton_infonce.derivatives_kernel, precision, features, multiplies, **rest)
     found["member_scores"] = Variant(
-        triton_topk.member_scores_kernel, half | {"groups": "*i64"}, {"D": width, "K": STEP, "GROUP": GROUP}, 2, 3, False
-    )
+        triton_topk.member_scores_kernel, half | {"groups": "*i64"}, {"D": width, "K": STEP, "GROUP": GROUP}, 2, 3,
+        multiplies=False,
+    )  # fmt: skip
     return found
 
 

@@ -83,6 +83,7 @@ def run(rank: int, world: int, folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world, timeout=timedelta(seconds=120))
+    patience = timedelta(seconds=120)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world, timeout=patience)
     run(rank, world, folder)
     dist.destroy_process_group()

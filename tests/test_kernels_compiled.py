@@ -17,7 +17,7 @@ CHOSEN = [name for name in VARIANTS if "bf16" not in name and "1 way" not in nam
 
 @pytest.mark.parametrize(
     ("name", "capability"),
-    [(name, capability) for name in CHOSEN for capability in (compiled_kernels.TARGETS if "fp32" not in name else (90,))],
+    [(name, gpu) for name in CHOSEN for gpu in (compiled_kernels.TARGETS if "fp32" not in name else (90,))],
 )
 def test_the_machine_code_of_a_kernel(name, capability):
     variant = VARIANTS[name]

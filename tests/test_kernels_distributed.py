@@ -19,7 +19,9 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, str(Path(cases.__file__))]
     running = [
-        subprocess.Popen([*command, str(rank), str(WORLD), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [*command, str(rank), str(WORLD), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         for rank in range(WORLD)
     ]
     said = [process.communicate(timeout=300)[0].decode() for process in running]

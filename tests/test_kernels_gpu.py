@@ -13,7 +13,8 @@ from rsvlm.kernels import contrastive_loss, force_twin, similarity_topk, two_way
 
 CASES = Path(__file__).with_name("triton_cases.py")
 GPU = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
-pytestmark = pytest.mark.skipif(not GPU, reason="no NVIDIA GPU here: the Triton twins were only interpreted and compiled")
+WHY = "no NVIDIA GPU here: the Triton twins are only interpreted and compiled"
+pytestmark = pytest.mark.skipif(not GPU, reason=WHY)
 
 
 def test_the_cases_of_the_interpreter():

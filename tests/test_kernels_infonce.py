@@ -187,7 +187,9 @@ def test_csr_and_bool_are_the_same():
     assert torch.equal(contrastive_loss(images, texts, scale, POSITIVES), contrastive_loss(images, texts, scale, pairs))
 
 
-@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)])
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)]
+)
 def test_gradients_of_one_part_alone(wanted):
     whole = gradients(contrastive_loss, features(4, 6, 16), features(5, 6, 17), torch.tensor(4.0), POSITIVES)[1:]
     inputs = [features(4, 6, 16), features(5, 6, 17), torch.tensor(4.0)]
@@ -201,7 +203,8 @@ def test_gradients_of_one_part_alone(wanted):
 def test_what_is_kept_for_the_backward_pass_grows_with_the_rows_alone():
     def saved(n):
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t):
+        keep = lambda t: sizes.append(t.numel() * t.element_size()) or t  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             contrastive_loss(features(n, 8, 0).requires_grad_(), features(n, 8, 1), torch.tensor(1.0))
         return sum(sizes)
 
@@ -238,5 +241,6 @@ def test_half_precision_gradients_come_back_in_half_precision():
     images, texts = (features(9, 16, seed).half().requires_grad_() for seed in (24, 25))
     contrastive_loss(images, texts, torch.tensor(20.0)).backward()
     assert images.grad.dtype == texts.grad.dtype == torch.float16
-    right = gradients(dense, images.double(), texts.double(), torch.tensor(20.0, dtype=torch.float64), torch.eye(9).bool())
+    scale = torch.tensor(20.0, dtype=torch.float64)
+    right = gradients(dense, images.double(), texts.double(), scale, torch.eye(9).bool())
     assert (images.grad.double() - right[1]).norm() <= 2e-3 * right[1].norm()

@@ -11,6 +11,6 @@ from rsvlm.kernels.topk import merge_topk, similarity_topk
 from rsvlm.kernels.twins import force_twin, twins_for
 
 __all__ = [
-    "Ranks", "contrastive_loss", "force_twin", "merge_topk", "retrieval_ranks", "similarity_topk", "transpose_positives",
-    "twins_for", "two_way_ranks",
+    "Ranks", "contrastive_loss", "force_twin", "merge_topk", "retrieval_ranks", "similarity_topk",
+    "transpose_positives", "twins_for", "two_way_ranks",
 ]  # fmt: skip

@@ -125,8 +125,8 @@ class _SymmetricLoss(torch.autograd.Function):
         every_text = rest[0] if rest else own_texts
         by_images = to_images or (to_scale and not to_texts)
         for_images, for_texts = ctx.twin.products(
-            own_images, every_text, scale, (row_sums, column_sums), (row_weight, column_weight), (rows, columns, values),
-            (by_images, to_texts),
+            own_images, every_text, scale, (row_sums, column_sums), (row_weight, column_weight),
+            (rows, columns, values), (by_images, to_texts),
         )
         grads: list[Tensor | None] = [None] * 6
         size = rank_and_size(ctx.group)[1]

@@ -50,7 +50,8 @@ class Case(NamedTuple):
 
 
 def measure(
-    sizes: Sizes, device: str = "cpu", *, repeats: int = 3, seed: int = 0, log: Callable[[str], None] = lambda line: None
+    sizes: Sizes, device: str = "cpu", *, repeats: int = 3, seed: int = 0,
+    log: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Times, memory and agreement of every case: {"rows": [...], "growth": [...], "rate", "kernels", "sizes"}.
 

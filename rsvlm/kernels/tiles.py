@@ -71,7 +71,8 @@ class Rows:
     @property
     def dtype(self) -> torch.dtype:
         """The type that ``read`` gives; what torch does not know (long doubles, foreign byte orders) is float64."""
-        return self.matrix.dtype if isinstance(self.matrix, Tensor) else NUMPY_TYPES.get(self.matrix.dtype, torch.float64)
+        kind = self.matrix.dtype
+        return kind if isinstance(kind, torch.dtype) else NUMPY_TYPES.get(kind, torch.float64)
 
     def read(self, which: slice | Tensor) -> Tensor:
         """Some rows as they are, on the device; a view where that is possible."""

@@ -6,7 +6,6 @@ with many exact ties at the k-th place, are searched again with exact scores thr
 bits with either twin, for every block size and however the items are split.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 

@@ -28,7 +28,7 @@ def scan_dtype() -> torch.dtype:
 
 
 def multiply(rows: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
-    """rows @ columns.T as float32 (q, m), in a flat buffer: fresh memory for each tile would cost a tenth of the time."""
+    """rows @ columns.T as float32 (q, m), in a flat buffer: fresh memory for each tile costs a tenth of the time."""
     tile = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
     return torch.mm(rows, columns.T, out=tile) if rows.dtype == tile.dtype else tile.copy_(rows @ columns.T)
 
