@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a checkout 
 
 import numpy as np  # noqa: E402
 
-from rsvlm.data.karpathy import read_karpathy  # noqa: E402
+from rsvlm.data.sources import Source, list_source  # noqa: E402
 from rsvlm.paths import ROOT  # noqa: E402
 from rsvlm.scoring.captions import ScoringTools, score_captions  # noqa: E402
 from rsvlm.scoring.content_cache import ContentCache  # noqa: E402
@@ -99,7 +99,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON object only")
     options = parser.parse_args()
     find_java()
-    listed = [image for image in read_karpathy(options.annotations).images if image.split == options.split]
+    source = Source("rsicd", "karpathy", annotations=options.annotations.name, images=".")
+    listing, _, _ = list_source(source, str(options.annotations.resolve().parent))
+    listed = [image for image in listing.images if image.split == options.split]
     references = {image.name: list(image.captions) for image in listed[: options.images or None]}
     ids = list(references)
     generated = {
