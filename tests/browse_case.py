@@ -74,8 +74,8 @@ def add_captioner() -> None:
     np.save(paths.RET_EMBEDDINGS / "text.npy", np.full((1, 4), 0.5, dtype=np.float32))
     write_json(paths.RET_EMBEDDINGS / "image_ids.json", tested)
     write_json(paths.RET_EMBEDDINGS / "texts.json", ["a"])
-    weights = {"dual_encoder": 0.75, "ret": 0.25, "neighbours": 0.5}
-    combined = {"weights": weights, "neighbours": 2, "temperature": 0.05}
+    weights = {"dual_encoder": 0.75, "ret": 0.25, "neighbours": 0.5, "hubs": 0.5}
+    combined = {"weights": weights, "neighbours": 2, "temperature": 0.05, "hub_neighbours": 3}
     write_json(paths.METRICS / "score_retrieval.json", {"protocol": {"combined": combined}})
     weights = {"pool": 1.0, "samples": 0.0, "likelihood": 1.0}
     write_json(paths.METRICS / "generate_captions.json", {"weights": weights})

@@ -375,8 +375,14 @@ def test_combined_search_uses_the_weights_that_were_chosen(root):
     ]
     save_table(rows + extra, paths.IMAGE_TABLE)
     make_vectors(rows + extra)
-    chosen = {"weights": {"dual_encoder": 1.0, "ret": 0.0, "neighbours": 0.5}, "neighbours": 2, "temperature": 0.05}
+    weights = {"dual_encoder": 1.0, "ret": 0.0, "neighbours": 0.5, "hubs": 0.0}
+    chosen = {"weights": weights, "neighbours": 2, "temperature": 0.05, "hub_neighbours": 3}
     write_json(paths.METRICS / "score_retrieval.json", {"protocol": {"combined": chosen}})
+    paths.RET_EMBEDDINGS.mkdir()
+    names = {"image": "image_ids", "text": "texts"}
+    for kind, listed in names.items():
+        write_json(paths.RET_EMBEDDINGS / f"{listed}.json", ["a"])
+        np.save(paths.RET_EMBEDDINGS / f"{kind}.npy", np.ones((1, 2), dtype=np.float32))
     combined, _ = retrieval_gallery.read_searches("combined")
     alone, _ = retrieval_gallery.read_searches("dual_encoder")
     river = [next(query for query in found if query.name == "A river runs .") for found in (combined, alone)]

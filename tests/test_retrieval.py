@@ -11,7 +11,9 @@ import torch
 
 from rsvlm.kernels import Ranks
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace, load_space
-from rsvlm.scoring.fusion import choose_weights, combine_spaces, neighbour_space, unit_rows, weight_grid
+from rsvlm.scoring.fusion import (
+    choose_weights, combine_spaces, hub_space, make_parts, neighbour_space, unit_rows, weight_grid,
+)
 from rsvlm.scoring.retrieval import (
     KS,
     first_places,
@@ -275,18 +277,46 @@ def test_neighbours_come_from_training_only():
         neighbour_space(space, table[1:], ["one/0"], neighbours=3, temperature=0)
 
 
+def test_a_hub_loses_its_mean_score_against_the_training_items_most_like_it():
+    table = small_table()
+    space = space_of(table, 0)
+    training, tests = table[table["split"] == "train"], retrieval_sets(table, "test")["one"]
+    hubs = hub_space(space, training, tests.image_ids, tests.texts, neighbours=3)
+    images, texts = space.images(tests.image_ids), space.text(tests.texts)
+    means = np.stack([space.text(own).mean(0) for own in training["captions"]])
+    image_loss = np.sort(images @ means.T, axis=1)[:, -3:].mean(1)
+    text_loss = np.sort(texts @ space.images(list(training["image_id"])).T, axis=1)[:, -3:].mean(1)
+    expected = -image_loss[:, None] - text_loss[None]
+    np.testing.assert_allclose(hubs.image_vectors @ hubs.text_vectors.T, expected, atol=1e-6)
+    everything = hub_space(space, training, tests.image_ids, [], neighbours=10**6)
+    np.testing.assert_allclose(everything.image_vectors[:, 1], -(images @ means.T).mean(1), atol=1e-6)
+    for neighbours, bank in ((0, training), (3, training[:0])):
+        with pytest.raises(ValueError, match="at least 1 each"):
+            hub_space(space, bank, tests.image_ids, tests.texts, neighbours=neighbours)
+
+
+def test_a_text_that_fits_every_training_image_yields_to_the_one_that_fits_this_image():
+    own, other, hub = np.eye(4)[0], np.eye(4)[1], np.array([0.6, 0.6, 0.0, 0.53])
+    training = pd.DataFrame({"image_id": ["t1", "t2"], "captions": [["A hub ."], ["A hub ."]]})
+    vectors = np.stack([np.array([0.55, 0.1, 0.0, 0.83]), hub, hub])
+    space = EmbeddingSpace(["i", "t1", "t2"], vectors, ["A hub .", "Other .", "Own ."], np.stack([hub, other, own]))
+    hubs = hub_space(space, training, ["i"], space.texts, neighbours=2)
+    plain = combine_spaces({"a": space}, {"a": 1.0}, ["i"], space.texts)
+    less = combine_spaces({"a": space, "hubs": hubs}, {"a": 1.0, "hubs": 0.75}, ["i"], space.texts)
+    assert (plain.image_vectors @ plain.text_vectors.T).argmax() == 0
+    assert (less.image_vectors @ less.text_vectors.T).argmax() == 2
+
+
 def test_weights_are_the_best_of_the_grid_on_validation_and_the_simplest_among_equals():
     table = small_table()
-    parts = {"dual_encoder": space_of(table, 0, signal=0.2), "ret": space_of(table, 1, signal=3.0)}
-    parts["neighbours"] = neighbour_space(
-        parts["dual_encoder"],
-        table[table["split"] == "train"],
-        list(table[table["split"] != "train"]["image_id"]),
-        neighbours=3,
-        temperature=0.1,
-    )
-    grid = weight_grid([1.0, 0.0, 0.5], [0.0, 0.5])
-    assert grid[0] == {"dual_encoder": 1.0, "ret": 0.0, "neighbours": 0.0} and len(grid) == 6
+    training, scored = table[table["split"] == "train"], table[table["split"] != "train"]
+    texts = sorted({caption for own in scored["captions"] for caption in own})
+    parts = make_parts(
+        space_of(table, 0, signal=0.2), space_of(table, 1, signal=3.0), training, list(scored["image_id"]), texts,
+        neighbours=3, temperature=0.1, hub_neighbours=4,
+    )  # fmt: skip
+    grid = weight_grid([1.0, 0.0, 0.5], [0.0, 0.5], [0.25, 0.0])
+    assert grid[0] == {"dual_encoder": 1.0, "ret": 0.0, "neighbours": 0.0, "hubs": 0.0} and len(grid) == 12
     weights, tried = choose_weights(parts, retrieval_sets(table, "val"), grid)
     assert weights["ret"] > 0
     best = tried["mean_recall"].max()
@@ -294,7 +324,7 @@ def test_weights_are_the_best_of_the_grid_on_validation_and_the_simplest_among_e
     assert {"recall_one", "recall_two"} <= set(tried.columns)
     same = {part: parts["ret"] for part in parts}
     assert choose_weights(same, retrieval_sets(table, "val"), grid[:3])[0] == grid[0]
-    for bad in ([[], [0.0]], [[1.5], [0.0]], [[0.5], [-1.0]]):
+    for bad in ([[], [0.0], [0.0]], [[1.5], [0.0], [0.0]], [[0.5], [-1.0], [0.0]], [[0.5], [0.0], [-1.0]], [[0.5], [0.0], []]):
         with pytest.raises(ValueError, match="weights"):
             weight_grid(*bad)
 

@@ -8,9 +8,13 @@ The parts of the study's combined method:
 1. the dual encoder's image and text embeddings;
 2. the captioner's ``[RET]`` embeddings;
 3. neighbours: an image stands for the captions of the training images that look most like it, so a query text is held
-   against texts. Only training images are neighbours.
+   against texts. Only training images are neighbours;
+4. hubs: a text that is close to many images, and an image that is close to many texts, is a poor answer to any single
+   query ("There is a piece of farmland ." fits every field). It loses what it scores on average against the training
+   items most like it (CSLS, Conneau et al. 2018, arXiv:1710.04087, with training items as the bank, as in QB-Norm,
+   Bogolin et al. 2022, arXiv:2112.12777). Only training items are in the bank: no test item tells of another.
 
-The weights and the neighbours' weight are chosen on the validation split by mean recall, never on the test split.
+All weights are chosen on the validation split by mean recall, never on the test split.
 """
 
 from itertools import product
@@ -23,7 +27,8 @@ from rsvlm.scoring.embedding_spaces import EmbeddingSpace
 from rsvlm.scoring.retrieval import mean_recall, rank_retrieval
 from rsvlm.scoring.retrieval_sets import RetrievalSet
 
-PARTS = ("dual_encoder", "ret", "neighbours")
+PARTS = ("dual_encoder", "ret", "neighbours", "hubs")
+HUB_QUERY = np.array([[0.0, 1.0]], dtype=np.float32)  # a text that looks for images: what it loses itself is one constant
 Weights = dict[str, float]
 
 
@@ -81,6 +86,57 @@ def neighbour_space(
     return EmbeddingSpace(list(image_ids), vectors.astype(np.float32), space.texts, unit_rows(space.text_vectors))
 
 
+def hub_space(
+    space: EmbeddingSpace, training: pd.DataFrame, image_ids: list[str], texts: list[str], *, neighbours: int
+) -> EmbeddingSpace:
+    """A space of two dimensions whose inner product is minus what an image and a text lose as hubs.
+
+    A text loses its mean cosine to the ``neighbours`` training images nearest to it; an image its mean inner product
+    with the ``neighbours`` nearest caption means of training images. For a given text the first is a constant, and for
+    a given image the second, so each changes one direction of search only.
+
+    Args:
+        space: the dual encoder's images and texts.
+        training: the caption table's rows that make the bank, columns image_id and captions.
+        image_ids, texts: what will be ranked.
+        neighbours: of the bank (fewer where it is smaller).
+
+    Raises:
+        ValueError: neighbours is below 1, or there is no training image.
+    """
+    if neighbours < 1 or len(training) == 0:
+        raise ValueError(f"hub_neighbours = {neighbours} and {len(training)} training images: at least 1 each is needed")
+    k = min(neighbours, len(training))
+    means = caption_means(space, list(training["captions"]))
+    of_images, _ = similarity_topk(unit_rows(space.images(image_ids)), means, k, normalize=False)
+    of_texts, _ = similarity_topk(space.text(texts), space.images(list(training["image_id"])), k)
+    image_loss, text_loss = of_images.double().mean(1).cpu().numpy(), of_texts.double().mean(1).cpu().numpy()
+    images = np.stack([np.ones(len(image_ids)), -image_loss], axis=1).astype(np.float32)
+    text = np.stack([-text_loss, np.ones(len(texts))], axis=1).astype(np.float32)
+    return EmbeddingSpace(list(image_ids), images, list(texts), text)
+
+
+def make_parts(
+    dual: EmbeddingSpace,
+    ret: EmbeddingSpace,
+    training: pd.DataFrame,
+    image_ids: list[str],
+    texts: list[str],
+    *,
+    neighbours: int,
+    temperature: float,
+    hub_neighbours: int,
+) -> dict[str, EmbeddingSpace]:
+    """The space of each of ``PARTS`` for these images and texts.
+
+    Raises:
+        ValueError: see neighbour_space and hub_space.
+    """
+    near = neighbour_space(dual, training, image_ids, neighbours=neighbours, temperature=temperature)
+    hubs = hub_space(dual, training, image_ids, texts, neighbours=hub_neighbours)
+    return dict(zip(PARTS, (dual, ret, near, hubs), strict=True))
+
+
 def combine_spaces(
     spaces: dict[str, EmbeddingSpace], weights: Weights, image_ids: list[str], texts: list[str]
 ) -> EmbeddingSpace:
@@ -103,19 +159,24 @@ def combine_spaces(
     )
 
 
-def weight_grid(ret_weights: list[float], neighbour_weights: list[float]) -> list[Weights]:
-    """All combinations: [RET] has weight w, the dual encoder 1 - w, the neighbours their own; the simplest first.
+def weight_grid(
+    ret_weights: list[float], neighbour_weights: list[float], hub_weights: list[float]
+) -> list[Weights]:
+    """All combinations: [RET] has weight w, the dual encoder 1 - w, the others their own; the simplest first.
 
     Raises:
-        ValueError: a list is empty, w is not within 0..1, or a neighbours' weight is below 0.
+        ValueError: a list is empty, w is not within 0..1, or another weight is below 0.
     """
-    if not ret_weights or not neighbour_weights:
-        raise ValueError("ret_weights and neighbour_weights: expected at least one number each")
-    if not all(0 <= weight <= 1 for weight in ret_weights) or min(neighbour_weights) < 0:
-        raise ValueError(f"ret_weights {ret_weights} must lie in 0..1, neighbour_weights {neighbour_weights} from 0 on")
+    if not ret_weights or not neighbour_weights or not hub_weights:
+        raise ValueError("ret_weights, neighbour_weights and hub_weights: expected at least one number each")
+    if not all(0 <= weight <= 1 for weight in ret_weights) or min(*neighbour_weights, *hub_weights) < 0:
+        raise ValueError(
+            f"ret_weights {ret_weights} must lie in 0..1, neighbour_weights {neighbour_weights} and hub_weights "
+            f"{hub_weights} from 0 on"
+        )
     return [
-        {"dual_encoder": round(1 - ret, 6), "ret": float(ret), "neighbours": float(near)}
-        for near, ret in product(sorted(neighbour_weights), sorted(ret_weights))
+        {"dual_encoder": round(1 - ret, 6), "ret": float(ret), "neighbours": float(near), "hubs": float(hubs)}
+        for near, ret, hubs in product(sorted(neighbour_weights), sorted(ret_weights), sorted(hub_weights))
     ]
 
 

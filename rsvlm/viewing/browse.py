@@ -23,6 +23,7 @@ from rsvlm.params import read_section
 from rsvlm.scoring.baselines import caption_space, consensus_pool, find_neighbours
 from rsvlm.scoring.choice import Pools, choose_captions, gather_candidates, judge_candidates
 from rsvlm.scoring.cider_vectors import CiderSpace
+from rsvlm.scoring.fusion import HUB_QUERY
 from rsvlm.scoring.runs import read_captions
 from rsvlm.viewing.caption_entries import known_runs
 from rsvlm.viewing.search_index import SearchIndex, load_index, mask_of, saved_methods
@@ -263,11 +264,11 @@ def _captions(archive: Archive, features: Features, name: str) -> dict[str, str]
 
 def _parts_of(archive: Archive, text: str, parts: Sequence[str]) -> dict[str, np.ndarray]:
     """part of a method -> (1, D_part), the text in its space."""
-    made = {}
+    made = {"hubs": HUB_QUERY}
     if "dual_encoder" in parts or "neighbours" in parts:
         capitalise = bool(archive.features.meta.get("capitalise", True))
         dual = encode_texts(archive.encoder, [text], capitalise=capitalise)
-        made = {"dual_encoder": dual, "neighbours": dual}
+        made |= {"dual_encoder": dual, "neighbours": dual}
     if "ret" in parts:
         made["ret"] = embed_captions_ret(archive.captioner, [text])
     return made

@@ -11,7 +11,7 @@ from rsvlm.files import read_json
 from rsvlm.kernels import retrieval_ranks, similarity_topk
 from rsvlm.models.features import load_features
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace, load_space
-from rsvlm.scoring.fusion import combine_spaces, neighbour_space
+from rsvlm.scoring.fusion import combine_spaces, make_parts
 from rsvlm.scoring.retrieval_sets import RetrievalSet
 from rsvlm.viewing.page import read_reported
 
@@ -62,15 +62,9 @@ def read_method(method: str, table: pd.DataFrame, split: str) -> EmbeddingSpace:
     rows = table[table["split"] == split]
     image_ids = list(rows["image_id"])
     texts = sorted({caption for own in rows["captions"] for caption in own})
-    spaces = {"dual_encoder": dual}
-    if chosen["weights"].get("ret", 0) > 0:
-        spaces["ret"] = load_space(paths.RET_EMBEDDINGS)
-    if chosen["weights"].get("neighbours", 0) > 0:
-        training = table[table["split"] == "train"]
-        settings = {"neighbours": chosen["neighbours"], "temperature": chosen["temperature"]}
-        spaces["neighbours"] = neighbour_space(dual, training, image_ids, **settings)
-    weights = {part: weight for part, weight in chosen["weights"].items() if part in spaces}
-    return combine_spaces(spaces, weights, image_ids, texts)
+    training = table[table["split"] == "train"]
+    spaces = make_parts(dual, load_space(paths.RET_EMBEDDINGS), training, image_ids, texts, **combination_options(chosen))
+    return combine_spaces(spaces, chosen["weights"], image_ids, texts)
 
 
 def search_captions(space: EmbeddingSpace, tests: dict[str, RetrievalSet], results: int = 5) -> list[Query]:
@@ -122,7 +116,7 @@ def read_recalls() -> list[dict]:
 
 
 def read_combination() -> dict:
-    """``{"weights", "neighbours", "temperature"}`` of the combined method, as the stage score_retrieval chose them.
+    """``{"weights", "neighbours", "temperature", "hub_neighbours"}`` of the combined method, as the stage score_retrieval chose them.
 
     Raises:
         ValueError: they were not chosen yet.
@@ -135,6 +129,11 @@ def read_combination() -> dict:
             f"{path}: no weights of the combination; run the stage score_retrieval, or take another method"
         )
     return chosen
+
+
+def combination_options(chosen: dict) -> dict:
+    """What ``make_parts`` needs beside the spaces, of what ``read_combination`` gives."""
+    return {name: chosen[name] for name in ("neighbours", "temperature", "hub_neighbours")}
 
 
 def _recalls(entries: dict) -> dict:

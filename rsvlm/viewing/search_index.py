@@ -16,8 +16,8 @@ from rsvlm import paths
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.models.features import load_features
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace, load_space
-from rsvlm.scoring.fusion import neighbour_space
-from rsvlm.viewing.retrieval_entries import METHODS, read_combination
+from rsvlm.scoring.fusion import make_parts
+from rsvlm.viewing.retrieval_entries import METHODS, combination_options, read_combination
 
 META = "index.json"
 TIES = 32  # more than asked for, so that equal scores at the end of a result stand in the images' order
@@ -150,10 +150,7 @@ def _vectors_of(method: str, table: pd.DataFrame) -> tuple[Sequence[str], np.nda
     chosen = read_combination()
     weights = {part: weight for part, weight in sorted(chosen["weights"].items()) if weight > 0}  # as JSON keeps them
     dual = EmbeddingSpace(features.image_ids, features.image_embeddings, features.texts, features.text_embeddings)
-    spaces = {"dual_encoder": dual, "ret": ret}
-    if "neighbours" in weights:
-        training = table[table["split"] == "train"]
-        options = {"neighbours": chosen["neighbours"], "temperature": chosen["temperature"]}
-        spaces["neighbours"] = neighbour_space(dual, training, ret.image_ids, **options)
+    training = table[table["split"] == "train"]
+    spaces = make_parts(dual, ret, training, ret.image_ids, [], **combination_options(chosen))
     parts = [np.sqrt(weight) * spaces[part].images(ret.image_ids) for part, weight in weights.items()]
     return ret.image_ids, np.hstack(parts), weights
