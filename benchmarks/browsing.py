@@ -3,7 +3,7 @@
     python benchmarks/browsing.py                        # made-up captions, made-up 256-pixel pictures
     python benchmarks/browsing.py --pictures FOLDER      # the pictures of a folder instead
 
-Prints a table and writes it with device and versions to ``benchmarks/browsing.json``. Everything is made in a scratch
+Prints a table and writes it with device and versions to ``reports/benchmarks/browsing.json``. Everything is made in a scratch
 folder and removed.
 """
 
@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
 WORDS = "many some two three white green large small boats trees houses roads a river beside near in the harbour field".split()
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr")
 RUNS = ("captioner", "beam", "consensus", "nearest", "constant", "shuffled")
@@ -29,7 +28,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=100_000, help="images in the search index")
     parser.add_argument("--dimensions", type=int, default=256, help="of the search index")
     parser.add_argument("--pictures", type=Path, help="folder of pictures to show; else 500 are made up")
-    parser.add_argument("--out", type=Path, default=HERE / "browsing.json")
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/browsing.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["RSVLM_ROOT"] = scratch  # before rsvlm is imported: it finds its folders then

@@ -26,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a checkout 
 import numpy as np  # noqa: E402
 
 from rsvlm.data.sources import Source, list_source  # noqa: E402
+from rsvlm.files import write_json  # noqa: E402
 from rsvlm.paths import ROOT  # noqa: E402
+from rsvlm.provenance import provenance  # noqa: E402
 from rsvlm.scoring.captions import ScoringTools, score_captions  # noqa: E402
 from rsvlm.scoring.content_cache import ContentCache  # noqa: E402
 from rsvlm.scoring.java import find_java  # noqa: E402
@@ -97,6 +99,7 @@ def main() -> int:
     parser.add_argument("--split", default="test", help="the official test set; a swapped file is put right")
     parser.add_argument("--images", type=int, default=0, help="at most so many; 0: all")
     parser.add_argument("--json", action="store_true", help="print a JSON object only")
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/scoring.json"))
     options = parser.parse_args()
     find_java()
     source = Source("rsicd", "karpathy", annotations=options.annotations.name, images=".")
@@ -132,6 +135,7 @@ def main() -> int:
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "ratio": {name: round(value / theirs, 3) for name, value in seconds.items()},
     }  # fmt: skip
+    write_json(options.out, found | {"provenance": provenance(0, "cpu")})
     if options.json:
         print(json.dumps(found, indent=2))
     else:

@@ -53,7 +53,8 @@ def method_figure(measured: dict) -> Figure:
 
 def read_records(folder: Path) -> dict[str, dict]:
     """Recorded benchmarks by name; empty where there are none."""
-    return {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    records = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    return {name: record for name, record in records.items() if "growth" in record}  # others are of other benchmarks
 
 
 def gpu_note(records: dict[str, dict]) -> str:

@@ -31,11 +31,13 @@ RUN_NOTES = {
     "constant": "one caption for all images",
     "human": "one reference held out and scored against the others: a human's, where people wrote them",
 }
+RUN_NAMES = {"human": "held-out reference"}  # of the others, the run's own name
 METHOD_NAMES = {"dual_encoder": "dual encoder", "ret": "[RET]", "combined": "combined", "ceiling": "ceiling"}
 METHOD_NOTES = {
     "dual_encoder": "cosine of the adapted image and text encoders",
     "ret": "cosine in the captioner's retrieval space, the text read at its [RET] token",
-    "combined": "weighted sum of both and of the captions under similar training images, weights chosen on validation",
+    "combined": "weighted sum of both and of the captions under similar training images, less what an answer scores on "
+    "average against training items; weights chosen on validation",
 }
 
 
@@ -87,7 +89,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(score=format_score, percent=format_percent)
-    made.globals.update(RUN_NOTES=RUN_NOTES, METHOD_NAMES=METHOD_NAMES, METHOD_NOTES=METHOD_NOTES)
+    made.globals.update(RUN_NOTES=RUN_NOTES, RUN_NAMES=RUN_NAMES, METHOD_NAMES=METHOD_NAMES, METHOD_NOTES=METHOD_NOTES)
     return made
 
 
