@@ -3,6 +3,7 @@
 Screenshots lie in build/screenshots afterwards, to be looked at. Without playwright or a Chromium all of it is skipped.
 """
 
+import base64
 import json
 import os
 import re
@@ -347,6 +348,22 @@ def test_an_image_is_enlarged_and_marked(notebook, study):
     gallery.locator("summary", has_text="Error table").click()
 
 
+def drop_file(page, target, path):
+    """Let the file fall on the target as a browser does when one is dragged in from a folder."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    carried = page.evaluate_handle(
+        """([name, content]) => {
+            const carried = new DataTransfer();
+            const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+            carried.items.add(new File([bytes], name, { type: "image/png" }));
+            return carried;
+        }""",
+        [path.name, content],
+    )
+    for kind in ("dragenter", "dragover", "drop"):
+        target.dispatch_event(kind, {"dataTransfer": carried})
+
+
 def test_the_search_box_finds_and_takes_a_file(notebook, study):
     page = notebook.page
     box = search_of(page)
@@ -369,6 +386,9 @@ def test_the_search_box_finds_and_takes_a_file(notebook, study):
     playwright.expect(box.locator(".subject .said")).to_have_count(3)
     playwright.expect(box.locator(".subject")).to_contain_text("from outside")
     notebook.shoot("search_file")
+    drop_file(page, box, study / "4.png")
+    playwright.expect(box.locator(".subject")).to_contain_text("4.png")
+    playwright.expect(box.locator(".subject .said")).to_have_count(3)
     (study / "no picture.png").write_text("text")
     box.locator("input[type=file]").set_input_files(study / "no picture.png")
     playwright.expect(box.locator(".trouble")).to_contain_text("not a whole image")

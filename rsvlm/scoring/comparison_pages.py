@@ -33,7 +33,7 @@ STYLE = """.rsvlm-table table{border-collapse:collapse;margin:.5rem 0;display:bl
 .rsvlm-table .note{color:#66727f}
 """ + "\n".join(f".rsvlm-table td.{name},.rsvlm-table span.{name}{{background:{COLOURS[name]}}}" for name in COLOURS)
 PAGE_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;background:#fff}
-body{max-width:80rem;margin:2rem auto;padding:0 1rem}
+body{max-width:120rem;margin:2rem auto;padding:0 1rem}
 """
 LATEX_COLUMNS = (  # what fits a page
     "model", "kind", "status",
