@@ -16,7 +16,7 @@ from rsvlm.models.encoders import load_encoder
 from rsvlm.models.pixels import open_pixels
 from rsvlm.training import contrastive
 from rsvlm.training.augmentation import Augmentation, augment
-from rsvlm.training.contrastive import AdaptSettings, adapt_encoder, draw_order, one_cycle
+from rsvlm.training.contrastive import AdaptSettings, adapt_encoder, one_cycle
 from rsvlm.training.validation import _expected_recall, measure_recall, measure_zero_shot
 from rsvlm.viewing.training_figures import before_and_after, training_curves
 
@@ -114,26 +114,6 @@ def test_the_running_mean_of_the_weights_is_kept(tiny_models, table, monkeypatch
         decay = min(0.5, (1 + done) / (10 + done))
         mean = decay * mean + (1 - decay) * weights[name]
     assert torch.allclose(dict(encoder.named_parameters())[name].double(), mean, atol=1e-6)
-
-
-def test_images_of_a_class_stand_together_and_none_is_lost():
-    classes = np.random.default_rng(0).integers(5, size=203)
-    order = draw_order(classes, 4, np.random.default_rng(1))
-    assert sorted(order) == list(range(203))
-    assert (order == draw_order(classes, 4, np.random.default_rng(1))).all()
-    runs = np.diff(np.flatnonzero(np.diff(classes[order], prepend=-1, append=-1)))
-    assert sum(runs // 4 * 4) >= sum(np.bincount(classes) // 4 * 4)  # groups of four, and each class's rest
-    assert len(set(classes[order[:60]])) > 2  # groups in random order
-    plain = draw_order(classes, 1, np.random.default_rng(1))
-    assert (plain == np.random.default_rng(1).permutation(203)).all()
-
-
-def test_similar_images_need_labels(encoder, table):
-    result = adapt(encoder, table, replace(QUICK, epochs=1, similar_images=4))
-    assert result.steps == 2
-    table["label"] = table["label"].where(table.index != 3, None)
-    with pytest.raises(ValueError, match=r"similar_images: 4 .* 1 of 16 training images have no label, such as 'toy/3"):
-        adapt(encoder, table, replace(QUICK, similar_images=4))
 
 
 def test_a_changed_setting_starts_afresh(tiny_models, table, monkeypatch):

@@ -50,8 +50,6 @@ class AdaptSettings:
         weight_decay: AdamW's.
         train: "all", or "projections" (the towers stay as they are).
         captions_per_image: captions drawn for each image of a batch.
-        similar_images: images of one class that stand together in a batch, as negatives that are hard to tell apart;
-            1 draws the batch from all classes at random.
         warmup_share: share of the steps in which the learning rates rise.
         clip_norm: largest norm of all gradients together.
         precision: "auto" (bf16 where the hardware has it), "fp32" or "bf16".
@@ -71,7 +69,6 @@ class AdaptSettings:
     weight_decay: float = 0.01
     train: str = "all"
     captions_per_image: int = 1
-    similar_images: int = 1
     warmup_share: float = 0.1
     clip_norm: float = 5.0
     precision: str = "auto"
@@ -85,8 +82,8 @@ class AdaptSettings:
     def __post_init__(self):
         if self.train not in TRAINABLE:
             raise ValueError(f"train: {self.train!r} is none of {', '.join(TRAINABLE)}")
-        for name, least in (("epochs", 0), ("batch_size", 2), ("captions_per_image", 1), ("similar_images", 1),
-                            ("freeze_blocks", 0), ("eval_every", 1), ("checkpoint_every", 1), ("seed", 0)):
+        for name, least in (("epochs", 0), ("batch_size", 2), ("captions_per_image", 1), ("freeze_blocks", 0),
+                            ("eval_every", 1), ("checkpoint_every", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: at least {least} is needed, got {getattr(self, name)}")
         for name in ("image_lr", "text_lr", "projection_lr", "clip_norm"):
@@ -171,10 +168,9 @@ def adapt_encoder(
     if steps_per_epoch == 0:
         raise ValueError(f"batch_size: {settings.batch_size} is more than the {len(train)} training images; "
                          f"take {len(train)} or less")
-    classes = _number_classes(train, settings.similar_images)
     folder = (checkpoints or paths.CHECKPOINTS / "adapt_encoder") / fingerprint_values(
         asdict(settings), precision, str(encoder.device.type), encoder.fingerprint(),
-        train[["image_id", "captions"]].values.tolist(), classes.tolist(), val[["image_id", "captions"]].values.tolist(),
+        train[["image_id", "captions"]].values.tolist(), val[["image_id", "captions"]].values.tolist(),
         fingerprint_images(train["path"].tolist()), fingerprint_images(val["path"].tolist()),
     )[:16]
     pixels = open_pixels(train["path"].tolist(), stored_size(encoder.image_size), cache_gigabytes=cache_gigabytes,
@@ -182,8 +178,7 @@ def adapt_encoder(
     devices = [encoder.device] if encoder.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
-            result = _train(encoder, pixels, train["captions"].tolist(), classes, settings, precision, folder, measure,
-                            log)
+            result = _train(encoder, pixels, train["captions"].tolist(), settings, precision, folder, measure, log)
     finally:
         encoder.requires_grad_(True).eval()
     if save_to is not None:
@@ -192,9 +187,8 @@ def adapt_encoder(
     return result
 
 
-def _train(encoder: DualEncoder, pixels: Pixels, captions: list[list[str]], classes: np.ndarray,
-           settings: AdaptSettings, precision: str, folder: Path, measure: Callable[[int], dict],
-           log: Callable[[str], None]) -> AdaptResult:
+def _train(encoder: DualEncoder, pixels: Pixels, captions: list[list[str]], settings: AdaptSettings, precision: str,
+           folder: Path, measure: Callable[[int], dict], log: Callable[[str], None]) -> AdaptResult:
     """The training loop: from the last checkpoint under ``folder`` to the last step."""
     trained, optimizer = _build_optimizer(encoder, settings)
     steps_per_epoch = len(pixels) // settings.batch_size
@@ -211,7 +205,7 @@ def _train(encoder: DualEncoder, pixels: Pixels, captions: list[list[str]], clas
 
     def read_batch(step: int) -> tuple[np.ndarray, Tensor]:
         epoch, position = divmod(step, steps_per_epoch)
-        order = draw_order(classes, settings.similar_images, np.random.default_rng([settings.seed, 1, epoch]))
+        order = np.random.default_rng([settings.seed, 1, epoch]).permutation(len(pixels))
         rows = order[position * settings.batch_size:(position + 1) * settings.batch_size]
         return rows, pixels.read(rows)
 
@@ -278,32 +272,6 @@ def one_cycle(step: int, total: int, warmup_share: float) -> tuple[float, float]
     else:
         low, share = 1 / 250_000, 0.5 * (1 + math.cos(math.pi * (step - peak) / max(total - 1 - peak, 1.0)))
     return low + (1 - low) * share, 0.95 - 0.1 * share
-
-
-def draw_order(classes: np.ndarray, together: int, generator: np.random.Generator) -> np.ndarray:
-    """The numbers 0 to N - 1 in random order, ``together`` images of a class next to each other (fewer at its end).
-
-    Args:
-        classes: the class of each image, shape (N,), integers.
-    """
-    order = generator.permutation(len(classes))
-    if together == 1:
-        return order
-    order = order[np.argsort(classes[order], kind="stable")]
-    _, first, counts = np.unique(classes[order], return_index=True, return_counts=True)
-    groups = [order[start:start + count][place:place + together]
-              for start, count in zip(first, counts) for place in range(0, count, together)]
-    return np.concatenate([groups[number] for number in generator.permutation(len(groups))])
-
-
-def _number_classes(train: pd.DataFrame, similar_images: int) -> np.ndarray:
-    """The class (source and label) of each training image as a number, shape (N,)."""
-    unnamed = train["label"].isna()
-    if similar_images > 1 and unnamed.any():
-        raise ValueError(f"similar_images: {similar_images} asks for classes, and {unnamed.sum()} of {len(train)} "
-                         f"training images have no label, such as {train.loc[unnamed, 'image_id'].iloc[0]!r}; take 1, "
-                         "or give the source its labels in aggregate_data")
-    return train.groupby(["source", "label"], dropna=False).ngroup().to_numpy()
 
 
 def _copy(trained: dict[str, Tensor]) -> dict[str, Tensor]:
