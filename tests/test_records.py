@@ -6,6 +6,8 @@ from test_galleries import NAME, NASTY, make_study, root  # noqa: F401
 
 from rsvlm import paths
 from rsvlm.viewing import records_cache
+from rsvlm.viewing.caption_gallery import write_caption_gallery
+from rsvlm.viewing.gallery_widget import caption_gallery
 from rsvlm.viewing.records import Query, draw_order, read_entries, read_records, select_rows
 from rsvlm.viewing.records_cache import open_records
 
@@ -99,6 +101,14 @@ def test_a_large_study_is_read_once(root, monkeypatch):  # noqa: F811
     query = Query("captioner", order="worst", label="river")
     for one, other in zip(*(select_rows(own, query, drawn=draw_order(own)) for own in (first, second)), strict=True):
         assert one.tolist() == other.tolist()
+
+
+def test_the_stage_leaves_a_large_study_ready_to_open(root, monkeypatch):  # noqa: F811
+    make_study(root)
+    monkeypatch.setattr(records_cache, "LARGE", 5)
+    write_caption_gallery(images=4)
+    monkeypatch.setattr(records_cache, "read_records", lambda *_, **__: pytest.fail("read again"))
+    assert len(caption_gallery().records) == 12
 
 
 def test_a_changed_file_is_read_anew_and_old_columns_go(root, monkeypatch):  # noqa: F811

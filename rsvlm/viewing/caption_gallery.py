@@ -18,6 +18,7 @@ from rsvlm.viewing.neighbours import nearest_training, open_training_images
 from rsvlm.viewing.page import choose_sample, format_score, histogram_paths, render_page, write_page
 from rsvlm.viewing.plots import BLUE, MUTED, VERMILION, figure, without_axes
 from rsvlm.viewing.records import Records, read_records
+from rsvlm.viewing.records_cache import open_records
 from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail, shrink
 
 PAGE = "captions.html"
@@ -95,6 +96,7 @@ def write_caption_gallery(
     for name, place in near["paths"].items():
         pictures[name] = make_thumbnail(place, small, int(TRAINING_SHARE * most)).uri
     size = write_page(path, render(pictures))
+    open_records()  # a large study's columns are kept, so that the notebook's gallery opens in a moment
     return {
         "page": _shown_path(path),
         "images": len(shown),
