@@ -11,13 +11,13 @@ from PIL import Image
 
 from rsvlm import paths
 from rsvlm.data.images import ImageError
-from rsvlm.kernels import Ranks
+from rsvlm.kernels import Ranks, hits
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.pixels import open_pixels
 from rsvlm.training import contrastive
 from rsvlm.training.augmentation import Augmentation, augment
 from rsvlm.training.contrastive import AdaptSettings, adapt_encoder, one_cycle
-from rsvlm.training.validation import _expected_recall, measure_recall, measure_zero_shot
+from rsvlm.training.validation import measure_recall, measure_zero_shot
 from rsvlm.viewing.training_figures import before_and_after, training_curves
 
 torch.set_num_threads(1)
@@ -231,7 +231,7 @@ def test_augmentation_off_is_identity_and_on_is_seeded():
 
 def test_ties_count_with_their_chance():
     ranks = Ranks(*(torch.tensor([value]) for value in (0.5, 0, 1, 1)))  # one other item ties with the right one
-    assert _expected_recall(ranks, 1) == 0.5 and _expected_recall(ranks, 5) == 1.0
+    assert hits(ranks, 1).mean() == 0.5 and hits(ranks, 5).mean() == 1.0
 
 
 def test_pixel_cache_is_bounded_and_renewed(table, tmp_path, monkeypatch):

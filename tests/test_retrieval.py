@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rsvlm.kernels import Ranks
+from rsvlm.kernels import Ranks, hits
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace, load_space
 from rsvlm.scoring.fusion import (
     choose_weights, combine_spaces, hub_space, make_parts, neighbour_space, unit_rows, weight_grid,
@@ -17,7 +17,6 @@ from rsvlm.scoring.fusion import (
 from rsvlm.scoring.retrieval import (
     KS,
     first_places,
-    hits,
     perfect_ranks,
     rank_retrieval,
     score_retrieval,

@@ -4,6 +4,7 @@ Each function works through the queries x items matrix in tiles, so memory is bo
 Each has two twins, torch and Triton; ``twins`` says which of them runs.
 """
 
+from rsvlm.kernels.hits import TIE_RULES, hits
 from rsvlm.kernels.infonce import contrastive_loss
 from rsvlm.kernels.positives import transpose_positives
 from rsvlm.kernels.ranks import Ranks, retrieval_ranks, two_way_ranks
@@ -11,6 +12,6 @@ from rsvlm.kernels.topk import merge_topk, similarity_topk
 from rsvlm.kernels.twins import force_twin, twins_for
 
 __all__ = [
-    "Ranks", "contrastive_loss", "force_twin", "merge_topk", "retrieval_ranks", "similarity_topk",
+    "TIE_RULES", "Ranks", "contrastive_loss", "force_twin", "hits", "merge_topk", "retrieval_ranks", "similarity_topk",
     "transpose_positives", "twins_for", "two_way_ranks",
 ]  # fmt: skip

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsvlm.kernels import similarity_topk
+from rsvlm.kernels import hits, similarity_topk
 from rsvlm.models.captioner import load_captioner
 from rsvlm.models.features import Features
 from rsvlm.models.generation import caption_log_likelihoods
 from rsvlm.scoring.choice import training_pools
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace
 from rsvlm.scoring.precision import Reordering, precision_scores
-from rsvlm.scoring.retrieval import KS, hits
+from rsvlm.scoring.retrieval import KS
 from rsvlm.scoring.retrieval_sets import RetrievalSet
 from rsvlm.scoring.retrieval_study import Method
 

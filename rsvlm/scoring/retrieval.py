@@ -20,14 +20,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rsvlm.kernels import Ranks, two_way_ranks
+from rsvlm.kernels import TIE_RULES, Ranks, hits, two_way_ranks
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace
 from rsvlm.scoring.retrieval_sets import MATCH_RULES, RetrievalSet, retrieval_set
 
 KS = (1, 5, 10)
 CURVE_KS = tuple(range(1, 21))
 DIRECTIONS = ("i2t", "t2i")
-TIE_RULES = ("expected", "optimistic", "pessimistic")
 DIGITS = 6  # of a fraction in a file
 RESAMPLES_AT_ONCE = 100
 
@@ -59,27 +58,6 @@ def perfect_ranks(test: RetrievalSet) -> dict[str, Ranks]:
         "i2t": Ranks(one[:N], none[:N], np.diff(offsets) - own_rows, own_rows),
         "t2i": Ranks(one[:C], none[:C], images_with - own_images, own_images),
     }
-
-
-def hits(ranks: Ranks, k: int, ties: str = "expected") -> np.ndarray:
-    """Chance in 0..1, for each query, that a right answer is among the first k. Shape (Q,), float64.
-
-    With g items better than the best right answer, e others equal to it and p right ones tied there, of the k places
-    s = k - g are left for the e + p, in random order: 1 - C(e, s) / C(e + p, s).
-    """
-    g, e, p = (np.asarray(part).astype(np.int64) for part in (ranks.greater, ranks.equal, ranks.tied))
-    if ties == "optimistic":
-        return ((g < k) & (p > 0)).astype(np.float64)
-    if ties == "pessimistic":
-        return ((g + e < k) & (p > 0)).astype(np.float64)
-    if ties != "expected":
-        raise ValueError(f"tie rule {ties!r}: expected one of {', '.join(TIE_RULES)}")
-    left = np.clip(k - g, 0, e + p)
-    missed = np.ones(len(g))
-    for place in range(k):  # the chance that each place in turn goes to a wrong one
-        factor = np.clip(e - place, 0, None) / np.maximum(e + p - place, 1)
-        missed = np.where(place < left, missed * factor, missed)
-    return 1 - missed
 
 
 def first_places(ranks: Ranks) -> np.ndarray:

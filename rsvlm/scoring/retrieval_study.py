@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from rsvlm.kernels import Ranks
+from rsvlm.kernels import Ranks, hits
 from rsvlm.scoring.bootstrap import difference_of_draws
 from rsvlm.scoring.bootstrap import rounded as rounded_entry
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace
@@ -19,7 +19,6 @@ from rsvlm.scoring.retrieval import (
     KS,
     draw_recalls,
     first_places,
-    hits,
     perfect_ranks,
     rank_retrieval,
     recall_curve,

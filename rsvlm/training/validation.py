@@ -1,7 +1,6 @@
 """How well an encoder retrieves and names, measured between epochs on validation images."""
 
 from collections.abc import Sequence
-from math import comb
 
 import numpy as np
 import pandas as pd
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsvlm.kernels import Ranks, two_way_ranks
+from rsvlm.kernels import hits, two_way_ranks
 from rsvlm.models.devices import autocast, choose_precision
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_texts
@@ -52,8 +51,8 @@ def measure_recall(encoder: DualEncoder, pixels: Pixels, captions: Sequence[Sequ
     text_rows = embed_texts(encoder, texts, precision=precision)
     positives = np.cumsum([0, *lengths]), np.arange(len(texts))
     to_text, to_image = two_way_ranks(images, text_rows, positives, normalize=False)
-    recalls = {f"image_to_text_recall_at_{k}": _expected_recall(to_text, k) for k in DEPTHS}
-    recalls |= {f"text_to_image_recall_at_{k}": _expected_recall(to_image, k) for k in DEPTHS}
+    recalls = {f"image_to_text_recall_at_{k}": float(hits(to_text, k).mean()) for k in DEPTHS}
+    recalls |= {f"text_to_image_recall_at_{k}": float(hits(to_image, k).mean()) for k in DEPTHS}
     mean = sum(recalls.values()) / len(recalls)
     return {"mean_recall": mean, **recalls, "images": len(captions), "captions": len(texts)}
 
@@ -85,15 +84,3 @@ def check_captions(rows: pd.DataFrame, split: str) -> None:
     empty = [image_id for image_id, own in zip(rows["image_id"], rows["captions"]) if len(own) == 0]
     if empty:
         raise ValueError(f"{len(empty)} images of the split {split!r} have no caption, the first is {empty[0]}")
-
-
-def _expected_recall(ranks: Ranks, k: int) -> float:
-    """Share of queries with a positive in the top k; exact ties in random order."""
-    total = 0.0
-    for greater, equal, tied in zip(ranks.greater.tolist(), ranks.equal.tolist(), ranks.tied.tolist()):
-        places = k - greater
-        if places <= 0 or tied == 0:
-            continue
-        # chance that none of the tied positives is drawn into the places that are left
-        total += 1.0 if places > equal else 1 - comb(equal, places) / comb(equal + tied, places)
-    return total / max(len(ranks.greater), 1)
