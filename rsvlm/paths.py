@@ -42,6 +42,7 @@ STRIPPED = ROOT / "build" / "notebooks"
 BLUE_MARBLE = ROOT / "data" / "blue_marble"  # tiles cut by aggregate_data, in Karpathy's format
 AGGREGATED = ROOT / "data" / "aggregated"
 IMAGE_TABLE = AGGREGATED / "images.jsonl"  # the one caption table
+ADAPT_TABLE = AGGREGATED / "adapt.jsonl"  # training images of other sources, for the encoder's adaptation alone
 FEATURES = ROOT / "data" / "features"
 GENERATED = ROOT / "data" / "generated"  # one JSON-lines file a run
 RET_EMBEDDINGS = ROOT / "data" / "ret_embeddings"

@@ -165,6 +165,10 @@ def test_a_cell_is_coloured_only_where_the_comparison_is_fair(metrics):
             lambda m: m["protocol"]["captions"]["sources"].update(nwpu={"training_images": 9}),
             "specialist; this study is a",
         ),
+        (
+            lambda m: m["parameters"].update(aggregate_data={"sources": [{"name": "rsicd", "use": "adapt"}]}),
+            "specialist; this study is a",
+        ),
         (lambda m: m["captions"]["captioner"]["ucm"]["CIDEr"].update(n=100), "100 of the benchmark's 210"),
     ],
 )
@@ -174,6 +178,13 @@ def test_what_makes_a_comparison_unfair_is_said(metrics, change, note):
     assert not [row for row in unfair_notes(metrics, "captions", "ucm") if "RSGPT" in row and note not in row]
     assert any("RSGPT" in row for row in unfair_notes(metrics, "captions", "ucm"))
     assert standing(metrics, "captions", "ucm", "captioner", "CIDEr") != "level" or "nwpu" in str(metrics["protocol"])
+
+
+def test_a_source_that_adapts_the_encoder_alone_is_told(metrics):
+    assert "The encoder was adapted" not in render_markdown(metrics)
+    metrics["parameters"] = {"aggregate_data": {"sources": [{"name": "ucm"}, {"name": "rsicd", "use": "adapt"}]}}
+    assert "The encoder was adapted on training images of rsicd too." in render_markdown(metrics)
+    assert study_kind(metrics) == "generalist"
 
 
 def test_another_protocol_is_not_held_against_the_published_one(metrics):

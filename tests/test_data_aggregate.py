@@ -1,6 +1,7 @@
 """From sources to the one table: counts, refusals, limits, twins, and nothing half-written."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from rsvlm.data import aggregate, fingerprints
 from rsvlm.data.aggregate import aggregate_sources, write_aggregated
 from rsvlm.data.images import ImageError
 from rsvlm.data.sources import parse_source
-from rsvlm.data.table import load_table, rows_of, save_table
+from rsvlm.data.table import load_adapt_table, load_table, rows_of, save_table
 
 SPLIT_OF = ["train", "train", "train", "train", "val", "test"]
 
@@ -53,6 +54,40 @@ def test_rows_and_report(tmp_path):
     assert report["verbatim"]["s/train"]["s/train"] == 1.0
     assert [rows[0][key] for key in ("width", "height", "resolution")] == [8, 8, None]
     json.dumps(report, allow_nan=False)
+
+
+def test_a_source_may_adapt_the_encoder_alone(tmp_path, monkeypatch):
+    for name in ("AGGREGATED", "METRICS", "CARDS"):
+        monkeypatch.setattr(aggregate, name, tmp_path / name.lower())
+    more = make_source(tmp_path, "more", splits=("train", "train", "val", "test")) | {"use": "adapt"}
+    shutil.copy(tmp_path / "more/imgs/1.png", tmp_path / "twin.png")
+    own = make_source(tmp_path)
+    shutil.copy(tmp_path / "twin.png", tmp_path / "s/imgs/5.png")  # a test image that the other source trains with
+    (tmp_path / "more/imgs/3.png").unlink()
+    with pytest.raises(FileNotFoundError, match="more: 1 of 4 images"):
+        run(tmp_path, own, more)
+    rows, report = run(tmp_path, own, more | {"allow_missing_images": True})
+    metrics = write_aggregated(rows, report)
+    tables = [tmp_path / "aggregated" / name for name in ("images.jsonl", "adapt.jsonl")]
+    assert set(load_table(tables[0])["source"]) == {"s"}
+    assert load_table(tables[1])["image_id"].tolist() == ["more/0.png"], "its twin of a test image left"
+    both = load_adapt_table(*tables)
+    assert both["image_id"].tolist()[0] == "more/0.png" and len(both) == 7
+    assert metrics["twins_dropped_from_train"] == 1
+    assert metrics["sources"]["more"]["images"] == {"train": 1, "val": 0, "test": 0}
+    assert report["sources"]["more"]["images_left_out_by_use"] == 1 and report["sources"]["s"]["use"] == "all"
+    assert "(adapts the encoder alone)" in (tmp_path / "cards/mixture.md").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="whose `use` is all"):
+        run(tmp_path, more | {"allow_missing_images": True})
+
+
+def test_a_study_without_such_a_source_has_an_empty_table_of_them(tmp_path, monkeypatch):
+    for name in ("AGGREGATED", "METRICS", "CARDS"):
+        monkeypatch.setattr(aggregate, name, tmp_path / name.lower())
+    rows, report = run(tmp_path, make_source(tmp_path))
+    write_aggregated(rows, report)
+    tables = [tmp_path / "aggregated" / name for name in ("images.jsonl", "adapt.jsonl")]
+    assert load_table(tables[1]).empty and load_adapt_table(*tables).equals(load_table(tables[0]))
 
 
 def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def test_no_card_is_stale(name):
 @pytest.mark.parametrize("name", ["ucm", "sydney", "rsicd", "rsitmd"])
 def test_measured_numbers_are_those_of_the_files(name, shared_data):
     facts = load_measured(name, CARDS)
-    source = parse_source({"name": name, **KNOWN[name].settings, "audit_only": True})
+    source = parse_source({"name": name, **KNOWN[name].settings, "use": "audit"})
     listing, _, files = list_source(source, str(shared_data))
     assert facts["annotation_files"] == {file.name: fingerprint_file(file) for file in files}
     assert facts["images_listed"] == len(listing.images) and facts["splits_read"] == listing.notes["splits_read"]
@@ -220,13 +220,21 @@ def test_misspelt_words_are_listed_with_a_guess():
 def test_the_model_card_holds_what_was_measured():
     metrics = read_json(ROOT / "results" / "blue_marble_cpu" / "metrics.json")
     data = {
-        "sources": {"blue_marble": {"images": {"train": 5, "val": 1, "test": 1}, "captions": {"train": 25}}},
+        "sources": {
+            "blue_marble": {
+                "images": {"train": 5, "val": 1, "test": 1}, "captions": {"train": 25}, "adapts_encoder_alone": 0,
+            },
+            "rsicd": {
+                "images": {"train": 7, "val": 0, "test": 0}, "captions": {"train": 35}, "adapts_encoder_alone": 1,
+            },
+        },
         "twins_dropped_from_train": 3,
     }
     params = read_params(ROOT / "params" / "blue_marble.yaml")
     page = model_card(metrics, data, params)
     cider = metrics["captions"]["captioner"]["blue_marble"]["CIDEr"]
     assert f"| this model | {cider['value']:.3f} [{cider['low']:.3f}, {cider['high']:.3f}] |" in page
+    assert "| RSICD (adapts the encoder alone) | 7 | 0 | 0 | 35 |" in page
     assert "3 training images were left out" in page and "not clearly above a consensus" in page
     assert page.startswith("---\nlanguage: en\n") and "nan" not in page.lower().split()
     with pytest.raises(ValueError, match="no scores of the captioner"):

@@ -200,7 +200,8 @@ def test_bad_coco_captions(tmp_path, content, message):
         ({"images": None}, "needs the key 'images'"),
         ({"fixes": ["rsicd"]}, "unknown fix 'rsicd'"),
         ({"resolution": 0}, "resolution must be metres a pixel"),
-        ({"audit_only": 1}, "audit_only must be true or false"),
+        ({"use": "none"}, "use must be one of all, adapt, audit"),
+        ({"allow_missing_images": 1}, "allow_missing_images must be true, false or null"),
         ({"format": "masks"}, "needs the key 'classes'"),
         ({"format": "voc_boxes", "captions": {"center": 1}}, "captions: unknown key 'center'"),
         ({"format": "voc_boxes", "captions": {"centre": 1}}, "centre must be between 0 and 1"),
@@ -216,14 +217,14 @@ RSITMD = {
     "name": "rsitmd",
     "format": "retrieval_json",
     "annotations": {split: f"rsitmd/rsitmd_{split}.json" for split in ("train", "val", "test")},
-    "audit_only": True,
+    "use": "audit",
 }
 SYDNEY = {
     "name": "sydney",
     "format": "sydney_text",
     "annotations": "sydney_captions/descriptions_SIDNEY.txt",
     "splits": {split: f"sydney_captions/filenames_{split}.txt" for split in ("train", "val", "test")},
-    "audit_only": True,
+    "use": "audit",
 }
 
 
@@ -239,7 +240,7 @@ def test_real_rsitmd(shared_data):
 
 def test_real_sydney_text_says_what_its_json_says(shared_data):
     text, _, _ = list_source(parse_source(SYDNEY), str(shared_data))
-    from_json = {"name": "sydney", "format": "karpathy", "audit_only": True}
+    from_json = {"name": "sydney", "format": "karpathy", "use": "audit"}
     from_json |= {"annotations": "sydney_captions/dataset_sydney_modified.json"}
     other, _, _ = list_source(parse_source(from_json), str(shared_data))
     assert text.notes["splits_read"] == other.notes["splits_read"] == {"train": 497, "val": 58, "test": 58}

@@ -19,7 +19,7 @@ from rsvlm.data.overlap import find_twins, verbatim_share
 from rsvlm.data.sources import Source, list_source, parse_source
 from rsvlm.data.table import SPLITS, save_table
 from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_lines
-from rsvlm.paths import AGGREGATED, CARDS, IMAGE_TABLE, METRICS, ROOT
+from rsvlm.paths import ADAPT_TABLE, AGGREGATED, CARDS, IMAGE_TABLE, METRICS, ROOT
 
 TWINS = "twins.jsonl"  # every pair of twin images, beside the table
 
@@ -36,7 +36,10 @@ def aggregate_sources(
     cache: Path | None = None,
     log: Callable[[str], None] = print,
 ) -> tuple[list[dict], dict]:
-    """Rows of the image table and the report on them.
+    """Rows of all images that are used, and the report on them.
+
+    Rows of a source with ``use: adapt`` are among them, from its training split alone; ``write_aggregated`` puts them
+    into a table of their own.
 
     Args:
         sources: dicts, see rsvlm.data.sources.Source.
@@ -54,8 +57,8 @@ def aggregate_sources(
         ValueError: a setting or an annotation file is wrong; a split is empty; names source, file and key.
     """
     parsed = [parse_source(source) for source in sources]
-    if not any(not source.audit_only for source in parsed):
-        raise ValueError("sources: needs at least one source (that is not audit_only)")
+    if not any(source.use == "all" for source in parsed):
+        raise ValueError("sources: needs at least one source whose `use` is all (the default)")
     repeated = [name for name, count in Counter(source.name for source in parsed).items() if count > 1]
     if repeated:
         raise ValueError(f"sources: the name {repeated[0]!r} is given twice; names tell the sources apart")
@@ -89,7 +92,7 @@ def audit_sources(
 
     Nothing is dropped and no split needs to be there. Arguments and errors are those of ``aggregate_sources``.
     """
-    parsed = [parse_source(source | {"audit_only": True}) for source in sources]
+    parsed = [parse_source(source | {"use": "audit"}) for source in sources]
     _, rows, report = _survey(
         parsed,
         data_root,
@@ -116,13 +119,14 @@ def _survey(
     cache: Path | None,
     log: Callable[[str], None],
 ) -> tuple[list[dict], list[dict], dict]:
-    """Rows of the table, rows that are only compared, and the report."""
+    """Rows that are used, rows that are only compared, and the report."""
     rows, others, prints, report = [], [], {}, {"sources": {}}
     for source in sources:
-        allow = allow_missing or source.audit_only
+        allow = allow_missing if source.allow_missing_images is None else source.allow_missing_images
+        allow = allow or source.use == "audit"
         new, new_prints, facts = _read_source(source, data_root, allow, most, seed, cache, log)
         log(f"{source.name}: {facts.get('images_read', 0)} of {facts['images_listed']} listed images read")
-        (others if source.audit_only else rows).extend(new)
+        (others if source.use == "audit" else rows).extend(new)
         prints |= new_prints
         report["sources"][source.name] = facts
     rows, pairs, report["twins"] = find_twins(rows, others, prints, drop)
@@ -157,12 +161,12 @@ def _read_source(
     fixes = check_fixes(source.fixes)
     facts: dict = {
         "format": source.format,
-        "audit_only": source.audit_only,
+        "use": source.use,
         "annotation_files": {file.name: fingerprint_file(file) for file in files if file.is_file()},
         "images_listed": len(listing.images),
         "published": published_counts(source.name, listing),
     }
-    if source.audit_only and (folder is None or not folder.is_dir()):
+    if source.use == "audit" and (folder is None or not folder.is_dir()):
         facts |= dict(sorted(listing.counts.items())) | listing.notes | {"images_on_disk": False}
         facts["fixes"] = fixes_report(listing.counts, fixes)
         return _captions_alone(source, listing.images), {}, facts
@@ -181,7 +185,9 @@ def _read_source(
             f"for example {', '.join(sorted(missing)[:5])}; bring them, or set allow_missing_images to go on"
         )
     wordless = [item for item in found if not item.listed.captions]
-    usable = _limit([item for item in found if item.listed.captions], most, f"{seed}/{source.name}")
+    spoken = [item for item in found if item.listed.captions]
+    wanted = [item for item in spoken if source.use != "adapt" or item.listed.split == "train"]
+    usable = _limit(wanted, most, f"{seed}/{source.name}")
     facts |= {
         "images_without_caption": len(wordless),
         "first_images_without_caption": sorted(i.name for i in wordless)[:NAMES_SHOWN],
@@ -197,13 +203,14 @@ def _read_source(
         row = _row_of(source, item, data_root, one)
         prints[row["image_id"]] = one
         rows.append(row)
-    facts |= {"images_left_out_by_limit": len(found) - len(wordless) - len(usable), "images_broken": len(broken)}
+    facts |= {"images_left_out_by_use": len(spoken) - len(wanted), "images_left_out_by_limit": len(wanted) - len(usable)}
+    facts["images_broken"] = len(broken)
     facts |= {"first_images_broken": sorted(broken)[:NAMES_SHOWN], "images_read": len(rows)}
     facts |= {
         "image_sizes": dict(sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMES_SHOWN]),
         "different_image_sizes": len(sizes),
     }
-    if source.audit_only:
+    if source.use == "audit":
         absent = set(missing)
         rows += _captions_alone(source, [image for image in listing.images if image.name in absent])
     return rows, prints, facts
@@ -265,9 +272,9 @@ def _check_splits(rows: list[dict], report: dict) -> None:
         listed = {
             name: facts["splits_read"].get(split, 0)
             for name, facts in report["sources"].items()
-            if not facts["audit_only"]
+            if facts["use"] == "all"
         }
-        if not any(row["split"] == split for row in rows):
+        if not any(row["split"] == split and row["source"] in listed for row in rows):
             sums = "; ".join(
                 f"{name}: {count:,} listed, files missing in all splits: {report['sources'][name]['files_missing']:,}"
                 for name, count in listed.items()
@@ -278,14 +285,17 @@ def _check_splits(rows: list[dict], report: dict) -> None:
 
 
 def write_aggregated(rows: list[dict], report: dict) -> dict:
-    """The stage's metrics; writes them, the image table, the twins, ``report.json`` and the sources' filled cards."""
+    """The stage's metrics; writes them, both tables, the twins, ``report.json`` and the sources' filled cards."""
+    adapting = {name for name, facts in report["sources"].items() if facts["use"] == "adapt"}
     with whole_folder(AGGREGATED) as scratch:
-        save_table(rows, scratch / IMAGE_TABLE.name)
+        save_table([row for row in rows if row["source"] not in adapting], scratch / IMAGE_TABLE.name)
+        save_table([row for row in rows if row["source"] in adapting], scratch / ADAPT_TABLE.name)
         write_json_lines(scratch / TWINS, report["twins"]["list"])
         twins = {key: value for key, value in report["twins"].items() if key != "list"}  # has a file of its own
         write_json(scratch / "report.json", report | {"twins": twins})
+    tables = [AGGREGATED / table.name for table in ((IMAGE_TABLE, ADAPT_TABLE) if adapting else (IMAGE_TABLE,))]
     with whole_folder(CARDS) as scratch:
-        write_study_cards(scratch, rows, report, AGGREGATED / IMAGE_TABLE.name)
+        write_study_cards(scratch, rows, report, tables)
     metrics = metrics_of(report)
     write_json(METRICS / "aggregate_data.json", metrics)
     return metrics
@@ -302,9 +312,11 @@ def metrics_of(report: dict) -> dict:
         "splits_swapped_back",
     )
     metrics = {
-        name: {"images": facts["images"], "captions": facts["captions"], **{key: facts.get(key, 0) for key in chosen}}
+        name: {"images": facts["images"], "captions": facts["captions"]}
+        | {"adapts_encoder_alone": int(facts["use"] == "adapt")}
+        | {key: facts.get(key, 0) for key in chosen}
         for name, facts in report["sources"].items()
-        if not facts["audit_only"]
+        if facts["use"] != "audit"
     }
     twins = report["twins"]
     return {

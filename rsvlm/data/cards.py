@@ -175,8 +175,8 @@ def fill_card(page: str, block: str, where: str) -> str:
     return page[: page.index(BEGIN)] + block + page[page.index(END) + len(END) :]
 
 
-def write_study_cards(folder: Path, rows: list[dict], report: Mapping, table: Path) -> None:
-    """Put filled cards and Croissant descriptions of a study's sources, and of its table, into a folder."""
+def write_study_cards(folder: Path, rows: list[dict], report: Mapping, tables: list[Path]) -> None:
+    """Put filled cards and Croissant descriptions of a study's sources, and of its tables, into a folder."""
     sources = sorted(report["sources"])
     for name in sources:
         facts = measured_facts(name, rows, report)
@@ -185,15 +185,15 @@ def write_study_cards(folder: Path, rows: list[dict], report: Mapping, table: Pa
         write_text(folder / f"{name}.md", fill_card(text, measured_block(facts), str(page or name)))
         if name in KNOWN:
             write_json(folder / "croissant" / f"{name}.json", describe_source(name, facts))
-    entered = [name for name in sources if not report["sources"][name]["audit_only"]]
-    description = describe_table(entered, {table.name: fingerprint_file(table)})
+    entered = [name for name in sources if report["sources"][name]["use"] != "audit"]
+    description = describe_table(entered, {table.name: fingerprint_file(table) for table in tables})
     write_json(folder / "croissant" / "image_table.json", description)
     write_text(folder / "mixture.md", mixture_card(report))
 
 
 def mixture_card(report: Mapping) -> str:
     """A page on the study's mixture: what each source gives, shares, what left and why."""
-    entered = {name: facts for name, facts in report["sources"].items() if not facts["audit_only"]}
+    entered = {name: facts for name, facts in report["sources"].items() if facts["use"] != "audit"}
     total = sum(sum(facts["images"].values()) for facts in entered.values())
     lines = [
         "# The mixture of this study",
@@ -206,7 +206,8 @@ def mixture_card(report: Mapping) -> str:
         share = 100 * sum(images.values()) / max(total, 1)
         title = KNOWN[name].title if name in KNOWN else name
         cells = " | ".join(f"{images[split]:,}" for split in SPLITS)
-        lines.append(f"| {_escaped(title)} | {cells} | {captions:,} | {share:.1f} % |")
+        title = _escaped(title) + (" (adapts the encoder alone)" if facts["use"] == "adapt" else "")
+        lines.append(f"| {title} | {cells} | {captions:,} | {share:.1f} % |")
     twins = report["twins"]
     lines += [
         "",

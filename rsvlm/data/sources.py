@@ -26,7 +26,7 @@ from rsvlm.data.voc_boxes import read_voc_boxes
 from rsvlm.data.yolo_boxes import read_yolo_boxes
 from rsvlm.paths import BLUE_MARBLE, ROOT
 
-# Format -> the keys it knows besides name, format, images, fixes, resolution and audit_only.
+# Format -> the keys it knows besides name, format, images, fixes, resolution, use and allow_missing_images.
 ONE_FILE = {"karpathy": ("annotations", "labels"), "nwpu": ("annotations",), "sydney_text": ("annotations", "splits")}
 FILE_A_SPLIT = {
     "retrieval_json": ("annotations",),
@@ -39,12 +39,15 @@ FOLDER = {
     format: ("annotations", "splits", "split", "classes", "captions")
     for format in ("voc_boxes", "dota_boxes", "yolo_boxes")
 } | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels")}
-COMMON = ("name", "format", "images", "fixes", "resolution", "audit_only")
+COMMON = ("name", "format", "images", "fixes", "resolution", "use", "allow_missing_images")
 KEYS = {
     "blue_marble": ("name", "format", "tiles", "tile_pixels", "resolution"),
     **{format: (*COMMON, *keys) for format, keys in (ONE_FILE | FILE_A_SPLIT | FOLDER).items()},
 }
 FORMATS = tuple(KEYS)
+# all: its images enter the study's table. adapt: its training images help to adapt the encoder, and enter nothing else.
+# audit: compared with the other sources, enters nothing.
+USES = ("all", "adapt", "audit")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Source:
     suffix: str = ""  # masks: behind the image's name in the mask's
     min_pixels: int = 16  # masks: smallest part that becomes a box
     resolution: float | None = None  # metres a pixel; None where it differs or is unknown
-    audit_only: bool = False  # compared with the other sources, but none of its images enters the table
+    use: str = "all"  # one of USES
+    allow_missing_images: bool | None = None  # as the study's parameter, for this source; None = as the study says
     tiles: int = TileSettings.tiles  # blue_marble: tiles at most
     tile_pixels: int = TileSettings.tile_pixels  # blue_marble: side of a tile in pixels
 
@@ -89,8 +93,12 @@ class Source:
         number = isinstance(self.resolution, int | float) and not isinstance(self.resolution, bool)
         if self.resolution is not None and not (number and self.resolution > 0):
             raise ValueError(f"{where}: resolution must be metres a pixel or null, is {self.resolution!r}")
-        if not isinstance(self.audit_only, bool):
-            raise ValueError(f"{where}: audit_only must be true or false, is {self.audit_only!r}")
+        if self.use not in USES:
+            raise ValueError(f"{where}: use must be one of {', '.join(USES)}, is {self.use!r}")
+        if not isinstance(self.allow_missing_images, bool | None):
+            raise ValueError(
+                f"{where}: allow_missing_images must be true, false or null, is {self.allow_missing_images!r}"
+            )
         if self.format in ("masks", "yolo_boxes") and not self.classes:
             raise ValueError(f"{where}: format {self.format} needs the key 'classes'")
         settings_of(self.captions)
@@ -105,7 +113,7 @@ class Source:
                 )
         elif not isinstance(self.annotations, str):
             raise ValueError(f"{where}: format {self.format} needs the key 'annotations' with a path")
-        if not isinstance(self.images, str) and not (self.audit_only and self.images is None):
+        if not isinstance(self.images, str) and not (self.use == "audit" and self.images is None):
             raise ValueError(f"{where}: format {self.format} needs the key 'images' with a path")
         if self.format == "sydney_text" and not self.splits:
             raise ValueError(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from rsvlm.files import read_json_lines, write_json_lines
-from rsvlm.paths import IMAGE_TABLE
+from rsvlm.paths import ADAPT_TABLE, IMAGE_TABLE
 
 REQUIRED = ["image_id", "source", "split", "path", "captions", "label"]
 OPTIONAL = ["width", "height", "resolution"]
@@ -87,6 +87,16 @@ def load_table(path: Path = IMAGE_TABLE) -> pd.DataFrame:
         )
     table = pd.DataFrame(check_rows(read_json_lines(path), str(path)), columns=COLUMNS, dtype=object)
     return table
+
+
+def load_adapt_table(path: Path = IMAGE_TABLE, more: Path = ADAPT_TABLE) -> pd.DataFrame:
+    """The table with the training images that only adapt the encoder among its rows, sorted as a table is.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_table``, for either file.
+    """
+    table = pd.concat([load_table(path), load_table(more)], ignore_index=True)
+    return table.sort_values(["source", "split", "image_id"], kind="stable", ignore_index=True)
 
 
 def rows_of(table: pd.DataFrame, split: str | None = None, source: str | None = None) -> pd.DataFrame:

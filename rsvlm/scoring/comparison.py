@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rsvlm.scoring.captions import METRICS
-from rsvlm.scoring.fairness import standing, unfair_notes
+from rsvlm.scoring.fairness import adapting_sources, standing, unfair_notes
 from rsvlm.scoring.published import Published, published_for
 from rsvlm.scoring.runs import HUMAN
 
@@ -199,6 +199,8 @@ def _table(metrics: Mapping, task: str, source: str, rows: list[tuple[dict, dict
     notes = [f"Not held against the study's figures: {note}." for note in unfair_notes(metrics, task, source)]
     if not published_for(task, source):
         notes = [NOTHING_PUBLISHED]
+    if adapting := adapting_sources(metrics):
+        notes.insert(0, f"The encoder was adapted on training images of {', '.join(adapting)} too.")
     if task == "retrieval":
         name = metrics.get("protocol", {}).get("retrieval", {}).get("name", "remoteclip, as far as recorded")
         notes.insert(0, f"Protocol {name}, right answers by image unless a column says otherwise.")

@@ -67,11 +67,21 @@ def why_study_differs(metrics: Mapping, task: str, source: str, row: Published) 
 
 
 def study_kind(metrics: Mapping) -> str | None:
-    """ "specialist" for a study trained on one source, "generalist" for several; None where the record does not say."""
+    """ "specialist" for a study trained on one source, "generalist" for several; None where the record does not say.
+
+    A source that only adapts the encoder counts.
+    """
     sources = metrics.get("protocol", {}).get("captions", {}).get("sources")
     if not sources:
         return None
-    return "specialist" if sum(entry["training_images"] > 0 for entry in sources.values()) == 1 else "generalist"
+    trained = {name for name, entry in sources.items() if entry["training_images"] > 0}
+    return "specialist" if len(trained | set(adapting_sources(metrics))) == 1 else "generalist"
+
+
+def adapting_sources(metrics: Mapping) -> list[str]:
+    """Sources of a recorded study that adapted the encoder and entered nothing else."""
+    sources = metrics.get("parameters", {}).get("aggregate_data", {}).get("sources", [])
+    return [source["name"] for source in sources if source.get("use") == "adapt"]
 
 
 def unfair_notes(metrics: Mapping, task: str, source: str) -> list[str]:

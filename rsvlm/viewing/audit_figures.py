@@ -21,7 +21,8 @@ def draw_split_sizes(report: dict) -> Figure:
         places = [4 * place + number for place in range(len(sources))]
         bars = axes.barh(places, images, color=colours[split], hatch=HATCHES[number], edgecolor=PAPER, label=split)
         axes.bar_label(bars, [f"{count:,}" for count in images], padding=3)
-    names = [f"{name}\n(audit only)" if facts["audit_only"] else name for name, facts in sources.items()]
+    notes = {"all": "", "adapt": "\n(encoder only)", "audit": "\n(audit only)"}
+    names = [name + notes[facts["use"]] for name, facts in sources.items()]
     axes.set_yticks([4 * place + 1 for place in range(len(sources))], names)
     axes.set(title="Images by split", xlabel="images")
     axes.margins(x=0.12)

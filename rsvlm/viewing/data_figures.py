@@ -20,6 +20,7 @@ FINDINGS = {
     "images_without_caption": "images without a caption (left out)",
     "captions_blank_dropped": "blank captions (left out)",
     "captions_blank_kept": "blank captions (kept)",
+    "images_left_out_by_use": "validation and test images of a source that adapts the encoder alone (left out)",
     "images_left_out_by_limit": "images beyond the limit a split (left out)",
     "splits_found_swapped": "file with val and test swapped",
     "splits_swapped_back": "file with val and test swapped back",

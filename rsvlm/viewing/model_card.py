@@ -133,6 +133,7 @@ def _data(data: Mapping) -> list[str]:
     lines = ["| source | train | val | test | captions in training |", "|---|---|---|---|---|"]
     for name, facts in sorted(data["sources"].items()):
         title = KNOWN[name].title if name in KNOWN else name
+        title += " (adapts the encoder alone)" if facts["adapts_encoder_alone"] else ""
         cells = " | ".join(f"{facts['images'][split]:,}" for split in SPLITS)
         lines.append(f"| {title} | {cells} | {facts['captions']['train']:,} |")
     dropped = data["twins_dropped_from_train"]
