@@ -3,9 +3,9 @@
 Three steps, each cheaper than comparing all pairs in the next one's way:
 
 1. Candidates are pairs whose perceptual hashes differ in at most DISTANCE of 64 bits. faiss finds them by multi-index
-   hashing (Norouzi et al. 2012): a hash is cut into four parts, and two hashes meet when they agree in all but one bit
-   of one part. That finds all within seven bits, 95 % of those eight and 86 % of those nine bits apart (if the bits
-   differ at random), and compares a hash with a thousandth of the others.
+   hashing (Norouzi et al. 2012): a hash is cut into three parts, and two hashes meet when they agree in all but two bits
+   of one part. That finds all within eight bits and 91 % of those nine bits apart (if the bits differ at random), and
+   compares a hash with a three-thousandth of the others.
 2. The grey pictures, turned alike and shifted into each other, must correlate by at least COARSE.
 3. The fine detail of the two files, what a blur takes away, must correlate by at least DETAIL: of hashes and small
    pictures alone every straight beach and every runway would be the twin of another.
@@ -24,7 +24,7 @@ from rsvlm.data.fingerprints import BYTES, CROP, SIDE, TURN_NAMES, TURNS, Finger
 from rsvlm.data.images import open_image
 
 DISTANCE = 9  # bits of 64 in which two hashes may differ
-PARTS, PART_BITS, FLIPS = 4, 16, 1  # longer parts make smaller buckets: the time of a large audit goes with their size
+PARTS, PART_BITS, FLIPS = 3, 21, 2  # long parts make small buckets, whose size is what a large audit takes time for
 COARSE, DETAIL = 0.80, 0.85  # least correlations; benchmarks/twins.py shows what they find and what they refuse
 CONTRAST = 3.0  # standard deviation of the grey picture, of 255, below which there is nothing to compare
 QUERIES = 20_000  # at a time, so that memory stays bounded
