@@ -2,27 +2,30 @@
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 from rsvlm.data.aggregate import audit_sources
+from rsvlm.data.audit import english_dictionary
 from rsvlm.data.cards import render_cards, renew_cards
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.downloads import DownloadError, get_source
 from rsvlm.data.table import load_table
 from rsvlm.files import read_json, write_json, write_json_lines
-from rsvlm.paths import AGGREGATED, REPORTS, ROOT
+from rsvlm.paths import AGGREGATED, DATA_CARDS, REPORTS, ROOT
 
 RAW = ROOT / "data" / "raw"
 
 
-def audit_folder(data_root: Path, spelling: bool) -> tuple[list[dict], dict]:
-    """Rows and report of every known source whose annotations lie in a folder.
-
-    Sources without images, or with some missing, are compared by their captions.
+def known_sources(data_root: Path) -> list[dict]:
+    """Settings of every known source whose annotations lie in a folder.
 
     Raises:
+        NotADirectoryError: there is no such folder.
         FileNotFoundError: no known source is there.
     """
+    if not data_root.is_dir():
+        raise NotADirectoryError(f"{data_root}: no such folder")
     sources = []
     for name, known in KNOWN.items():
         annotations = known.settings.get("annotations")
@@ -30,8 +33,25 @@ def audit_folder(data_root: Path, spelling: bool) -> tuple[list[dict], dict]:
         if annotations and all((data_root / file).is_file() for file in files):
             sources.append({"name": name, **known.settings})
     if not sources:
-        raise FileNotFoundError(f"{data_root}: holds the annotations of no known source; known: {', '.join(KNOWN)}")
-    return audit_sources(sources, data_root=str(data_root), check_spelling=spelling)
+        raise FileNotFoundError(
+            f"{data_root}: holds the annotations of no known source; known: {', '.join(KNOWN)}. data/raw/README.md has the "
+            "files' names; FOLDER is the one above a source's own folder"
+        )
+    return sources
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Make a folder and write to it, so that this fails now rather than after the work.
+
+    Raises:
+        OSError: it cannot be written to; names it and the remedy.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder}: cannot be written to ({error.strerror}); {remedy}") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     audit = commands.add_parser("audit", help="audit every known source in a folder: report, twins, counts, spelling")
     audit.add_argument("data_root", type=Path)
     audit.add_argument("--out", type=Path, default=REPORTS / "audit")
-    audit.add_argument("--no-spelling", action="store_true", help="go without the extra audit's dictionary")
+    audit.add_argument("--no-spelling", action="store_true", help="go without the dictionary of the extra `audit`")
     audit.add_argument("--cards", action="store_true", help="fill data_cards/ with what was found")
     cards = commands.add_parser("cards", help="fill data_cards/ anew from data_cards/measured/")
     cards.add_argument("--study", action="store_true", help="first measure anew what the study in place aggregated")
@@ -60,7 +80,15 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.command == "get":
             get_source(chosen.name, chosen.raw)
         elif chosen.command == "audit":
-            rows, report = audit_folder(chosen.data_root.resolve(), not chosen.no_spelling)
+            data_root = chosen.data_root.resolve()
+            sources = known_sources(data_root)
+            if not chosen.no_spelling:
+                english_dictionary("leave the spelling out: --no-spelling")
+            check_writable(chosen.out, "name another folder: --out FOLDER")
+            if chosen.cards:
+                check_writable(DATA_CARDS, "leave --cards out")
+            # Without images, or with some missing, a source is compared by its captions.
+            rows, report = audit_sources(sources, data_root=str(data_root), check_spelling=not chosen.no_spelling)
             write_json_lines(chosen.out / "twins.jsonl", report["twins"].pop("list"))
             write_json(chosen.out / "report.json", report)
             print(f"written: {chosen.out}; pairs of twins: {report['twins']['pairs']}")
@@ -71,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"cards filled: {', '.join(renewed)}")
         else:
             render_cards()
-    except (ValueError, FileNotFoundError, ModuleNotFoundError, DownloadError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, DownloadError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

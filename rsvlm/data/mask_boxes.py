@@ -20,6 +20,7 @@ from rsvlm.data.boxed_images import (
 )
 from rsvlm.data.boxes import Box
 from rsvlm.data.images import ImageError
+from rsvlm.extras import import_extra
 
 Colour = int | tuple[int, int, int]
 
@@ -81,7 +82,7 @@ def read_mask_boxes(
 
 def boxes_of_part(mask: np.ndarray, label: str, min_pixels: int = 1) -> list[Box]:
     """Boxes of a boolean mask's (H, W) connected parts (8 neighbours), with direction and stretch, largest first."""
-    import cv2  # 75 MB, only for masks: the extra `audit`
+    cv2 = import_extra("cv2", "reading masks")
 
     plane = np.ascontiguousarray(mask, dtype=np.uint8)
     _, parts, facts, _ = cv2.connectedComponentsWithStats(plane, connectivity=8)

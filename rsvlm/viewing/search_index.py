@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rsvlm import paths
+from rsvlm.extras import import_extra
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.models.features import load_features
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace, load_space
@@ -56,8 +57,7 @@ class SearchIndex:
             vector: (1, D).
             within: (N,) bool: the images that may be found; None: all.
         """
-        import faiss
-
+        faiss = import_extra("faiss", "the search index")
         options = {}
         allowed = len(self.image_ids) if within is None else int(within.sum())
         if within is not None:
@@ -77,8 +77,7 @@ def save_indexes(table: pd.DataFrame, folder: Path | None = None) -> pd.DataFram
 
     A method whose vectors or weights the study has not made is left out, with the reason in the column ``why not``.
     """
-    import faiss
-
+    faiss = import_extra("faiss", "the search index")
     folder = folder or paths.SEARCH_INDEX
     rows, meta = {}, {}
     with whole_folder(folder) as scratch:
@@ -116,10 +115,7 @@ def load_index(method: str, folder: Path | None = None) -> SearchIndex:
     remedy = "run the stage retrieval_gallery (notebook 86_retrieval_gallery)"
     if method not in saved_methods(folder):
         raise FileNotFoundError(f"{folder}: no index of {method!r}; {remedy}")
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError("FAISS is missing: python -m pip install faiss-cpu (make does it)") from error
+    faiss = import_extra("faiss", "the search index")
     own = read_json(folder / META)[method]
     path = folder / f"{method}.faiss"
     if not path.is_file():

@@ -1,0 +1,34 @@
+"""Packages that only some uses need, and how to install them; imported where they are used."""
+
+from importlib import import_module
+from types import ModuleType
+
+# Module -> the package that brings it, the extra of pyproject.toml that names it.
+PACKAGES = {
+    "cv2": ("opencv-python-headless", "boxes"),
+    "faiss": ("faiss-cpu", "cpu"),
+    "inflect": ("inflect", "boxes"),
+    "spellchecker": ("pyspellchecker", "audit"),
+}
+
+
+def import_extra(module: str, use: str, otherwise: str = "") -> ModuleType:
+    """An optional module.
+
+    Args:
+        module: one of PACKAGES.
+        use: what needs it, the start of the error's sentence.
+        otherwise: how to go on without it, the end of that sentence.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; says what needs it, how to install it and how to go without.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        package, extra = PACKAGES[module]
+        raise ModuleNotFoundError(
+            f"{use} needs {package}: python -m pip install {package} (the extra `{extra}`)"
+            + (f"; or {otherwise}" if otherwise else ""),
+            name=module,
+        ) from error
