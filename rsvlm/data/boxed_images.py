@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
 
 from rsvlm.data.boxes import Box
 from rsvlm.data.fixes import ALL
-from rsvlm.data.images import EXTENSIONS, ImageError
+from rsvlm.data.images import EXTENSIONS, open_file
 from rsvlm.data.listings import check_split
 from rsvlm.data.names import check_name, closest_name
 from rsvlm.data.text_lines import read_lines
@@ -97,13 +96,10 @@ def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an image file, in pixels, from its head alone.
 
     Raises:
-        ImageError: the file is no image.
+        ImageError: the file is no image, or EXIF says that it is shown turned.
     """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path}: not an image: {error}") from error
+    with open_file(path, most_pixels=None) as image:
+        return image.size
 
 
 def image_by_stem(folder: Path) -> dict[str, Path]:

@@ -22,11 +22,11 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from rsvlm.data.images import ImageError, open_image
+from rsvlm.data.images import READING, ImageError, check_file, open_image
 from rsvlm.files import fingerprint_file
 from rsvlm.paths import CACHE
 
-VERSION = 1  # in the cache's name: raise it when what a row holds changes
+VERSION = f"1-{READING}"  # in the cache's name: raise the first number when what a row holds changes
 SIDE = 48  # of the grey picture, pixels
 CROP = 0.95  # share of the sides that a crop keeps
 TURNS = (
@@ -98,10 +98,11 @@ def fingerprint_images(
         FileNotFoundError: a file is missing.
     """
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:  # hashing lets other threads work
-        digests = list(pool.map(fingerprint_file, paths, chunksize=32))
+        digests = list(pool.map(_hash_file, paths, chunksize=32))
     with closing(open_cache(cache or CACHE)) as base:
         known = {row[0] for row in base.execute("SELECT sha256 FROM images")}
-        todo = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in known}
+        pairs = zip(digests, paths, strict=True)
+        todo = {digest: path for digest, path in pairs if isinstance(digest, str) and digest not in known}
         faults: dict[str, ImageError] = {}
         done = 0
         for batch in _take_all(list(todo.items()), processes):
@@ -112,14 +113,17 @@ def fingerprint_images(
             done += len(batch)
             if log and done // 20_000 > (done - len(batch)) // 20_000:
                 log(f"{done:,} of {len(todo):,} new images decoded")
-        kept = {row[0]: row for row in _rows_of(base, sorted(set(digests) - set(faults)))}
-    return [
-        _fingerprint_of(kept[digest], path)
-        if digest in kept
-        # An error names the first file with that content; the others get one with their own name.
-        else ImageError(str(faults[digest]).replace(str(todo[digest]), str(path)))
-        for digest, path in zip(digests, paths, strict=True)
-    ]
+        readable = sorted({digest for digest in digests if isinstance(digest, str)} - set(faults))
+        kept = {row[0]: row for row in _rows_of(base, readable)}
+    results: list[Fingerprint | ImageError] = []
+    for digest, path in zip(digests, paths, strict=True):
+        if isinstance(digest, ImageError):
+            results.append(digest)
+        elif digest in kept:
+            results.append(_fingerprint_of(kept[digest], path))
+        else:  # an error names the first file with that content; the others get one with their own name
+            results.append(ImageError(str(faults[digest]).replace(str(todo[digest]), str(path))))
+    return results
 
 
 def open_cache(folder: Path) -> sqlite3.Connection:
@@ -141,6 +145,15 @@ def open_cache(folder: Path) -> sqlite3.Connection:
         base.close()
         raise ValueError(f"{file}: not a whole cache ({error}); delete it, it is made anew") from error
     return base
+
+
+def _hash_file(path: Path) -> str | ImageError:
+    """SHA-256 of an image file; an ImageError for what is no file, such as a named pipe: reading it would not end."""
+    try:
+        check_file(path)
+    except ImageError as error:
+        return error
+    return fingerprint_file(path)
 
 
 def usable_cores() -> int:

@@ -19,7 +19,7 @@ from rsvlm.data.boxed_images import (
     split_of_stems,
 )
 from rsvlm.data.boxes import Box
-from rsvlm.data.images import ImageError
+from rsvlm.data.images import ImageError, open_file
 from rsvlm.extras import import_extra
 
 Colour = int | tuple[int, int, int]
@@ -108,7 +108,7 @@ def boxes_of_part(mask: np.ndarray, label: str, min_pixels: int = 1) -> list[Box
 def _read_mask(path: Path, colour: bool) -> np.ndarray:
     """A mask's values, (H, W) of indices or (H, W, 3) of colours."""
     try:
-        with Image.open(path) as image:
+        with open_file(path) as image:
             image.load()
             if colour:
                 return np.asarray(image.convert("RGB"))

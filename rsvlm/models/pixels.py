@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rsvlm import paths
-from rsvlm.data.images import open_image, resolve_image
+from rsvlm.data.images import READING, open_image, resolve_image
 from rsvlm.files import fingerprint_values, whole_file
 from rsvlm.models.encoders import resize_images
 from rsvlm.models.growing import GrowingArray, check_free_space
@@ -78,7 +78,7 @@ def fingerprint_images(image_paths: Sequence[str], *more: object) -> str:
         FileNotFoundError: an image is missing; names it.
     """
     stats = [resolve_image(path).stat() for path in image_paths]
-    return fingerprint_values(list(image_paths), [[stat.st_size, stat.st_mtime_ns] for stat in stats], *more)
+    return fingerprint_values(READING, list(image_paths), [[stat.st_size, stat.st_mtime_ns] for stat in stats], *more)
 
 
 def decode_images(image_paths: Sequence[str], size: int) -> Tensor:

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rsvlm import paths
-from rsvlm.data.images import open_image, resolve_image
+from rsvlm.data.images import READING, ImageError, check_file, open_image, resolve_image
 from rsvlm.viewing.thumbnails import Thumbnail, as_thumbnail, encode_jpeg, shrink
 
 WAIT_SECONDS = 30  # for another notebook that writes at the same moment
@@ -36,7 +36,8 @@ class ThumbnailCache:
     def __init__(self, pixels: int = 192, most_bytes: int = 12_000, path: Path | None = None) -> None:
         if pixels < 16:
             raise ValueError(f"thumbnails of {pixels} pixels: give at least 16")
-        self.pixels, self.most_bytes, self.path = pixels, most_bytes, path or paths.THUMBNAILS
+        self.pixels, self.most_bytes = pixels, most_bytes
+        self.path = path or paths.THUMBNAILS.with_stem(f"{paths.THUMBNAILS.stem}-{READING}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with closing(self._open()) as database, database:
@@ -51,7 +52,7 @@ class ThumbnailCache:
             for image_path in dict.fromkeys(image_paths):
                 try:
                     key = self._key(image_path)
-                except FileNotFoundError:
+                except (FileNotFoundError, ImageError):
                     continue  # ``make`` says so when the picture is asked for
                 row = database.execute(FIND, key).fetchone()
                 if row:
@@ -84,7 +85,6 @@ class ThumbnailCache:
 
     def _key(self, image_path: str) -> tuple[str, int, int, int]:
         file = resolve_image(image_path)
-        if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such image file")
+        check_file(file)
         stat = file.stat()
         return str(file), self.pixels, stat.st_size, stat.st_mtime_ns
