@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rsvlm.paths import ROOT
+from rsvlm import paths
 
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded: 64 MP is 192 MB as RGB
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif")
@@ -25,7 +25,7 @@ class ImageError(ValueError):
 
 def resolve_image(path: str) -> Path:
     """The file that a ``path`` of the image table means: absolute as it is, else below the project's root."""
-    return Path(path) if Path(path).is_absolute() else ROOT / path
+    return Path(path) if Path(path).is_absolute() else paths.ROOT / path
 
 
 def open_image(path: Path | str) -> Image.Image:

