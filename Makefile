@@ -41,8 +41,8 @@ spice: $(READY) ## get the jars that SPICE needs (480 MB, from Maven's central r
 strip: $(READY) ## take outputs and counts out of notebooks/, before a commit
 	@$(BIN)/python -m rsvlm.strip --in-place
 
-clean: ## remove results and scratch; keeps .venv and DVC's cache of finished stages
-	rm -rf build models reports dvc_plots .rsvlm .pytest_cache
+clean: ## remove results and scratch/ (what notebooks run by hand made); keeps user/, .venv, DVC's cache of finished stages
+	rm -rf build models reports scratch dvc_plots .rsvlm .pytest_cache
 	find data -mindepth 1 -maxdepth 1 ! -name raw -exec rm -rf {} +
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -2,13 +2,62 @@
 
 The project's root is the folder that holds ``dvc.yaml``: ``RSVLM_ROOT`` when it is set (tests run whole studies in
 scratch folders that way), else the nearest such folder above the working directory, else above this package. So a
-notebook finds the same files whether papermill starts it in the root or JupyterLab in ``notebooks/``.
+notebook finds the same files whether papermill starts it in the root or JupyterLab in ``notebooks/``. Nothing is looked
+for at import, which works anywhere: ``paths.FEATURES`` is the study's folder when it is read.
+
+A notebook takes its places from ``workspace("finetune_lora")``: run as a stage it writes the study, run by hand it
+writes below ``scratch/``.
 """
 
 import os
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+PLACES = {
+    "ROOT": ".",
+    # Inputs that a person writes
+    "PARAMS": "params.yaml",
+    "NOTEBOOKS": "notebooks",
+    "DATA_CARDS": "data_cards",
+    "RESULTS": "results",  # recorded runs, in git
+    "BENCHMARKS": "benchmarks/results",  # recorded speeds, in git
+    "MARKS": "marks/captions.csv",  # what people found good or wrong in captions; `make clean` leaves it
+    "DIALOGUES": "dialogues",  # talks with the captioner that were exported
+    "USER_CAPTIONS": "user/captions",  # other models' captions, one JSON-lines file a run; an out of no stage
+    # What the stages make (DVC outs)
+    "STRIPPED": "build/notebooks",
+    "BLUE_MARBLE": "data/blue_marble",  # tiles cut by aggregate_data, in Karpathy's format
+    "AGGREGATED": "data/aggregated",
+    "IMAGE_TABLE": "data/aggregated/images.jsonl",  # the one caption table
+    "ADAPT_TABLE": "data/aggregated/adapt.jsonl",  # training images of other sources, for adapting the encoder alone
+    "FEATURES": "data/features",
+    "GENERATED": "data/generated",  # one JSON-lines file a run of the study
+    "RET_EMBEDDINGS": "data/ret_embeddings",
+    "ENCODER": "models/encoder",
+    "CAPTIONER": "models/captioner",
+    "SEARCH_INDEX": "data/search_index",  # FAISS indexes of the images, for the search box
+    "REPORTS": "reports",
+    "EXECUTED": "reports/notebooks",
+    "METRICS": "reports/metrics",  # one JSON a stage
+    "CURVES": "reports/curves",  # one CSV a training stage, drawn by `dvc plots`
+    "SCORES": "reports/scores",  # per-image scores
+    "TABLES": "reports/tables",
+    "GALLERIES": "reports/galleries",
+    "CARDS": "reports/cards",  # filled with this study's numbers; not beside its data: a reworded card trains nothing
+    # Survives a killed stage and is no result
+    "CHECKPOINTS": ".rsvlm/checkpoints",
+    "FAILED": ".rsvlm/failed",
+    "LOCKS": ".rsvlm/locks",  # one a stage, held while it runs
+    "CACHE": ".rsvlm/cache",
+    "THUMBNAILS": ".rsvlm/cache/thumbnails.sqlite",  # of the browsing widgets
+    # What notebooks run by hand make
+    "SCRATCH": "scratch",
+}
+running_stage: str | None = None  # set in a stage's own kernel, by rsvlm.run_notebook, and nowhere else
 
+
+@cache
 def find_root() -> Path:
     """The project's root folder, absolute.
 
@@ -26,41 +75,69 @@ def find_root() -> Path:
     raise FileNotFoundError(f"no dvc.yaml above {' or '.join(map(str, starts))}: run inside the project or set RSVLM_ROOT")
 
 
-ROOT = find_root()
+def __getattr__(name: str) -> Path:
+    """The study's place of that name."""
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return find_root() / PLACES[name]
 
-# Inputs that a person writes
-PARAMS = ROOT / "params.yaml"
-NOTEBOOKS = ROOT / "notebooks"
-DATA_CARDS = ROOT / "data_cards"
-RESULTS = ROOT / "results"  # recorded runs, in git
-BENCHMARKS = ROOT / "benchmarks" / "results"  # recorded speeds, in git
-MARKS = ROOT / "marks" / "captions.csv"  # what people found good or wrong in captions; `make clean` leaves it
-DIALOGUES = ROOT / "dialogues"  # talks with the captioner that were exported
 
-# What the stages make (DVC outs)
-STRIPPED = ROOT / "build" / "notebooks"
-BLUE_MARBLE = ROOT / "data" / "blue_marble"  # tiles cut by aggregate_data, in Karpathy's format
-AGGREGATED = ROOT / "data" / "aggregated"
-IMAGE_TABLE = AGGREGATED / "images.jsonl"  # the one caption table
-ADAPT_TABLE = AGGREGATED / "adapt.jsonl"  # training images of other sources, for the encoder's adaptation alone
-FEATURES = ROOT / "data" / "features"
-GENERATED = ROOT / "data" / "generated"  # one JSON-lines file a run
-RET_EMBEDDINGS = ROOT / "data" / "ret_embeddings"
-ENCODER = ROOT / "models" / "encoder"
-CAPTIONER = ROOT / "models" / "captioner"
-SEARCH_INDEX = ROOT / "data" / "search_index"  # FAISS indexes of the images, for the search box
+@dataclass(frozen=True)
+class Workspace:
+    """The names of this module as attributes, for one notebook: ``places.CAPTIONER``.
 
-REPORTS = ROOT / "reports"
-EXECUTED = REPORTS / "notebooks"
-METRICS = REPORTS / "metrics"  # one JSON a stage
-CURVES = REPORTS / "curves"  # one CSV a training stage, drawn by `dvc plots`
-SCORES = REPORTS / "scores"  # per-image scores
-TABLES = REPORTS / "tables"
-GALLERIES = REPORTS / "galleries"
-CARDS = REPORTS / "cards"  # filled with this study's numbers; not beside its data: a reworded card must train nothing anew
+    What its stage makes lies below ``home``, everything else in the study. Printed, it says which of the two it is.
+    """
 
-# Scratch that survives a killed stage and is no result
-CHECKPOINTS = ROOT / ".rsvlm" / "checkpoints"
-FAILED = ROOT / ".rsvlm" / "failed"
-CACHE = ROOT / ".rsvlm" / "cache"
-THUMBNAILS = CACHE / "thumbnails.sqlite"  # of the browsing widgets
+    notebook: str
+    root: Path
+    home: Path  # the root, or scratch/NOTEBOOK when run by hand
+    outs: tuple[str, ...]  # the stage's, relative to the root
+
+    def __getattr__(self, name: str) -> Path:
+        if name not in PLACES:
+            raise AttributeError(f"no place {name!r} in rsvlm.paths")
+        place = PLACES[name]
+        own = name == "CHECKPOINTS" or (name != "ROOT" and any(_overlap(place, out) for out in self.outs))
+        return (self.home if own else self.root) / place
+
+    def __str__(self) -> str:
+        if self.home == self.root:
+            return f"Run as a stage of the study: writes {', '.join(self.outs)}."
+        return f"Run by hand: reads the study, writes below {self.home.relative_to(self.root).as_posix()}/ alone."
+
+
+def workspace(stage: str) -> Workspace:
+    """The places of a stage's notebook: the study's in a run by ``rsvlm.run_notebook``, else its own below ``scratch/``.
+
+    Raises:
+        ValueError: dvc.yaml has no such stage, or the kernel runs another one; names both.
+        FileNotFoundError: what another stage makes and this one reads is not there; names both and the command.
+    """
+    from ruamel.yaml import YAML  # here: rsvlm.studies works before anything is installed
+
+    root = find_root()
+    file = root / "dvc.yaml"
+    stages = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["stages"]
+    notebooks = {name.split("_", 1)[1]: name for name in stages["strip"]["foreach"]}
+    if stage not in notebooks or stage not in stages:
+        raise ValueError(f"{file}: no stage {stage!r}; the stages with a notebook are {', '.join(notebooks)}")
+    if running_stage not in (None, stage):
+        raise ValueError(f"workspace({stage!r}) in a run of the stage {running_stage!r}: its notebook asks for its own places")
+    makers = {out: name for name in notebooks for out in stages[name]["outs"]}
+    for dep in stages[stage]["deps"]:
+        maker = next((makers[out] for out in makers if _overlap(dep, out)), None)
+        if maker and not (root / dep).exists():
+            raise FileNotFoundError(
+                f"no {dep}: the notebook {notebooks[stage]} reads what the stage {maker} makes;"
+                f" run `make study`, or `dvc repro {maker}` for it alone"
+            )
+    outs = tuple(out for out in stages[stage]["outs"] if not out.startswith(f"{PLACES['EXECUTED']}/"))
+    home = root if running_stage else root / PLACES["SCRATCH"] / notebooks[stage]
+    return Workspace(notebooks[stage], root, home, outs)
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Whether one of two relative paths is the other or lies in it."""
+    return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
+

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rsvlm.paths import NOTEBOOKS, ROOT
+from rsvlm import paths
 
 PACKAGES = (
     "torch",
@@ -66,7 +66,7 @@ def code_fingerprint() -> str:
     package = Path(__file__).parent
     for path in sorted(package.rglob("*.py")):
         digest.update(f"rsvlm/{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
         digest.update(f"{path.name}\0{_source_of(path)}\0".encode())
     return digest.hexdigest()
 
@@ -74,7 +74,7 @@ def code_fingerprint() -> str:
 def git_commit() -> str | None:
     """The commit that is checked out at the project's root, None without git or before the first commit."""
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True, timeout=20)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

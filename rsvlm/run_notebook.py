@@ -22,15 +22,15 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
+from rsvlm import paths
 from rsvlm.files import write_text
 from rsvlm.params import check_section, declared_parameters, read_section
-from rsvlm.paths import CACHE, EXECUTED, FAILED, PARAMS, ROOT, STRIPPED
+from rsvlm.processes import StageRuns, end_with_dvc, only_run
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# Set for the notebook's kernel. The first five are there for equal bytes on a rerun, whoever runs it and how.
+# Set for the notebook's kernel. The first four are there for equal bytes on a rerun, whoever runs it and how.
 KERNEL_ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
-    "IPYTHONDIR": str(CACHE / "ipython"),  # no start-up files or history of the user's own
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "MATPLOTLIBRC": str(Path(__file__).with_name("matplotlibrc")),
     "SOURCE_DATE_EPOCH": "0",  # matplotlib writes this date into SVG and PDF
@@ -52,12 +52,13 @@ class NotebookFailed(RuntimeError):
     """A cell raised, or the kernel died. The message names the cell, the error and the failed copy."""
 
 
-def find_notebook(stage: str, folder: Path = STRIPPED) -> Path:
+def find_notebook(stage: str, folder: Path | None = None) -> Path:
     """The notebook ``NN_stage.ipynb`` in a folder.
 
     Raises:
         FileNotFoundError: there is none, or more than one; names the folder and what to do.
     """
+    folder = folder or paths.STRIPPED
     found = sorted(folder.glob(f"[0-9][0-9]_{stage}.ipynb"))
     if len(found) != 1:
         raise FileNotFoundError(
@@ -67,7 +68,7 @@ def find_notebook(stage: str, folder: Path = STRIPPED) -> Path:
     return found[0]
 
 
-def run_notebook(stage: str, params_file: Path = PARAMS, log: Callable[[str], None] | None = None) -> Path:
+def run_notebook(stage: str, params_file: Path | None = None, log: Callable[[str], None] | None = None) -> Path:
     """The path of the executed notebook, after running a stage.
 
     Raises:
@@ -75,6 +76,7 @@ def run_notebook(stage: str, params_file: Path = PARAMS, log: Callable[[str], No
         NotebookFailed: a cell raised or the kernel died.
     """
     log = log or (lambda text: print(text, file=sys.stderr, flush=True))
+    params_file = params_file or paths.PARAMS
     source = find_notebook(stage)
     shown = f"notebooks/{source.name}"
     declared = declared_parameters(nbformat.read(source, as_version=4), shown)
@@ -84,12 +86,12 @@ def run_notebook(stage: str, params_file: Path = PARAMS, log: Callable[[str], No
 
     log(f"[{stage}] {shown}")
     started = time.monotonic()
-    target = EXECUTED / source.name
-    running = FAILED / source.name  # what a failed or killed run leaves; a whole one moves on
+    target = paths.EXECUTED / source.name
+    running = paths.FAILED / source.name  # what a failed or killed run leaves; a whole one moves on
     running.parent.mkdir(parents=True, exist_ok=True)
     running.unlink(missing_ok=True)
     try:
-        _execute(source, running, values)
+        _execute(stage, source, running, values)
     except (PapermillExecutionError, DeadKernelError, KeyboardInterrupt) as error:
         raise NotebookFailed(_explain(stage, shown, error, running)) from error
     write_text(target, nbformat.writes(without_traces(nbformat.read(running, as_version=4))) + "\n")
@@ -116,18 +118,22 @@ def without_traces(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def _execute(source: Path, target: Path, values: dict) -> None:
+def _execute(stage: str, source: Path, target: Path, values: dict) -> None:
     os.environ.update(KERNEL_ENVIRONMENT)
     for name, value in KERNEL_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    os.environ["RSVLM_ROOT"] = str(ROOT)  # a relative one would mean another folder inside the kernel
-    paths = [
-        str(ROOT),
+    root, ipython = paths.ROOT, paths.CACHE / "ipython"
+    ipython.mkdir(parents=True, exist_ok=True)
+    os.environ["IPYTHONDIR"] = str(ipython)  # no start-up files or history of the user's own: equal bytes
+    os.environ["RSVLM_ROOT"] = str(root)  # a relative one would mean another folder inside the kernel
+    packages = [
+        str(root),
         str(Path(__file__).parents[1]),
         *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
     ]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    (CACHE / "ipython").mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(packages))
+    # Told to this kernel alone: a variable of the environment would reach whatever the kernel starts
+    join = f"__import__('rsvlm.processes').processes.join_stage({stage!r}, {os.getpid()})"
     # papermill's own reading of the parameters cell knows no `int | None`; names and types were checked before
     logging.getLogger("papermill").setLevel(logging.ERROR)
     papermill.execute_notebook(
@@ -135,12 +141,15 @@ def _execute(source: Path, target: Path, values: dict) -> None:
         str(target),
         parameters=values,
         kernel_name="python3",
-        cwd=str(ROOT),
+        cwd=str(root),
         progress_bar=False,
         stdout_file=sys.stdout,
         stderr_file=sys.stderr,
         start_timeout=300,  # a cold, busy machine takes its time to start a kernel
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # it warns of its own transport at every start
+        extra_arguments=[
+            "--IPKernelApp.log_level=ERROR",  # it warns of its own transport at every start
+            f"--IPKernelApp.exec_lines={join}",
+        ],
     )
 
 
@@ -173,11 +182,14 @@ def main() -> int:
     """Run the stage named on the command line; 0 when its notebook ran to the end."""
     parser = argparse.ArgumentParser(description="Run a stage's notebook with its section of params.yaml.")
     parser.add_argument("stage", help="a section of params.yaml, such as finetune_lora")
-    parser.add_argument("--params", type=Path, default=PARAMS, help="another parameter file")
+    parser.add_argument("--params", type=Path, help="another parameter file")
     arguments = parser.parse_args()
     try:
-        run_notebook(arguments.stage, arguments.params)
-    except (ValueError, FileNotFoundError, NotebookFailed) as error:
+        end_with_dvc()
+        find_notebook(arguments.stage)
+        with only_run(arguments.stage):
+            run_notebook(arguments.stage, arguments.params)
+    except (ValueError, FileNotFoundError, NotebookFailed, StageRuns) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -11,8 +11,8 @@ import nbformat
 from nbformat import NotebookNode
 from nbstripout import strip_output
 
+from rsvlm import paths
 from rsvlm.files import write_text
-from rsvlm.paths import NOTEBOOKS, STRIPPED
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -41,10 +41,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="names like 10_aggregate_data; all notebooks when left out")
     parser.add_argument("--in-place", action="store_true", help="strip the notebooks themselves, for a commit")
     arguments = parser.parse_args()
-    names = arguments.names or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    names = arguments.names or sorted(path.stem for path in paths.NOTEBOOKS.glob("*.ipynb"))
     for name in names:
-        source = NOTEBOOKS / f"{name}.ipynb"
-        target = source if arguments.in_place else STRIPPED / source.name
+        source = paths.NOTEBOOKS / f"{name}.ipynb"
+        target = source if arguments.in_place else paths.STRIPPED / source.name
         text = as_text(stripped(nbformat.read(source, as_version=4)))
         if not target.is_file() or target.read_text(encoding="utf-8") != text:
             write_text(target, text)

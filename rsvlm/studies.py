@@ -9,16 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rsvlm import paths
 from rsvlm.files import write_text
-from rsvlm.paths import PARAMS, ROOT
 
-STUDIES = ROOT / "params"
 DEFAULT = "blue_marble"  # what params.yaml holds in a fresh clone
 
 
 def study_names() -> list[str]:
     """Names of the studies in ``params/``, sorted."""
-    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    return sorted(path.stem for path in (paths.ROOT / "params").glob("*.yaml"))
 
 
 def study_file(name: str) -> Path:
@@ -33,14 +32,14 @@ def study_file(name: str) -> Path:
         close = difflib.get_close_matches(wanted, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"params/: no study {name!r}{hint} Choose with STUDY=..., one of: default, {', '.join(names)}")
-    return STUDIES / f"{wanted}.yaml"
+    return paths.ROOT / "params" / f"{wanted}.yaml"
 
 
 def study_in_place() -> str | None:
     """The name of the study that params.yaml is a copy of; None when it was edited."""
-    if not PARAMS.is_file():
+    if not paths.PARAMS.is_file():
         return None
-    text = PARAMS.read_text(encoding="utf-8")
+    text = paths.PARAMS.read_text(encoding="utf-8")
     same = [name for name in study_names() if study_file(name).read_text(encoding="utf-8") == text]
     return same[0] if same else None
 
@@ -52,12 +51,12 @@ def use_study(name: str) -> Path:
         ValueError: no such study, or params.yaml holds edits that are neither committed nor one of the studies.
     """
     source = study_file(name)
-    if PARAMS.is_file() and study_in_place() is None and not _committed(PARAMS):
+    if paths.PARAMS.is_file() and study_in_place() is None and not _committed(paths.PARAMS):
         raise ValueError(
-            f"{PARAMS}: holds edits that are saved nowhere else. Keep them (`git commit params.yaml`, or"
+            f"{paths.PARAMS}: holds edits that are saved nowhere else. Keep them (`git commit params.yaml`, or"
             " `cp params.yaml params/mine.yaml`) or drop them (`git checkout params.yaml`), then try again"
         )
-    write_text(PARAMS, source.read_text(encoding="utf-8"))
+    write_text(paths.PARAMS, source.read_text(encoding="utf-8"))
     return source
 
 

@@ -10,11 +10,10 @@ import csv
 import sys
 from collections.abc import Iterable, Mapping
 
+from rsvlm import paths
 from rsvlm.files import read_json, write_json
-from rsvlm.paths import EXECUTED, GALLERIES, REPORTS, ROOT, TABLES
 from rsvlm.studies import study_in_place
 
-HEADLINE = REPORTS / "headline.json"
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "METEOR", "ROUGE_L")
 RECALLS = ("mean_recall", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 HEADLINE_RUNS = ("captioner", "consensus", "shuffled")
@@ -66,12 +65,12 @@ def result_lines(rows: Iterable[Mapping[str, str]]) -> list[str]:
 def where_lines() -> list[str]:
     """Where to look: the galleries, the table, the executed notebooks; only what is there."""
     places = {
-        "captions": GALLERIES / "captions.html",
-        "retrieval": GALLERIES / "retrieval.html",
-        "full table": TABLES / "comparison.html",
-        "notebooks": EXECUTED,
+        "captions": paths.GALLERIES / "captions.html",
+        "retrieval": paths.GALLERIES / "retrieval.html",
+        "full table": paths.TABLES / "comparison.html",
+        "notebooks": paths.EXECUTED,
     }
-    return [f"  {name:<10}  {path.relative_to(ROOT)}" for name, path in places.items() if path.exists()]
+    return [f"  {name:<10}  {path.relative_to(paths.ROOT)}" for name, path in places.items() if path.exists()]
 
 
 def _put(figures: dict, source: str, metric: str, name: str, entry: Mapping) -> None:
@@ -105,9 +104,9 @@ def main() -> int:
     parser.add_argument("command", nargs="?", choices=["show", "headline"], default="show")
     command = parser.parse_args().command
     if command == "headline":
-        write_json(HEADLINE, headline(read_json(REPORTS / "metrics.json")))
+        write_json(paths.REPORTS / "headline.json", headline(read_json(paths.REPORTS / "metrics.json")))
         return 0
-    table = TABLES / "comparison.csv"
+    table = paths.TABLES / "comparison.csv"
     if not table.is_file():
         print(f"{table}: not there yet; `make study` makes it", file=sys.stderr)
         return 1

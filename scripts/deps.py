@@ -20,6 +20,7 @@ NEVER = {
     "rsvlm/paths.py",
     "rsvlm/files.py",
     "rsvlm/params.py",
+    "rsvlm/processes.py",
     "rsvlm/provenance.py",
     "rsvlm/run_notebook.py",
     "rsvlm/strip.py",
@@ -85,11 +86,9 @@ def named_places(stage: str) -> set[str]:
     ]
     names = set()
     for node in (node for source in sources for node in ast.walk(ast.parse(source))):
-        if isinstance(node, ast.ImportFrom) and node.module == "rsvlm.paths":
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "paths":
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("paths", "places"):
             names.add(node.attr)
-    return names
+    return {name for name in names if name.isupper()}
 
 
 def listed_modules(stage: str) -> list[str]:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsvlm.data import aggregate, fingerprints
+from rsvlm import paths
+from rsvlm.data import aggregate
 from rsvlm.data.aggregate import aggregate_sources, write_aggregated
 from rsvlm.data.images import ImageError
 from rsvlm.data.sources import parse_source
@@ -33,7 +34,12 @@ def make_source(root, name="s", splits=tuple(SPLIT_OF), captions=("a river .", "
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(fingerprints, "CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def folders(root):
+    """Where ``write_aggregated`` writes."""
+    return {name: root / name for name in ("aggregated", "cards", "metrics")}
 
 
 def run(root, *sources, **options):
@@ -56,9 +62,7 @@ def test_rows_and_report(tmp_path):
     json.dumps(report, allow_nan=False)
 
 
-def test_a_source_may_adapt_the_encoder_alone(tmp_path, monkeypatch):
-    for name in ("AGGREGATED", "METRICS", "CARDS"):
-        monkeypatch.setattr(aggregate, name, tmp_path / name.lower())
+def test_a_source_may_adapt_the_encoder_alone(tmp_path):
     more = make_source(tmp_path, "more", splits=("train", "train", "val", "test")) | {"use": "adapt"}
     shutil.copy(tmp_path / "more/imgs/1.png", tmp_path / "twin.png")
     own = make_source(tmp_path)
@@ -67,7 +71,7 @@ def test_a_source_may_adapt_the_encoder_alone(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="more: 1 of 4 images"):
         run(tmp_path, own, more)
     rows, report = run(tmp_path, own, more | {"allow_missing_images": True})
-    metrics = write_aggregated(rows, report)
+    metrics = write_aggregated(rows, report, **folders(tmp_path))
     tables = [tmp_path / "aggregated" / name for name in ("images.jsonl", "adapt.jsonl")]
     assert set(load_table(tables[0])["source"]) == {"s"}
     assert load_table(tables[1])["image_id"].tolist() == ["more/0.png"], "its twin of a test image left"
@@ -81,21 +85,16 @@ def test_a_source_may_adapt_the_encoder_alone(tmp_path, monkeypatch):
         run(tmp_path, more | {"allow_missing_images": True})
 
 
-def test_a_study_without_such_a_source_has_an_empty_table_of_them(tmp_path, monkeypatch):
-    for name in ("AGGREGATED", "METRICS", "CARDS"):
-        monkeypatch.setattr(aggregate, name, tmp_path / name.lower())
+def test_a_study_without_such_a_source_has_an_empty_table_of_them(tmp_path):
     rows, report = run(tmp_path, make_source(tmp_path))
-    write_aggregated(rows, report)
+    write_aggregated(rows, report, **folders(tmp_path))
     tables = [tmp_path / "aggregated" / name for name in ("images.jsonl", "adapt.jsonl")]
     assert load_table(tables[1]).empty and load_adapt_table(*tables).equals(load_table(tables[0]))
 
 
-def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(aggregate, "AGGREGATED", tmp_path / "aggregated")
-    monkeypatch.setattr(aggregate, "METRICS", tmp_path / "metrics")
-    monkeypatch.setattr(aggregate, "CARDS", tmp_path / "cards")
+def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path):
     rows, report = run(tmp_path, make_source(tmp_path))
-    write_aggregated(rows, report)
+    write_aggregated(rows, report, **folders(tmp_path))
     table = load_table(tmp_path / "aggregated" / "images.jsonl")
     assert table.to_dict("records") == rows
     assert list(rows_of(table, split="test", source="s")["image_id"]) == ["s/5.png"]
@@ -110,11 +109,8 @@ def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path, monkeypatch
 
 
 def test_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(aggregate, "AGGREGATED", tmp_path / "aggregated")
-    monkeypatch.setattr(aggregate, "METRICS", tmp_path / "metrics")
-    monkeypatch.setattr(aggregate, "CARDS", tmp_path / "cards")
     rows, report = run(tmp_path, make_source(tmp_path))
-    write_aggregated(rows, report)
+    write_aggregated(rows, report, **folders(tmp_path))
     before = (tmp_path / "aggregated" / "images.jsonl").read_bytes()
 
     def no_space(path, value):
@@ -122,7 +118,7 @@ def test_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
 
     monkeypatch.setattr(aggregate, "write_json", no_space)
     with pytest.raises(OSError, match="No space left"):
-        write_aggregated(rows[:1], report)
+        write_aggregated(rows[:1], report, **folders(tmp_path))
     assert (tmp_path / "aggregated" / "images.jsonl").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aggregated", "cards", "metrics", "s"]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsvlm.data import aggregate, cards, fingerprints
+from rsvlm import paths
+from rsvlm.data import cards
 from rsvlm.data.__main__ import main
 from rsvlm.data.aggregate import aggregate_sources, write_aggregated
 from rsvlm.data.audit import find_misspelt
@@ -119,10 +120,7 @@ def test_a_page_without_markers_is_refused():
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """A source named like a known one and one of the user's own, aggregated and written."""
-    monkeypatch.setattr(aggregate, "AGGREGATED", tmp_path / "aggregated")
-    monkeypatch.setattr(aggregate, "METRICS", tmp_path / "metrics")
-    monkeypatch.setattr(aggregate, "CARDS", tmp_path / "cards")
-    monkeypatch.setattr(fingerprints, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     sources = []
     for name in ("rsicd", "own"):
         entries = []
@@ -136,7 +134,8 @@ def study(tmp_path, monkeypatch):
         (tmp_path / f"{name}.json").write_text(json.dumps({"images": entries}))
         sources.append({"name": name, "format": "karpathy", "annotations": f"{name}.json", "images": name})
     rows, report = aggregate_sources(sources, data_root=str(tmp_path), log=lambda line: None)
-    write_aggregated(rows, report)
+    folders = {name: tmp_path / name for name in ("aggregated", "cards", "metrics")}
+    write_aggregated(rows, report, **folders)
     return rows, report, tmp_path / "cards"
 
 

@@ -82,10 +82,8 @@ class Page(HTMLParser):
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
     """An empty project's root, for this process."""
-    places = {name: place for name, place in vars(paths).items() if isinstance(place, Path) and name != "ROOT"}
-    for name, place in places.items():
-        monkeypatch.setattr(paths, name, tmp_path / place.relative_to(paths.ROOT))
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    for name, place in paths.PLACES.items():
+        monkeypatch.setattr(paths, name, tmp_path / place)
     return tmp_path
 
 

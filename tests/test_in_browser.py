@@ -45,10 +45,8 @@ def study(tmp_path_factory):
     root.mkdir()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for name, place in vars(paths).items():
-            if isinstance(place, Path) and name != "ROOT":
-                patch.setattr(paths, name, root / place.relative_to(paths.ROOT))
-        patch.setattr(paths, "ROOT", root)
+        for name, place in paths.PLACES.items():
+            patch.setattr(paths, name, root / place)
         build_study(root, test=TEST_IMAGES, train=6, nasty_name=True, scored=True, more_runs=("consensus", "beam", "constant", "shuffled"))
         add_captioner()
         write_caption_gallery(baselines=["nearest"], neighbours=2)

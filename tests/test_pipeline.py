@@ -7,14 +7,19 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
+import papermill.parameterize
 import pytest
+from nbclient import NotebookClient
 from ruamel.yaml import YAML
 
 import rsvlm.paths
-from rsvlm.params import check_section, declared_parameters, read_params
+from rsvlm.files import fingerprint_file, read_json_lines, write_json_lines
+from rsvlm.params import check_section, declared_parameters, read_params, read_section
+from rsvlm.scoring.runs import STUDY_RUNS
 from rsvlm.strip import as_text, stripped
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +64,19 @@ def test_a_stage_has_one_name_in_every_place(stage):
 def test_each_stage_depends_on_what_its_notebook_imports():
     lines = deps.disagreements()
     assert not lines, "run `python scripts/deps.py`, or in dvc.yaml:\n" + "\n".join(lines)
+
+
+def test_the_generated_captions_are_outs_one_by_one():
+    outs = [out for out in PIPELINE["stages"]["generate_captions"]["outs"] if out.startswith("data/generated")]
+    assert outs == [f"data/generated/{run}.jsonl" for run in sorted(STUDY_RUNS)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_notebook_has_its_places_from_its_own_workspace(stage):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{STAGES[stage]}.ipynb", as_version=4)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert code.count(f'places = workspace("{stage}")\nprint(places)') == 1 == code.count("workspace(")
+    assert re.findall(r"rsvlm.paths.*|\bpaths\..*", code) == ["rsvlm.paths import workspace"]
 
 
 def test_every_out_is_cached_and_no_checkpoint_is_an_out():
@@ -225,6 +243,7 @@ LEFT_BEHIND = {
     "reports",
     "dvc_plots",
     "results",
+    "scratch",
     "dvc.lock",
     ".pytest_cache",
 }
@@ -242,6 +261,8 @@ def smoke_study(tmp_path_factory):
         drop = {"__pycache__", ".ipynb_checkpoints"} & set(names)
         if place == Path("data"):
             drop = set(names) - {"raw"}
+        if place == Path("user/captions"):
+            drop = set(names) - {"README.md"}
         if place == Path(".dvc"):
             drop = {"tmp", "cache", "config.local"} & set(names)
         return drop
@@ -306,7 +327,62 @@ def test_the_summary_and_dvc_show_the_result(smoke_study):
     assert "captioner, training" in plots and "retrieval_loss" in plots and "encoder, validation" in plots
 
 
+def run_by_hand(root: Path, name: str) -> nbformat.NotebookNode:
+    """A notebook as JupyterLab runs it, with the smoke study's parameters."""
+    notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
+    values = read_section(root / "params.yaml", name.split("_", 1)[1])
+    notebook = papermill.parameterize.parameterize_notebook(notebook, values, kernel_name="python3", language="python")
+    resources = {"metadata": {"path": str(root / "notebooks")}}
+    return NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+
+
+def bytes_of(root: Path, folders: Iterable[str]) -> dict[str, str]:
+    """Path -> SHA-256 of every file in some folders."""
+    files = [path for folder in folders for path in sorted((root / folder).rglob("*")) if path.is_file()]
+    return {path.relative_to(root).as_posix(): fingerprint_file(path) for path in files}
+
+
+def test_notebooks_run_by_hand_leave_the_study_as_it_is(smoke_study):
+    (smoke_study / "results").mkdir(exist_ok=True)
+    before = bytes_of(smoke_study, ["data", "models", "reports", "results", "user", "build"])
+    for stage in ("aggregate_data", "adapt_encoder", "generate_captions", "compare_with_paper", "retrieval_gallery"):
+        name = STAGES[stage]
+        executed = run_by_hand(smoke_study, name)
+        said = [output.text for cell in executed.cells for output in cell.get("outputs", []) if "text" in output]
+        assert any(f"Run by hand: reads the study, writes below scratch/{name}/" in text for text in said)
+        for out in PIPELINE["stages"][stage]["outs"]:
+            # an executed copy, and what the stage's other commands make, are no work of the notebook
+            if not out.startswith("reports/notebooks/") and out not in ("reports/headline.json", "reports/model_card.md"):
+                assert (smoke_study / "scratch" / name / out).exists(), out
+    assert bytes_of(smoke_study, ["data", "models", "reports", "results", "user", "build"]) == before
+    assert json.loads(dvc(smoke_study, "status", "--json")) == {}
+
+
+def test_nothing_that_a_person_put_into_a_folder_is_deleted(smoke_study):
+    theirs = smoke_study / "data" / "generated" / "theirs.jsonl"
+    ids = [row["image_id"] for row in read_json_lines(smoke_study / "data" / "generated" / "beam.jsonl")]
+    write_json_lines(theirs, [{"image_id": image_id, "caption": "a wide grey sea ."} for image_id in ids])
+    content = theirs.read_bytes()
+    dvc(smoke_study, "repro", "--force", "--single-item", "generate_captions")
+    assert theirs.read_bytes() == content, "DVC deletes outs before a stage runs"
+    with pytest.raises(AssertionError, match=r"theirs\.jsonl: not a run of this study.*user/captions"):
+        dvc(smoke_study, "repro", "score_captions")
+    assert theirs.read_bytes() == content
+
+    moved = smoke_study / "user" / "captions" / theirs.name
+    theirs.rename(moved)
+    said = dvc(smoke_study, "repro")
+    assert "Running stage 'score_captions'" in said and "Running stage 'generate_captions'" not in said
+    metrics = json.loads((smoke_study / "reports" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["captions"]["theirs"]["blue_marble"]["CIDEr"]["value"] is not None
+    assert moved.read_bytes() == content and json.loads(dvc(smoke_study, "status", "--json")) == {}
+    moved.write_bytes(content.replace(b"grey", b"blue"))
+    assert "score_captions" in json.loads(dvc(smoke_study, "status", "--json"))
+
+
 def test_a_changed_plot_trains_nothing_again(smoke_study):
+    (smoke_study / "user" / "captions" / "theirs.jsonl").unlink(missing_ok=True)
+    dvc(smoke_study, "repro")
     status = json.loads(dvc(smoke_study, "status", "--json"))
     assert status == {}
     path = smoke_study / "rsvlm" / "viewing" / "plots.py"

@@ -1,12 +1,21 @@
 """The runner on small notebooks in a scratch root: parameters, equal bytes, failures."""
 
+import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from ruamel.yaml import YAML
 
+from rsvlm import paths
 from rsvlm.params import check_section, declared_parameters, fits, read_params, read_section
 from rsvlm.strip import as_text, stripped
 
@@ -57,15 +66,18 @@ def checked(values: dict):
 def run(scratch_root):
     """Runs stage ``toy`` of the scratch root; its standard input for files is a notebook and a params text."""
 
-    def run_toy(notebook, section: str = SECTION) -> subprocess.CompletedProcess:
+    def prepare(notebook, section: str) -> None:
         (scratch_root / "build" / "notebooks").mkdir(parents=True, exist_ok=True)
         (scratch_root / "build" / "notebooks" / "10_toy.ipynb").write_text(
             as_text(stripped(notebook)), encoding="utf-8"
         )
         (scratch_root / "params.yaml").write_text(section, encoding="utf-8")
-        command = [sys.executable, "-m", "rsvlm.run_notebook", "toy"]
-        return subprocess.run(command, cwd=scratch_root, capture_output=True, text=True, timeout=120)
 
+    def run_toy(notebook, section: str = SECTION) -> subprocess.CompletedProcess:
+        prepare(notebook, section)
+        return subprocess.run(run_toy.command, cwd=scratch_root, capture_output=True, text=True, timeout=120)
+
+    run_toy.prepare, run_toy.command = prepare, [sys.executable, "-m", "rsvlm.run_notebook", "toy"]
     run_toy.executed = scratch_root / "reports" / "notebooks" / "10_toy.ipynb"
     run_toy.failed = scratch_root / ".rsvlm" / "failed" / "10_toy.ipynb"
     return run_toy
@@ -105,6 +117,187 @@ def test_a_misspelt_key_stops_before_the_first_cell(run, scratch_root):
 def test_a_dead_kernel_is_an_error(run):
     done = run(toy("import os; os._exit(9)"))
     assert done.returncode == 1 and "kernel died" in done.stderr and not run.executed.exists()
+
+
+# One run at a time, which ends with the dvc that started it
+
+SLOW = """import os, time
+from pathlib import Path
+Path("seen.txt").write_text(f"{os.getpid()} {os.getppid()}")
+for tick in range(seed):
+    with open("out.txt", "w") as file:
+        file.write(f"{seed} {tick}")
+    time.sleep(0.05)"""
+FOR_LONG, SHORT = SECTION.replace("seed: 3", "seed: 100000"), SECTION.replace("seed: 3", "seed: 2")
+PIPELINE = """
+stages:
+  toy:
+    cmd: COMMAND
+    deps: [build/notebooks/10_toy.ipynb]
+    params: [toy]
+    outs: [out.txt]
+"""
+
+
+def wait_for(what, seconds: float = 120.0):
+    """What ``what()`` returns as soon as it is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        answer = what()
+        if answer:
+            return answer
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; a zombie waits for its new parent only."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def kernel_and_runner(root: Path) -> list[int]:
+    """The processes of a slow stage as soon as its notebook works."""
+    wait_for((root / "out.txt").is_file)
+    return [int(pid) for pid in (root / "seen.txt").read_text().split()]
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "command"),
+    [
+        (signal.SIGKILL, "python -m rsvlm.run_notebook toy"),
+        (signal.SIGTERM, "python -m rsvlm.run_notebook toy"),
+        (signal.SIGKILL, "python -m rsvlm.run_notebook toy && true"),  # the shell stays between
+    ],
+)
+def test_a_stage_ends_with_the_dvc_that_started_it(run, scratch_root, ended_by, command):
+    run.prepare(toy(SLOW), FOR_LONG)
+    (scratch_root / "dvc.yaml").write_text(PIPELINE.replace("COMMAND", command))
+    (scratch_root / ".dvc").mkdir()
+    (scratch_root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    repro = [sys.executable, "-m", "dvc", "repro"]
+    settings = os.environ | {"SHELL": "/bin/sh"}
+    with subprocess.Popen(
+        repro, cwd=scratch_root, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as dvc:
+        pids = kernel_and_runner(scratch_root)
+        dvc.send_signal(ended_by)
+    wait_for(lambda: all(map(gone, pids)))
+
+    run.prepare(toy(SLOW), SHORT)  # and the next run is kept from nothing, nor disturbed
+    done = subprocess.run(repro, cwd=scratch_root, env=settings, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (scratch_root / "out.txt").read_text() == "2 1"
+
+
+def test_a_second_run_is_refused_at_once_and_a_killed_one_bars_nobody(run, scratch_root):
+    run.prepare(toy(SLOW), FOR_LONG)
+    first = subprocess.Popen(run.command, cwd=scratch_root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        kernel, runner = kernel_and_runner(scratch_root)
+        second = run(toy(SLOW), SHORT)
+        assert second.returncode == 1 and f"process {first.pid} " in second.stderr and "[toy]" in second.stderr
+        assert not gone(kernel) and runner == first.pid
+        assert (scratch_root / "out.txt").read_text().startswith("100000 "), "the first goes on"
+    finally:
+        first.kill()
+        first.wait()
+    wait_for(lambda: gone(kernel))
+    third = run(toy(SLOW), SHORT)
+    assert third.returncode == 0, third.stderr
+    assert (scratch_root / "out.txt").read_text() == "2 1"
+
+
+def test_only_the_stages_own_kernel_is_the_study(run, scratch_root):
+    ask = "from rsvlm import paths; print(repr(paths.running_stage))"
+    done = run(toy(ask, f"import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', {ask!r}], text=True))"))
+    assert done.returncode == 0, done.stderr
+    outputs = [output for cell in nbformat.read(run.executed, as_version=4).cells for output in cell.get("outputs", [])]
+    assert [output.text.strip() for output in outputs] == ["'toy'", "None"]
+
+
+# Places
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A root with the study's dvc.yaml, and nothing made yet."""
+    (tmp_path / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(paths, "find_root", lambda: tmp_path)
+    return tmp_path
+
+
+def test_run_by_hand_a_notebook_has_its_own_outs_and_the_studys_inputs(project, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"no data/aggregated: .*20_adapt_encoder.*`dvc repro aggregate_data`"):
+        paths.workspace("adapt_encoder")
+    for folder in ("data/aggregated", "data/blue_marble", "data/features", "data/generated", "reports/metrics"):
+        (project / folder).mkdir(parents=True)
+    places, scratch = paths.workspace("finetune_lora"), project / "scratch" / "40_finetune_lora"
+    for name in ("CAPTIONER", "METRICS", "CURVES", "CHECKPOINTS"):
+        assert getattr(places, name) == scratch / paths.PLACES[name]
+    for name in ("FEATURES", "IMAGE_TABLE", "ENCODER", "CACHE", "PARAMS", "ROOT", "SCORES"):
+        assert getattr(places, name) == project / paths.PLACES[name]
+    assert str(places) == "Run by hand: reads the study, writes below scratch/40_finetune_lora/ alone."
+    with pytest.raises(AttributeError, match="no place 'CAPTIONR'"):
+        places.CAPTIONR
+
+    monkeypatch.setattr(paths, "running_stage", "finetune_lora")
+    study = paths.workspace("finetune_lora")
+    assert all(getattr(study, name) == project / place for name, place in paths.PLACES.items())
+    assert str(study).startswith("Run as a stage of the study: writes models/captioner")
+    with pytest.raises(ValueError, match="'adapt_encoder'.* in a run of the stage 'finetune_lora'"):
+        paths.workspace("adapt_encoder")
+
+
+def test_a_place_that_holds_other_stages_files_too_is_told_apart(project):
+    stages = YAML(typ="safe", pure=True).load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for dep in (dep for entry in stages.values() for dep in entry.get("deps", []) if "$" not in dep):
+        (project / dep).parent.mkdir(parents=True, exist_ok=True)
+        (project / dep).touch()
+    places, scratch = paths.workspace("compare_with_paper"), project / "scratch" / "80_compare_with_paper"
+    assert places.REPORTS == scratch / "reports" and places.TABLES == scratch / "reports" / "tables"
+    assert places.METRICS == project / "reports" / "metrics" and places.SCORES == project / "reports" / "scores"
+    assert paths.workspace("generate_captions").GENERATED == project / "scratch/50_generate_captions/data/generated"
+    assert paths.workspace("caption_gallery").GENERATED == project / "data/generated"
+    with pytest.raises(ValueError, match="no stage 'finetune'"):
+        paths.workspace("finetune")
+
+
+IMPORT_ALL = """
+import importlib, json, pkgutil, rsvlm
+bad = {}
+for module in pkgutil.walk_packages(rsvlm.__path__, "rsvlm."):
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        if error.name.startswith("rsvlm"):
+            raise
+    except Exception as error:
+        bad[module.name] = repr(error)
+print(json.dumps(bad))
+"""
+
+
+def test_every_module_can_be_imported_outside_a_project(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(PROJECT / "rsvlm", tmp_path / "site" / "rsvlm", ignore=shutil.ignore_patterns("__pycache__"))
+    settings = {key: value for key, value in os.environ.items() if key != "RSVLM_ROOT"}
+    settings["PYTHONPATH"] = str(tmp_path / "site")
+
+    def python(code: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, cwd=tmp_path / "empty", env=settings, capture_output=True, text=True)
+
+    done = python(IMPORT_ALL)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {}
+    done = python("from rsvlm import paths; paths.FEATURES")
+    assert "no dvc.yaml above" in done.stderr and "set RSVLM_ROOT" in done.stderr
 
 
 def test_values_arrive_with_their_types():

@@ -163,10 +163,10 @@ def test_recording_refuses_bad_names_and_unfinished_studies(scratch_root, name, 
 def test_a_run_with_missing_repeated_or_broken_rows_is_refused(tmp_path):
     table = pd.DataFrame(caption_rows()[:2])
     with pytest.raises(FileNotFoundError, match="generate_captions"):
-        read_runs(tmp_path, table)
+        read_runs(tmp_path, tmp_path / "user", table)
     write_json_lines(tmp_path / "captioner.jsonl", [{"image_id": "blue_marble/0.jpg", "caption": "a"}])
     with pytest.raises(ValueError, match=r"captioner.jsonl: no caption for 1 of 2 images, such as 'blue_marble/1.jpg'"):
-        read_runs(tmp_path, table)
+        read_runs(tmp_path, tmp_path / "user", table)
     write_json_lines(tmp_path / "captioner.jsonl", [{"image_id": "a", "caption": "x"}] * 2)
     with pytest.raises(ValueError, match="line 2: second caption for 'a'"):
         read_captions(tmp_path / "captioner.jsonl")
@@ -178,14 +178,14 @@ def test_a_run_with_missing_repeated_or_broken_rows_is_refused(tmp_path):
 def test_a_run_cannot_take_the_name_of_another_key(tmp_path):
     write_json_lines(tmp_path / "protocol.jsonl", [])
     with pytest.raises(ValueError, match="protocol"):
-        read_runs(tmp_path, pd.DataFrame(caption_rows()))
+        read_runs(tmp_path, tmp_path / "user", pd.DataFrame(caption_rows()))
 
 
 def test_rows_of_other_splits_are_left_aside(tmp_path):
     rows = [{"image_id": name, "caption": "c"} for name in ("blue_marble/0.jpg", "elsewhere", "ucm/0.jpg")]
     write_json_lines(tmp_path / "nearest.jsonl", rows)
     table = pd.DataFrame([row for row in caption_rows() if row["image_id"].endswith("/0.jpg")])
-    assert read_runs(tmp_path, table) == {
+    assert read_runs(tmp_path, tmp_path / "user", table) == {
         "nearest": {"blue_marble": {"blue_marble/0.jpg": "c"}, "ucm": {"ucm/0.jpg": "c"}}
     }
 

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rsvlm import paths
 from rsvlm.data.aggregate import audit_sources
 from rsvlm.data.audit import english_dictionary
 from rsvlm.data.cards import render_cards, renew_cards
@@ -12,9 +13,6 @@ from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.downloads import DownloadError, get_source
 from rsvlm.data.table import load_table
 from rsvlm.files import read_json, write_json, write_json_lines
-from rsvlm.paths import AGGREGATED, DATA_CARDS, REPORTS, ROOT
-
-RAW = ROOT / "data" / "raw"
 
 
 def known_sources(data_root: Path) -> list[dict]:
@@ -61,10 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("list", help="the known sources, what is published about them, and their official places")
     get = commands.add_parser("get", help="fetch a source into data/raw; nothing is fetched without this command")
     get.add_argument("name", metavar="NAME", help=f"one of: {', '.join(KNOWN)}")
-    get.add_argument("--raw", type=Path, default=RAW, help="folder of raw data (data/raw)")
+    get.add_argument("--raw", type=Path, default=paths.ROOT / "data" / "raw", help="folder of raw data (data/raw)")
     audit = commands.add_parser("audit", help="audit every known source in a folder: report, twins, counts, spelling")
     audit.add_argument("data_root", type=Path)
-    audit.add_argument("--out", type=Path, default=REPORTS / "audit")
+    audit.add_argument("--out", type=Path, default=paths.REPORTS / "audit")
     audit.add_argument("--no-spelling", action="store_true", help="go without the dictionary of the extra `audit`")
     audit.add_argument("--cards", action="store_true", help="fill data_cards/ with what was found")
     cards = commands.add_parser("cards", help="fill data_cards/ anew from data_cards/measured/")
@@ -95,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
             if chosen.cards:
                 print(f"cards filled: {', '.join(renew_cards(rows, report))}")
         elif chosen.study:
-            renewed = renew_cards(load_table().to_dict("records"), read_json(AGGREGATED / "report.json"))
+            renewed = renew_cards(load_table().to_dict("records"), read_json(paths.AGGREGATED / "report.json"))
             print(f"cards filled: {', '.join(renewed)}")
         else:
             render_cards()

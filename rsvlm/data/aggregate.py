@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from rsvlm import paths
 from rsvlm.data.audit import caption_facts, english_dictionary, find_misspelt, published_counts
 from rsvlm.data.cards import write_study_cards
 from rsvlm.data.fingerprints import Fingerprint, fingerprint_images
@@ -20,8 +21,8 @@ from rsvlm.data.sources import Source, list_source, parse_source
 from rsvlm.data.table import SPLITS, save_table
 from rsvlm.extras import import_extra
 from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_lines
-from rsvlm.paths import ADAPT_TABLE, AGGREGATED, CARDS, IMAGE_TABLE, METRICS, ROOT
 
+TABLE, ADAPT = "images.jsonl", "adapt.jsonl"  # the table, and the rows that adapt the encoder alone
 TWINS = "twins.jsonl"  # every pair of twin images, beside the table
 
 
@@ -35,6 +36,7 @@ def aggregate_sources(
     check_spelling: bool = False,
     seed: int = 0,
     cache: Path | None = None,
+    tiles: Path | None = None,
     log: Callable[[str], None] = print,
 ) -> tuple[list[dict], dict]:
     """Rows of all images that are used, and the report on them.
@@ -51,6 +53,7 @@ def aggregate_sources(
         check_spelling: list words that an English dictionary does not know; needs the extra ``audit``.
         seed: of the Blue Marble tiles, of the wording of captions made from boxes, and of that draw.
         cache: folder of the images' fingerprints; None = the project's.
+        tiles: folder that Blue Marble's tiles are written to; None = the study's.
         log: takes one line a source.
 
     Raises:
@@ -74,6 +77,7 @@ def aggregate_sources(
         spelling=check_spelling,
         seed=seed,
         cache=cache,
+        tiles=tiles,
         log=log,
     )
     _check_splits(rows, report)
@@ -118,6 +122,7 @@ def _survey(
     spelling: bool,
     seed: int,
     cache: Path | None,
+    tiles: Path | None = None,
     log: Callable[[str], None],
 ) -> tuple[list[dict], list[dict], dict]:
     """Rows that are used, rows that are only compared, and the report."""
@@ -128,7 +133,7 @@ def _survey(
     for source in sources:
         allow = allow_missing if source.allow_missing_images is None else source.allow_missing_images
         allow = allow or source.use == "audit"
-        new, new_prints, facts = _read_source(source, data_root, allow, most, seed, cache, log)
+        new, new_prints, facts = _read_source(source, data_root, allow, most, seed, cache, tiles, log)
         log(f"{source.name}: {facts.get('images_read', 0)} of {facts['images_listed']} listed images read")
         (others if source.use == "audit" else rows).extend(new)
         prints |= new_prints
@@ -157,10 +162,11 @@ def _read_source(
     most: int | None,
     seed: int,
     cache: Path | None,
+    tiles: Path | None,
     log: Callable[[str], None],
 ) -> tuple[list[dict], dict[str, Fingerprint], dict]:
     """Rows of one source, fingerprints by image_id, and its part of the report."""
-    listing, folder, files = list_source(source, data_root, seed)
+    listing, folder, files = list_source(source, data_root, seed, tiles)
     where = files[0]
     fixes = check_fixes(source.fixes)
     facts: dict = {
@@ -262,11 +268,11 @@ def _limit(found: list[FoundImage], most: int | None, seed: str) -> list[FoundIm
 
 def _path_text(item: FoundImage, data_root: str) -> str:
     """The table's path: relative to the root, except for a ``data_root`` that was given as an absolute path outside."""
-    inside = item.path.is_relative_to(ROOT)
+    inside = item.path.is_relative_to(paths.ROOT)
     return (
         item.path.as_posix()
         if Path(data_root).is_absolute() and not inside
-        else Path(os.path.relpath(item.path, ROOT)).as_posix()
+        else Path(os.path.relpath(item.path, paths.ROOT)).as_posix()
     )
 
 
@@ -288,21 +294,27 @@ def _check_splits(rows: list[dict], report: dict) -> None:
             )
 
 
-def write_aggregated(rows: list[dict], report: dict) -> dict:
-    """The stage's metrics; writes them, both tables, the twins, ``report.json`` and the sources' filled cards."""
+def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, cards: Path, metrics: Path) -> dict:
+    """The stage's metrics; writes them, both tables, the twins, ``report.json`` and the sources' filled cards.
+
+    Args:
+        aggregated: folder of the tables and the report.
+        cards: folder of the filled cards.
+        metrics: folder of the stages' metrics.
+    """
     adapting = {name for name, facts in report["sources"].items() if facts["use"] == "adapt"}
-    with whole_folder(AGGREGATED) as scratch:
-        save_table([row for row in rows if row["source"] not in adapting], scratch / IMAGE_TABLE.name)
-        save_table([row for row in rows if row["source"] in adapting], scratch / ADAPT_TABLE.name)
+    with whole_folder(aggregated) as scratch:
+        save_table([row for row in rows if row["source"] not in adapting], scratch / TABLE)
+        save_table([row for row in rows if row["source"] in adapting], scratch / ADAPT)
         write_json_lines(scratch / TWINS, report["twins"]["list"])
         twins = {key: value for key, value in report["twins"].items() if key != "list"}  # has a file of its own
         write_json(scratch / "report.json", report | {"twins": twins})
-    tables = [AGGREGATED / table.name for table in ((IMAGE_TABLE, ADAPT_TABLE) if adapting else (IMAGE_TABLE,))]
-    with whole_folder(CARDS) as scratch:
+    tables = [aggregated / name for name in ((TABLE, ADAPT) if adapting else (TABLE,))]
+    with whole_folder(cards) as scratch:
         write_study_cards(scratch, rows, report, tables)
-    metrics = metrics_of(report)
-    write_json(METRICS / "aggregate_data.json", metrics)
-    return metrics
+    numbers = metrics_of(report)
+    write_json(metrics / "aggregate_data.json", numbers)
+    return numbers
 
 
 def metrics_of(report: dict) -> dict:

@@ -20,7 +20,6 @@ from rsvlm.data.images import FORMATS
 from rsvlm.data.land_captions import GROUPS, IGBP_TO_GROUP, WATER, describe_land, dominant_land
 from rsvlm.data.table import SPLITS
 from rsvlm.files import whole_folder, write_json
-from rsvlm.paths import BLUE_MARBLE
 
 IMAGERY_PER_DEGREE, LABELS_PER_DEGREE = 15, 20
 NORTH, SOUTH = 80.0, -60.0  # Antarctica and the Arctic Ocean are one class and no picture
@@ -77,7 +76,7 @@ class Tile:
         return f"{'n' if north >= 0 else 's'}{abs(north):04.1f}_{'e' if east >= 0 else 'w'}{abs(east):05.1f}.png"
 
 
-def make_blue_marble(settings: TileSettings, folder: Path = BLUE_MARBLE) -> dict[str, int]:
+def make_blue_marble(settings: TileSettings, folder: Path) -> dict[str, int]:
     """Tiles a split; writes ``folder`` with ``images/*.png`` and ``dataset.json`` in Karpathy's format.
 
     Raises:

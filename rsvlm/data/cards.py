@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from rsvlm import paths
 from rsvlm.data.audit import words_of
 from rsvlm.data.catalogue import CAP4, KNOWN
 from rsvlm.data.croissant import describe_source, describe_table
 from rsvlm.data.fixes import FIXES
 from rsvlm.data.table import SPLITS
 from rsvlm.files import fingerprint_file, read_json, write_json, write_text
-from rsvlm.paths import DATA_CARDS
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 # What every card must have, in the order of the Data Cards Playbook and of Hugging Face's dataset cards.
@@ -180,7 +180,7 @@ def write_study_cards(folder: Path, rows: list[dict], report: Mapping, tables: l
     sources = sorted(report["sources"])
     for name in sources:
         facts = measured_facts(name, rows, report)
-        page = DATA_CARDS / f"{KNOWN[name].card}.md" if name in KNOWN else None
+        page = paths.DATA_CARDS / f"{KNOWN[name].card}.md" if name in KNOWN else None
         text = page.read_text(encoding="utf-8") if page and page.is_file() else _own_card(name)
         write_text(folder / f"{name}.md", fill_card(text, measured_block(facts), str(page or name)))
         if name in KNOWN:
@@ -223,9 +223,9 @@ def mixture_card(report: Mapping) -> str:
     return "\n".join(lines) + "\n"
 
 
-def renew_cards(rows: list[dict], report: Mapping, folder: Path = DATA_CARDS) -> list[str]:
+def renew_cards(rows: list[dict], report: Mapping, folder: Path | None = None) -> list[str]:
     """Names of the known sources whose cards in the repository were filled anew from a run."""
-    renewed = []
+    folder, renewed = folder or paths.DATA_CARDS, []
     for name in sorted(set(report["sources"]) & set(KNOWN)):
         facts = measured_facts(name, rows, report)
         write_json(folder / "measured" / f"{name}.json", facts)
@@ -234,8 +234,9 @@ def renew_cards(rows: list[dict], report: Mapping, folder: Path = DATA_CARDS) ->
     return renewed
 
 
-def render_cards(folder: Path = DATA_CARDS) -> None:
+def render_cards(folder: Path | None = None) -> None:
     """Fill every card and write every Croissant description from the numbers in ``measured/``."""
+    folder = folder or paths.DATA_CARDS
     for name, known in KNOWN.items():
         facts = load_measured(name, folder)
         page = folder / f"{known.card}.md"
@@ -243,9 +244,9 @@ def render_cards(folder: Path = DATA_CARDS) -> None:
         write_json(folder / "croissant" / f"{name}.json", describe_source(name, facts))
 
 
-def load_measured(name: str, folder: Path = DATA_CARDS) -> dict | None:
+def load_measured(name: str, folder: Path | None = None) -> dict | None:
     """The numbers that a source's card is filled with; None where it has never been measured."""
-    path = folder / "measured" / f"{name}.json"
+    path = (folder or paths.DATA_CARDS) / "measured" / f"{name}.json"
     return read_json(path) if path.is_file() else None
 
 

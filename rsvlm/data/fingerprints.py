@@ -22,9 +22,9 @@ import imagehash
 import numpy as np
 from PIL import Image
 
+from rsvlm import paths as study_places
 from rsvlm.data.images import READING, ImageError, check_file, open_image
 from rsvlm.files import fingerprint_file
-from rsvlm.paths import CACHE
 
 VERSION = f"1-{READING}"  # in the cache's name: raise the first number when what a row holds changes
 SIDE = 48  # of the grey picture, pixels
@@ -99,7 +99,7 @@ def fingerprint_images(
     """
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:  # hashing lets other threads work
         digests = list(pool.map(_hash_file, paths, chunksize=32))
-    with closing(open_cache(cache or CACHE)) as base:
+    with closing(open_cache(cache or study_places.CACHE)) as base:
         known = {row[0] for row in base.execute("SELECT sha256 FROM images")}
         pairs = zip(digests, paths, strict=True)
         todo = {digest: path for digest, path in pairs if isinstance(digest, str) and digest not in known}

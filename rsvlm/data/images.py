@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import MAX_SAMPLESPERPIXEL, PREFIXES, ImageFileDirectory_v2
 
-from rsvlm.paths import ROOT
+from rsvlm import paths
 
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded: 64 MP is 192 MB as RGB
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif")
@@ -53,7 +53,7 @@ class ImageError(ValueError):
 
 def resolve_image(path: str) -> Path:
     """The file that a ``path`` of the image table means: absolute as it is, else below the project's root."""
-    return Path(path) if Path(path).is_absolute() else ROOT / path
+    return Path(path) if Path(path).is_absolute() else paths.ROOT / path
 
 
 def check_file(path: Path) -> None:

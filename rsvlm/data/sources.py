@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsvlm import paths
 from rsvlm.data.blue_marble import TileSettings, make_blue_marble
 from rsvlm.data.box_captions import caption_listing, settings_of
 from rsvlm.data.boxed_images import Classes
@@ -24,7 +25,6 @@ from rsvlm.data.retrieval_json import read_retrieval_json
 from rsvlm.data.sydney_text import read_sydney_text
 from rsvlm.data.voc_boxes import read_voc_boxes
 from rsvlm.data.yolo_boxes import read_yolo_boxes
-from rsvlm.paths import BLUE_MARBLE, ROOT
 
 # Format -> the keys it knows besides name, format, images, fixes, resolution, use and allow_missing_images.
 ONE_FILE = {"karpathy": ("annotations", "labels"), "nwpu": ("annotations",), "sydney_text": ("annotations", "splits")}
@@ -144,23 +144,27 @@ def parse_source(settings: object) -> Source:
     return Source(**settings)
 
 
-def list_source(source: Source, data_root: str, seed: int = 0) -> tuple[Listing, Path | None, list[Path]]:
+def list_source(
+    source: Source, data_root: str, seed: int = 0, tiles: Path | None = None
+) -> tuple[Listing, Path | None, list[Path]]:
     """A source's listing, its folder of images, and the files or folders of its annotations.
 
     Args:
         data_root: folder that paths start from, relative to the project's root or absolute.
         seed: of Blue Marble's tiles and of the wording of captions made from boxes.
+        tiles: folder that Blue Marble's tiles are written to; None = the study's.
 
     Raises:
         FileNotFoundError, ValueError: as the format's reader.
     """
     if source.format == "blue_marble":
-        make_blue_marble(TileSettings(source.tiles, source.tile_pixels, seed))
-        annotations, images = BLUE_MARBLE / "dataset.json", BLUE_MARBLE / "images"
+        tiles = tiles or paths.BLUE_MARBLE
+        make_blue_marble(TileSettings(source.tiles, source.tile_pixels, seed), tiles)
+        annotations, images = tiles / "dataset.json", tiles / "images"
         return read_karpathy(annotations, labels="field"), images, [annotations]
 
     def below(path: str) -> Path:
-        return ROOT / data_root / path
+        return paths.ROOT / data_root / path
 
     fixes = check_fixes(source.fixes)
     images = below(source.images) if source.images else None

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from rsvlm import paths
 from rsvlm.files import read_json_lines, write_json_lines
-from rsvlm.paths import ADAPT_TABLE, IMAGE_TABLE
 
 REQUIRED = ["image_id", "source", "split", "path", "captions", "label"]
 OPTIONAL = ["width", "height", "resolution"]
@@ -67,20 +67,20 @@ def _fault_of(row: object) -> str | None:
     return None
 
 
-def save_table(rows: Iterable[dict], path: Path = IMAGE_TABLE) -> None:
+def save_table(rows: Iterable[dict], path: Path) -> None:
     """Write checked rows, sorted by source, split and image_id."""
     checked = check_rows(rows, str(path))
     write_json_lines(path, sorted(checked, key=lambda row: (row["source"], row["split"], row["image_id"])))
 
 
-def load_table(path: Path = IMAGE_TABLE) -> pd.DataFrame:
+def load_table(path: Path | None = None) -> pd.DataFrame:
     """The table with the columns COLUMNS, in the file's order; ``captions`` holds lists of str, ``label`` str or None.
 
     Raises:
         FileNotFoundError: the stage aggregate_data has not run.
         ValueError: a row is not as the table must be; names the file and the row.
     """
-    path = Path(path)
+    path = Path(path or paths.IMAGE_TABLE)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no image table; run the stage aggregate_data (notebook 10_aggregate_data) first"
@@ -89,7 +89,7 @@ def load_table(path: Path = IMAGE_TABLE) -> pd.DataFrame:
     return table
 
 
-def load_adapt_table(path: Path = IMAGE_TABLE, more: Path = ADAPT_TABLE) -> pd.DataFrame:
+def load_adapt_table(path: Path, more: Path) -> pd.DataFrame:
     """The table with the training images that only adapt the encoder among its rows, sorted as a table is.
 
     Raises:

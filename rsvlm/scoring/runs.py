@@ -1,4 +1,4 @@
-"""The captions that the study's runs have written, one file a run."""
+"""The captions that the study's runs have written, and those of other models beside them, one file a run."""
 
 from pathlib import Path
 
@@ -6,39 +6,65 @@ import pandas as pd
 
 from rsvlm.files import read_json_lines
 
+STUDY_RUNS = ("captioner", "beam", "shuffled", "constant", "nearest", "consensus")  # the outs of generate_captions
 HUMAN = "human"
 RESERVED = ("protocol", "paired")  # keys of the metrics file that are no runs
 Runs = dict[str, dict[str, dict[str, str]]]  # run -> source -> image_id -> caption
 
 
-def read_runs(folder: Path, table: pd.DataFrame) -> Runs:
-    """run -> source -> {image_id: caption}, from all ``RUN.jsonl`` in a folder, for the rows of ``table``.
+def run_files(generated: Path, others: Path) -> dict[str, Path]:
+    """run -> its file, by name: the study's own runs in ``generated``, other models' captions in ``others``.
+
+    Raises:
+        ValueError: a file in ``generated`` that the study did not make, or one in ``others`` whose name is taken.
+    """
+    own = {path.stem: path for path in generated.glob("*.jsonl") if path.stem in STUDY_RUNS}
+    foreign = [path for path in sorted(generated.glob("[!.]*")) if path not in own.values()]
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]}: not a run of this study, whose stages alone write into {generated};"
+            f" other models' captions belong into {others} (move it there, under a name of its own)"
+        )
+    files = dict(own)
+    for path in others.glob("*.jsonl"):
+        name = path.stem.casefold()
+        if name in (*RESERVED, HUMAN):
+            raise ValueError(f"{path}: {path.stem!r} cannot be a run's name, the metrics use it; rename the file")
+        if name in STUDY_RUNS:
+            raise ValueError(
+                f"{path}: {name!r} is a run of the study ({generated / name}.jsonl); rename the file, to say its model"
+            )
+        files[path.stem] = path
+    return dict(sorted(files.items()))
+
+
+def read_runs(generated: Path, others: Path, table: pd.DataFrame) -> Runs:
+    """run -> source -> {image_id: caption}, from the files of ``run_files``, for the rows of ``table``.
 
     Rows of images outside the table (another split) are left aside.
 
     Raises:
-        FileNotFoundError: no run in the folder.
-        ValueError: an image of the table without a caption, an image twice, a row of another shape; names both.
+        FileNotFoundError: the study has no run yet.
+        ValueError: as ``run_files``; an image of the table without a caption, an image twice, a row of another shape;
+            names file and line or image.
     """
-    paths = sorted(folder.glob("*.jsonl"))
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no generated captions (*.jsonl); run the stage generate_captions first")
+    files = run_files(generated, others)
+    if not any(path.parent == generated for path in files.values()):
+        raise FileNotFoundError(f"{generated}: no generated captions (*.jsonl); run the stage generate_captions first")
     source_of = dict(zip(table["image_id"], table["source"]))
     runs: Runs = {}
-    for path in paths:
-        if path.stem in (*RESERVED, HUMAN):
-            raise ValueError(f"{path}: {path.stem!r} cannot be a run's name, the metrics use it; rename the file")
+    for run, path in files.items():
         captions = read_captions(path)
         missing = [image_id for image_id in source_of if image_id not in captions]
         if missing:
             raise ValueError(
                 f"{path}: no caption for {len(missing)} of {len(source_of)} images, such as {missing[0]!r};"
-                " run the stage generate_captions again"
+                f" {'run the stage generate_captions again' if run in STUDY_RUNS else 'add them, or take the file away'}"
             )
         by_source: dict[str, dict[str, str]] = {}
         for image_id, source in source_of.items():
             by_source.setdefault(source, {})[image_id] = captions[image_id]
-        runs[path.stem] = by_source
+        runs[run] = by_source
     return runs
 
 

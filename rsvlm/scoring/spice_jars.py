@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsvlm import paths
 from rsvlm.files import whole_file
-from rsvlm.paths import ROOT
 
-FOLDER = ROOT / "jars"  # no stage reads it unless spice_jars names it, and nothing clears it
+FOLDER = "jars"  # no stage reads it unless spice_jars names it, and nothing clears it
 REPOSITORY = "https://repo1.maven.org/maven2"
 CHUNK = 1 << 20
 
@@ -90,7 +90,7 @@ def _fetch(address: str, target: Path) -> str:
 def main() -> int:
     """Fetch the jars; 0 when all are there."""
     parser = argparse.ArgumentParser(description="Get the jars that SPICE needs from Maven's central repository.")
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help=f"default: {FOLDER.relative_to(ROOT)}")
+    parser.add_argument("folder", nargs="?", type=Path, default=paths.ROOT / FOLDER, help=f"default: {FOLDER}")
     folder = parser.parse_args().folder
     try:
         get_jars(folder, log=lambda text: print(text, file=sys.stderr))

@@ -146,7 +146,7 @@ def open_archive(split: str | None = "test", device: str = "cpu") -> Archive:
     """
     table = load_table(paths.IMAGE_TABLE).set_index("image_id", drop=False)
     rows_of(table, split=split)
-    runs = {run: read_captions(paths.GENERATED / f"{run}.jsonl") for run in known_runs()}
+    runs = {run: read_captions(file) for run, file in known_runs().items()}
     return Archive(table, load_features(paths.FEATURES), device, split, runs)
 
 

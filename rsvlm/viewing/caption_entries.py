@@ -8,7 +8,7 @@ import pandas as pd
 
 from rsvlm import paths
 from rsvlm.files import read_json
-from rsvlm.scoring.runs import RESERVED, read_captions
+from rsvlm.scoring.runs import RESERVED, read_captions, run_files
 from rsvlm.viewing.page import format_score, read_reported
 
 BASELINES = ("consensus", "nearest", "shuffled")
@@ -41,27 +41,30 @@ def sort_runs(runs: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys(runs), key=lambda run: (place.get(run, len(place)), run))
 
 
-def known_runs(folder: Path | None = None) -> list[str]:
-    """The runs that were made, in the order of the study's tables."""
-    folder = folder or paths.GENERATED
-    return sort_runs([file.stem for file in folder.glob("*.jsonl")]) if folder.is_dir() else []
+def known_runs() -> dict[str, Path]:
+    """run -> its file: the runs that were made and other models' captions, in the order of the study's tables.
+
+    Raises:
+        ValueError: as ``run_files``.
+    """
+    files = run_files(paths.GENERATED, paths.USER_CAPTIONS)
+    return {run: files[run] for run in sort_runs(list(files))}
 
 
-def read_run(run: str, folder: Path | None = None) -> dict[str, str]:
+def read_run(run: str) -> dict[str, str]:
     """The captions of one run by image id.
 
     Raises:
         FileNotFoundError: the run was not made; names the file and the runs that exist.
         ValueError: a row is not as it must be; names the file and the line.
     """
-    folder = folder or paths.GENERATED
-    path = folder / f"{run}.jsonl"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.jsonl"))) or "none"
+    files = known_runs()
+    if run not in files:
         raise FileNotFoundError(
-            f"{path}: no captions of run {run!r}; run the stage generate_captions (runs there: {known})"
+            f"{paths.GENERATED / run}.jsonl: no captions of run {run!r}; run the stage generate_captions"
+            f" (runs there: {', '.join(sorted(files)) or 'none'})"
         )
-    return {image_id: caption.strip() for image_id, caption in read_captions(path).items()}
+    return {image_id: caption.strip() for image_id, caption in read_captions(files[run]).items()}
 
 
 def read_image_scores(references: str = "released", path: Path | None = None) -> pd.DataFrame:

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rsvlm import paths
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.table import SPLITS
 from rsvlm.files import read_json, write_text
 from rsvlm.params import read_params
-from rsvlm.paths import METRICS, PARAMS, REPORTS
 
-CARD = REPORTS / "model_card.md"
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "METEOR", "ROUGE_L")
 RUNS = {
     "captioner": "this model",
@@ -212,11 +211,11 @@ def _figure(score: Mapping | None, factor: float, digits: int, interval: bool) -
     return text
 
 
-def main(card: Path = CARD) -> int:
+def main(card: Path | None = None) -> int:
     """Write the card of the study in place."""
     try:
-        metrics, data = read_json(REPORTS / "metrics.json"), read_json(METRICS / "aggregate_data.json")
-        write_text(card, model_card(metrics, data, read_params(PARAMS)))
+        metrics, data = read_json(paths.REPORTS / "metrics.json"), read_json(paths.METRICS / "aggregate_data.json")
+        write_text(card or paths.REPORTS / "model_card.md", model_card(metrics, data, read_params(paths.PARAMS)))
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

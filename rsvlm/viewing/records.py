@@ -169,10 +169,10 @@ def read_records(
     if references not in ("released", "distinct"):
         raise ValueError(f"references is {references!r}: give 'released' or 'distinct'")
     rows = rows_of(load_table(paths.IMAGE_TABLE), split=split)
-    wanted = list(dict.fromkeys(runs)) if runs is not None else known_runs()
+    wanted = list(dict.fromkeys(runs)) if runs is not None else list(known_runs())
     if not wanted:
         raise FileNotFoundError(f"{paths.GENERATED}: no generated captions; run the stage generate_captions")
-    made = set(known_runs())
+    made = known_runs()
     captions = {run: read_run(run) for number, run in enumerate(wanted) if number == 0 or run in made}
     absent = [run for run in wanted if run not in captions]
     first = captions[wanted[0]]
@@ -180,8 +180,8 @@ def read_records(
         bare = next((image_id for image_id in rows["image_id"] if image_id not in first), None)
         if bare is not None:
             raise ValueError(
-                f"{paths.GENERATED / wanted[0]}.jsonl: no caption for {bare!r} (split {split!r});"
-                " run the stage generate_captions again"
+                f"{made[wanted[0]]}: no caption for {bare!r} (split {split!r});"
+                " run the stage generate_captions again, or complete the file where it is another model's"
             )
     else:
         rows = rows[rows["image_id"].isin({image_id for own in captions.values() for image_id in own})]

@@ -13,6 +13,7 @@ import numpy as np
 
 from rsvlm import paths
 from rsvlm.files import fingerprint_values, read_json, whole_folder, write_text
+from rsvlm.viewing.caption_entries import known_runs
 from rsvlm.viewing.records import Records, read_records
 
 FORMAT = 1
@@ -62,7 +63,7 @@ def open_records(runs: Sequence[str] | None = None, *, split: str | None = None,
     Raises:
         FileNotFoundError, ValueError: as ``read_records``.
     """
-    files = [paths.IMAGE_TABLE, paths.SCORES / "captions.csv", *sorted(paths.GENERATED.glob("*.jsonl"))]
+    files = [paths.IMAGE_TABLE, paths.SCORES / "captions.csv", *known_runs().values()]
     key = cache_key(files, list(runs) if runs is not None else None, split, references)
     records = find_records(key)
     if records is None:
