@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
                 english_dictionary("leave the spelling out: --no-spelling")
             check_writable(chosen.out, "name another folder: --out FOLDER")
             if chosen.cards:
-                check_writable(DATA_CARDS, "leave --cards out")
+                check_writable(paths.DATA_CARDS, "leave --cards out")
             # Without images, or with some missing, a source is compared by its captions.
             rows, report = audit_sources(sources, data_root=str(data_root), check_spelling=not chosen.no_spelling)
             write_json_lines(chosen.out / "twins.jsonl", report["twins"].pop("list"))

@@ -4,8 +4,14 @@ As in the paper: the first caption tells the objects whose box centre lies in th
 that lie elsewhere, three more the counts of randomly drawn classes; above ten a general term replaces the number.
 
 What the paper leaves open is a setting of CaptionSettings. Beyond it: the three counting captions together name every
-class, and they add how classes lie to each other, how large objects are and whether they lie in parallel. Nothing is
+class, and they add how classes lie to each other, how large objects look and whether they lie in parallel. Nothing is
 said about sides or compass points, so that all stays true when an image is flipped or turned.
+
+Nothing is said that the annotations do not prove. An object somewhere in an upright box need not be where another's box
+overlaps it, so of boxes alone no object is inside another, and two are next to each other only where the boxes leave no
+other way. "Elsewhere" leaves out a box that holds the middle of the image, "free of" one that reaches into the centre;
+a plain count then takes the caption's place. Parts of a class mask (``rsvlm.data.mask_boxes``) are told by what their
+pixels prove: areas of ground by their number, objects without one, for one part may hold several that touch.
 """
 
 import math
@@ -15,37 +21,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from rsvlm.data.boxed_images import BoxedListing
 from rsvlm.data.boxes import Box
 from rsvlm.data.listings import ListedImage, Listing, note_splits
+from rsvlm.data.names import is_area
 from rsvlm.extras import import_extra
 
 CAPTIONS = 5
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 SMALL, LARGE = 0.005, 0.25  # share of the image that an object covers
-PARALLEL = 0.9  # length of the mean direction, 0 to 1, from which objects lie in parallel
+PARALLEL = 15  # degrees that each of the objects may be off their mean direction where they lie in parallel
+NEARBY = 0.05  # share of the image's diagonal that two objects are apart at most where they are next to each other
 STRETCHED = 1.5  # long by short side from which an object has a direction
-MASS = (
-    "water",
-    "grass",
-    "vegetation",
-    "farmland",
-    "woodland",
-    "cropland",
-    "grassland",
-    "land",
-    "soil",
-    "sand",
-    "snow",
-    "ice",
-    "forest",
-    "agriculture",
-    "clutter",
-    "shadow",
-    "barren",
-    "surface",
-    "surfaces",
-)  # fmt: skip  words without a plural: areas of them are counted
+SIZES = frozenset("large small big little huge tiny long short great mini giant oversized".split())
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class CaptionSettings:
     general_above: int = 10  # from the paper: counts above ten may be told in general terms
     general_terms: tuple[str, ...] = ("many", "a lot of")  # the paper's examples
     counted: int = 3  # classes that a counting caption names at least, where there are so many; not in the paper
-    relations: bool = True  # tell which classes lie next to or inside each other
+    relations: bool = True  # tell which classes lie next to each other or, of masks, surround each other
     details: bool = True  # tell sizes, and objects that lie in parallel
 
     def __post_init__(self) -> None:
@@ -103,10 +93,10 @@ def caption_listing(boxed: BoxedListing, settings: CaptionSettings, seed: int) -
 
     The class label is that of most boxes.
     """
-    listing = Listing(images=[], counts=Counter(boxed.counts))
+    listing = Listing(images=[], counts=Counter(boxed.counts), notes=dict(boxed.notes))
     for image in boxed.images:
         captions = caption_boxes(
-            list(image.boxes), image.width, image.height, settings, random.Random(f"{seed}/{image.name}")
+            list(image.boxes), image.width, image.height, settings, random.Random(f"{seed}/{image.name}"), image.relations
         )
         labels = Counter(box.label for box in image.boxes)
         label = min(labels, key=lambda name: (-labels[name], name)) if labels else None
@@ -118,7 +108,12 @@ def caption_listing(boxed: BoxedListing, settings: CaptionSettings, seed: int) -
 
 
 def caption_boxes(
-    boxes: list[Box], width: int, height: int, settings: CaptionSettings, draw: random.Random
+    boxes: list[Box],
+    width: int,
+    height: int,
+    settings: CaptionSettings,
+    draw: random.Random,
+    relations: tuple[tuple[str, str, str], ...] = (),
 ) -> list[str]:
     """Five different captions of an image's boxes: centre, elsewhere, and three counts. None without a box.
 
@@ -126,24 +121,29 @@ def caption_boxes(
         boxes: with labels in the words of the captions, singular or plural.
         width, height: of the image, pixels.
         draw: decides the wording.
+        relations: of masks, see BoxedImage.
     """
     if not boxes:
         return []
-    counts = Counter(box.label for box in boxes)
-    central = Counter(box.label for box in boxes if _is_central(box, width, height, settings.centre))
-    around = counts - central
-    captions = [
-        _fill(draw.choice(CENTRE), central, settings, draw)
-        if central
-        else _fill(draw.choice(NO_CENTRE), counts, settings, draw),
-        _fill(draw.choice(ELSEWHERE), around, settings, draw)
-        if around
-        else _fill(draw.choice(ONLY_CENTRE), counts, settings, draw),
-    ]
-    extras = _extras(boxes, width, height, settings, draw)
-    templates = draw.sample(COUNTS, 3)
-    for group, template in zip(_groups(list(counts), settings.counted, draw), templates, strict=True):
-        sentence = _fill(template, Counter({name: counts[name] for name in group}), settings, draw)
+    groups: dict[str, list[Box]] = {}
+    for box in boxes:
+        groups.setdefault(box.label, []).append(box)
+    places = {id(box): _place(box, width, height, settings.centre) for box in boxes}
+    central, around = (
+        {name: chosen for name, group in groups.items() if (chosen := [box for box in group if places[id(box)] == place])}
+        for place in ("centre", "around")
+    )
+    templates = draw.sample(COUNTS, len(COUNTS))
+    objects = all(box.place is None for box in boxes)
+    free = objects and not any(_reach(box, width, height, settings.centre)[0] for box in boxes)
+    only = objects and not any(_reach(box, width, height, settings.centre)[1] for box in boxes)
+    captions = []
+    for told, sure, wording, negative in ((central, free, CENTRE, NO_CENTRE), (around, only, ELSEWHERE, ONLY_CENTRE)):
+        template = draw.choice(wording) if told else draw.choice(negative) if sure else templates.pop()
+        captions.append(_fill(template, told or groups, settings, draw))
+    extras = _extras(groups, width, height, settings, draw, relations)
+    for names in _groups(list(groups), settings.counted, draw):
+        sentence = _fill(templates.pop(), {name: groups[name] for name in names}, settings, draw)
         captions.append(f"{sentence} {extras.pop(0)}" if extras else sentence)
     return captions
 
@@ -151,7 +151,10 @@ def caption_boxes(
 def words_of(label: str) -> tuple[str, str]:
     """Singular and plural of a class's word; of a word without a plural, areas of it."""
     engine = _inflect()
-    if label.split()[-1] in MASS:
+    head, of, rest = label.partition(" of ")
+    if of:
+        return tuple(f"{word} of {rest}" for word in words_of(head))
+    if is_area(label):
         return f"area of {label}", f"areas of {label}"
     singular = engine.singular_noun(label) or label
     if len(singular.split()[-1]) < 3:
@@ -159,64 +162,68 @@ def words_of(label: str) -> tuple[str, str]:
     return singular, engine.plural_noun(singular)
 
 
-def _extras(boxes: list[Box], width: int, height: int, settings: CaptionSettings, draw: random.Random) -> list[str]:
+def _extras(
+    groups: dict[str, list[Box]],
+    width: int,
+    height: int,
+    settings: CaptionSettings,
+    draw: random.Random,
+    relations: tuple[tuple[str, str, str], ...],
+) -> list[str]:
     """Sentences beyond the paper's: at most one relation, one on direction and one on size, in random order."""
-    groups: dict[str, list[Box]] = {}
-    for box in boxes:
-        groups.setdefault(box.label, []).append(box)
-    relation = _relation(groups, width, height, draw) if settings.relations and len(groups) > 1 else None
-    details = [_direction(groups), _size(groups, width * height)] if settings.details else []
-    found = [sentence for sentence in (relation, *details) if sentence]
+    found = []
+    if settings.relations:
+        known = relations or _relations(groups, NEARBY * math.hypot(width, height))
+        known = [one for one in known if one[1] != "next to"] or known  # the rarer one says more
+        found += [_related(*draw.choice(known), groups)] if known else []
+    if settings.details:
+        found += [sentence for sentence in (_direction(groups), _size(groups, width * height)) if sentence]
     draw.shuffle(found)
     return found
 
 
-def _relation(groups: dict[str, list[Box]], width: int, height: int, draw: random.Random) -> str | None:
-    """The closest relation between two classes: one inside the other, or next to it."""
-    nearby = 0.05 * math.hypot(width, height)
-    found = []
-    for name in sorted(groups):
-        for other in sorted(groups):
-            if name == other:
-                continue
-            inside = sum(any(_share_inside(box, around) >= 0.9 for around in groups[other]) for box in groups[name])
-            if inside == len(groups[name]):
-                found.append((name, "inside", other))
-            elif name < other and any(_gap(a, b) <= nearby for a in groups[name] for b in groups[other]):
-                found.append((name, "next to", other))
-    if not found:
-        return None
-    inner = [relation for relation in found if relation[1] == "inside"]
-    name, how, other = draw.choice(inner or found)
-    first, second = _the(name, len(groups[name])), _the(other, len(groups[other]))
-    if how == "inside":
-        return f"{first.capitalize()} {'is' if len(groups[name]) == 1 else 'are'} inside {second}."
-    if len(groups[name]) == len(groups[other]) == 1:
-        return f"{first.capitalize()} is next to {second}."
-    return f"Some of these, of the kinds {words_of(name)[0]} and {words_of(other)[0]}, are next to each other."
+def _relations(groups: dict[str, list[Box]], nearby: float) -> list[tuple[str, str, str]]:
+    """Which classes have an object next to one of another class, wherever in their boxes the objects are."""
+    names = sorted(name for name, group in groups.items() if all(box.place is None for box in group))
+    return [
+        (name, "next to", other)
+        for name in names
+        for other in names
+        if name != other and _farthest(groups[name], groups[other]).min() <= nearby
+    ]
+
+
+def _related(name: str, how: str, other: str, groups: dict[str, list[Box]]) -> str:
+    one = len(groups[name]) == 1 and _countable(groups[name])
+    return f"{'The' if one else 'At least one'} {words_of(name)[0]} is {how} {_inflect().a(words_of(other)[0])}."
 
 
 def _direction(groups: dict[str, list[Box]]) -> str | None:
-    """The first class with at least three long objects whose directions agree."""
+    """The first class with at least three objects, all long and all in one direction."""
     for name in sorted(groups):
         angles = [box.angle for box in groups[name] if box.angle is not None and box.stretch >= STRETCHED]
         if len(angles) >= 3 and len(angles) == len(groups[name]):
             # Directions repeat after 180 degrees, so they are doubled before they are averaged.
-            x = sum(math.cos(2 * math.radians(angle)) for angle in angles) / len(angles)
-            y = sum(math.sin(2 * math.radians(angle)) for angle in angles) / len(angles)
-            if math.hypot(x, y) >= PARALLEL:
+            x = sum(math.cos(2 * math.radians(angle)) for angle in angles)
+            y = sum(math.sin(2 * math.radians(angle)) for angle in angles)
+            mean = math.degrees(math.atan2(y, x)) / 2
+            if all(abs((angle - mean + 90) % 180 - 90) <= PARALLEL for angle in angles):
                 return f"The {words_of(name)[1]} lie in parallel."
     return None
 
 
 def _size(groups: dict[str, list[Box]], area: int) -> str | None:
-    """The first class whose objects are all large or all small against the image."""
+    """The first class whose objects all look large or all look small; none whose name holds a size.
+
+    Of parts of a mask that may hold several objects each, several small ones tell that the objects are small.
+    """
     for word, fits in (("large", lambda share: share >= LARGE), ("small", lambda share: share <= SMALL)):
         for name in sorted(groups):
-            if all(fits(box.pixels / area) for box in groups[name]):
-                one = len(groups[name]) == 1
+            one = len(groups[name]) == 1
+            told = _countable(groups[name]) or (word == "small" and not one)
+            if told and not SIZES & set(name.split()) and all(fits(box.pixels / area) for box in groups[name]):
                 singular, plural = words_of(name)
-                return f"The {singular if one else plural} {'is' if one else 'are'} {word}."
+                return f"The {singular if one else plural} {'looks' if one else 'look'} {word} in the image."
     return None
 
 
@@ -231,12 +238,12 @@ def _groups(names: list[str], at_least: int, draw: random.Random) -> list[list[s
     return groups
 
 
-def _fill(template: str, counts: Counter, settings: CaptionSettings, draw: random.Random) -> str:
+def _fill(template: str, groups: dict[str, list[Box]], settings: CaptionSettings, draw: random.Random) -> str:
     """A template with the objects in words, in random order."""
-    names = sorted(counts)
+    names = sorted(groups)
     draw.shuffle(names)
-    objects = _joined([_counted(name, counts[name], settings, draw) for name in names])
-    there_are = "there is" if counts[names[0]] == 1 else "there are"
+    objects = _joined([_counted(name, groups[name], settings, draw) for name in names])
+    there_are = "there is" if len(groups[names[0]]) == 1 else "there are"
     return template.format(
         There_are=there_are.capitalize(),
         there_are=there_are,
@@ -246,38 +253,55 @@ def _fill(template: str, counts: Counter, settings: CaptionSettings, draw: rando
     )
 
 
-def _counted(name: str, count: int, settings: CaptionSettings, draw: random.Random) -> str:
+def _counted(name: str, group: list[Box], settings: CaptionSettings, draw: random.Random) -> str:
     singular, plural = words_of(name)
-    if count == 1:
-        return f"one {singular}"
-    if count > settings.general_above:
+    if len(group) > settings.general_above:
         return f"{draw.choice(settings.general_terms)} {plural}"
-    return f"{NUMBERS[count]} {plural}"
+    if not _countable(group):
+        return f"at least one {singular}" if len(group) == 1 else f"some {plural}"
+    return f"one {singular}" if len(group) == 1 else f"{NUMBERS[len(group)]} {plural}"
+
+
+def _countable(group: list[Box]) -> bool:
+    """Whether each box is one object or one area: parts of a mask of objects may hold several."""
+    return is_area(group[0].label) or all(box.place is None for box in group)
 
 
 def _joined(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _the(name: str, count: int) -> str:
-    return f"the {words_of(name)[count != 1]}"
-
-
-def _is_central(box: Box, width: int, height: int, centre: float) -> bool:
+def _place(box: Box, width: int, height: int, centre: float) -> str:
+    """``centre`` by the middle of the box, ``around`` unless the box holds the middle of the image, else ``both``."""
+    if box.place is not None:
+        return box.place
     x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
-    return abs(x - width / 2) <= centre * width / 2 and abs(y - height / 2) <= centre * height / 2
+    if abs(x - width / 2) <= centre * width / 2 and abs(y - height / 2) <= centre * height / 2:
+        return "centre"
+    return "both" if box.left < width / 2 < box.right and box.top < height / 2 < box.bottom else "around"
 
 
-def _gap(a: Box, b: Box) -> float:
-    """Distance between two boxes, pixels; 0 where they touch."""
-    across = max(a.left - b.right, b.left - a.right, 0)
-    return math.hypot(across, max(a.top - b.bottom, b.top - a.bottom, 0))
+def _reach(box: Box, width: int, height: int, centre: float) -> tuple[bool, bool]:
+    """Whether a box reaches into the centre of the image, and whether it reaches out of it."""
+    spans = ((box.left, box.right, width), (box.top, box.bottom, height))
+    edges = [(low, high, (1 - centre) * size / 2, (1 + centre) * size / 2) for low, high, size in spans]
+    into = all(low < right and high > left for low, high, left, right in edges)
+    return into, any(low < left or high > right for low, high, left, right in edges)
 
 
-def _share_inside(inner: Box, outer: Box) -> float:
-    across = min(inner.right, outer.right) - max(inner.left, outer.left)
-    down = min(inner.bottom, outer.bottom) - max(inner.top, outer.top)
-    return max(across, 0) * max(down, 0) / ((inner.right - inner.left) * (inner.bottom - inner.top))
+def _farthest(group: list[Box], others: list[Box]) -> np.ndarray:
+    """The most that two objects can be apart, pixels (A, B), when each is known to touch the four sides of its box."""
+    first, second = (
+        np.array([[box.left, box.top, box.right, box.bottom] for box in boxes]) for boxes in (group, others)
+    )
+    sides = [[0, 1, 0, 3], [2, 1, 2, 3], [0, 1, 2, 1], [0, 3, 2, 3]]  # each side as a flat box
+    bound = np.full((len(group), len(others)), np.inf)
+    for p in sides:
+        for q in sides:
+            a, b = first[:, None, p], second[None, :, q]
+            x, y = (np.maximum(a[..., i + 2] - b[..., i], b[..., i + 2] - a[..., i]) for i in (0, 1))
+            bound = np.minimum(bound, np.hypot(x, y))
+    return bound
 
 
 @lru_cache(maxsize=1)

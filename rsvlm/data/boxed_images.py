@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rsvlm.data.boxes import Box
 from rsvlm.data.fixes import ALL
-from rsvlm.data.images import EXTENSIONS, open_file
-from rsvlm.data.listings import check_split
+from rsvlm.data.images import EXTENSIONS, ImageError, open_file
+from rsvlm.data.listings import NAMES_SHOWN, check_split
 from rsvlm.data.names import check_name, closest_name
 from rsvlm.data.text_lines import read_lines
 
@@ -27,62 +27,70 @@ class BoxedImage:
     width: int
     height: int
     boxes: tuple[Box, ...]
+    relations: tuple[tuple[str, str, str], ...] = ()  # masks: (class, "next to" or "surrounded by", class)
 
 
 @dataclass
 class BoxedListing:
-    """The images of a source of boxes or masks, and counts of what was met."""
+    """The images of a source of boxes or masks, counts of what was met, and the first places of some of it."""
 
     images: list[BoxedImage] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The words for a source's classes. With ``closed`` a name that is not among them stops the reader.
+    """The words for a source's classes, by the file's names; see ``rsvlm.data.names.class_words``."""
 
-    ``words`` maps a name in the file to the word in captions, or to None for a class that is left out.
-    """
-
-    words: Mapping[str, str | None] = field(default_factory=dict)
-    closed: bool = False
+    words: Mapping[str, str | None] = field(default_factory=lambda: {"*": "*"})
 
     def word(self, name: str, where: str) -> str | None:
         """The word for a class; None leaves it out.
 
         Raises:
-            ValueError: the class is unknown and the list is closed; names the closest.
+            ValueError: the class has no word; names the closest.
         """
-        if name in self.words:
-            return self.words[name]
-        if self.closed:
-            raise ValueError(f"{where}: unknown class {name!r}{closest_name(name, self.words)}; add it to 'classes'")
-        return name.replace("-", " ").replace("_", " ").strip().lower()
+        if name not in self.words and "*" not in self.words:
+            raise ValueError(
+                f"{where}: unknown class {name!r}{closest_name(name, self.words)}; add it to 'classes', "
+                "or the key '*' for all others"
+            )
+        word = self.words.get(name, self.words.get("*"))
+        return name.replace("-", " ").replace("_", " ").strip().lower() if word == "*" else word
 
 
 def check_box(
     label: str, left: float, top: float, right: float, bottom: float, width: int, height: int, where: str,
-    counts: Counter, fixes: frozenset[str] = ALL, angle: float | None = None, stretch: float = 1.0,
+    listing: BoxedListing, fixes: frozenset[str] = ALL, angle: float | None = None, stretch: float = 1.0,
     pixels: float | None = None,
-) -> Box:  # fmt: skip
-    """A box inside its image.
+) -> Box | None:  # fmt: skip
+    """A box inside its image, or None for one without an area that the fix ``boxes_without_area`` leaves out.
 
-    One that reaches over the edge is cut there by the fix ``boxes_clipped`` and counted.
+    One that reaches over the edge is cut there by the fix ``boxes_clipped``. Both are counted; of the former the
+    listing's notes tell the first places.
 
     Raises:
-        ValueError: no numbers, no area, wholly outside the image, or over its edge without the fix; names the place.
+        ValueError: no numbers, wholly outside the image, or a defect whose fix is off; names the place.
     """
     corners = (left, top, right, bottom)
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in corners):
         raise ValueError(f"{where}: the box of {label!r} must be finite numbers, is {corners}")
-    if right <= left or bottom <= top:
-        raise ValueError(f"{where}: the box of {label!r} has no area: {corners}")
+    if right <= left or bottom <= top or pixels == 0:
+        listing.counts["boxes_without_area"] += 1
+        places = listing.notes.setdefault("first_boxes_without_area", [])
+        places += [f"{Path(where).name} ({label})"] if len(places) < NAMES_SHOWN else []
+        if "boxes_without_area" not in fixes:
+            raise ValueError(
+                f"{where}: the box of {label!r} has no area: {corners}; the fix 'boxes_without_area' leaves it out"
+            )
+        return None
     if right <= 0 or bottom <= 0 or left >= width or top >= height:
         raise ValueError(f"{where}: the box of {label!r} lies outside the image of {width}x{height} pixels: {corners}")
     inside = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
     # Some files count pixels from 1 and let the last one end at width + 1.
     if any(abs(a - b) > 1 for a, b in zip(inside, corners, strict=True)):
-        counts["boxes_over_the_edge"] += 1
+        listing.counts["boxes_over_the_edge"] += 1
         if "boxes_clipped" not in fixes:
             raise ValueError(
                 f"{where}: the box of {label!r} reaches over the image of {width}x{height} pixels: {corners}; "
@@ -90,6 +98,26 @@ def check_box(
             )
     area = (inside[2] - inside[0]) * (inside[3] - inside[1])
     return Box(label, *inside, area if pixels is None else pixels, angle, stretch)
+
+
+def check_corners(
+    label: str, values: list[float], width: int, height: int, where: str, listing: BoxedListing, fixes: frozenset[str]
+) -> Box | None:
+    """As ``check_box``, of four corners (x1, y1, ..., x4, y4) in order around the object (DOTA, DIOR-R)."""
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"{where}: the eight coordinates must be finite, are {values}")
+    corners = list(zip(values[::2], values[1::2], strict=True))
+    sides = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(corners, corners[1:] + corners[:1], strict=True)]
+    lengths = [math.hypot(*side) for side in sides]
+    first, second = (lengths[0] + lengths[2]) / 2, (lengths[1] + lengths[3]) / 2
+    x, y = sides[0] if first >= second else sides[1]
+    # Half the cross product of the diagonals: the area of any quadrilateral.
+    (ax, ay), (bx, by), (cx, cy), (dx, dy) = corners
+    area = abs((cx - ax) * (dy - by) - (cy - ay) * (dx - bx)) / 2
+    return check_box(
+        label, min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]), width, height, where,
+        listing, fixes, math.degrees(math.atan2(y, x)) % 180, max(first, second) / max(min(first, second), 1e-6), area,
+    )  # fmt: skip
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -166,14 +194,14 @@ def read_line_boxes(
     images: Path,
     lists: Mapping[str, Path],
     split: str,
-    box_of: Callable[[list[str], int, int, Counter, str], Box | None],
+    box_of: Callable[[list[str], int, int, BoxedListing, str], Box | None],
     skipped_files: tuple[str, ...] = (),
     skipped_lines: tuple[str, ...] = (),
 ) -> BoxedListing:
     """Images with boxes from a folder of text files, one an image, with a line an object; sizes are the images'.
 
     Args:
-        box_of: takes a line's fields, width, height, counts and the place for error messages; None leaves an object
+        box_of: takes a line's fields, width, height, the listing and the place for error messages; None leaves an object
             out.
         skipped_files: names that are no annotations.
         skipped_lines: how lines begin that hold no object, lower case.
@@ -190,7 +218,7 @@ def read_line_boxes(
             raise FileNotFoundError(f"{path}: {images} holds no image {path.stem!r}, which gives the boxes their size")
         width, height = image_size(of_image[path.stem])
         boxes = [
-            box_of(line.split(), width, height, listing.counts, f"{path}: line {number}")
+            box_of(line.split(), width, height, listing, f"{path}: line {number}")
             for number, line in read_lines(path)
             if line.strip() and not line.lower().startswith(skipped_lines)
         ]

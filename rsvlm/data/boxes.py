@@ -27,6 +27,8 @@ class Box:
     pixels: float  # of the part itself, not of the box
     angle: float | None = None  # of the long side against the horizontal, 0 to 180 degrees; None: not known
     stretch: float = 1.0  # long side by short side of the box that follows the object
+    # Parts of a class mask alone, by their pixels: "centre", "around" (none in the centre) or "both". None: an object.
+    place: str | None = None
 
 
 def boxes_of_mask(mask: np.ndarray, label: str, min_pixels: int = 1) -> list[Box]:

@@ -38,6 +38,7 @@ COUNTS = {
     "images_with_another_extension": "files under another extension than listed",
     "files_not_listed": "image files that nothing lists",
     "boxes_over_the_edge": "boxes that reach over the image's edge",
+    "boxes_without_area": "boxes without an area",
 }
 
 

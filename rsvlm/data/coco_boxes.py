@@ -48,7 +48,7 @@ def read_coco_boxes(
 def _box_of(
     entry: dict, coco: CocoFile, sizes: dict, classes: Classes, fixes: frozenset[str], listing: BoxedListing, where: str
 ) -> Box | None:
-    """One annotation as a box; None for a class that is left out."""
+    """One annotation as a box; None for a class or a box that is left out."""
     category = entry.get("category_id")
     if not isinstance(category, int | str) or category not in coco.categories:
         raise ValueError(f"{where}: no category has the id {category!r}")
@@ -59,13 +59,13 @@ def _box_of(
     box, pixels = entry.get("bbox"), None
     if entry.get("segmentation"):
         mask = _run_lengths(entry["segmentation"], width, height, where)
-        pixels = float(masks.area(mask))
+        pixels = float(masks.area(mask)) or None  # a sliver between two rows of pixels still has its box
         box = box or [float(value) for value in masks.toBbox(mask)]
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
         raise ValueError(f"{where}: 'bbox' must be [left, top, width, height], is {box!r}")
     left, top, across, down = box
     return check_box(
-        word, left, top, left + across, top + down, width, height, where, listing.counts, fixes, pixels=pixels
+        word, left, top, left + across, top + down, width, height, where, listing, fixes, pixels=pixels
     )
 
 

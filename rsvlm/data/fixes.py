@@ -33,6 +33,9 @@ FIXES = {
     "boxes_clipped": Fix(
         "boxes that reach over the image's edge are cut there; off: they stop the reader", ("boxes_over_the_edge",)
     ),
+    "boxes_without_area": Fix(
+        "boxes without width or height are left out; off: they stop the reader", ("boxes_without_area",)
+    ),
 }
 ALL = frozenset(FIXES)
 

@@ -1,10 +1,162 @@
-"""Names in settings and files: the closest right one for an error message, and file names that stay inside."""
+"""Names in settings and files: the closest right one for an error message, file names that stay inside, class words.
+
+Where the class words come from, all under ``CLASSES``:
+
+- dior: the 20 names in the released annotations (Li et al. 2020, "Object detection in optical remote sensing images").
+- dota: the names in ``labelTxt`` of DOTA 1.0 to 2.0 (Xia et al. 2018; Ding et al. 2021).
+- hrsc: every class of HRSC2016 (Liu et al. 2017), told by numbers there, is a ship at the first of its three levels.
+- isaid: names in its COCO files; colours of its semantic masks from ``cityscapesscripts/helpers/labels.py`` in the
+  authors' iSAID_Devkit (Waqas Zamir et al. 2019).
+- loveda: pixel values, from the authors' README (Wang et al. 2021): 0 is no data, 1 the background.
+- potsdam, vaihingen: colours of the ISPRS 2D Semantic Labeling Contest (its page on Potsdam); black is the border that
+  the ``noBoundary`` labels leave out. Clutter and background are many things, so no word is true of them.
+"""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+MASS = frozenset(
+    "water grass vegetation farmland woodland cropland grassland land soil sand snow ice forest agriculture clutter "
+    "shadow barren surface surfaces".split()
+)  # words without a plural: areas of them are counted
+_ISPRS = {
+    "255,255,255": "paved surface",
+    "0,0,255": "building",
+    "0,255,255": "low vegetation",
+    "0,255,0": "tree",
+    "255,255,0": "car",
+    "255,0,0": None,
+    "0,0,0": None,
+}
+# Preset -> a file's class name, pixel value or "red,green,blue" -> the word in captions; None leaves the class out.
+CLASSES: dict[str, dict[str, str | None]] = {
+    "dior": {
+        "airplane": "airplane",
+        "airport": "airport",
+        "baseballfield": "baseball field",
+        "basketballcourt": "basketball court",
+        "bridge": "bridge",
+        "chimney": "chimney",
+        "dam": "dam",
+        "Expressway-Service-area": "expressway service area",
+        "Expressway-toll-station": "expressway toll station",
+        "golffield": "golf course",
+        "groundtrackfield": "ground track field",
+        "harbor": "harbor",
+        "overpass": "overpass",
+        "ship": "ship",
+        "stadium": "stadium",
+        "storagetank": "storage tank",
+        "tenniscourt": "tennis court",
+        "trainstation": "train station",
+        "vehicle": "vehicle",
+        "windmill": "windmill",
+    },
+    "dota": {
+        name: name.replace("-", " ")
+        for name in (
+            "plane baseball-diamond bridge ground-track-field small-vehicle large-vehicle ship tennis-court "
+            "basketball-court storage-tank soccer-ball-field roundabout harbor swimming-pool helicopter "
+            "container-crane airport helipad"
+        ).split()
+    },
+    "hrsc": {"*": "ship"},
+    "isaid": {
+        key: name.replace("_", " ").lower() if name else None
+        for name, colour in (
+            ("", "0,0,0"),
+            ("ship", "0,0,63"),
+            ("storage_tank", "0,63,63"),
+            ("baseball_diamond", "0,63,0"),
+            ("tennis_court", "0,63,127"),
+            ("basketball_court", "0,63,191"),
+            ("Ground_Track_Field", "0,63,255"),
+            ("Bridge", "0,127,63"),
+            ("Large_Vehicle", "0,127,127"),
+            ("Small_Vehicle", "0,0,127"),
+            ("Helicopter", "0,0,191"),
+            ("Swimming_pool", "0,0,255"),
+            ("Roundabout", "0,191,127"),
+            ("Soccer_ball_field", "0,127,191"),
+            ("plane", "0,127,255"),
+            ("Harbor", "0,100,155"),
+        )
+        for key in (name, colour)
+        if key
+    },
+    "loveda": {
+        "0": None,
+        "1": None,
+        "2": "building",
+        "3": "stretch of road",
+        "4": "water",
+        "5": "barren land",
+        "6": "forest",
+        "7": "farmland",
+    },
+    "potsdam": _ISPRS,
+    "vaihingen": _ISPRS,
+}
 _DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def class_words(classes: object, where: str, masks: bool = False) -> dict:
+    """The words for a source's classes by the file's names, or for masks by pixel values or (red, green, blue).
+
+    ``*`` stands for all classes that are not named: ``"*": null`` leaves them out, ``"*": "*"`` takes their own names.
+
+    Args:
+        classes: a preset's name, a list (words by number), a mapping, or None (boxes: every class's own name).
+        where: for error messages.
+
+    Raises:
+        ValueError: an unknown preset (with the closest), one that is not for this format, a key or word that cannot be.
+    """
+    if isinstance(classes, str):
+        if classes not in CLASSES:
+            raise ValueError(f"{where}: unknown preset {classes!r}{closest_name(classes, CLASSES)}")
+        preset, classes = classes, {key: word for key, word in CLASSES[classes].items() if _is_pixel(key) == masks}
+        if not classes:
+            fitting = [name for name, words in CLASSES.items() if any(_is_pixel(key) == masks for key in words)]
+            raise ValueError(
+                f"{where}: the preset {preset!r} is for {'boxes' if masks else 'masks'}; "
+                f"for {'masks' if masks else 'boxes'}: {', '.join(fitting)}"
+            )
+    if classes is None:
+        return {"*": "*"}
+    if isinstance(classes, list):
+        by_number = {str(number): word for number, word in enumerate(classes)}
+        classes = by_number if masks else by_number | {word: word for word in classes}
+    if not isinstance(classes, Mapping):
+        raise ValueError(f"{where} must be a preset ({', '.join(CLASSES)}), a list or a mapping, is {classes!r}")
+    for key, word in classes.items():
+        if word is not None and (not isinstance(word, str) or not word.strip()):
+            raise ValueError(f"{where}: the word for {key!r} must be a text or null, is {word!r}")
+    if not masks:
+        return {str(key): word for key, word in classes.items()}
+    found: dict = {}
+    for key, word in classes.items():
+        if key != "*" and not _is_pixel(key):
+            raise ValueError(f"{where}: {key!r} is no pixel value and no colour 'red,green,blue'")
+        numbers = tuple(map(int, str(key).split(","))) if key != "*" else ()
+        found["*" if not numbers else numbers if len(numbers) == 3 else numbers[0]] = word
+    if found.get("*") == "*":
+        raise ValueError(f"{where}: a pixel value has no name of its own; write '*': null to leave other values out")
+    if len({isinstance(key, tuple) for key in found if key != "*"}) != 1:
+        raise ValueError(f"{where}: pixel values and colours stand together; a mask has one or the other")
+    return found
+
+
+def _is_pixel(key: object) -> bool:
+    """Whether a key is a pixel value or a colour, ``7`` or ``255,0,0``."""
+    parts = str(key).split(",")
+    return len(parts) in (1, 3) and all(part.strip().isdecimal() for part in parts)
+
+
+def is_area(word: str) -> bool:
+    """Whether a class is a kind of ground, which has areas, and no kind of object, which has a number."""
+    return word.split()[-1] in MASS or word.startswith(("area of ", "stretch of "))
 
 
 def closest_name(name: object, known: Iterable[str]) -> str:

@@ -16,8 +16,8 @@ from rsvlm.data.dota_boxes import read_dota_boxes
 from rsvlm.data.fixes import check_fixes
 from rsvlm.data.karpathy import read_karpathy
 from rsvlm.data.listings import Listing, check_split
-from rsvlm.data.mask_boxes import Colour, read_mask_boxes
-from rsvlm.data.names import closest_name
+from rsvlm.data.mask_boxes import read_mask_boxes
+from rsvlm.data.names import class_words, closest_name
 from rsvlm.data.nwpu import read_nwpu
 from rsvlm.data.official_splits import mend_rsicd_splits
 from rsvlm.data.precomputed import read_precomputed
@@ -38,13 +38,21 @@ FILE_A_SPLIT = {
 FOLDER = {
     format: ("annotations", "splits", "split", "classes", "captions")
     for format in ("voc_boxes", "dota_boxes", "yolo_boxes")
-} | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels")}
+} | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels", "min_share")}
 COMMON = ("name", "format", "images", "fixes", "resolution", "use", "allow_missing_images")
 KEYS = {
     "blue_marble": ("name", "format", "tiles", "tile_pixels", "resolution"),
     **{format: (*COMMON, *keys) for format, keys in (ONE_FILE | FILE_A_SPLIT | FOLDER).items()},
 }
 FORMATS = tuple(KEYS)
+# What makes captions in formats without any, for the error where it is not found.
+SOUGHT = {
+    "voc_boxes": "<object> with <bndbox> or <robndbox> (Pascal VOC, DIOR), or <HRSC_Objects><HRSC_Object> (HRSC2016)",
+    "dota_boxes": "lines 'x1 y1 x2 y2 x3 y3 x4 y4 class difficulty'",
+    "yolo_boxes": "lines 'class x y width height'",
+    "coco_boxes": "'annotations' with 'bbox' or 'segmentation'",
+    "masks": "pixels of the values in 'classes', in parts of at least 'min_pixels' or 'min_share'",
+}
 # all: its images enter the study's table. adapt: its training images help to adapt the encoder, and enter nothing else.
 # audit: compared with the other sources, enters nothing.
 USES = ("all", "adapt", "audit")
@@ -65,10 +73,12 @@ class Source:
     split: str = "train"  # of all images, where there are no lists
     labels: str = "none"  # karpathy: where class names come from, see read_karpathy
     fixes: list[str] | None = None  # fixes that may be applied, see rsvlm.data.fixes; None = all, [] = none
-    classes: Mapping | list | None = None  # boxes and masks: name, number or colour "r,g,b" -> word; null leaves it out
+    # boxes and masks: a preset's name, or name, number or colour "r,g,b" -> word; null leaves it out; see class_words
+    classes: str | Mapping | list | None = None
     captions: Mapping[str, object] | None = None  # boxes and masks: see CaptionSettings
     suffix: str = ""  # masks: behind the image's name in the mask's
-    min_pixels: int = 16  # masks: smallest part that becomes a box
+    min_pixels: int = 64  # masks: smallest part of an object that counts, pixels
+    min_share: float = 0.001  # masks: smallest area of a kind of ground that counts, share of the image
     resolution: float | None = None  # metres a pixel; None where it differs or is unknown
     use: str = "all"  # one of USES
     allow_missing_images: bool | None = None  # as the study's parameter, for this source; None = as the study says
@@ -101,6 +111,10 @@ class Source:
             )
         if self.format in ("masks", "yolo_boxes") and not self.classes:
             raise ValueError(f"{where}: format {self.format} needs the key 'classes'")
+        class_words(self.classes, f"{where}: classes", self.format == "masks")
+        share = self.min_share
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < 1:
+            raise ValueError(f"{where}: min_share must be a share of the image from 0 to below 1, is {share!r}")
         settings_of(self.captions)
 
     def _check_paths(self, where: str) -> None:
@@ -177,6 +191,11 @@ def list_source(
         place = below(source.annotations)
         listing = _read_one(source, place, images, lists, fixes, seed)
         used = [place, *lists.values()]
+    if not any(image.captions for image in listing.images):
+        raise ValueError(
+            f"sources: {source.name}: not one caption for {len(listing.images):,} images in "
+            f"{', '.join(map(str, used))}; format {source.format} looks for {SOUGHT.get(source.format, 'captions')}"
+        )
     mend_rsicd_splits(listing, allowed="rsicd_swapped_splits" in fixes)
     return listing, images, used
 
@@ -185,7 +204,7 @@ def _read_files(
     source: Source, files: dict[str, Path], images: Path | None, fixes: frozenset[str], seed: int
 ) -> Listing:
     if source.format == "coco_boxes":
-        boxed = read_coco_boxes(files, images or Path(), _named_classes(source.classes), fixes)
+        boxed = read_coco_boxes(files, images or Path(), Classes(class_words(source.classes, "classes")), fixes)
         return caption_listing(boxed, settings_of(source.captions), seed)
     readers = {
         "retrieval_json": read_retrieval_json,
@@ -208,40 +227,10 @@ def _read_one(
     if images is None:
         raise ValueError(f"sources: {source.name}: format {source.format} needs 'images' also for an audit alone")
     if source.format == "masks":
-        colours = _mask_classes(source.classes, f"sources: {source.name}: classes")
-        boxed = read_mask_boxes(place, images, colours, lists, source.split, source.suffix, source.min_pixels)
+        words = class_words(source.classes, "classes", masks=True)
+        least, centre = (source.min_pixels, source.min_share), settings_of(source.captions).centre
+        boxed = read_mask_boxes(place, images, words, lists, source.split, source.suffix, *least, centre)
     else:
         readers = {"voc_boxes": read_voc_boxes, "dota_boxes": read_dota_boxes, "yolo_boxes": read_yolo_boxes}
-        boxed = readers[source.format](place, images, _named_classes(source.classes), lists, source.split, fixes)
+        boxed = readers[source.format](place, images, Classes(class_words(source.classes, "classes")), lists, source.split, fixes)
     return caption_listing(boxed, settings_of(source.captions), seed)
-
-
-def _named_classes(classes: Mapping | list | None) -> Classes:
-    """Words by the file's class names or numbers; a list or mapping is closed, none is open."""
-    if classes is None:
-        return Classes()
-    if isinstance(classes, list):
-        return Classes(
-            {str(number): word for number, word in enumerate(classes)} | {word: word for word in classes}, True
-        )
-    return Classes({str(name): word for name, word in classes.items()}, True)
-
-
-def _mask_classes(classes: Mapping | list, where: str) -> dict[Colour, str | None]:
-    """Pixel value or colour -> word; colours are written "255,0,0".
-
-    Raises:
-        ValueError: a key that is neither, or both kinds together.
-    """
-    if isinstance(classes, list):
-        return dict(enumerate(classes))
-    found: dict[Colour, str | None] = {}
-    for key, word in classes.items():
-        parts = [part.strip() for part in str(key).split(",")]
-        if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
-            raise ValueError(f"{where}: {key!r} is no pixel value and no colour 'red,green,blue'")
-        numbers = tuple(int(part) for part in parts)
-        found[numbers if len(parts) == 3 else numbers[0]] = word
-    if len({isinstance(key, tuple) for key in found}) != 1:
-        raise ValueError(f"{where}: pixel values and colours stand together; a mask has one or the other")
-    return found

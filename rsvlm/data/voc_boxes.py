@@ -1,4 +1,4 @@
-"""Reader of Pascal VOC's XML (DIOR, HRRSD): a file an image with ``size`` and ``object``s, upright or oriented."""
+"""Reader of XML with a file an image: Pascal VOC's (DIOR, DIOR-R, HRRSD) and HRSC2016's, upright or oriented boxes."""
 
 import math
 import xml.sax
@@ -11,17 +11,33 @@ from rsvlm.data.boxed_images import (
     Classes,
     annotation_files,
     check_box,
+    check_corners,
     image_by_stem,
     image_size,
     split_of_stems,
 )
+from rsvlm.data.boxes import Box
 from rsvlm.data.fixes import ALL
 from rsvlm.data.names import check_name
+
+OBJECTS = (["object"], ["HRSC_Objects", "HRSC_Object"])  # where an object stands below the root
+# The elements that hold a box, the more exact kinds first: four corners around it (DIOR-R and others); centre, sides
+# and angle in radians; two corners.
+SIDES = [f"{side}_{end}" for side, end in (("left", "top"), ("right", "top"), ("right", "bottom"), ("left", "bottom"))]
+CORNERS = (
+    tuple(f"robndbox/{axis}_{side}" for side in SIDES for axis in "xy"),
+    *(tuple(f"{box}/{axis}{n}" for n in range(1, 5) for axis in "xy") for box in ("robndbox", "bndbox", "polygon")),
+)
+CENTRED = (
+    tuple(f"robndbox/{key}" for key in ("cx", "cy", "w", "h", "angle")),
+    tuple(f"mbox_{key}" for key in ("cx", "cy", "w", "h", "ang")),
+)
+UPRIGHT = tuple(tuple(f"{box}{key}" for key in ("xmin", "ymin", "xmax", "ymax")) for box in ("bndbox/", "box_"))
 
 
 @dataclass
 class _Object:
-    """One ``object`` entry: the texts of its elements by their path below it, and the line it starts in."""
+    """One object entry: the texts of its elements by their path below it, and the line it starts in."""
 
     line: int
     texts: dict[str, str] = field(default_factory=dict)
@@ -49,16 +65,18 @@ def read_voc_boxes(
             and line.
     """
     listing = BoxedListing()
-    of_image = image_by_stem(images)
+    of_image = image_by_stem(images) if images.is_dir() else {}
     for path, part in split_of_stems(annotation_files(folder, ".xml"), lists, split).items():
         reader = _read_xml(path)
-        name = check_name(reader.texts.get("filename") or f"{path.stem}.jpg", str(path))
+        name = check_name(_file_name(reader.texts) or f"{path.stem}.jpg", str(path))
         if Path(name).stem != path.stem and path.stem in of_image:
-            name = of_image[
-                path.stem
-            ].name  # DIOR's files name one another's images in places; the file's own name holds
+            # DIOR's files name one another's images in places; the file's own name holds
+            name = of_image[path.stem].name
             listing.counts["files_naming_another_image"] += 1
-        width, height = (_whole(reader.texts.get(f"size/{key}"), path) for key in ("width", "height"))
+        width, height = (
+            _whole(reader.texts.get(f"size/{key}") or reader.texts.get(f"Img_Size{key.capitalize()}"), path)
+            for key in ("width", "height")
+        )
         if not width or not height:
             if path.stem not in of_image:
                 raise ValueError(f"{path}: gives no size, and {images} holds no image {path.stem!r} to take it from")
@@ -67,15 +85,18 @@ def read_voc_boxes(
         boxes = []
         for one in reader.objects:
             where = f"{path}: line {one.line}"
-            word = classes.word(one.texts.get("name") or _missing(where, "name"), where)
-            if word is not None:
-                left, top, right, bottom, angle, stretch = _corners(one, where)
-                box = check_box(
-                    word, left, top, right, bottom, width, height, where, listing.counts, fixes, angle, stretch
-                )
-                boxes.append(box)
-        listing.images.append(BoxedImage(name, part, width, height, tuple(boxes)))
+            word = classes.word(one.texts.get("name") or one.texts.get("Class_ID") or _missing(where, "name"), where)
+            boxes += [] if word is None else [_box_of(one, word, width, height, where, listing, fixes)]
+        kept = tuple(box for box in boxes if box is not None)
+        listing.images.append(BoxedImage(name, part, width, height, kept))
     return listing
+
+
+def _file_name(texts: dict[str, str]) -> str | None:
+    """The image that a file names: VOC's ``filename``, or HRSC's ``Img_FileName`` and ``Img_FileFmt``."""
+    if texts.get("Img_FileName") and texts.get("Img_FileFmt"):
+        return f"{texts['Img_FileName']}.{texts['Img_FileFmt']}"
+    return texts.get("filename")
 
 
 class _Reader(xml.sax.ContentHandler):
@@ -95,7 +116,7 @@ class _Reader(xml.sax.ContentHandler):
     def startElement(self, name: str, attrs: object) -> None:
         self._path.append(name)
         self._text = ""
-        if self._path[1:] == ["object"]:
+        if self._path[1:] in OBJECTS:
             self.objects.append(_Object(self._locator.getLineNumber()))
 
     def characters(self, content: str) -> None:
@@ -103,8 +124,9 @@ class _Reader(xml.sax.ContentHandler):
 
     def endElement(self, name: str) -> None:
         below = self._path[1:]
-        if below[:1] == ["object"] and len(below) > 1:
-            self.objects[-1].texts["/".join(below[1:])] = self._text.strip()
+        depth = next((len(place) for place in OBJECTS if below[: len(place)] == place), None)
+        if depth and len(below) > depth:
+            self.objects[-1].texts["/".join(below[depth:])] = self._text.strip()
         elif below:
             self.texts["/".join(below)] = self._text.strip()
         self._path.pop()
@@ -124,22 +146,28 @@ def _read_xml(path: Path) -> _Reader:
     return reader
 
 
-def _corners(one: _Object, where: str) -> tuple[float, float, float, float, float | None, float]:
-    """Left, top, right, bottom, angle and stretch of ``bndbox`` (upright) or ``robndbox`` (centre, sides, angle)."""
-    for kind in ("bndbox", "robndbox"):
-        texts = {key.split("/", 1)[1]: text for key, text in one.texts.items() if key.startswith(f"{kind}/")}
-        if not texts:
-            continue
-        wanted = ("xmin", "ymin", "xmax", "ymax") if kind == "bndbox" else ("cx", "cy", "w", "h", "angle")
-        values = [_number(texts.get(key), f"{where}: {kind}/{key}") for key in wanted]
-        if kind == "bndbox":
-            return (*values, None, 1.0)
-        x, y, w, h, angle = values
-        across = abs(w * math.cos(angle)) + abs(h * math.sin(angle))
-        down = abs(w * math.sin(angle)) + abs(h * math.cos(angle))
-        long_way = math.degrees(angle) if w >= h else math.degrees(angle) + 90
-        stretch = max(w, h) / max(min(w, h), 1e-6)
-        return x - across / 2, y - down / 2, x + across / 2, y + down / 2, long_way % 180, stretch
+def _box_of(
+    one: _Object, word: str, width: int, height: int, where: str, listing: BoxedListing, fixes: frozenset[str]
+) -> Box | None:
+    """The box of an object, by what its elements give: four corners, centre, sides and angle, or two corners."""
+
+    def values(keys: tuple[str, ...]) -> list[float]:
+        return [_number(one.texts.get(key), f"{where}: {key}") for key in keys]
+
+    for keys in CORNERS:
+        if keys[0] in one.texts:
+            return check_corners(word, values(keys), width, height, where, listing, fixes)
+    for keys in CENTRED:
+        if keys[0] in one.texts:
+            x, y, w, h, angle = values(keys)
+            across = (w / 2 * math.cos(angle), w / 2 * math.sin(angle))
+            down = (-h / 2 * math.sin(angle), h / 2 * math.cos(angle))
+            signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
+            corners = [(x, y)[i] + a * across[i] + d * down[i] for a, d in signs for i in (0, 1)]
+            return check_corners(word, corners, width, height, where, listing, fixes)
+    for keys in UPRIGHT:
+        if keys[0] in one.texts:
+            return check_box(word, *values(keys), width, height, where, listing, fixes)
     return _missing(where, "bndbox")
 
 

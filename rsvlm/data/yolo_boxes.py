@@ -1,6 +1,5 @@
 """Reader of YOLO's text: a file an image, a line an object: class number, and centre and sides as shares."""
 
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -31,8 +30,9 @@ def read_yolo_boxes(
 
 
 def _box_of(
-    fields: list[str], width: int, height: int, counts: Counter, where: str, classes: Classes, fixes: frozenset[str]
-) -> Box | None:
+    fields: list[str], width: int, height: int, listing: BoxedListing, where: str, classes: Classes,
+    fixes: frozenset[str],
+) -> Box | None:  # fmt: skip
     if len(fields) != 5:
         raise ValueError(f"{where}: needs a class number and four shares of the sides, has {len(fields)} fields")
     if not fields[0].isdecimal():
@@ -47,4 +47,4 @@ def _box_of(
     if word is None:
         return None
     left, top = (x - w / 2) * width, (y - h / 2) * height
-    return check_box(word, left, top, left + w * width, top + h * height, width, height, where, counts, fixes)
+    return check_box(word, left, top, left + w * width, top + h * height, width, height, where, listing, fixes)

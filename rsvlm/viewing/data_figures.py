@@ -35,6 +35,7 @@ FINDINGS = {
     "sentence_ids_repeated": "sentence ids used again (read)",
     "images_named_under_another_split": "images whose name starts with another split (read)",
     "boxes_over_the_edge": "boxes that reach over the image's edge (cut there, or refused)",
+    "boxes_without_area": "boxes without an area (left out, or refused)",
     "files_naming_another_image": "box files that name another image (the file's own name holds)",
     "sizes_from_the_image": "images whose size the annotations lack (taken from the file)",
 }
