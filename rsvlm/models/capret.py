@@ -275,6 +275,11 @@ class CapRet(nn.Module):
         inputs = table(torch.arange(4, device=table.weight.device)[None])
         whole = self.language_model(inputs_embeds=inputs, use_cache=False).logits
         parts = self.language_model.get_output_embeddings()(self.run_decoder(inputs, use_cache=False).last_hidden_state)
+        if not torch.isfinite(whole).all():
+            raise ValueError(
+                f"{type(self.language_model).__name__} gives logits that are no numbers in {whole.dtype}: its weights "
+                "are damaged, or too large for that dtype (take bfloat16 or float32)"
+            )
         if not torch.allclose(whole.float(), parts.float(), rtol=1e-2, atol=1e-2):
             raise ValueError(
                 f"{type(self.language_model).__name__} scales or caps its logits; take a language model whose logits "

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from rsvlm.files import read_json, whole_folder, write_json
@@ -17,6 +16,7 @@ from rsvlm.models.capret import CapRet, CapRetSettings
 from rsvlm.models.devices import choose_device
 from rsvlm.models.features import Features
 from rsvlm.models.language_models import fingerprint_language_model, load_language_model
+from rsvlm.models.loading import check_names, read_weights
 from rsvlm.models.visual_inputs import MEAN, UPRIGHT, read_visual
 
 FORMAT = 1
@@ -122,10 +122,8 @@ def load_captioner(
             f"{found[:12]}: install the same version of it, or {remedy}"
         )
     captioner = CapRet(model, tokenizer, settings)
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS}: damaged ({error}): {remedy}") from error
+    state = read_weights(folder / WEIGHTS, remedy)
+    check_names(captioner.trained_state(), state, folder / WEIGHTS, remedy)
     captioner.load_trained_state(state)
     captioner.config = config
     if merge and model.dtype == torch.float32:

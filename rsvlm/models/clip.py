@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rsvlm.files import write_json
 from rsvlm.models.encoders import DualEncoder
+from rsvlm.models.loading import first_line, load_config, load_pretrained, load_tokenizer
 
 # OpenAI's, on the scale 0-1: what nearly every CLIP uses, for folders without preprocessor_config.json
 IMAGE_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -33,33 +33,31 @@ class ClipEncoder(DualEncoder):
             FileNotFoundError: neither a folder nor a model in reach (offline, only what was downloaded before is).
             ValueError: no CLIP, not whole, no tokenizer, or another image size than its own.
         """
-        from transformers import AutoConfig, AutoTokenizer, CLIPModel, ImageProcessingMixin
+        from transformers import CLIPModel, ImageProcessingMixin
 
+        what = f"encoder {name}"
         try:
-            config = AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as error:
+            config = load_config(name, what)
+        except OSError as error:
             raise FileNotFoundError(
-                f"encoder {name}: neither a folder nor a model that Hugging Face gives here ({_first_line(error)}). "
+                f"{what}: neither a folder nor a model that Hugging Face gives here ({first_line(error)}). "
                 f"Where the network is: `hf download {name}`; or put config.json, model.safetensors and tokenizer.json "
                 "into a folder and give its path as `encoder`; or use packaged:efficientnet-lite2-minilm"
             ) from error
         if config.model_type != "clip":
-            raise ValueError(f"encoder {name}: its model_type is {config.model_type!r}, but an encoder must be 'clip'")
+            raise ValueError(f"{what}: its model_type is {config.model_type!r}, but an encoder must be 'clip'")
         own_size = config.vision_config.image_size
         if image_size not in (None, own_size):
             raise ValueError(f"image_size: {name} takes {own_size} pixels only (its position embeddings are fixed), "
                              f"not {image_size}; leave image_size empty")
-        try:
-            model = CLIPModel.from_pretrained(name, dtype=torch.float32)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"encoder {name}: its weights cannot be read: {_first_line(error)}") from error
         if Path(name).is_dir() and not any((Path(name) / f).is_file() for f in ("tokenizer.json", "vocab.json")):
-            raise ValueError(f"encoder {name}: no tokenizer (tokenizer.json, or vocab.json and merges.txt) in the "
+            raise ValueError(f"{what}: no tokenizer (tokenizer.json, or vocab.json and merges.txt) in the "
                              "folder, so captions cannot be encoded: copy it from where the weights come from")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"encoder {name}: its tokenizer cannot be read: {_first_line(error)}") from error
+            model = load_pretrained(CLIPModel, name, what, dtype=torch.float32)
+            tokenizer = load_tokenizer(name, what)
+        except OSError as error:  # a hub name without safetensors or tokenizer in reach
+            raise FileNotFoundError(f"{what}: {first_line(error)}") from error
         try:
             processing, _ = ImageProcessingMixin.get_image_processor_dict(name)
         except OSError:
@@ -112,7 +110,3 @@ class ClipEncoder(DualEncoder):
             "crop_size": {"height": self.image_size, "width": self.image_size},
             "image_mean": self.image_mean, "image_std": self.image_std,
         })
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

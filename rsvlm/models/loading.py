@@ -1,0 +1,234 @@
+"""Weights from disk, whole or refused: safetensors only, no code of the folder's own, no weight left to chance.
+
+transformers fills what a folder lacks with random values and goes on. Here every weight that is missing, left over,
+misshapen or no number is an error that names it; what may be absent (tied weights, buffers that a model computes
+itself) is what transformers itself does not report.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rsvlm.files import read_json
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+NAMED = 4  # weights that an error names; the rest is counted
+REMEDY = "copy the model's whole folder again from where it comes"
+
+
+def load_pretrained(model_class: type, source: Path | str, what: str, *, remedy: str = REMEDY, **options) -> nn.Module:
+    """The model that ``model_class.from_pretrained(source)`` gives, with each of its weights from the files.
+
+    Args:
+        model_class: CLIPModel, AutoModelForCausalLM, ...
+        source: a folder, or a name on the Hugging Face hub.
+        what: how errors call it, such as "encoder /models/clip".
+        options: more arguments of ``from_pretrained``, such as dtype.
+
+    Raises:
+        OSError: a hub name that is out of reach.
+        ValueError: the weights are pickled, torn, missing, left over, misshapen or not finite, or the model wants code
+            of its own to be run.
+    """
+    if Path(source).is_dir() and "gguf_file" not in options:
+        check_weight_files(Path(source), what, model_class.__name__, remedy)
+    if "gguf_file" not in options:
+        options["use_safetensors"] = True
+    try:
+        model, info = model_class.from_pretrained(
+            source,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are listed below, not raised without their names
+            **options,
+        )
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise _explained(error, what) from error
+    problems = [f"{message.strip()}" for message in info["error_msgs"]]
+    problems += _listed("missing", info["missing_keys"])
+    problems += _listed("not this model's", info["unexpected_keys"])
+    problems += _listed(
+        "of another shape",
+        (f"{key} {tuple(found)} for {tuple(wanted)}" for key, found, wanted in info["mismatched_keys"]),
+    )
+    if problems:
+        raise ValueError(
+            f"{what}: its weights are not those that its config.json ({type(model).__name__}) describes: "
+            f"{'; '.join(problems)}. Weights that the files do not give would be random: {remedy}"
+        )
+    bad = first_not_finite(model.state_dict())
+    if bad:
+        raise ValueError(f"{what}: {_find_in_files(source, bad, model.dtype, remedy)}")
+    return model
+
+
+def load_tokenizer(source: Path | str, what: str, **options) -> object:
+    """The tokenizer of a folder or a hub name.
+
+    Raises:
+        OSError: a hub name that is out of reach.
+        ValueError: it cannot be read, or wants code of its own to be run.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+    except OSError as error:
+        if not Path(source).is_dir():
+            raise
+        raise _explained(error, f"{what}: its tokenizer") from error
+    except Exception as error:  # tokenizers raises plain Exception for a damaged tokenizer.json
+        raise _explained(error, f"{what}: its tokenizer") from error
+
+
+def load_config(source: Path | str, what: str) -> object:
+    """The configuration of a folder or a hub name.
+
+    Raises:
+        OSError: a hub name that is out of reach, or a folder without config.json.
+        ValueError: a model type that transformers does not know, or one that wants code of its own to be run.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except ValueError as error:
+        raise _explained(error, what) from error
+
+
+def read_weights(path: Path, remedy: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: no file, a torn one, or a value that is no number; names file and tensor.
+    """
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: {_torn(path, error)}: {remedy}") from error
+    bad = first_not_finite(tensors)
+    if bad:
+        raise ValueError(f"{path}: {_describe(bad, tensors[bad])}: {remedy}")
+    return tensors
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+    """Put the tensors of ``path`` into a module. ValueError names each that is missing, left over or misshapen."""
+    own = module.state_dict()
+    check_names(own, tensors, path, remedy)
+    module.load_state_dict(tensors)
+
+
+def check_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+    """Raise ValueError unless ``tensors`` of ``path`` have the names and shapes of ``own``."""
+    problems = _listed("missing", own.keys() - tensors.keys())
+    problems += _listed("unknown", tensors.keys() - own.keys())
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    problems += _listed("of another shape", shapes)
+    if problems:
+        raise ValueError(f"{path}: not the weights that config.json beside it describes: {'; '.join(problems)}: {remedy}")
+
+
+def check_weight_files(folder: Path, what: str, class_name: str = "AutoModel", remedy: str = REMEDY) -> list[Path]:
+    """The safetensors files of a model's folder, each of which can be opened.
+
+    Raises:
+        ValueError: only pickled weights, none at all, a missing part or a torn file; names it.
+    """
+    if (folder / WEIGHTS).is_file():
+        names = [WEIGHTS]
+    elif (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+            raise ValueError(f"{folder / INDEX}: no weight_map in it: {remedy}")
+        names = sorted(set(index["weight_map"].values()))
+    else:
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        if not pickles:
+            raise ValueError(f"{what}: no weights ({WEIGHTS}, or {INDEX} and its parts) in the folder: {remedy}")
+        raise ValueError(
+            f"{what}: its weights are pickled ({', '.join(pickles[:NAMED])}), and a pickle can run code when it is "
+            "read; only safetensors are read here. Where you trust their source, convert them once: python -c "
+            f"\"from transformers import {class_name} as M; "
+            f"M.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
+        )
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{what}: {len(missing)} of the {len(names)} files that {INDEX} lists are missing: "
+            f"{', '.join(missing[:NAMED])}: {remedy}"
+        )
+    for name in names:
+        try:
+            with safe_open(folder / name, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{what}: {name}: {_torn(folder / name, error)}: {remedy}") from error
+    return [folder / name for name in names]
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity, None without one."""
+    for name, tensor in tensors.items():
+        # the smallest and the largest value are NaN when one value is; no copy of a large matrix
+        if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
+            return name
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _explained(error: Exception, what: str) -> ValueError:
+    if "trust_remote_code" in str(error):
+        return ValueError(
+            f"{what} asks for Python code of its own to be run (auto_map in its configuration), and that is not done: "
+            "a model's files are data here. Take a model whose type transformers knows itself"
+        )
+    return ValueError(f"{what} cannot be read ({type(error).__name__}: {first_line(error)}): {REMEDY}")
+
+
+def _listed(kind: str, names: Iterable[str]) -> list[str]:
+    """One text such as "2 weights are missing: a, b", or nothing."""
+    names = sorted(names)
+    if not names:
+        return []
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return [f"{len(names)} {'weight is' if len(names) == 1 else 'weights are'} {kind}: {', '.join(names[:NAMED])}{more}"]
+
+
+def _torn(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        return "missing"
+    return f"no whole safetensors file, {path.stat().st_size} bytes are there ({first_line(error)})"
+
+
+def _describe(name: str, tensor: Tensor) -> str:
+    bad = int((~torch.isfinite(tensor)).sum())
+    return f"{name} holds NaN or infinity ({bad} of its {tensor.numel()} values)"
+
+
+def _find_in_files(source: Path | str, name: str, dtype: torch.dtype, remedy: str) -> str:
+    """Where the values that are no numbers lie, and what to do: file and tensor, or the cast that made them."""
+    from transformers.utils import cached_file
+
+    folder = Path(source) if Path(source).is_dir() else Path(cached_file(source, "config.json")).parent
+    for path in check_weight_files(folder, str(source)):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():
+                tensor = file.get_tensor(key)
+                if first_not_finite({key: tensor}):
+                    return f"{path.name}: {_describe(key, tensor)}: {remedy}"
+    return f"{name} is finite in its file, but its values are too large for {dtype}: take another dtype"
