@@ -87,19 +87,31 @@ class Workspace:
     """The names of this module as attributes, for one notebook: ``places.CAPTIONER``.
 
     What its stage makes lies below ``home``, everything else in the study. Printed, it says which of the two it is.
+
+    Raises:
+        AttributeError: no such place.
+        FileNotFoundError: the place holds what another stage makes, which is not there; names both and the command.
     """
 
     notebook: str
     root: Path
     home: Path  # the root, or scratch/NOTEBOOK when run by hand
     outs: tuple[str, ...]  # the stage's, relative to the root
+    inputs: tuple[tuple[str, str], ...]  # what it reads of other stages, and which stage makes it
 
     def __getattr__(self, name: str) -> Path:
         if name not in PLACES:
             raise AttributeError(f"no place {name!r} in rsvlm.paths")
         place = PLACES[name]
-        own = name == "CHECKPOINTS" or (name != "ROOT" and any(_overlap(place, out) for out in self.outs))
-        return (self.home if own else self.root) / place
+        if name == "CHECKPOINTS" or any(_overlap(place, out) for out in self.outs):
+            return self.home / place
+        for dep, maker in self.inputs:
+            if _overlap(place, dep) and not (self.root / dep).exists():
+                raise FileNotFoundError(
+                    f"no {dep}: the notebook {self.notebook} reads what the stage {maker} makes;"
+                    f" run `make study`, or `dvc repro {maker}` for it alone"
+                )
+        return self.root / place
 
     def __str__(self) -> str:
         if self.home == self.root:
@@ -112,32 +124,29 @@ def workspace(stage: str) -> Workspace:
 
     Raises:
         ValueError: dvc.yaml has no such stage, or the kernel runs another one; names both.
-        FileNotFoundError: what another stage makes and this one reads is not there; names both and the command.
     """
     from ruamel.yaml import YAML  # here: rsvlm.studies works before anything is installed
 
     root = find_root()
     file = root / "dvc.yaml"
     stages = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["stages"]
-    notebooks = {name.split("_", 1)[1]: name for name in stages["strip"]["foreach"]}
+    notebooks = {name.split("_", 1)[1]: name for name in stages.get("strip", {}).get("foreach", [])}
     if stage not in notebooks or stage not in stages:
-        raise ValueError(f"{file}: no stage {stage!r}; the stages with a notebook are {', '.join(notebooks)}")
+        raise ValueError(f"{file}: no stage {stage!r}; the stages with a notebook are {', '.join(notebooks) or 'none'}")
     if running_stage not in (None, stage):
         raise ValueError(f"workspace({stage!r}) in a run of the stage {running_stage!r}: its notebook asks for its own places")
     makers = {out: name for name in notebooks for out in stages[name]["outs"]}
-    for dep in stages[stage]["deps"]:
-        maker = next((makers[out] for out in makers if _overlap(dep, out)), None)
-        if maker and not (root / dep).exists():
-            raise FileNotFoundError(
-                f"no {dep}: the notebook {notebooks[stage]} reads what the stage {maker} makes;"
-                f" run `make study`, or `dvc repro {maker}` for it alone"
-            )
-    outs = tuple(out for out in stages[stage]["outs"] if not out.startswith(f"{PLACES['EXECUTED']}/"))
-    home = root if running_stage else root / PLACES["SCRATCH"] / notebooks[stage]
-    return Workspace(notebooks[stage], root, home, outs)
+    deps = [(dep, next((makers[out] for out in makers if _overlap(dep, out)), None)) for dep in stages[stage]["deps"]]
+    return Workspace(
+        notebook=notebooks[stage],
+        root=root,
+        home=root if running_stage else root / PLACES["SCRATCH"] / notebooks[stage],
+        outs=tuple(out for out in stages[stage]["outs"] if not out.startswith(f"{PLACES['EXECUTED']}/")),
+        inputs=tuple((dep, maker) for dep, maker in deps if maker),
+    )
 
 
 def _overlap(a: str, b: str) -> bool:
-    """Whether one of two relative paths is the other or lies in it."""
+    """Whether one of two relative paths is the other or lies in it; the root holds none of them."""
     return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,10 @@ RECALLS = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)] + ["mean
 RUN_CELLS = """
 import json, sys
 import matplotlib; matplotlib.use("Agg")
+from rsvlm import paths
 space = {}
 for path in sys.argv[1:]:
+    paths.running_stage = path.rsplit("/", 1)[1].split("_", 1)[1].removesuffix(".ipynb")
     for cell in json.load(open(path, encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), space)
@@ -52,7 +55,7 @@ def caption_rows():
 def study(scratch_root):
     """A scratch project with a caption table, three runs and retrieval metrics."""
     rows = caption_rows()
-    (scratch_root / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copy(NOTEBOOKS.parent / "dvc.yaml", scratch_root)
     (scratch_root / "params.yaml").write_text("score_captions:\n  seed: 0\n")
     write_json_lines(scratch_root / "data/aggregated/images.jsonl", rows)
     tested = [row for row in rows if row["split"] == "test"]
@@ -67,6 +70,7 @@ def study(scratch_root):
     blocks = {name: dict.fromkeys(RECALLS, entry) for name in ("by_image", "by_text", "ceiling")}
     methods = {method: {"ucm": blocks, "blue_marble": blocks} for method in ("dual_encoder", "ret", "combined")}
     write_json(scratch_root / "reports/metrics/generate_captions.json", {"weights": {"pool": 1.0}})
+    write_json(scratch_root / "reports/metrics/aggregate_data.json", {})
     protocol = {"split": "test", "name": "remoteclip"}
     write_json(scratch_root / "reports/metrics/score_retrieval.json", methods | {"protocol": protocol})
     names = [(method, source) for method in ("dual_encoder", "ceiling") for source in ("ucm", "blue_marble")]
@@ -176,9 +180,35 @@ def test_a_run_with_missing_repeated_or_broken_rows_is_refused(tmp_path):
 
 
 def test_a_run_cannot_take_the_name_of_another_key(tmp_path):
-    write_json_lines(tmp_path / "protocol.jsonl", [])
+    write_json_lines(tmp_path / "user" / "protocol.jsonl", [])
     with pytest.raises(ValueError, match="protocol"):
-        read_runs(tmp_path, tmp_path / "user", pd.DataFrame(caption_rows()))
+        read_runs(tmp_path / "generated", tmp_path / "user", pd.DataFrame(caption_rows()))
+
+
+def test_other_models_captions_stand_beside_the_studys_runs(tmp_path):
+    generated, others = tmp_path / "generated", tmp_path / "user"
+    table = pd.DataFrame([row for row in caption_rows() if row["image_id"] == "ucm/0.jpg"])
+    line = [{"image_id": "ucm/0.jpg", "caption": "c"}]
+    write_json_lines(others / "blip2.jsonl", line)
+    with pytest.raises(FileNotFoundError, match="generate_captions"):
+        read_runs(generated, others, table)
+    write_json_lines(generated / "beam.jsonl", line)
+    assert list(read_runs(generated, others, table)) == ["beam", "blip2"]
+
+    write_json_lines(others / "Captioner.jsonl", line)
+    with pytest.raises(ValueError, match=r"user/Captioner.jsonl: 'captioner' is a run of the study .*generated/captioner.jsonl"):
+        read_runs(generated, others, table)
+    (others / "Captioner.jsonl").rename(others / "human.jsonl")
+    with pytest.raises(ValueError, match="'human' cannot be a run's name"):
+        read_runs(generated, others, table)
+    (others / "human.jsonl").unlink()
+    write_json_lines(generated / "mine.jsonl", line)
+    with pytest.raises(ValueError, match=r"generated/mine.jsonl: not a run of this study.*belong into .*user"):
+        read_runs(generated, others, table)
+    (generated / "mine.jsonl").unlink()
+    (others / "blip2.jsonl").write_text('{"image_id": "ucm/0.jpg", "caption": "c"}\n{"image_id": \n')
+    with pytest.raises(ValueError, match=r"blip2.jsonl: line 2 is not valid JSON"):
+        read_runs(generated, others, table)
 
 
 def test_rows_of_other_splits_are_left_aside(tmp_path):
