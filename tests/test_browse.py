@@ -172,7 +172,7 @@ def test_the_search_box_answers_its_page(study):
     assert dropped["hits"][0]["id"] == "s/2.png" and dropped["hits"][0]["score"] == pytest.approx(1, abs=1e-3)
     assert [caption["run"] for caption in dropped["captions"]] == ["captioner", "beam", "consensus"]
     assert dropped["captions"][2]["text"] in {SCRIPT, "Caption 4", "Caption 5", "Caption 6", "Caption 7"}
-    assert ask("drop", [b"no picture"], name="x.png", split="").startswith("ValueError: x.png: not a whole image")
+    assert ask("drop", [b"no picture"], name="x.png", split="").startswith("ValueError: x.png: no JPEG, PNG")
     assert not list(paths.CACHE.glob("features_*"))  # nothing of the file from outside stays
 
 

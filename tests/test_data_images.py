@@ -205,13 +205,13 @@ def test_bands_beyond_red_green_and_blue_are_left_out(tmp_path):
         read = open_image(write_tiff(tmp_path / "a.tif", (SCENE[..., :bands], tags)))
         assert (np.asarray(read) == SCENE[..., :3]).all()
     text = refusal(write_tiff(tmp_path / "a.tif", (SCENE, {EXTRA: [UNSPECIFIED] * 10})))
-    assert text.startswith("13 bands of uint8, 24x16 pixels, compression 1: not a byte is missing, but Pillow cannot")
+    assert text.startswith("13 bands of uint8, 24x16 pixels, compression 1: no pixel is missing, but Pillow cannot")
     assert "-b RED -b GREEN -b BLUE IN OUT.png" in text
 
 
 def test_a_compression_that_pillow_lacks_is_no_damage(tmp_path):
     text = refusal(write_tiff(tmp_path / "a.tif", (SCENE[..., :3], {COMPRESSION: 34_887})))
-    assert text.startswith("3 bands of uint8, 24x16 pixels, compression 34887: not a byte is missing, but Pillow cannot")
+    assert text.startswith("3 bands of uint8, 24x16 pixels, compression 34887: no pixel is missing, but Pillow cannot")
     assert "gdal_translate -of PNG IN OUT.png; fetch it again if that fails too" in text
 
 
@@ -283,6 +283,15 @@ def test_empty_and_foreign_and_missing_files(tmp_path):
         open_image(tmp_path / "text.jpg")
     with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
         open_image(tmp_path / "none.jpg")
+
+
+def test_a_kind_of_jpeg_that_pillow_lacks_may_be_whole(tmp_path):
+    path = save(tmp_path / "a.jpg", SCENE[..., 0])
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\xff\xc0") + 4] = 12  # bits a sample
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="or of a kind that Pillow cannot read, such as 12 bits a sample; if another"):
+        open_image(path)
 
 
 @pytest.mark.parametrize("side", [8_001, 9_800, 60_000])  # over our limit, over Pillow's warning, over Pillow's error

@@ -389,7 +389,7 @@ def test_the_search_box_finds_and_takes_a_file(notebook, study):
     playwright.expect(box.locator(".subject .said")).to_have_count(3)
     (study / "no picture.png").write_text("text")
     box.locator("input[type=file]").set_input_files(study / "no picture.png")
-    playwright.expect(box.locator(".trouble")).to_contain_text("not a whole image")
+    playwright.expect(box.locator(".trouble")).to_contain_text("no JPEG, PNG")
 
 
 def test_the_dialogue_answers_and_is_exported(notebook, study):

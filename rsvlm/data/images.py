@@ -325,14 +325,17 @@ def _explain(path: Path, error: Exception) -> str:
             if _is_whole(pages[0], path.stat().st_size):
                 bands = _count_bands(pages[0])
                 return _find_fault(pages) or (
-                    f"{_describe(pages[0])}, compression {pages[0].get(_COMPRESSION, 1)}: not a byte is missing, but "
+                    f"{_describe(pages[0])}, compression {pages[0].get(_COMPRESSION, 1)}: no pixel is missing, but "
                     f"Pillow cannot decode it ({error}); "
                     f"{_way_out(_sample_type(pages[0]), bands if bands > 4 else 1)}; fetch it again if that fails too"
                 )
         except _BROKEN:
             pass  # the head is damaged as well
     elif isinstance(error, UnidentifiedImageError):
-        return "not a whole image, or of a kind that Pillow cannot read; fetch it again or save it with 8 bits a sample"
+        return (
+            "not a whole image, or of a kind that Pillow cannot read, such as 12 bits a sample; if another program "
+            "shows it, save it with 8 bits a sample, else fetch it again"
+        )
     return f"not a whole image: {error}; fetch it again or take it out of the annotations"
 
 
