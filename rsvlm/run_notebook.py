@@ -23,7 +23,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
 from rsvlm.files import write_text
-from rsvlm.params import check_section, declared_parameters, read_section
+from rsvlm.params import check_section, check_values, declared_parameters, read_section
 from rsvlm.paths import CACHE, EXECUTED, FAILED, PARAMS, ROOT, STRIPPED
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -81,6 +81,7 @@ def run_notebook(stage: str, params_file: Path = PARAMS, log: Callable[[str], No
     values = check_section(
         read_section(params_file, stage), declared, file=str(params_file), section=stage, notebook=shown
     )
+    check_values(values, ROOT, file=str(params_file), section=stage)
 
     log(f"[{stage}] {shown}")
     started = time.monotonic()

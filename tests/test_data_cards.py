@@ -222,10 +222,10 @@ def test_the_model_card_holds_what_was_measured():
     data = {
         "sources": {
             "blue_marble": {
-                "images": {"train": 5, "val": 1, "test": 1}, "captions": {"train": 25}, "adapts_encoder_alone": 0,
+                "images_used": {"train": 5, "val": 1, "test": 1}, "captions_used": {"train": 25}, "adapts_encoder_alone": 0,
             },
             "rsicd": {
-                "images": {"train": 7, "val": 0, "test": 0}, "captions": {"train": 35}, "adapts_encoder_alone": 1,
+                "images_used": {"train": 7, "val": 0, "test": 0}, "captions_used": {"train": 35}, "adapts_encoder_alone": 1,
             },
         },
         "twins_dropped_from_train": 3,

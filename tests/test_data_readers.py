@@ -89,7 +89,7 @@ def test_missing_and_foreign_annotation_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         read_karpathy(tmp_path / "none.json")
     (tmp_path / "latin.json").write_bytes(b'{"images": "\xe9"}')
-    with pytest.raises(ValueError, match=r"latin\.json: not UTF-8"):
+    with pytest.raises(ValueError, match=r"latin\.json: line 1 is not UTF-8 text: byte 12 is 0xE9"):
         read_karpathy(tmp_path / "latin.json")
 
 
@@ -147,7 +147,7 @@ def test_files_are_found_under_another_extension(tmp_path):
     images = read(tmp_path, *map(entry, ["1.tif", "2.tif", "3.tif", "sub/4.tif"])).images
     found, missing, counts = find_images(images, tmp_path / "imgs")
     assert [item.name for item in found] == ["1.jpg", "2.tif", "sub/4.PNG"] and missing == ["3.tif"]
-    assert counts == {"images_with_another_extension": 2, "files_not_listed": 2}
+    assert counts == {"images_with_another_extension": 2, "images_in_another_folder": 0, "files_not_listed": 2}
     both = read(tmp_path, entry("2.tif"), entry("2.jpg")).images
     with pytest.raises(ValueError, match="lead to this one file"):
         find_images(both, tmp_path / "imgs")

@@ -1,37 +1,34 @@
-"""A source of a study as its parameters name it, and its images and captions read by the format's reader."""
+"""A source of a study as its parameters name it, and its images and captions read by the format's reader.
+
+Readers are imported where a source is read: the settings are checked before a stage starts, in a moment.
+"""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsvlm.data.blue_marble import TileSettings, make_blue_marble
-from rsvlm.data.box_captions import caption_listing, settings_of
-from rsvlm.data.boxed_images import Classes
-from rsvlm.data.caption_csv import read_caption_csv
-from rsvlm.data.coco import read_coco_captions
-from rsvlm.data.coco_boxes import read_coco_boxes
-from rsvlm.data.dota_boxes import read_dota_boxes
+from typing import TYPE_CHECKING
+
 from rsvlm.data.fixes import check_fixes
-from rsvlm.data.karpathy import read_karpathy
-from rsvlm.data.listings import Listing, check_split
-from rsvlm.data.mask_boxes import Colour, read_mask_boxes
-from rsvlm.data.names import closest_name
-from rsvlm.data.nwpu import read_nwpu
-from rsvlm.data.official_splits import mend_rsicd_splits
-from rsvlm.data.precomputed import read_precomputed
-from rsvlm.data.retrieval_json import read_retrieval_json
-from rsvlm.data.sydney_text import read_sydney_text
-from rsvlm.data.voc_boxes import read_voc_boxes
-from rsvlm.data.yolo_boxes import read_yolo_boxes
+from rsvlm.data.names import SPLITS, check_split, closest_name
 from rsvlm.paths import BLUE_MARBLE, ROOT
 
-# Format -> the keys it knows besides name, format, images, fixes, resolution, use and allow_missing_images.
+if TYPE_CHECKING:
+    from rsvlm.data.boxed_images import Classes
+    from rsvlm.data.listings import Listing
+    from rsvlm.data.mask_boxes import Colour
+
+# Format -> the keys it knows besides those of every source (COMMON).
+TABLE = {
+    "caption_table": ("annotations", "split_column", "image_column", "caption_columns", "label_column"),
+}
+TABLE["caption_csv"] = TABLE["caption_table"]  # its older name
 ONE_FILE = {"karpathy": ("annotations", "labels"), "nwpu": ("annotations",), "sydney_text": ("annotations", "splits")}
 FILE_A_SPLIT = {
     "retrieval_json": ("annotations",),
     "precomputed": ("annotations",),
-    "caption_csv": ("annotations",),
     "coco_captions": ("annotations",),
     "coco_boxes": ("annotations", "classes", "captions"),
 }
@@ -39,22 +36,43 @@ FOLDER = {
     format: ("annotations", "splits", "split", "classes", "captions")
     for format in ("voc_boxes", "dota_boxes", "yolo_boxes")
 } | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels")}
-COMMON = ("name", "format", "images", "fixes", "resolution", "use", "allow_missing_images")
+COMMON = ("name", "format", "images", "fixes", "resolution", "use", "allow_missing_images", "val_share")
 KEYS = {
     "blue_marble": ("name", "format", "tiles", "tile_pixels", "resolution"),
-    **{format: (*COMMON, *keys) for format, keys in (ONE_FILE | FILE_A_SPLIT | FOLDER).items()},
+    **{format: (*COMMON, *keys) for format, keys in (TABLE | ONE_FILE | FILE_A_SPLIT | FOLDER).items()},
 }
 FORMATS = tuple(KEYS)
 # all: its images enter the study's table. adapt: its training images help to adapt the encoder, and enter nothing else.
 # audit: compared with the other sources, enters nothing.
 USES = ("all", "adapt", "audit")
+IMAGERY_PER_DEGREE = 15  # pixels of Blue Marble a degree
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """How Blue Marble's tiles are cut. Raises ValueError for a value that cannot be."""
+
+    tiles: int = 1600  # tiles to keep at most, over all splits
+    tile_pixels: int = 48  # side of a tile in pixels of the imagery; a pixel is 7.4 km at the equator
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tiles < 3:
+            raise ValueError(f"tiles must be at least 3 (one a split), is {self.tiles}")
+        if self.tile_pixels % 12 or not 24 <= self.tile_pixels <= 120:
+            raise ValueError(f"tile_pixels must be a multiple of 12 from 24 to 120, is {self.tile_pixels}")
+
+    @property
+    def degrees(self) -> float:
+        """Side of a tile in degrees."""
+        return self.tile_pixels / IMAGERY_PER_DEGREE
 
 
 @dataclass(frozen=True)
 class Source:
     """One source of a study, as a dict of the parameter ``sources`` gives it. Checks itself.
 
-    Paths are below ``data_root`` (or absolute). Blue Marble needs none.
+    Paths lie below ``data_root``, the folder that DVC watches. Blue Marble needs none.
     """
 
     name: str
@@ -63,6 +81,11 @@ class Source:
     images: str | None = None  # the folder of images
     splits: Mapping[str, str] | None = None  # split -> list of file names, for formats that do not tell the split
     split: str = "train"  # of all images, where there are no lists
+    split_column: str | None = None  # caption_table: the column that tells the split; None finds one of the usual names
+    image_column: str | None = None  # caption_table: likewise, the image's file name
+    caption_columns: list[str] | None = None  # caption_table: likewise, one column or several
+    label_column: str | None = None  # caption_table: likewise, the class
+    val_share: float | None = None  # of the training images, drawn for validation where the files have none
     labels: str = "none"  # karpathy: where class names come from, see read_karpathy
     fixes: list[str] | None = None  # fixes that may be applied, see rsvlm.data.fixes; None = all, [] = none
     classes: Mapping | list | None = None  # boxes and masks: name, number or colour "r,g,b" -> word; null leaves it out
@@ -87,6 +110,7 @@ class Source:
             raise ValueError(f"{where}: fixes must be a list of names, is {self.fixes!r}")
         check_fixes(self.fixes)
         check_split(self.split, f"{where}: split")
+        self._check_table(where)
         for key in ("tiles", "tile_pixels", "min_pixels"):
             if not isinstance(getattr(self, key), int) or isinstance(getattr(self, key), bool):
                 raise ValueError(f"{where}: {key} must be a whole number, is {getattr(self, key)!r}")
@@ -101,13 +125,41 @@ class Source:
             )
         if self.format in ("masks", "yolo_boxes") and not self.classes:
             raise ValueError(f"{where}: format {self.format} needs the key 'classes'")
-        settings_of(self.captions)
+        if self.format == "blue_marble":
+            TileSettings(self.tiles, self.tile_pixels)
+        if self.captions is not None:
+            from rsvlm.data.box_captions import settings_of
+
+            settings_of(self.captions)
+
+    def _check_table(self, where: str) -> None:
+        for key in ("split_column", "image_column", "label_column", "suffix"):
+            if not isinstance(getattr(self, key), str | None):
+                raise ValueError(f"{where}: {key} must be a text, is {getattr(self, key)!r}")
+        names = self.caption_columns
+        if names is not None and not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+            raise ValueError(f"{where}: caption_columns must be a list of names, is {names!r}")
+        if self.split_column is not None and isinstance(self.annotations, Mapping):
+            raise ValueError(
+                f"{where}: split_column needs one file under 'annotations'; a file a split tells the split itself"
+            )
+        if self.val_share is None:
+            return
+        number = isinstance(self.val_share, int | float) and not isinstance(self.val_share, bool)
+        if not number or not 0 < self.val_share < 1:
+            raise ValueError(f"{where}: val_share must be between 0 and 1, is {self.val_share!r}")
+        if self.use != "all":
+            raise ValueError(f"{where}: val_share is for sources whose `use` is all; this one's is {self.use!r}")
 
     def _check_paths(self, where: str) -> None:
-        if self.format in FILE_A_SPLIT:
-            if not isinstance(self.annotations, Mapping) or not all(
-                isinstance(v, str) for v in self.annotations.values()
-            ):
+        if self.format in TABLE and not isinstance(self.annotations, Mapping):
+            if not isinstance(self.annotations, str):
+                raise ValueError(
+                    f"{where}: format {self.format} needs the key 'annotations' with a path, or a path for each split"
+                )
+        elif self.format in FILE_A_SPLIT or self.format in TABLE:
+            files = self.annotations
+            if not isinstance(files, Mapping) or not files or not all(isinstance(file, str) for file in files.values()):
                 raise ValueError(
                     f"{where}: format {self.format} needs the key 'annotations' with a path for each split"
                 )
@@ -119,10 +171,25 @@ class Source:
             raise ValueError(
                 f"{where}: format sydney_text needs the key 'splits' with a list of file names for each split"
             )
+        if self.splits is not None and not (
+            isinstance(self.splits, Mapping) and all(isinstance(file, str) for file in self.splits.values())
+        ):
+            raise ValueError(f"{where}: splits must be a path for each split, is {self.splits!r}")
         for key in ("annotations", "splits"):
             if isinstance(getattr(self, key), Mapping):
                 for split in getattr(self, key):
                     check_split(split, f"{where}: {key}")
+
+    @property
+    def paths(self) -> list[tuple[str, str]]:
+        """(key, path) of every file and folder that the source names; prefixes of precomputed texts become files."""
+        found = []
+        for key in ("annotations", "splits"):
+            value = getattr(self, key) or {}
+            found += [(key, path) for path in (value.values() if isinstance(value, Mapping) else [value])]
+        if self.format == "precomputed":
+            found = [(key, f"{path}_{end}.txt") for key, path in found for end in ("caps", "filename")]
+        return found + ([("images", self.images)] if self.images else [])
 
 
 def parse_source(settings: object) -> Source:
@@ -144,7 +211,52 @@ def parse_source(settings: object) -> Source:
     return Source(**settings)
 
 
-def list_source(source: Source, data_root: str, seed: int = 0) -> tuple[Listing, Path | None, list[Path]]:
+def parse_sources(sources: list) -> list[Source]:
+    """Checked sources of a study.
+
+    Raises:
+        ValueError: what is wrong with each of them; two of one name; none whose images enter the study.
+    """
+    parsed, problems = [], []
+    for settings in sources:
+        try:
+            parsed.append(parse_source(settings))
+        except ValueError as error:
+            problems.append(str(error))
+    names = [source.name for source in parsed]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"sources: the name {name!r} is given twice; names tell the sources apart" for name in repeated]
+    if not problems and not any(source.use == "all" for source in parsed):
+        problems.append("sources: needs at least one source whose `use` is all (the default)")
+    if problems:
+        raise ValueError("\n  ".join(problems))
+    return parsed
+
+
+def missing_split(split: str, found: str = "no source gives one") -> str:
+    """The error message of a split without images, with the way out where there is one."""
+    way_out = "; `val_share: 0.1` in a source draws one from its training images" if split == "val" else ""
+    return f"the split {split} has no image that can be used ({found}); a study needs {', '.join(SPLITS)}{way_out}"
+
+
+def place_of(path: str, data_root: str, root: Path = ROOT) -> Path:
+    """The file or folder that a source's path means.
+
+    Raises:
+        ValueError: it leads out of ``data_root``; says why and what to do.
+    """
+    top = root / data_root
+    place = Path(os.path.normpath(top / path))
+    if not place.is_relative_to(os.path.normpath(top)):
+        raise ValueError(
+            f"{path!r} leads out of data_root ({data_root}). DVC watches that folder alone: after an edit "
+            "outside it the stage would not run again. Set data_root to a folder that holds all sources (its path may be "
+            "absolute), or copy or hard-link the file below it"
+        )
+    return top / path
+
+
+def list_source(source: Source, data_root: str, seed: int = 0) -> tuple["Listing", Path | None, list[Path]]:
     """A source's listing, its folder of images, and the files or folders of its annotations.
 
     Args:
@@ -154,18 +266,26 @@ def list_source(source: Source, data_root: str, seed: int = 0) -> tuple[Listing,
     Raises:
         FileNotFoundError, ValueError: as the format's reader.
     """
+    from rsvlm.data.karpathy import read_karpathy
+    from rsvlm.data.official_splits import mend_rsicd_splits, name_rsicd_classes
+
     if source.format == "blue_marble":
+        from rsvlm.data.blue_marble import make_blue_marble
+
         make_blue_marble(TileSettings(source.tiles, source.tile_pixels, seed))
         annotations, images = BLUE_MARBLE / "dataset.json", BLUE_MARBLE / "images"
         return read_karpathy(annotations, labels="field"), images, [annotations]
 
     def below(path: str) -> Path:
-        return ROOT / data_root / path
+        try:
+            return place_of(path, data_root)
+        except ValueError as error:
+            raise ValueError(f"sources: {source.name}: {error}") from error
 
     fixes = check_fixes(source.fixes)
     images = below(source.images) if source.images else None
     lists = {split: below(path) for split, path in (source.splits or {}).items()}
-    if source.format in FILE_A_SPLIT:
+    if isinstance(source.annotations, Mapping):
         files = {split: below(path) for split, path in source.annotations.items()}
         listing = _read_files(source, files, images, fixes, seed)
         used = list(files.values())
@@ -174,27 +294,56 @@ def list_source(source: Source, data_root: str, seed: int = 0) -> tuple[Listing,
         listing = _read_one(source, place, images, lists, fixes, seed)
         used = [place, *lists.values()]
     mend_rsicd_splits(listing, allowed="rsicd_swapped_splits" in fixes)
+    if source.labels == "prefix":
+        used += name_rsicd_classes(listing, used[0].parent)
     return listing, images, used
 
 
 def _read_files(
     source: Source, files: dict[str, Path], images: Path | None, fixes: frozenset[str], seed: int
-) -> Listing:
+) -> "Listing":
+    from rsvlm.data.box_captions import caption_listing, settings_of
+    from rsvlm.data.caption_table import read_retrieval_json
+    from rsvlm.data.coco import read_coco_captions
+    from rsvlm.data.coco_boxes import read_coco_boxes
+    from rsvlm.data.precomputed import read_precomputed
+
+    if source.format in TABLE:
+        return _read_table(source, files, fixes)
     if source.format == "coco_boxes":
         boxed = read_coco_boxes(files, images or Path(), _named_classes(source.classes), fixes)
         return caption_listing(boxed, settings_of(source.captions), seed)
     readers = {
         "retrieval_json": read_retrieval_json,
         "precomputed": read_precomputed,
-        "caption_csv": read_caption_csv,
         "coco_captions": read_coco_captions,
     }
     return readers[source.format](files, fixes)
 
 
+def _read_table(source: Source, files: Mapping[str, Path] | Path, fixes: frozenset[str]) -> "Listing":
+    from rsvlm.data.caption_table import Columns, read_caption_table
+
+    captions = tuple(source.caption_columns) if source.caption_columns else None
+    return read_caption_table(
+        files, fixes, Columns(source.split_column, source.image_column, captions, source.label_column)
+    )
+
+
 def _read_one(
     source: Source, place: Path, images: Path | None, lists: dict[str, Path], fixes: frozenset[str], seed: int
-) -> Listing:
+) -> "Listing":
+    from rsvlm.data.box_captions import caption_listing, settings_of
+    from rsvlm.data.dota_boxes import read_dota_boxes
+    from rsvlm.data.karpathy import read_karpathy
+    from rsvlm.data.mask_boxes import read_mask_boxes
+    from rsvlm.data.nwpu import read_nwpu
+    from rsvlm.data.sydney_text import read_sydney_text
+    from rsvlm.data.voc_boxes import read_voc_boxes
+    from rsvlm.data.yolo_boxes import read_yolo_boxes
+
+    if source.format in TABLE:
+        return _read_table(source, place, fixes)
     if source.format == "karpathy":
         return read_karpathy(place, fixes=fixes, labels=source.labels)
     if source.format == "nwpu":
@@ -212,8 +361,10 @@ def _read_one(
     return caption_listing(boxed, settings_of(source.captions), seed)
 
 
-def _named_classes(classes: Mapping | list | None) -> Classes:
+def _named_classes(classes: Mapping | list | None) -> "Classes":
     """Words by the file's class names or numbers; a list or mapping is closed, none is open."""
+    from rsvlm.data.boxed_images import Classes
+
     if classes is None:
         return Classes()
     if isinstance(classes, list):
@@ -223,7 +374,7 @@ def _named_classes(classes: Mapping | list | None) -> Classes:
     return Classes({str(name): word for name, word in classes.items()}, True)
 
 
-def _mask_classes(classes: Mapping | list, where: str) -> dict[Colour, str | None]:
+def _mask_classes(classes: Mapping | list, where: str) -> "dict[Colour, str | None]":
     """Pixel value or colour -> word; colours are written "255,0,0".
 
     Raises:
@@ -231,7 +382,7 @@ def _mask_classes(classes: Mapping | list, where: str) -> dict[Colour, str | Non
     """
     if isinstance(classes, list):
         return dict(enumerate(classes))
-    found: dict[Colour, str | None] = {}
+    found: dict = {}
     for key, word in classes.items():
         parts = [part.strip() for part in str(key).split(",")]
         if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
