@@ -1,13 +1,16 @@
 """The runner on small notebooks in a scratch root: parameters, equal bytes, failures."""
 
+import importlib
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from rsvlm.params import check_section, declared_parameters, fits, read_params, read_section
+from rsvlm.params import CHECKERS, check_section, declared_parameters, fits, read_params, read_section
 from rsvlm.strip import as_text, stripped
 
 PARAMETERS = "\n".join(
@@ -100,6 +103,27 @@ def test_a_misspelt_key_stops_before_the_first_cell(run, scratch_root):
     assert "'sead'" in done.stderr and "did you mean 'seed'" in done.stderr
     assert "params.yaml" in done.stderr and "notebooks/10_toy.ipynb" in done.stderr
     assert not (scratch_root / "ran").exists()
+
+
+def test_a_mistake_inside_sources_stops_before_the_first_cell(scratch_root):
+    """With the study's own notebook and parameters."""
+    project = Path(__file__).resolve().parents[1]
+    notebook = scratch_root / "build" / "notebooks" / "10_aggregate_data.ipynb"
+    notebook.parent.mkdir(parents=True)
+    shutil.copy(project / "notebooks" / notebook.name, notebook)
+    text = (project / "params" / "ucm.yaml").read_text(encoding="utf-8")
+    (scratch_root / "params.yaml").write_text(text.replace("format: karpathy", "format: csv"), encoding="utf-8")
+    command = [sys.executable, "-m", "rsvlm.run_notebook", "aggregate_data"]
+    done = subprocess.run(command, cwd=scratch_root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "params.yaml, section 'aggregate_data'" in done.stderr
+    assert "sources: ucm: unknown format 'csv'; did you mean 'caption_csv'?" in done.stderr
+    assert "[aggregate_data]" not in done.stderr and not (scratch_root / ".rsvlm").exists(), "no cell ran"
+
+
+def test_a_stages_own_check_is_found():
+    for stage, checker in CHECKERS.items():
+        module, function = checker.split(":")
+        assert callable(getattr(importlib.import_module(module), function)), stage
 
 
 def test_a_dead_kernel_is_an_error(run):
