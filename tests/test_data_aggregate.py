@@ -111,7 +111,9 @@ def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path, monkeypatch
         return [leaf for item in value.values() for leaf in leaves(item)] if isinstance(value, dict) else [value]
 
     metrics = json.loads((tmp_path / "metrics" / "aggregate_data.json").read_text())
-    assert all(isinstance(leaf, int) for leaf in leaves(metrics)) and metrics["sources"]["s"]["images_used"]["train"] == 4
+    assert (
+        all(isinstance(leaf, int) for leaf in leaves(metrics)) and metrics["sources"]["s"]["images_used"]["train"] == 4
+    )
     assert metrics["sources"]["s"]["in_file"]["images"] == 6
 
 
@@ -205,7 +207,11 @@ def test_a_validation_split_is_drawn_by_groups_of_near_duplicates(tmp_path):
             assert len({split_of[f"{n}.png"] for n in (2, 3, 4)}) == 1
             assert drop or split_of["6.png"] == split_of["7.png"] == "train", "what shows a test image never validates"
             assert report["twins"]["pairs_between_splits"]["train_and_val"] == 0
-            ends = {(row["first_split"], row["second_split"]) for row in report["twins"]["list"] if row["first"] == "s/2.png"}
+            ends = {
+                (row["first_split"], row["second_split"])
+                for row in report["twins"]["list"]
+                if row["first"] == "s/2.png"
+            }
             assert ends == {(split_of["2.png"],) * 2}
             seen.add(split_of["2.png"])
         assert seen == {"train", "val"}
@@ -219,7 +225,10 @@ def test_a_group_that_reaches_another_source_stays_in_training():
     rows = [{"image_id": f"{source}/{n}", "source": source, "split": "train"} for source in "ab" for n in range(4)]
     for seed in range(20):
         copies = [dict(row) for row in rows]
-        assert draw_validation("a", 0.5, copies, [("a/0", "b/0"), ("a/1", "a/0"), ("x/9", "a/2"), ("x/9", "a/3")], seed) == 2
+        assert (
+            draw_validation("a", 0.5, copies, [("a/0", "b/0"), ("a/1", "a/0"), ("x/9", "a/2"), ("x/9", "a/3")], seed)
+            == 2
+        )
         assert [row["image_id"] for row in copies if row["split"] == "val"] == ["a/2", "a/3"]
     with pytest.raises(ValueError, match="a: val_share 0.1 of 4 training images: 0 can be drawn"):
         draw_validation("a", 0.1, rows, [("a/0", "a/1"), ("a/2", "a/3")], 0)
@@ -318,7 +327,11 @@ def test_sources_are_checked_by_their_paths(tmp_path):
         ([source | {"images": "s/d.json"}], {}, "must be a folder"),
         ([source | {"annotations": "s/imgs"}], {}, "must be a file"),
         ([source | {"format": "voc_boxes"}], {}, "annotations: .* must be a folder"),
-        ([source | {"annotations": "../params.yaml"}], {}, r"leads out of data_root \(raw\)\. DVC watches that folder alone"),
+        (
+            [source | {"annotations": "../params.yaml"}],
+            {},
+            r"leads out of data_root \(raw\)\. DVC watches that folder alone",
+        ),
         ([source | {"annotations": "/etc/hosts"}], {}, "leads out of data_root"),
         ([source | {"images": "linked"}], {}, "linked is a link to a folder, and DVC does not look behind it"),
         ([source | {"format": "csv"}], {}, "did you mean 'caption_csv'"),
@@ -351,7 +364,11 @@ def test_wrong_settings_of_the_whole(tmp_path):
         ([source, source], {}, "'s' is given twice"),
         ([source], {"max_images_per_split": 0}, "max_images_per_split must be at least 1"),
         ([source | {"use": "audit"}], {}, "at least one source"),
-        ([source, source | {"name": "x", "format": "csv"}, source | {"name": "y", "image": 1}], {}, r"(?s)'csv'; .*'image'"),
+        (
+            [source, source | {"name": "x", "format": "csv"}, source | {"name": "y", "image": 1}],
+            {},
+            r"(?s)'csv'; .*'image'",
+        ),
         ([source | {"annotations": "/elsewhere/d.json"}], {}, r"s: '/elsewhere/d.json' leads out of data_root .*DVC"),
         ([source | {"images": "../imgs"}], {}, r"s: '../imgs' leads out of data_root"),
         ([{"name": "b", "format": "blue_marble", "tile_pixels": 50}], {}, "multiple of 12"),
@@ -423,7 +440,12 @@ def test_real_sources_without_their_images(shared_data):
     }
     with pytest.raises(FileNotFoundError, match="sydney: no folder .* for the 613 images"):
         run(shared_data, sydney)
-    ucm = {"name": "ucm", "format": "karpathy", "annotations": "ucm_captions/dataset.json", "images": "ucm_captions/imgs"}
+    ucm = {
+        "name": "ucm",
+        "format": "karpathy",
+        "annotations": "ucm_captions/dataset.json",
+        "images": "ucm_captions/imgs",
+    }
     rows, report = run(
         shared_data, ucm, sydney | {"allow_missing_images": True}, max_images_per_split=2, allow_missing_images=False
     )

@@ -134,7 +134,10 @@ def test_caption_csv_of_several_dialects(tmp_path, text):
 
 
 WIDE = [("a/1.jpg", "train", ("a river; wide", "a bridge"), "river"), ("b.jpg", "test", ("a field",), None)]
-LONG = "image,caption,split,category\na/1.jpg,a river; wide,train,river\nb.jpg,a field,TEST ,\na/1.jpg,a bridge,train,river"
+LONG = (
+    "image,caption,split,category\na/1.jpg,a river; wide,train,river\nb.jpg,a field,TEST ,\n"
+    "a/1.jpg,a bridge,train,river"
+)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +146,8 @@ LONG = "image,caption,split,category\na/1.jpg,a river; wide,train,river\nb.jpg,a
         ("t.csv", LONG, "fields between commas; images from 'image', captions from 'caption', splits from 'split'"),
         (
             "t.csv",  # as a spreadsheet saves it where commas are decimal points
-            '\ufeffFilename;Caption_1;Caption_2;Caption_3;Split;Scene\r\na/1.jpg;"a river; wide";a bridge;;Training;river'
-            "\r\nb.jpg;a field;;;test;\r\n;;;;;\r\n",
+            '\ufeffFilename;Caption_1;Caption_2;Caption_3;Split;Scene\r\na/1.jpg;"a river; wide";a bridge;;Training;'
+            "river\r\nb.jpg;a field;;;test;\r\n;;;;;\r\n",
             "fields between semicolons; images from 'Filename', captions from 'Caption_1', 'Caption_2', 'Caption_3'",
         ),
         ("t.csv", "sep=;\n" + LONG.replace(";", "#").replace(",", ";").replace("#", ","), "fields between semicolons"),
@@ -163,13 +166,20 @@ def test_one_table_with_a_column_of_splits(tmp_path, file, content, read_as):
     elif content == "lists":
         content = json.dumps(
             [
-                {"file_name": "a/1.jpg", "split": "train", "category": "river", "captions": ["a river; wide", "a bridge"]},
+                {
+                    "file_name": "a/1.jpg",
+                    "split": "train",
+                    "category": "river",
+                    "captions": ["a river; wide", "a bridge"],
+                },
                 {"file_name": "b.jpg", "split": "test", "captions": ["a field"]},
             ]
         )
     data = content.encode()
     if "#" in content or "sep=" in content:
-        expected = [(name, split, tuple(text.replace(";", ",") for text in texts), label) for name, split, texts, label in WIDE]
+        expected = [
+            (name, split, tuple(text.replace(";", ",") for text in texts), label) for name, split, texts, label in WIDE
+        ]
     else:
         expected = WIDE
     listing = read_caption_table(write(tmp_path / file, gzip.compress(data) if file.endswith(".gz") else data))
@@ -192,12 +202,28 @@ def test_columns_of_other_names_and_repeated_ones(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("t.csv", "image;caption\na.jpg;x\n", "line 1: needs exactly one column named split, .*; has image, caption; .*'split_col"),
+        (
+            "t.csv",
+            "image;caption\na.jpg;x\n",
+            "line 1: needs exactly one column named split, .*; has image, caption; .*'split_col",
+        ),
         ("t.csv", "image,caption,split\na.jpg,x,tst\n", r"line 2 \(a\.jpg\): unknown split 'tst'; did you mean 'test'"),
         ("t.csv", "image,path,caption,split\na,b,x,test\n", "exactly one column named filename.*'image_column' names"),
-        ("t.csv", "image,text,caption,split\na,b,x,test\n", "exactly one column named caption.*'caption_columns' lists"),
-        ("t.csv", "image,caption,split\na.jpg,\"['x', 'y']\",train\n", r"line 2 \(a\.jpg\): this caption is a list written"),
-        ("t.csv", "image,caption,split\na.jpg,x,train\na.jpg,y,test\n", "line 3: 'a.jpg' has the split 'test', but 'train'"),
+        (
+            "t.csv",
+            "image,text,caption,split\na,b,x,test\n",
+            "exactly one column named caption.*'caption_columns' lists",
+        ),
+        (
+            "t.csv",
+            "image,caption,split\na.jpg,\"['x', 'y']\",train\n",
+            r"line 2 \(a\.jpg\): this caption is a list written",
+        ),
+        (
+            "t.csv",
+            "image,caption,split\na.jpg,x,train\na.jpg,y,test\n",
+            "line 3: 'a.jpg' has the split 'test', but 'train'",
+        ),
         (
             "t.csv",
             b"image;caption;split\r\na.jpg;ein Fl\xfcsschen;train\r\n",
@@ -206,8 +232,16 @@ def test_columns_of_other_names_and_repeated_ones(tmp_path):
         ("t.csv", "image,caption".encode("utf-16"), "line 1 starts with the byte order mark of UTF-16"),
         ("t.csv.gz", gzip.compress(b"image,caption,split\n" + b"a.jpg,x,train\n" * 99)[:40], "not a whole gzip file"),
         ("t.json.gz", b"[]", "not a whole gzip file"),
-        ("t.jsonl", '{"image": "a.jpg", "caption": "x", "split": "train"}\n{"image": "b', "line 2 is not valid JSON: column"),
-        ("t.jsonl", '{"image": "a.jpg", "caption": 3, "split": "train"}', r"line 1 \(a\.jpg\): 'caption' must be a text or"),
+        (
+            "t.jsonl",
+            '{"image": "a.jpg", "caption": "x", "split": "train"}\n{"image": "b',
+            "line 2 is not valid JSON: column",
+        ),
+        (
+            "t.jsonl",
+            '{"image": "a.jpg", "caption": 3, "split": "train"}',
+            r"line 1 \(a\.jpg\): 'caption' must be a text or",
+        ),
         ("t.xlsx", b"PK", "no table that is read: .*saved as 'CSV UTF-8'"),
     ],
 )

@@ -186,8 +186,8 @@ def _list_files(source: Source, data_root: str, allow: bool, seed: int, log: Cal
         log(f"{source.name}: {file}: {taken}")
     if source.val_share and listing.notes["splits_read"].get("val"):
         raise ValueError(
-            f"sources: {source.name}: val_share, but {where} has {listing.notes['splits_read']['val']:,} validation images "
-            "already; take val_share out"
+            f"sources: {source.name}: val_share, but {where} has {listing.notes['splits_read']['val']:,} validation "
+            "images already; take val_share out"
         )
     there = folder is not None and folder.is_dir()
     if not there and not allow:
@@ -239,7 +239,10 @@ def _read_images(
         row = _row_of(source, item, data_root, print_of)
         prints[row["image_id"]] = print_of
         rows.append(row)
-    facts |= {"images_left_out_by_use": len(spoken) - len(wanted), "images_left_out_by_limit": len(wanted) - len(usable)}
+    facts |= {
+        "images_left_out_by_use": len(spoken) - len(wanted),
+        "images_left_out_by_limit": len(wanted) - len(usable),
+    }
     facts["images_broken"] = len(broken)
     facts |= {"first_images_broken": sorted(broken)[:NAMES_SHOWN], "images_read": len(rows)}
     facts |= {
@@ -333,7 +336,7 @@ def write_aggregated(rows: list[dict], report: dict) -> dict:
 
 
 def metrics_of(report: dict) -> dict:
-    """The report's main numbers: what the files list (``in_file``) and what the study uses, by source; what was dropped."""
+    """The report's main numbers, by source: what the files list (``in_file``), what is used, what was dropped."""
     in_file = ("captions_blank_dropped", "captions_repeated_within_image", "splits_swapped_back")
     on_disk = ("files_missing", "images_broken", "images_without_caption")
     metrics = {

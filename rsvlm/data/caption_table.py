@@ -1,9 +1,9 @@
 """Reader of captions in a table: CSV with any of four separators, JSON lines or a JSON list, each also as ``.gz``.
 
 A row names an image and one caption (long form, several rows an image) or several: in columns ``caption_1``,
-``caption_2``, ... (wide form) or, in JSON, in a list. Columns are known by the names in use (IMAGES, CAPTIONS, SPLITS_IN,
-CLASSES below), or a source names them. So RemoteCLIP's ``Ret-3.csv``, RSITMD's and RSICD's retrieval JSON, and what people
-save from a spreadsheet are read; the listing's note ``read_as`` says what was taken for what.
+``caption_2``, ... (wide form) or, in JSON, in a list. Columns are known by the names in use (IMAGES, CAPTIONS,
+SPLITS_IN, CLASSES below), or a source names them. So RemoteCLIP's ``Ret-3.csv``, RSITMD's and RSICD's retrieval JSON,
+and what people save from a spreadsheet are read; the listing's note ``read_as`` says what was taken for what.
 """
 
 import csv
@@ -26,7 +26,15 @@ SPLITS_IN = ("split", "subset", "partition", "set")
 CLASSES = ("label_name", "category", "class_name", "class", "scene", "label")  # the first that a table has
 SPLIT_WORDS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-KINDS = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".txt": "csv", ".jsonl": "lines", ".ndjson": "lines", ".json": "json"}
+KINDS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".txt": "csv",
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+}
 LIST_AS_TEXT = re.compile(r"\s*\[\s*(['\"]).*\1\s*\]\s*", re.DOTALL)
 NUMBERED = re.compile(r"(.+?)[ _.-]?\d+")
 
@@ -103,14 +111,14 @@ def read_retrieval_json(files: Mapping[str, Path], fixes: frozenset[str] = ALL) 
 def _rows(
     files: Mapping[str, Path] | Path, columns: Columns, taken: dict[str, str], counts: Counter
 ) -> Iterator[CaptionRow]:
-    for split, path in (files.items() if isinstance(files, Mapping) else [(None, files)]):
+    for split, path in files.items() if isinstance(files, Mapping) else [(None, files)]:
         if split is not None:
             check_split(split, str(path))
         kind = KINDS.get(Path(path.name.removesuffix(".gz")).suffix.lower())
         if kind is None:
             raise ValueError(
-                f"{path}: no table that is read: needs one of {', '.join(KINDS)}, also with .gz behind it; a spreadsheet "
-                "is saved as 'CSV UTF-8'"
+                f"{path}: no table that is read: needs one of {', '.join(KINDS)}, also with .gz behind it; a "
+                "spreadsheet is saved as 'CSV UTF-8'"
             )
         records = _csv_records if kind == "csv" else _json_records
         for where, places, record in records(path, columns, split, taken):
@@ -204,7 +212,9 @@ def _json_records(path: Path, columns: Columns, split: str | None, taken: dict) 
         raise FileNotFoundError(f"{path}: no such annotation file; see data/raw/README.md for where sources come from")
     listed = Path(path.name.removesuffix(".gz")).suffix.lower() == ".json"
     content = read_json(path) if listed else None
-    entries = [(f"{path}: [{number}]", entry) for number, entry in enumerate(content)] if isinstance(content, list) else []
+    entries = (
+        [(f"{path}: [{number}]", entry) for number, entry in enumerate(content)] if isinstance(content, list) else []
+    )
     entries = entries if listed else list(_json_lines(path))
     if not entries:
         raise ValueError(f"{path}: needs a non-empty list of objects with 'image' and 'caption'")
@@ -251,8 +261,8 @@ def _places(names: list[str], keys: list | range, columns: Columns, needs_split:
         places = [place for place, name in zip(keys, low, strict=True) if name in known]
         if len(places) != 1:
             raise ValueError(
-                f"{where}: needs exactly one column named {', '.join(known)}; has {', '.join(names)[:200]}; the source's "
-                f"key {key!r} names another"
+                f"{where}: needs exactly one column named {', '.join(known)}; has {', '.join(names)[:200]}; the "
+                f"source's key {key!r} names another"
             )
         return places[0]
 
@@ -268,8 +278,8 @@ def _places(names: list[str], keys: list | range, columns: Columns, needs_split:
                 stems.setdefault(stem, []).append(place)
         if len(stems) != 1:
             raise ValueError(
-                f"{where}: needs exactly one column named {', '.join(CAPTIONS)} (or several of one name, numbered); has "
-                f"{', '.join(names)[:200]}; the source's key 'caption_columns' lists others"
+                f"{where}: needs exactly one column named {', '.join(CAPTIONS)} (or several of one name, numbered); "
+                f"has {', '.join(names)[:200]}; the source's key 'caption_columns' lists others"
             )
         captions = tuple(next(iter(stems.values())))
     split = label = None

@@ -36,8 +36,8 @@ COUNTS = {  # over all that the file lists, or all that lies in the folder, whet
     "captions_with_other_tokens": "captions in the file whose tokens are other words than the text",
     "captions_not_ascii": "captions in the file with letters beyond ASCII",
     "images_with_other_sentence_ids": "images in the file whose list of sentence ids differs from the sentences'",
-    "rsicd_images_without_class": "images in the file without a class; RSICD's lists of classes, `txtclasses_rsicd.rar` at "
-    "https://github.com/201528014227051/RSICD_optimal, give it when they lie unpacked beside the JSON",
+    "rsicd_images_without_class": "images in the file without a class, for lack of RSICD's lists: "
+    "`txtclasses_rsicd.rar` at https://github.com/201528014227051/RSICD_optimal, to be unpacked beside the JSON",
     "images_with_another_extension": "files on disk under another extension than listed",
     "images_in_another_folder": "files on disk in another folder than listed, found by their name",
     "files_not_listed": "image files on disk that nothing lists",
@@ -127,8 +127,9 @@ def measured_block(facts: Mapping | None) -> str:
     words = facts["words_a_caption"]
     lines += [
         "",
-        f"- Of {facts['captions_used']:,} captions read, {facts['distinct_captions']:,} different ones with {facts['vocabulary']:,} different words; a caption "
-        f"has {words.get('least', 0)} to {words.get('most', 0)} words, half of them at most {words.get('median', 0)}.",
+        f"- Of {facts['captions_used']:,} captions read, {facts['distinct_captions']:,} different ones with "
+        f"{facts['vocabulary']:,} different words; a caption has {words.get('least', 0)} to {words.get('most', 0)} words, "
+        f"half of them at most {words.get('median', 0)}.",
     ]
     if facts["images_compared"]:
         frequent = sorted(facts["image_sizes"].items(), key=lambda pair: (-pair[1], pair[0]))

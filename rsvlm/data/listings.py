@@ -172,11 +172,15 @@ def find_images(
         taken[name] = image.name
         found.append(FoundImage(image, name, folder / name))
     pairs = [(PurePosixPath(item.name), PurePosixPath(item.listed.name)) for item in found]
-    return found, missing, {
-        "images_with_another_extension": sum(name.suffix != listed.suffix for name, listed in pairs),
-        "images_in_another_folder": sum(name.parent != listed.parent for name, listed in pairs),
-        "files_not_listed": len(on_disk - set(taken)),
-    }
+    return (
+        found,
+        missing,
+        {
+            "images_with_another_extension": sum(name.suffix != listed.suffix for name, listed in pairs),
+            "images_in_another_folder": sum(name.parent != listed.parent for name, listed in pairs),
+            "files_not_listed": len(on_disk - set(taken)),
+        },
+    )
 
 
 def _by_base_name(files: set[str], loose: bool) -> Callable[[str, Path], str | None]:
@@ -194,8 +198,8 @@ def _by_base_name(files: set[str], loose: bool) -> Callable[[str, Path], str | N
         same = whole.get(name.name) or (stems.get(name.stem, []) if loose else [])
         if len(same) > 1:
             raise ValueError(
-                f"{folder}: {listed!r} of the annotations may be {same[0]!r} or {same[1]!r}; write the folder into the "
-                "annotations, or take one of the two away"
+                f"{folder}: {listed!r} of the annotations may be {same[0]!r} or {same[1]!r}; write the folder "
+                "into the annotations, or take one of the two away"
             )
         return same[0] if same else None
 

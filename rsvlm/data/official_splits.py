@@ -1,5 +1,4 @@
-"""What is official about a data set where copies mislabel or lack it: RSICD's test set, known by its file names, and its
-lists of classes."""
+"""What is official where copies mislabel or lack it: RSICD's test set, known by its file names, and its classes."""
 
 import dataclasses
 import hashlib
@@ -12,7 +11,7 @@ from rsvlm.data.text_lines import read_lines
 # Official test set of RSICD: SHA-256 over its 1,093 file names without extension, sorted, joined by newlines.
 RSICD_TEST = "ecfb7e5a7642318951e0efa81452a9f4bf88ab136d05c60e2a2b348261a81a25"
 
-# Released beside RSICD's JSON (201528014227051/RSICD_optimal, txtclasses_rsicd.rar): a file a class with a file name a line.
+# Released beside RSICD's JSON (201528014227051/RSICD_optimal, txtclasses_rsicd.rar): a file a class, a name a line.
 RSICD_CLASSES = "txtclasses_rsicd"
 
 
@@ -37,8 +36,8 @@ def mend_rsicd_splits(listing: Listing, allowed: bool) -> None:
 def name_rsicd_classes(listing: Listing, folder: Path) -> list[Path]:
     """The official class lists that were read, sorted; the listing's images get their classes, in place.
 
-    A class's word is its file's name in lower case: that is what stands in the names of the other images. Without the
-    lists the images that are numbered through have no class, and the count ``rsicd_images_without_class`` says how many.
+    A class's word is its file's name in lower case: that is what stands in the names of the other images. Without
+    the lists the images that are numbered through have no class; ``rsicd_images_without_class`` counts them.
 
     Args:
         listing: of any source; only RSICD is changed.

@@ -91,8 +91,8 @@ def draw_validation(source: str, share: float, rows: list[dict], pairs: list[tup
             drawn |= group
     if not drawn or len(drawn) == len(train):
         raise ValueError(
-            f"sources: {source}: val_share {share} of {len(train):,} training images: {len(drawn):,} can be drawn without "
-            "parting images that show the same; give another share"
+            f"sources: {source}: val_share {share} of {len(train):,} training images: {len(drawn):,} can be drawn "
+            "without parting images that show the same; give another share"
         )
     for row in rows:
         if row["image_id"] in drawn:

@@ -69,5 +69,3 @@ def _folder_link(place: Path, top: Path) -> Path | None:
     steps = [place, *place.parents]
     inside = [step for step in steps if step != top and step.is_relative_to(top)]
     return next((step for step in reversed(inside) if step.is_symlink() and step.is_dir()), None)
-
-

@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 from rsvlm.data.fixes import check_fixes
@@ -250,8 +249,8 @@ def place_of(path: str, data_root: str, root: Path = ROOT) -> Path:
     if not place.is_relative_to(os.path.normpath(top)):
         raise ValueError(
             f"{path!r} leads out of data_root ({data_root}). DVC watches that folder alone: after an edit "
-            "outside it the stage would not run again. Set data_root to a folder that holds all sources (its path may be "
-            "absolute), or copy or hard-link the file below it"
+            "outside it the stage would not run again. Set data_root to a folder that holds all sources (its path may "
+            "be absolute), or copy or hard-link the file below it"
         )
     return top / path
 

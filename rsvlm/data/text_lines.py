@@ -31,8 +31,8 @@ def read_lines(path: Path, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
                 )
             if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
                 raise ValueError(
-                    f"{path}: line 1 starts with the byte order mark of UTF-16, as Excel's 'Unicode Text' has it; save it "
-                    "as UTF-8 ('CSV UTF-8' in Excel)"
+                    f"{path}: line 1 starts with the byte order mark of UTF-16, as Excel's 'Unicode Text' has it; save "
+                    "it as UTF-8 ('CSV UTF-8' in Excel)"
                 )
             if b"\0" in line:
                 raise ValueError(f"{path}: line {number} holds a NUL byte: damaged, or not a text file")

@@ -13,7 +13,7 @@ from rsvlm.data.images import open_image
 from rsvlm.data.names import SPLITS
 from rsvlm.viewing.plots import figure, series_colours
 
-# What the report counts, in a reader's words, by where it is counted; counts of zero everywhere are left out of the table.
+# What the report counts, in a reader's words, by where it is counted; what is zero everywhere is left out of the table.
 FINDINGS = {
     "in the file": {
         "captions_blank_dropped": "blank captions (left out)",
