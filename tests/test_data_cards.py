@@ -169,7 +169,7 @@ def test_counts_say_whether_they_are_of_the_file_or_of_what_was_read(tmp_path, m
     assert table["captions in the file"] == 18 and table["captions used"] == 6
     found = findings_table(report)
     assert found.loc["captions that repeat another of the same image (kept)"].tolist() == ["in the file", 6]
-    assert found.loc["images beyond the limit a split (left out)"].tolist() == ["read", 3]
+    assert found.loc["images beyond the limit a split (left out)"].tolist() == ["when read", 3]
     page = measured_block(cards.measured_facts("own", rows, report))
     assert "6 blank captions in the file, left out" in page and "Of 6 captions read, 1 different ones" in page
     metrics = aggregate.metrics_of(report)["sources"]["own"]

@@ -128,8 +128,8 @@ def measured_block(facts: Mapping | None) -> str:
     lines += [
         "",
         f"- Of {facts['captions_used']:,} captions read, {facts['distinct_captions']:,} different ones with "
-        f"{facts['vocabulary']:,} different words; a caption has {words.get('least', 0)} to {words.get('most', 0)} words, "
-        f"half of them at most {words.get('median', 0)}.",
+        f"{facts['vocabulary']:,} different words; a caption has {words.get('least', 0)} to {words.get('most', 0)} "
+        f"words, half of them at most {words.get('median', 0)}.",
     ]
     if facts["images_compared"]:
         frequent = sorted(facts["image_sizes"].items(), key=lambda pair: (-pair[1], pair[0]))

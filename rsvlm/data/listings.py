@@ -198,8 +198,8 @@ def _by_base_name(files: set[str], loose: bool) -> Callable[[str, Path], str | N
         same = whole.get(name.name) or (stems.get(name.stem, []) if loose else [])
         if len(same) > 1:
             raise ValueError(
-                f"{folder}: {listed!r} of the annotations may be {same[0]!r} or {same[1]!r}; write the folder "
-                "into the annotations, or take one of the two away"
+                f"{folder}: {listed!r} of the annotations may be {same[0]!r} or {same[1]!r}; write the "
+                "folder into the annotations, or take one of the two away"
             )
         return same[0] if same else None
 

@@ -41,7 +41,7 @@ FINDINGS = {
         "images_in_another_folder": "files in another folder than listed, found by their name (read)",
         "files_not_listed": "image files that no annotation lists (not read)",
     },
-    "read": {
+    "when read": {
         "images_broken": "image files that cannot be opened (left out)",
         "images_without_caption": "images without a caption (left out)",
         "images_left_out_by_use": "validation and test images of a source that adapts the encoder alone (left out)",
