@@ -5,13 +5,16 @@ disk never leaves half a file under a result's name. What a person adds line by 
 """
 
 import fcntl
+import gzip
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -88,18 +91,42 @@ def append_line(path: Path, line: str, *, head: str = "") -> None:
 
 
 def read_json(path: Path) -> object:
-    """The JSON in ``path``.
+    """The JSON in ``path``, which may be compressed (``.gz``) and may start with a byte order mark.
 
     Raises:
         FileNotFoundError: with the path.
-        ValueError: the file is not UTF-8 JSON; names the file, line and column.
+        ValueError: the file is not UTF-8 JSON, or no whole gzip; names the file, line and column.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open_bytes(path) as file:
+            content = file.read()
+        return json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: byte {error.start}: {error.reason}") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}: line {line} is not UTF-8 text: {wrong_byte(error)}; save it as UTF-8") from error
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes; those of a ``.gz`` file are the ones that were compressed.
+
+    Raises:
+        FileNotFoundError: with the path.
+        ValueError: a ``.gz`` file is cut off or no gzip; names it.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file: {error}; fetch it again") from error
+
+
+def wrong_byte(error: UnicodeDecodeError) -> str:
+    """Which byte is no UTF-8, its value, and what it would be in Windows' code page, for an error message."""
+    byte = error.object[error.start : error.start + 1]
+    return f"byte {error.start} is 0x{byte.hex().upper()} (in Windows-1252 {byte.decode('cp1252', 'replace')!r})"
 
 
 def write_json_lines(path: Path, rows: Iterable[dict]) -> None:

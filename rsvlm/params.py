@@ -6,6 +6,7 @@ before the notebook's first cell.
 
 import ast
 import difflib
+import importlib
 import json
 import math
 from collections.abc import Iterable
@@ -17,6 +18,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 PARAMETERS_TAG = "parameters"
+# Stage -> function(values, root) that raises ValueError where values of the right types cannot be. It runs before the
+# notebook starts, so what it imports has to be light.
+CHECKERS = {
+    "aggregate_data": "rsvlm.data.source_checks:check_sources",
+}
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,21 @@ def check_section(values: dict, declared: dict[str, Parameter], *, file: str, se
     if problems:
         raise ValueError("\n  ".join([f"{file}, section {section!r}:", *problems]))
     return {key: _converted(values[key], parameter.annotation) for key, parameter in declared.items()}
+
+
+def check_values(values: dict, root: Path, *, file: str, section: str) -> None:
+    """Check what a section's values mean, beyond their names and types, where its stage has such a check.
+
+    Raises:
+        ValueError: names the file, the section and everything that the stage's own check found.
+    """
+    if section not in CHECKERS:
+        return
+    module, function = CHECKERS[section].split(":")
+    try:
+        getattr(importlib.import_module(module), function)(values, root)
+    except ValueError as error:
+        raise ValueError(f"{file}, section {section!r}:\n  {error}") from error
 
 
 def _fits(value: object, kind: ast.expr) -> bool:

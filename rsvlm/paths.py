@@ -72,7 +72,8 @@ def find_root() -> Path:
         for folder in (start, *start.parents):
             if (folder / "dvc.yaml").is_file():
                 return folder
-    raise FileNotFoundError(f"no dvc.yaml above {' or '.join(map(str, starts))}: run inside the project or set RSVLM_ROOT")
+    searched = " or ".join(map(str, starts))
+    raise FileNotFoundError(f"no dvc.yaml above {searched}: run inside the project or set RSVLM_ROOT")
 
 
 def __getattr__(name: str) -> Path:
@@ -120,7 +121,7 @@ class Workspace:
 
 
 def workspace(stage: str) -> Workspace:
-    """The places of a stage's notebook: the study's in a run by ``rsvlm.run_notebook``, else its own below ``scratch/``.
+    """The places of a stage's notebook: the study's under ``rsvlm.run_notebook``, else its own in ``scratch/``.
 
     Raises:
         ValueError: dvc.yaml has no such stage, or the kernel runs another one; names both.
@@ -134,7 +135,9 @@ def workspace(stage: str) -> Workspace:
     if stage not in notebooks or stage not in stages:
         raise ValueError(f"{file}: no stage {stage!r}; the stages with a notebook are {', '.join(notebooks) or 'none'}")
     if running_stage not in (None, stage):
-        raise ValueError(f"workspace({stage!r}) in a run of the stage {running_stage!r}: its notebook asks for its own places")
+        raise ValueError(
+            f"workspace({stage!r}) in a run of the stage {running_stage!r}: its notebook asks for its own places"
+        )
     makers = {out: name for name in notebooks for out in stages[name]["outs"]}
     deps = [(dep, next((makers[out] for out in makers if _overlap(dep, out)), None)) for dep in stages[stage]["deps"]]
     return Workspace(

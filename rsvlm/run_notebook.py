@@ -24,7 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from rsvlm import paths
 from rsvlm.files import write_text
-from rsvlm.params import check_section, declared_parameters, read_section
+from rsvlm.params import check_section, check_values, declared_parameters, read_section
 from rsvlm.processes import StageRuns, end_with_dvc, only_run
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -83,6 +83,7 @@ def run_notebook(stage: str, params_file: Path | None = None, log: Callable[[str
     values = check_section(
         read_section(params_file, stage), declared, file=str(params_file), section=stage, notebook=shown
     )
+    check_values(values, paths.ROOT, file=str(params_file), section=stage)
 
     log(f"[{stage}] {shown}")
     started = time.monotonic()

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from rsvlm import paths
 from rsvlm.data import aggregate
 from rsvlm.data.aggregate import aggregate_sources, write_aggregated
 from rsvlm.data.images import ImageError
+from rsvlm.data.overlap import draw_validation
+from rsvlm.data.source_checks import check_sources
 from rsvlm.data.sources import parse_source
 from rsvlm.data.table import load_adapt_table, load_table, rows_of, save_table
 
@@ -78,7 +83,7 @@ def test_a_source_may_adapt_the_encoder_alone(tmp_path):
     both = load_adapt_table(*tables)
     assert both["image_id"].tolist()[0] == "more/0.png" and len(both) == 7
     assert metrics["twins_dropped_from_train"] == 1
-    assert metrics["sources"]["more"]["images"] == {"train": 1, "val": 0, "test": 0}
+    assert metrics["sources"]["more"]["images_used"] == {"train": 1, "val": 0, "test": 0}
     assert report["sources"]["more"]["images_left_out_by_use"] == 1 and report["sources"]["s"]["use"] == "all"
     assert "(adapts the encoder alone)" in (tmp_path / "cards/mixture.md").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="whose `use` is all"):
@@ -105,7 +110,10 @@ def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path):
         return [leaf for item in value.values() for leaf in leaves(item)] if isinstance(value, dict) else [value]
 
     metrics = json.loads((tmp_path / "metrics" / "aggregate_data.json").read_text())
-    assert all(isinstance(leaf, int) for leaf in leaves(metrics)) and metrics["sources"]["s"]["images"]["train"] == 4
+    assert (
+        all(isinstance(leaf, int) for leaf in leaves(metrics)) and metrics["sources"]["s"]["images_used"]["train"] == 4
+    )
+    assert metrics["sources"]["s"]["in_file"]["images"] == 6
 
 
 def test_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
@@ -148,10 +156,82 @@ def test_broken_image_stops_or_is_counted(tmp_path):
 
 def test_missing_folder_and_annotations(tmp_path):
     source = make_source(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"s: no folder .*nowhere for the 6 images"):
-        run(tmp_path, source | {"images": "nowhere"}, allow_missing_images=True)
+    with pytest.raises(FileNotFoundError, match=r"s: no folder .*nowhere for the 6 images .*allow_missing_images"):
+        run(tmp_path, source | {"images": "nowhere"})
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         run(tmp_path, source | {"annotations": "none.json"})
+
+
+def test_a_source_without_its_folder_of_images_may_be_gone_on_without(tmp_path):
+    lacking = make_source(tmp_path, "lacking") | {"images": "nowhere", "allow_missing_images": True}
+    rows, report = run(tmp_path, make_source(tmp_path), lacking)
+    facts = report["sources"]["lacking"]
+    assert {row["source"] for row in rows} == {"s"} and facts["files_missing"] == facts["images_listed"] == 6
+    assert facts["images"] == {"train": 0, "val": 0, "test": 0} and facts["images_on_disk"] is False
+    places = {name: tmp_path / name for name in ("aggregated", "cards", "metrics")}
+    assert write_aggregated(rows, report, **places)["sources"]["lacking"]["files_missing"] == 6
+    with pytest.raises(ValueError, match=r"the split train .*lacking: 4 listed, files missing in all splits: 6"):
+        run(tmp_path, lacking)
+
+
+def test_an_empty_split_is_told_before_an_image_is_opened(tmp_path, monkeypatch):
+    def opened(*_, **__):
+        raise AssertionError("an image was opened")
+
+    monkeypatch.setattr(aggregate, "fingerprint_images", opened)
+    with pytest.raises(ValueError, match=r"the split val has no image .*`val_share: 0.1` in a source draws one"):
+        run(tmp_path, make_source(tmp_path, splits=("train", "test")))
+    missing = make_source(tmp_path, "missing")
+    (tmp_path / "missing/imgs/0.png").unlink()
+    with pytest.raises(FileNotFoundError, match="missing: 1 of 6"):
+        run(tmp_path, make_source(tmp_path, "whole"), missing)
+
+
+def test_a_validation_split_is_drawn_by_groups_of_near_duplicates(tmp_path):
+    source = make_source(tmp_path, splits=("train",) * 20 + ("test",) * 2) | {"val_share": 0.3}
+    for copy, number in ((3, 2), (4, 2), (6, 20), (7, 6)):  # three alike; and two like a test image
+        shutil.copy(tmp_path / f"s/imgs/{number}.png", tmp_path / f"s/imgs/{copy}.png")
+    for drop, kept in ((True, 18), (False, 20)):
+        seen = set()
+        for seed in range(6):
+            rows, report = run(tmp_path, source, seed=seed, drop_train_twins_of_test=drop)
+            split_of = {row["image_id"].split("/")[1]: row["split"] for row in rows}
+            counts = report["sources"]["s"]["images"]
+            assert counts["test"] == 2 and counts["train"] + counts["val"] == kept
+            assert counts["val"] == round(0.3 * kept) == report["sources"]["s"]["images_drawn_for_validation"]
+            assert len({split_of[f"{n}.png"] for n in (2, 3, 4)}) == 1
+            assert drop or split_of["6.png"] == split_of["7.png"] == "train", "what shows a test image never validates"
+            assert report["twins"]["pairs_between_splits"]["train_and_val"] == 0
+            ends = {
+                (row["first_split"], row["second_split"])
+                for row in report["twins"]["list"]
+                if row["first"] == "s/2.png"
+            }
+            assert ends == {(split_of["2.png"],) * 2}
+            seen.add(split_of["2.png"])
+        assert seen == {"train", "val"}
+    again = [row["split"] for row in run(tmp_path, source, seed=5, drop_train_twins_of_test=False)[0]]
+    assert again == [row["split"] for row in rows]
+    with pytest.raises(ValueError, match="has_one: val_share, but .* has 1 validation images already"):
+        run(tmp_path, make_source(tmp_path, "has_one") | {"val_share": 0.5})
+
+
+def test_a_group_that_reaches_another_source_stays_in_training():
+    rows = [{"image_id": f"{source}/{n}", "source": source, "split": "train"} for source in "ab" for n in range(4)]
+    for seed in range(20):
+        copies = [dict(row) for row in rows]
+        assert (
+            draw_validation("a", 0.5, copies, [("a/0", "b/0"), ("a/1", "a/0"), ("x/9", "a/2"), ("x/9", "a/3")], seed)
+            == 2
+        )
+        assert [row["image_id"] for row in copies if row["split"] == "val"] == ["a/2", "a/3"]
+    pairs = [("a/0", "a/1"), ("a/2", "a/3")]
+    with pytest.raises(ValueError, match="a: val_share 0.1 of 4 training images: none of them can be drawn"):
+        draw_validation("a", 0.1, rows, pairs, 0)
+    with pytest.raises(ValueError, match="a: val_share 0.5 of 1 training images: none would be left to train with"):
+        draw_validation("a", 0.5, rows[:1], [], 0)
+    with pytest.raises(ValueError, match="c: val_share 0.5 of 0 training images: there is none to draw from"):
+        draw_validation("c", 0.5, rows, [], 0)
 
 
 def test_empty_split_is_refused(tmp_path):
@@ -210,6 +290,7 @@ def test_limit_is_drawn_by_seed(tmp_path):
     ("change", "message"),
     [
         ({"format": "karpaty"}, "unknown format 'karpaty'; did you mean 'karpathy'"),
+        ({"format": "csv"}, "unknown format 'csv'; did you mean 'caption_table'"),
         ({"image": "x"}, "s: unknown key 'image'; did you mean 'images'"),
         ({"tiles": 5}, "unknown key 'tiles'"),
         ({"annotations": None}, "needs the key 'annotations'"),
@@ -225,6 +306,65 @@ def test_wrong_source_settings(change, message):
         parse_source(settings | change)
 
 
+def section(root, *sources, **change):
+    values = {"sources": list(sources), "data_root": "raw", "allow_missing_images": False, "max_images_per_split": None}
+    return values | change
+
+
+def test_sources_are_checked_by_their_paths(tmp_path):
+    source = make_source(tmp_path / "raw")
+    check_sources(section(tmp_path, source), tmp_path)
+    check_sources(section(tmp_path, source, data_root=str(tmp_path / "raw")), tmp_path)
+    absolute = source | {"annotations": str(tmp_path / "raw/s/d.json")}
+    check_sources(section(tmp_path, absolute), tmp_path)  # it is below data_root, and watched
+    (tmp_path / "raw/linked").symlink_to(tmp_path / "raw/s/imgs")
+    (tmp_path / "raw/linked.json").symlink_to(tmp_path / "raw/s/d.json")
+    check_sources(section(tmp_path, source | {"annotations": "linked.json"}), tmp_path)
+    table = {"name": "t", "format": "caption_table", "images": "s/imgs", "annotations": {"train": "s/d.json"}}
+    boxes = {"name": "boxed", "format": "voc_boxes", "annotations": "s", "images": "s/imgs"}
+    for sources, change, message in [
+        ([source | {"annotations": "s/e.json"}], {}, r"sources: s: annotations: .*s/e\.json does not exist"),
+        ([source | {"images": "s/none"}], {}, r"sources: s: images: .*none does not exist"),
+        ([source | {"images": "s/d.json"}], {}, "must be a folder"),
+        ([source | {"annotations": "s/imgs"}], {}, "must be a file"),
+        ([source | {"format": "voc_boxes"}], {}, "annotations: .* must be a folder"),
+        (
+            [source | {"annotations": "../params.yaml"}],
+            {},
+            r"leads out of data_root \(raw\)\. DVC watches that folder alone",
+        ),
+        ([source | {"annotations": "/etc/hosts"}], {}, "leads out of data_root"),
+        ([source | {"images": "linked"}], {}, "linked is a link to a folder, and DVC does not look behind it"),
+        ([source | {"format": "csv"}], {}, "did you mean 'caption_table'"),
+        ([boxes | {"classes": "diro"}], {}, "sources: boxed: classes: unknown preset 'diro'; did you mean 'dior'"),
+        ([boxes | {"classes": "loveda"}], {}, "boxed: classes: the preset 'loveda' is for masks; for boxes: dior"),
+        ([boxes | {"captions": {"center": 0.5}}], {}, "boxed: captions: unknown key 'center'; did you mean 'centre'"),
+        ([boxes | {"captions": {"centre": "half"}}], {}, "boxed: captions: centre must be between 0 and 1, is 'half'"),
+        ([boxes | {"captions": {"general_terms": "many"}}], {}, "general_terms must be a list of texts, is 'many'"),
+        ([boxes | {"captions": "many"}], {}, "boxed: captions must be a mapping of settings, is 'many'"),
+        ([source], {"max_images_per_split": 0}, "max_images_per_split must be at least 1"),
+        ([table], {}, r"(?s)the split val has no image.*val_share.*the split test has no image"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_sources(section(tmp_path, *sources, **change), tmp_path)
+    check_sources(section(tmp_path, source | {"images": "s/none"}, allow_missing_images=True), tmp_path)
+    with pytest.raises(ValueError, match=r"(?s)the split test.*") as error:
+        check_sources(section(tmp_path, table | {"val_share": 0.1}), tmp_path)
+    assert "split val" not in str(error.value)
+
+
+def test_the_check_imports_nothing_heavy():
+    code = "import sys; from pathlib import Path; from rsvlm.data.source_checks import check_sources\n"
+    code += "from rsvlm.params import read_params\n"
+    masks = {"name": "m", "format": "masks", "annotations": "m", "images": "i", "classes": "loveda", "captions": {}}
+    sources = [{"name": "b", "format": "blue_marble"}, masks | {"use": "audit", "annotations": "."}]
+    code += f"check_sources({{'sources': {sources!r}, 'data_root': '.', "
+    code += "'allow_missing_images': False, 'max_images_per_split': None}, Path.cwd())\n"
+    code += "print(sorted({'torch', 'pandas', 'numpy', 'scipy', 'PIL', 'faiss'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_wrong_settings_of_the_whole(tmp_path):
     source = make_source(tmp_path)
     for sources, options, message in [
@@ -233,6 +373,14 @@ def test_wrong_settings_of_the_whole(tmp_path):
         ([{"format": "karpathy"}], {}, "lacks the key 'name'"),
         ([source, source], {}, "'s' is given twice"),
         ([source], {"max_images_per_split": 0}, "max_images_per_split must be at least 1"),
+        ([source | {"use": "audit"}], {}, "at least one source"),
+        (
+            [source, source | {"name": "x", "format": "csv"}, source | {"name": "y", "image": 1}],
+            {},
+            r"(?s)'csv'; .*'image'",
+        ),
+        ([source | {"annotations": "/elsewhere/d.json"}], {}, r"s: '/elsewhere/d.json' leads out of data_root .*DVC"),
+        ([source | {"images": "../imgs"}], {}, r"s: '../imgs' leads out of data_root"),
         ([{"name": "b", "format": "blue_marble", "tile_pixels": 50}], {}, "multiple of 12"),
         ([{"name": "b", "format": "blue_marble", "tiles": "9"}], {}, "tiles must be a whole number"),
     ]:
@@ -301,4 +449,14 @@ def test_real_sources_without_their_images(shared_data):
         "images": "imgs",
     }
     with pytest.raises(FileNotFoundError, match="sydney: no folder .* for the 613 images"):
-        run(shared_data, sydney, allow_missing_images=True)
+        run(shared_data, sydney)
+    ucm = {
+        "name": "ucm",
+        "format": "karpathy",
+        "annotations": "ucm_captions/dataset.json",
+        "images": "ucm_captions/imgs",
+    }
+    rows, report = run(
+        shared_data, ucm, sydney | {"allow_missing_images": True}, max_images_per_split=2, allow_missing_images=False
+    )
+    assert len(rows) == 6 and report["sources"]["sydney"]["files_missing"] == 613

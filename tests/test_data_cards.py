@@ -11,7 +11,7 @@ from PIL import Image
 from rsvlm import paths
 from rsvlm.data import cards
 from rsvlm.data.__main__ import main
-from rsvlm.data.aggregate import aggregate_sources, write_aggregated
+from rsvlm.data.aggregate import aggregate_sources, metrics_of, write_aggregated
 from rsvlm.data.audit import find_misspelt
 from rsvlm.data.cards import BEGIN, END, SECTIONS, fill_card, load_measured, measured_block, render_cards, renew_cards
 from rsvlm.data.catalogue import CAP4, KNOWN, REMOTECLIP, REMOTECLIP_IMAGES
@@ -19,6 +19,7 @@ from rsvlm.data.croissant import describe_source
 from rsvlm.data.sources import list_source, parse_source
 from rsvlm.files import fingerprint_file, read_json
 from rsvlm.params import read_params
+from rsvlm.viewing.data_figures import findings_table, sources_table
 from rsvlm.viewing.model_card import model_card
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,6 +150,36 @@ def test_the_stage_fills_cards_of_its_sources(study):
     assert "| own | 2 | 1 | 1 | 4 | 50.0 % |" in (folder / "mixture.md").read_text(encoding="utf-8")
 
 
+def test_counts_say_whether_they_are_of_the_file_or_of_what_was_read(tmp_path):
+    """A limit reads part of the images; what the file lists stays the whole."""
+    sentences = [{"raw": "a field ."}, {"raw": "a field ."}, {"raw": "."}]
+    entries = []
+    for number, split in enumerate(["train"] * 4 + ["val", "test"]):
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        (tmp_path / "i").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "i" / f"{number}.png")
+        entries.append({"filename": f"{number}.png", "split": split, "sentences": sentences})
+    (tmp_path / "d.json").write_text(json.dumps({"images": entries}))
+    source = {"name": "own", "format": "karpathy", "annotations": "d.json", "images": "i"}
+    rows, report = aggregate_sources(
+        [source], data_root=str(tmp_path), max_images_per_split=1, cache=tmp_path / "cache", log=lambda line: None
+    )
+    table = sources_table(report).loc["own"]
+    assert table["images in the file"] == 6 and table["images read"] == 3 and table["train images used"] == 1
+    assert table["captions in the file"] == 18 and table["captions used"] == 6
+    found = findings_table(report)
+    assert found.loc["captions that repeat another of the same image (kept)"].tolist() == ["in the file", 6]
+    assert found.loc["images beyond the limit a split (left out)"].tolist() == ["when read", 3]
+    page = measured_block(cards.measured_facts("own", rows, report))
+    assert "6 blank captions in the file, left out" in page and "Of 6 captions read, 1 different ones" in page
+    metrics = metrics_of(report)["sources"]["own"]
+    assert metrics["in_file"] == {
+        "images": 6, "captions": 18, "captions_blank_dropped": 6, "captions_repeated_within_image": 6,
+        "splits_swapped_back": 0,
+    }  # fmt: skip
+    assert metrics["images_used"] == {"train": 1, "val": 1, "test": 1} and metrics["captions_used"]["train"] == 2
+
+
 def test_the_image_table_can_be_read_by_mlcroissant(study):
     mlcroissant = pytest.importorskip("mlcroissant", reason="the extra audit is not installed (make test installs it)")
     rows, _, folder = study
@@ -175,7 +206,7 @@ def test_cards_are_renewed_from_a_run(study, tmp_path):
 
 
 def test_a_folder_of_known_sources_is_audited(study, tmp_path, capsys):
-    """RSICD with one image missing, and RSITMD without any: captions of all are compared, images of those that are there."""
+    """RSICD with one image missing, and RSITMD without any: captions of all are compared, images where they are."""
     raw = tmp_path / "raw"
     (raw / "rsicd").mkdir(parents=True)
     shutil.copy(tmp_path / "rsicd.json", raw / "rsicd" / "dataset_rsicd.json")
@@ -221,10 +252,14 @@ def test_the_model_card_holds_what_was_measured():
     data = {
         "sources": {
             "blue_marble": {
-                "images": {"train": 5, "val": 1, "test": 1}, "captions": {"train": 25}, "adapts_encoder_alone": 0,
+                "images_used": {"train": 5, "val": 1, "test": 1},
+                "captions_used": {"train": 25},
+                "adapts_encoder_alone": 0,
             },
             "rsicd": {
-                "images": {"train": 7, "val": 0, "test": 0}, "captions": {"train": 35}, "adapts_encoder_alone": 1,
+                "images_used": {"train": 7, "val": 0, "test": 0},
+                "captions_used": {"train": 35},
+                "adapts_encoder_alone": 1,
             },
         },
         "twins_dropped_from_train": 3,

@@ -1,15 +1,15 @@
 """The other caption formats: what is read, what is refused with file and line; and the real files where they are."""
 
+import gzip
 import json
 
 import pytest
 
 from rsvlm.data.aggregate import aggregate_sources
-from rsvlm.data.caption_csv import read_caption_csv
+from rsvlm.data.caption_table import Columns, read_caption_table, read_retrieval_json
 from rsvlm.data.coco import read_coco_captions
 from rsvlm.data.fixes import ALL
 from rsvlm.data.precomputed import read_precomputed
-from rsvlm.data.retrieval_json import read_retrieval_json
 from rsvlm.data.sources import list_source, parse_source
 from rsvlm.data.sydney_text import read_sydney_text
 from rsvlm.data.text_lines import read_lines
@@ -125,12 +125,141 @@ def test_precomputed_text_that_was_cut_off(tmp_path):
     ],
 )
 def test_caption_csv_of_several_dialects(tmp_path, text):
-    listing = read_caption_csv({"train": write(tmp_path / "Ret-3.csv", text)})
+    listing = read_caption_table({"train": write(tmp_path / "Ret-3.csv", text)})
     assert as_tuples(listing) == [
         ("a/1.jpg", "train", ("a river, wide", "a bridge"), None),
         ("b.jpg", "train", (), None),
     ]
     assert listing.counts["captions_blank_dropped"] == 1
+
+
+WIDE = [("a/1.jpg", "train", ("a river; wide", "a bridge"), "river"), ("b.jpg", "test", ("a field",), None)]
+LONG = (
+    "image,caption,split,category\na/1.jpg,a river; wide,train,river\nb.jpg,a field,TEST ,\n"
+    "a/1.jpg,a bridge,train,river"
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "read_as"),
+    [
+        ("t.csv", LONG, "fields between commas; images from 'image', captions from 'caption', splits from 'split'"),
+        (
+            "t.csv",  # as a spreadsheet saves it where commas are decimal points
+            '\ufeffFilename;Caption_1;Caption_2;Caption_3;Split;Scene\r\na/1.jpg;"a river; wide";a bridge;;Training;'
+            "river\r\nb.jpg;a field;;;test;\r\n;;;;;\r\n",
+            "fields between semicolons; images from 'Filename', captions from 'Caption_1', 'Caption_2', 'Caption_3'",
+        ),
+        ("t.csv", "sep=;\n" + LONG.replace(";", "#").replace(",", ";").replace("#", ","), "fields between semicolons"),
+        ("t.txt", LONG.replace(",", "\t"), "fields between tabs"),
+        ("t.csv.gz", LONG, "fields between commas"),
+        ("t.jsonl", "jsonl", "JSON lines; images from 'image', captions from 'caption', splits from 'split', classes"),
+        ("t.jsonl.gz", "jsonl", "JSON lines"),
+        ("t.json", "lists", "a JSON list; images from 'file_name', captions from 'captions'"),
+        ("t.json.gz", "lists", "a JSON list"),
+    ],
+)
+def test_one_table_with_a_column_of_splits(tmp_path, file, content, read_as):
+    rows = [dict(zip(LONG.split("\n")[0].split(","), line.split(","), strict=True)) for line in LONG.split("\n")[1:]]
+    if content == "jsonl":
+        content = "\n".join(json.dumps(row) for row in rows) + "\n\n"
+    elif content == "lists":
+        content = json.dumps(
+            [
+                {
+                    "file_name": "a/1.jpg",
+                    "split": "train",
+                    "category": "river",
+                    "captions": ["a river; wide", "a bridge"],
+                },
+                {"file_name": "b.jpg", "split": "test", "captions": ["a field"]},
+            ]
+        )
+    data = content.encode()
+    if "#" in content or "sep=" in content:
+        expected = [
+            (name, split, tuple(text.replace(";", ",") for text in texts), label) for name, split, texts, label in WIDE
+        ]
+    else:
+        expected = WIDE
+    listing = read_caption_table(write(tmp_path / file, gzip.compress(data) if file.endswith(".gz") else data))
+    assert as_tuples(listing) == expected
+    assert read_as in listing.notes["read_as"][file]
+    assert listing.counts["captions_blank_dropped"] == 0, "an empty cell of a wide table is no caption"
+
+
+def test_columns_of_other_names_and_repeated_ones(tmp_path):
+    text = "Bild;Satz 1;Satz 2;Teil\na.jpg;ein Fluss;ein Feld;valid\n"
+    columns = Columns("teil", "Bild", ("Satz 1", "Satz 2"))
+    listing = read_caption_table(write(tmp_path / "t.csv", text), columns=columns)
+    assert as_tuples(listing) == [("a.jpg", "val", ("ein Fluss", "ein Feld"), None)]
+    same = read_caption_table({"train": write(tmp_path / "s.csv", "image,caption,caption\na.jpg,a river,a field\n")})
+    assert same.images[0].captions == ("a river", "a field")
+    with pytest.raises(ValueError, match="split_column: no column is named 'Teill'; did you mean 'Teil'"):
+        read_caption_table(tmp_path / "t.csv", columns=Columns("Teill", "Bild", ("Satz 1",)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "t.csv",
+            "image;caption\na.jpg;x\n",
+            "line 1: needs exactly one column named split, .*; has image, caption; .*'split_col",
+        ),
+        ("t.csv", "image,caption,split\na.jpg,x,tst\n", r"line 2 \(a\.jpg\): unknown split 'tst'; did you mean 'test'"),
+        ("t.csv", "image,path,caption,split\na,b,x,test\n", "exactly one column named filename.*'image_column' names"),
+        (
+            "t.csv",
+            "image,text,caption,split\na,b,x,test\n",
+            "exactly one column named caption.*'caption_columns' lists",
+        ),
+        (
+            "t.csv",
+            "image,caption,split\na.jpg,\"['x', 'y']\",train\n",
+            r"line 2 \(a\.jpg\): this caption is a list written",
+        ),
+        (
+            "t.csv",
+            "image,caption,split\na.jpg,x,train\na.jpg,y,test\n",
+            "line 3: 'a.jpg' has the split 'test', but 'train'",
+        ),
+        (
+            "t.csv",
+            b"image;caption;split\r\na.jpg;ein Fl\xfcsschen;train\r\n",
+            r"line 2 is not UTF-8 text: byte 12 is 0xFC \(in Windows-1252 'ü'\); save it as UTF-8",
+        ),
+        ("t.csv", "image,caption".encode("utf-16"), "line 1 starts with the byte order mark of UTF-16"),
+        ("t.csv.gz", gzip.compress(b"image,caption,split\n" + b"a.jpg,x,train\n" * 99)[:40], "not a whole gzip file"),
+        ("t.json.gz", b"[]", "not a whole gzip file"),
+        (
+            "t.jsonl",
+            '{"image": "a.jpg", "caption": "x", "split": "train"}\n{"image": "b',
+            "line 2 is not valid JSON: column",
+        ),
+        (
+            "t.jsonl",
+            '{"image": "a.jpg", "caption": 3, "split": "train"}',
+            r"line 1 \(a\.jpg\): 'caption' must be a text or",
+        ),
+        ("t.xlsx", b"PK", "no table that is read: .*saved as 'CSV UTF-8'"),
+    ],
+)
+def test_bad_tables(tmp_path, file, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_caption_table(write(tmp_path / file, content))
+
+
+def test_a_files_own_split_and_the_sources_must_agree(tmp_path):
+    path = write(tmp_path / "t.csv", "image,caption,split\na.jpg,x,train\nb.jpg,x,test\n")
+    with pytest.raises(ValueError, match=r"line 3 \(b\.jpg\): the column of splits says 'test', but .* 'train'"):
+        read_caption_table({"train": path})
+
+
+def test_category_is_a_class(tmp_path):
+    rows = [{"image": "airplane_1.jpg", "caption": text, "category": "airplane"} for text in ("a plane", "two")]
+    listing = read_retrieval_json({"train": write(tmp_path / "t.json", rows)})
+    assert as_tuples(listing) == [("airplane_1.jpg", "train", ("a plane", "two"), "airplane")]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +275,7 @@ def test_caption_csv_of_several_dialects(tmp_path, text):
 )
 def test_bad_caption_csv(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
-        read_caption_csv({"train": write(tmp_path / "bad.csv", text)})
+        read_caption_table({"train": write(tmp_path / "bad.csv", text)})
     assert "bad.csv" in str(error.value)
 
 
@@ -156,10 +285,10 @@ def test_a_line_without_end_is_refused_before_it_is_in_memory(tmp_path):
         file.write(b"filename,title\n")
         file.truncate(3_000_000_000)  # a sparse file: one line of three billion bytes
     with pytest.raises(ValueError, match=r"endless\.csv: line 2 is longer than 1,000,000 bytes"):
-        read_caption_csv({"train": path})
+        read_caption_table({"train": path})
     quoted = write(tmp_path / "quoted.csv", 'filename,title\na.jpg,"' + "x\n" * 200_000)
     with pytest.raises(ValueError, match=r"quoted\.csv: line \d+: not CSV: field larger than"):
-        read_caption_csv({"train": quoted})
+        read_caption_table({"train": quoted})
     assert list(read_lines(write(tmp_path / "t.txt", "a\r\nb"))) == [(1, "a"), (2, "b")]
 
 
@@ -194,8 +323,16 @@ def test_bad_coco_captions(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "caption_csv"}, "s: format caption_csv needs the key 'annotations' with a path for each split"),
+        ({"format": "coco_captions"}, "s: format coco_captions needs the key 'annotations' with a path for each split"),
+        ({"format": "caption_table", "annotations": 3}, "needs the key 'annotations' with a path, or a path for each"),
         ({"format": "caption_csv", "annotations": {"trian": "a.csv"}}, "unknown split 'trian'; did you mean 'train'"),
+        (
+            {"format": "caption_table", "annotations": {"train": "a.csv"}, "split_column": "part"},
+            "split_column needs one file",
+        ),
+        ({"format": "caption_table", "caption_columns": "caption"}, "caption_columns must be a list of names"),
+        ({"val_share": 1}, "s: val_share must be between 0 and 1, is 1"),
+        ({"val_share": 0.1, "use": "adapt"}, "val_share is for sources whose `use` is all"),
         ({"format": "sydney_text"}, "needs the key 'splits'"),
         ({"images": None}, "needs the key 'images'"),
         ({"fixes": ["rsicd"]}, "unknown fix 'rsicd'"),

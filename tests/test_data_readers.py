@@ -9,6 +9,7 @@ from rsvlm.data.fixes import ALL, check_fixes
 from rsvlm.data.karpathy import UCM_CLASSES, read_karpathy
 from rsvlm.data.listings import find_images
 from rsvlm.data.nwpu import read_nwpu
+from rsvlm.data.sources import list_source, parse_source
 
 
 def entry(name, split="train", captions=("a river .",), **more):
@@ -89,7 +90,7 @@ def test_missing_and_foreign_annotation_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         read_karpathy(tmp_path / "none.json")
     (tmp_path / "latin.json").write_bytes(b'{"images": "\xe9"}')
-    with pytest.raises(ValueError, match=r"latin\.json: not UTF-8"):
+    with pytest.raises(ValueError, match=r"latin\.json: line 1 is not UTF-8 text: byte 12 is 0xE9"):
         read_karpathy(tmp_path / "latin.json")
 
 
@@ -147,10 +148,53 @@ def test_files_are_found_under_another_extension(tmp_path):
     images = read(tmp_path, *map(entry, ["1.tif", "2.tif", "3.tif", "sub/4.tif"])).images
     found, missing, counts = find_images(images, tmp_path / "imgs")
     assert [item.name for item in found] == ["1.jpg", "2.tif", "sub/4.PNG"] and missing == ["3.tif"]
-    assert counts == {"images_with_another_extension": 2, "files_not_listed": 2}
+    assert counts == {"images_with_another_extension": 2, "images_in_another_folder": 0, "files_not_listed": 2}
     both = read(tmp_path, entry("2.tif"), entry("2.jpg")).images
     with pytest.raises(ValueError, match="lead to this one file"):
         find_images(both, tmp_path / "imgs")
+
+
+def test_files_are_found_by_name_in_folders_of_classes(tmp_path):
+    """As NWPU's copies are: listed flat or under a split, lying under the classes."""
+    for file in ("lake/lake_1.jpg", "lake/lake_2.png", "park/1.jpg", "pond/1.jpg", "pond/2.jpg"):
+        (tmp_path / "imgs" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "imgs" / file).write_text("x")
+    images = read(tmp_path, *map(entry, ["lake_1.jpg", "train/lake_2.tif", "park/1.jpg", "park/2.jpg", "9.jpg"])).images
+    found, missing, counts = find_images(images, tmp_path / "imgs")
+    assert [item.name for item in found] == ["lake/lake_1.jpg", "lake/lake_2.png", "park/1.jpg"]
+    assert missing == ["park/2.jpg", "9.jpg"], "the folder park exists and lacks it; pond/2.jpg is another image"
+    assert counts == {"images_with_another_extension": 1, "images_in_another_folder": 2, "files_not_listed": 2}
+    assert find_images(images, tmp_path / "imgs", ALL - {"other_folder"})[2]["images_in_another_folder"] == 0
+    twice = read(tmp_path, entry("1.jpg")).images
+    with pytest.raises(ValueError, match="'1.jpg' of the annotations may be 'park/1.jpg' or 'pond/1.jpg'"):
+        find_images(twice, tmp_path / "imgs")
+    both = read(tmp_path, entry("lake_1.jpg"), entry("x/lake_1.jpg")).images
+    with pytest.raises(ValueError, match="lead to this one file"):
+        find_images(both, tmp_path / "imgs")
+
+
+def test_rsicd_gets_its_official_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(official_splits, "RSICD_TEST", official_splits.hashlib.sha256(b"airport_2").hexdigest())
+    entries = [entry("00001.jpg"), entry("airport_2.jpg", "test"), entry("00003.jpg", "val")]
+    write(tmp_path / "d.json", {"images": entries})
+    source = {"name": "r", "format": "karpathy", "annotations": "d.json", "images": "i", "labels": "prefix"}
+    listing, _, files = list_source(parse_source(source), str(tmp_path))
+    assert [image.label for image in listing.images] == [None, "airport", None] and len(files) == 1
+    assert listing.counts["rsicd_images_without_class"] == 2
+    lists = tmp_path / "txtclasses_rsicd"
+    lists.mkdir()
+    write(lists / "Airport.txt", "airport_2.jpg\r\n00001.jpg\r\n")
+    write(lists / "StorageTanks.txt", "00003.jpg")
+    listing, _, files = list_source(parse_source(source), str(tmp_path))
+    assert [image.label for image in listing.images] == ["airport", "airport", "storagetanks"]
+    assert listing.counts["rsicd_images_without_class"] == 0 and [file.name for file in files[1:]] == [
+        "Airport.txt",
+        "StorageTanks.txt",
+    ]
+    write(lists / "Port.txt", "00001.jpg")
+    with pytest.raises(ValueError, match=r"Port\.txt: line 1: '00001.jpg' is already at .*Airport\.txt: line 2"):
+        list_source(parse_source(source), str(tmp_path))
+    assert official_splits.name_rsicd_classes(read(tmp_path, entry("airport_1.jpg")), tmp_path) == []
 
 
 def test_nwpu(tmp_path):

@@ -232,6 +232,51 @@ def test_set_parameters_arrive_typed_and_opening_a_notebook_runs_nothing(toy_pro
     assert (toy_project / "runs.txt").read_text() == "x", "the stage ran once, for the experiment"
 
 
+WATCHED = """
+stages:
+  aggregate_data:
+    cmd: >-
+      python -c "from pathlib import Path; from rsvlm.params import check_values, read_section;
+      values = read_section(Path('params.yaml'), 'aggregate_data');
+      check_values(values, Path.cwd(), file='params.yaml', section='aggregate_data'); open('out.txt', 'a').write('x')"
+    params: [aggregate_data]
+    deps: ["${aggregate_data.data_root}"]
+    outs: [{out.txt: {persist: true}}]
+"""
+
+
+def test_no_source_escapes_the_folder_that_dvc_watches(scratch_root, tmp_path):
+    """DVC notices an edit of what the check lets pass; a linked folder and a file elsewhere are refused."""
+    raw, elsewhere = scratch_root / "raw", tmp_path / "elsewhere"
+    for folder in (raw / "imgs", elsewhere / "imgs"):
+        folder.mkdir(parents=True)
+        (folder.parent / "t.csv").write_text("image,caption,split\na.png,a river,train\n")
+    (raw / "linked.csv").symlink_to(elsewhere / "t.csv")
+    (raw / "linked").symlink_to(elsewhere)
+    shutil.copytree(ROOT / ".dvc", scratch_root / ".dvc", ignore=lambda *_: ["tmp", "cache", "config.local"])
+    (scratch_root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    (scratch_root / "dvc.yaml").write_text(WATCHED)
+
+    def study(annotations: str) -> None:
+        source = {"name": "s", "format": "caption_table", "images": "imgs", "annotations": annotations}
+        section = {"sources": [source], "data_root": "raw", "allow_missing_images": False, "max_images_per_split": None}
+        (scratch_root / "params.yaml").write_text(json.dumps({"aggregate_data": section}))
+
+    for annotations, edited in (("t.csv", raw / "t.csv"), ("linked.csv", elsewhere / "t.csv")):
+        study(annotations)
+        dvc(scratch_root, "repro")
+        assert json.loads(dvc(scratch_root, "status", "--json")) == {}
+        edited.write_text(edited.read_text() + "b.png,a field,test\n")
+        assert "aggregate_data" in json.loads(dvc(scratch_root, "status", "--json")), annotations
+        dvc(scratch_root, "repro")
+    assert (scratch_root / "out.txt").read_text() == "xxxx"
+    refused = ((str(elsewhere / "t.csv"), "leads out of data_root"), ("linked/t.csv", "does not look behind it"))
+    for annotations, message in refused:
+        study(annotations)
+        with pytest.raises(AssertionError, match=message):
+            dvc(scratch_root, "repro")
+
+
 # The smoke study
 
 LEFT_BEHIND = {
@@ -352,7 +397,8 @@ def test_notebooks_run_by_hand_leave_the_study_as_it_is(smoke_study):
         assert any(f"Run by hand: reads the study, writes below scratch/{name}/" in text for text in said)
         for out in PIPELINE["stages"][stage]["outs"]:
             # an executed copy, and what the stage's other commands make, are no work of the notebook
-            if not out.startswith("reports/notebooks/") and out not in ("reports/headline.json", "reports/model_card.md"):
+            others = ("reports/headline.json", "reports/model_card.md")
+            if not out.startswith("reports/notebooks/") and out not in others:
                 assert (smoke_study / "scratch" / name / out).exists(), out
     assert bytes_of(smoke_study, ["data", "models", "reports", "results", "user", "build"]) == before
     assert json.loads(dvc(smoke_study, "status", "--json")) == {}

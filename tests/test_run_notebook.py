@@ -1,5 +1,6 @@
 """The runner on small notebooks in a scratch root: parameters, equal bytes, failures."""
 
+import importlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from ruamel.yaml import YAML
 
 from rsvlm import paths
-from rsvlm.params import check_section, declared_parameters, fits, read_params, read_section
+from rsvlm.params import CHECKERS, check_section, declared_parameters, fits, read_params, read_section
 from rsvlm.strip import as_text, stripped
 
 PARAMETERS = "\n".join(
@@ -112,6 +113,27 @@ def test_a_misspelt_key_stops_before_the_first_cell(run, scratch_root):
     assert "'sead'" in done.stderr and "did you mean 'seed'" in done.stderr
     assert "params.yaml" in done.stderr and "notebooks/10_toy.ipynb" in done.stderr
     assert not (scratch_root / "ran").exists()
+
+
+def test_a_mistake_inside_sources_stops_before_the_first_cell(scratch_root):
+    """With the study's own notebook and parameters."""
+    project = Path(__file__).resolve().parents[1]
+    notebook = scratch_root / "build" / "notebooks" / "10_aggregate_data.ipynb"
+    notebook.parent.mkdir(parents=True)
+    shutil.copy(project / "notebooks" / notebook.name, notebook)
+    text = (project / "params" / "ucm.yaml").read_text(encoding="utf-8")
+    (scratch_root / "params.yaml").write_text(text.replace("format: karpathy", "format: csv"), encoding="utf-8")
+    command = [sys.executable, "-m", "rsvlm.run_notebook", "aggregate_data"]
+    done = subprocess.run(command, cwd=scratch_root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "params.yaml, section 'aggregate_data'" in done.stderr
+    assert "sources: ucm: unknown format 'csv'; did you mean 'caption_table'?" in done.stderr
+    assert "[aggregate_data]" not in done.stderr and not (scratch_root / ".rsvlm" / "failed").exists(), "no cell ran"
+
+
+def test_a_stages_own_check_is_found():
+    for stage, checker in CHECKERS.items():
+        module, function = checker.split(":")
+        assert callable(getattr(importlib.import_module(module), function)), stage
 
 
 def test_a_dead_kernel_is_an_error(run):
@@ -212,7 +234,8 @@ def test_a_second_run_is_refused_at_once_and_a_killed_one_bars_nobody(run, scrat
 
 def test_only_the_stages_own_kernel_is_the_study(run, scratch_root):
     ask = "from rsvlm import paths; print(repr(paths.running_stage))"
-    done = run(toy(ask, f"import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', {ask!r}], text=True))"))
+    child = f"import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', {ask!r}], text=True))"
+    done = run(toy(ask, child))
     assert done.returncode == 0, done.stderr
     outputs = [output for cell in nbformat.read(run.executed, as_version=4).cells for output in cell.get("outputs", [])]
     assert [output.text.strip() for output in outputs] == ["'toy'", "None"]

@@ -32,8 +32,8 @@ def known_sources(data_root: Path) -> list[dict]:
             sources.append({"name": name, **known.settings})
     if not sources:
         raise FileNotFoundError(
-            f"{data_root}: holds the annotations of no known source; known: {', '.join(KNOWN)}. data/raw/README.md has the "
-            "files' names; FOLDER is the one above a source's own folder"
+            f"{data_root}: holds the annotations of no known source; known: {', '.join(KNOWN)}. data/raw/README.md has "
+            "the files' names; FOLDER is the one above a source's own folder"
         )
     return sources
 

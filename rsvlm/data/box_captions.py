@@ -3,9 +3,9 @@
 As in the paper: the first caption tells the objects whose box centre lies in the centre of the image, the second those
 that lie elsewhere, three more the counts of randomly drawn classes; above ten a general term replaces the number.
 
-What the paper leaves open is a setting of CaptionSettings. Beyond it: the three counting captions together name every
-class, and they add how classes lie to each other, how large objects look and whether they lie in parallel. Nothing is
-said about sides or compass points, so that all stays true when an image is flipped or turned.
+What the paper leaves open is a setting (``CaptionSettings``). Beyond it: the three counting captions together name
+every class, and they add how classes lie to each other, how large objects look and whether they lie in parallel.
+Nothing is said about sides or compass points, so that all stays true when an image is flipped or turned.
 
 Nothing is said that the annotations do not prove. An object somewhere in an upright box need not be where another's box
 overlaps it, so of boxes alone no object is inside another, and two are next to each other only where the boxes leave no
@@ -17,8 +17,6 @@ pixels prove: areas of ground by their number, objects without one, for one part
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -26,38 +24,16 @@ import numpy as np
 from rsvlm.data.boxed_images import BoxedListing
 from rsvlm.data.boxes import Box
 from rsvlm.data.listings import ListedImage, Listing, note_splits
-from rsvlm.data.names import is_area
+from rsvlm.data.names import NUMBERS, is_area
+from rsvlm.data.sources import CaptionSettings
 from rsvlm.extras import import_extra
 
 CAPTIONS = 5
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 SMALL, LARGE = 0.005, 0.25  # share of the image that an object covers
 PARALLEL = 15  # degrees that each of the objects may be off their mean direction where they lie in parallel
 NEARBY = 0.05  # share of the image's diagonal that two objects are apart at most where they are next to each other
 STRETCHED = 1.5  # long by short side from which an object has a direction
 SIZES = frozenset("large small big little huge tiny long short great mini giant oversized".split())
-
-
-@dataclass(frozen=True)
-class CaptionSettings:
-    """What RemoteCLIP's paper leaves open, and what goes beyond it. Raises ValueError for a value that cannot be."""
-
-    centre: float = 0.5  # share of width and height that is the centre: the middle half, as a re-implementation chose
-    general_above: int = 10  # from the paper: counts above ten may be told in general terms
-    general_terms: tuple[str, ...] = ("many", "a lot of")  # the paper's examples
-    counted: int = 3  # classes that a counting caption names at least, where there are so many; not in the paper
-    relations: bool = True  # tell which classes lie next to each other or, of masks, surround each other
-    details: bool = True  # tell sizes, and objects that lie in parallel
-
-    def __post_init__(self) -> None:
-        if not 0 < self.centre < 1:
-            raise ValueError(f"captions: centre must be between 0 and 1, is {self.centre}")
-        if not 1 <= self.general_above < len(NUMBERS):
-            raise ValueError(f"captions: general_above must be from 1 to {len(NUMBERS) - 1}, is {self.general_above}")
-        if not self.general_terms or not all(isinstance(term, str) and term for term in self.general_terms):
-            raise ValueError(f"captions: general_terms must be texts, are {self.general_terms!r}")
-        if self.counted < 1:
-            raise ValueError(f"captions: counted must be at least 1, is {self.counted}")
 
 
 CENTRE = (
@@ -95,9 +71,8 @@ def caption_listing(boxed: BoxedListing, settings: CaptionSettings, seed: int) -
     """
     listing = Listing(images=[], counts=Counter(boxed.counts), notes=dict(boxed.notes))
     for image in boxed.images:
-        captions = caption_boxes(
-            list(image.boxes), image.width, image.height, settings, random.Random(f"{seed}/{image.name}"), image.relations
-        )
+        draw = random.Random(f"{seed}/{image.name}")
+        captions = caption_boxes(list(image.boxes), image.width, image.height, settings, draw, image.relations)
         labels = Counter(box.label for box in image.boxes)
         label = min(labels, key=lambda name: (-labels[name], name)) if labels else None
         listing.counts["captions_listed"] += len(captions)
@@ -307,20 +282,3 @@ def _farthest(group: list[Box], others: list[Box]) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _inflect() -> object:
     return import_extra("inflect", "captioning boxes").engine()
-
-
-def settings_of(values: Mapping[str, object] | None) -> CaptionSettings:
-    """CaptionSettings from a mapping of some of its fields.
-
-    Raises:
-        ValueError: an unknown field, or a value that cannot be.
-    """
-    values = dict(values or {})
-    unknown = set(values) - set(CaptionSettings.__dataclass_fields__)
-    if unknown:
-        raise ValueError(
-            f"captions: unknown key {min(unknown)!r}; known: {', '.join(CaptionSettings.__dataclass_fields__)}"
-        )
-    if "general_terms" in values:
-        values["general_terms"] = tuple(values["general_terms"])
-    return CaptionSettings(**values)

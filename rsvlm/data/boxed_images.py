@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 from rsvlm.data.boxes import Box
 from rsvlm.data.fixes import ALL
 from rsvlm.data.images import EXTENSIONS, ImageError, open_file
@@ -201,8 +200,8 @@ def read_line_boxes(
     """Images with boxes from a folder of text files, one an image, with a line an object; sizes are the images'.
 
     Args:
-        box_of: takes a line's fields, width, height, the listing and the place for error messages; None leaves an object
-            out.
+        box_of: takes a line's fields, width, height, the listing and the place for error messages; None leaves an
+            object out.
         skipped_files: names that are no annotations.
         skipped_lines: how lines begin that hold no object, lower case.
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from rsvlm.data.names import NUMBERS
+
 MANY = 10
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 @dataclass(frozen=True)
@@ -76,4 +77,4 @@ def count_in_words(count: int, singular: str, plural: str) -> str:
     """``one lake``, ``three lakes``, ``many lakes`` (above ten)."""
     if count == 1:
         return f"one {singular}"
-    return f"{_NUMBERS[count] if count <= MANY else 'many'} {plural}"
+    return f"{NUMBERS[count] if count <= MANY else 'many'} {plural}"

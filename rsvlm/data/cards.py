@@ -17,7 +17,7 @@ from rsvlm.data.audit import words_of
 from rsvlm.data.catalogue import CAP4, KNOWN
 from rsvlm.data.croissant import describe_source, describe_table
 from rsvlm.data.fixes import FIXES
-from rsvlm.data.table import SPLITS
+from rsvlm.data.names import SPLITS
 from rsvlm.files import fingerprint_file, read_json, write_json, write_text
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -27,18 +27,22 @@ SECTIONS = (
     "Known defects, and what this package does", "Reading results", "Suitable and unsuitable uses", "Licence and terms",
     "How to get it",
 )  # fmt: skip
-COUNTS = {
-    "captions_blank_dropped": "blank captions, left out",
-    "captions_blank_kept": "blank captions, kept",
-    "captions_repeated_within_image": "captions that repeat another of the same image, kept",
-    "captions_with_extra_spaces": "captions with double spaces",
-    "captions_with_other_tokens": "captions whose tokens are other words than the text",
-    "captions_not_ascii": "captions with letters beyond ASCII",
-    "images_with_other_sentence_ids": "images whose list of sentence ids differs from the sentences'",
-    "images_with_another_extension": "files under another extension than listed",
-    "files_not_listed": "image files that nothing lists",
-    "boxes_over_the_edge": "boxes that reach over the image's edge",
-    "boxes_without_area": "boxes without an area",
+COUNTS = {  # over all that the file lists, or all that lies in the folder, whether its images are read or not
+    "captions_blank_dropped": "blank captions in the file, left out",
+    "captions_blank_kept": "blank captions in the file, kept",
+    "caption_cells_empty": "empty cells in the file's columns of captions",
+    "captions_repeated_within_image": "captions in the file that repeat another of the same image, kept",
+    "captions_with_extra_spaces": "captions in the file with double spaces",
+    "captions_with_other_tokens": "captions in the file whose tokens are other words than the text",
+    "captions_not_ascii": "captions in the file with letters beyond ASCII",
+    "images_with_other_sentence_ids": "images in the file whose list of sentence ids differs from the sentences'",
+    "rsicd_images_without_class": "images in the file without a class, for lack of RSICD's lists: "
+    "`txtclasses_rsicd.rar` at https://github.com/201528014227051/RSICD_optimal, to be unpacked beside the JSON",
+    "images_with_another_extension": "files on disk under another extension than listed",
+    "images_in_another_folder": "files on disk in another folder than listed, found by their name",
+    "files_not_listed": "image files on disk that nothing lists",
+    "boxes_over_the_edge": "boxes in the file that reach over the image's edge",
+    "boxes_without_area": "boxes in the file without an area",
 }
 
 
@@ -70,6 +74,9 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
         "distinct_captions": facts["distinct_captions"],
         "vocabulary": facts["vocabulary"],
         "words_a_caption": facts["words_a_caption"],
+        "captions_used": sum(facts["captions"].values()),
+        "read_as": facts.get("read_as", {}),
+        "drawn_for_validation": facts.get("images_drawn_for_validation", 0),
         "misspelt": facts.get("misspelt"),
         "counts": kept,
         "fixes": facts["fixes"],
@@ -121,8 +128,9 @@ def measured_block(facts: Mapping | None) -> str:
     words = facts["words_a_caption"]
     lines += [
         "",
-        f"- {facts['distinct_captions']:,} different captions with {facts['vocabulary']:,} different words; a caption "
-        f"has {words.get('least', 0)} to {words.get('most', 0)} words, half of them at most {words.get('median', 0)}.",
+        f"- Of {facts['captions_used']:,} captions read, {facts['distinct_captions']:,} different ones with "
+        f"{facts['vocabulary']:,} different words; a caption has {words.get('least', 0)} to {words.get('most', 0)} "
+        f"words, half of them at most {words.get('median', 0)}.",
     ]
     if facts["images_compared"]:
         frequent = sorted(facts["image_sizes"].items(), key=lambda pair: (-pair[1], pair[0]))
@@ -134,6 +142,9 @@ def measured_block(facts: Mapping | None) -> str:
         )
     else:
         lines.append("- No image was at hand; images could not be compared.")
+    lines += [f"- Read from `{_code(file)}`: {_escaped(taken)}." for file, taken in sorted(facts["read_as"].items())]
+    if facts["drawn_for_validation"]:
+        lines.append(f"- {facts['drawn_for_validation']:,} training images were drawn for validation (`val_share`).")
     lines += [f"- {count:,} {COUNTS[key]}." for key, count in facts["counts"].items()]
     for fix, state in facts["fixes"].items():
         lines.append(f"- Fix `{fix}` {'on' if state['on'] else 'off'}, met {_times(state['met'])}: {FIXES[fix].does}.")

@@ -94,7 +94,8 @@ KNOWN: dict[str, KnownSource] = {
         licence="not stated in the file; the imagery comes from commercial online maps: research use, ask before any "
         "other",
         place="https://github.com/201528014227051/RSICD_optimal",
-        by_hand="dataset_rsicd.json, linked from that page, into rsicd/",
+        by_hand="dataset_rsicd.json, linked from that page, into rsicd/; txtclasses_rsicd.rar, which lies there, "
+        "unpacked into rsicd/txtclasses_rsicd/ (the classes of the 921 images whose names do not tell them)",
         downloads=(
             Download(
                 "https://github.com/201528014227051/RSICD_optimal/raw/30bf7e85ddfb919dc724a7b2b4a46fbd39e8371e/"

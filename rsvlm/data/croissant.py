@@ -150,7 +150,8 @@ def describe_table(sources: list[str], files: Mapping[str, str]) -> dict:
         for file, digest in sorted(files.items())
     ]
     columns = ("image_id", "source", "split", "path", "label")
-    records = [_records(file.rsplit(".", 1)[0], file, {key: ("column", key) for key in columns}) for file in sorted(files)]
+    taken = {key: ("column", key) for key in columns}
+    records = [_records(file.rsplit(".", 1)[0], file, taken) for file in sorted(files)]
     titles = [KNOWN[name].title if name in KNOWN else name for name in sources]
     known = KnownSource(
         title=f"Image table of {', '.join(titles)}",

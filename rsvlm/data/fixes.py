@@ -30,6 +30,11 @@ FIXES = {
     "other_extension": Fix(
         "a listed file is found under another extension (1.jpg for 1.tif)", ("images_with_another_extension",)
     ),
+    "other_folder": Fix(
+        "a listed file is found by its name in another folder, where the listed folder does not exist and one file "
+        "alone has that name",
+        ("images_in_another_folder",),
+    ),
     "boxes_clipped": Fix(
         "boxes that reach over the image's edge are cut there; off: they stop the reader", ("boxes_over_the_edge",)
     ),

@@ -24,8 +24,8 @@ from rsvlm import paths
 
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded: 64 MP is 192 MB as RGB
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif")
-# All that Pillow may take a file for, whatever its name: it would start Ghostscript for an EPS named .jpg. No JPEG 2000:
-# Pillow tells neither its bits a sample nor whether a fourth band is alpha.
+# All that Pillow may take a file for, whatever its name: it would start Ghostscript for an EPS named .jpg. No JPEG
+# 2000: Pillow tells neither its bits a sample nor whether a fourth band is alpha.
 FORMATS = ("JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP")
 READING = 2  # part of the names of caches of decoded pictures: raise it when ``open_image`` gives other pixels
 FILLED = 0.01  # share of 16-bit values in the upper half of the range, full scale aside, that shows the range is used
@@ -176,8 +176,9 @@ def _as_rgb(image: Image.Image, sixteen: bool, masked: bool) -> Image.Image:
         if masked and not np.isin(alpha, (0, 255)).all():
             raise ImageError(
                 f"{bands} bands of which the last would be transparency, but it holds values from {alpha.min()} to "
-                f"{alpha.max()}, where a mask holds 0 and 255 (GDAL, rasterio and tifffile mark a fourth band as alpha, "
-                f"near infrared too); {_way_out('uint8', bands)}; if it is alpha: gdal_translate -of PNG IN OUT.png"
+                f"{alpha.max()}, where a mask holds 0 and 255 (GDAL, rasterio and tifffile mark a fourth band as "
+                f"alpha, near infrared too); {_way_out('uint8', bands)}; if it is alpha: "
+                "gdal_translate -of PNG IN OUT.png"
             )
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
@@ -187,7 +188,7 @@ def _as_rgb(image: Image.Image, sixteen: bool, masked: bool) -> Image.Image:
 
 
 def _check_range(values: np.ndarray, top: int, bands: int) -> None:
-    """Refuse 16-bit values, or their upper bytes (``top`` 255: Pillow gives no more of colours), that do not fill 0-top.
+    """Refuse 16-bit values that do not fill 0 to ``top``; 255: their upper bytes, for Pillow gives no more of colours.
 
     Full scale itself proves nothing: it marks saturated pixels and missing data.
     """
@@ -196,9 +197,9 @@ def _check_range(values: np.ndarray, top: int, bands: int) -> None:
         low, high = int(values.min()), int(values.max())
         low, high = (low << 8, (high << 8) + 255) if top == 255 else (low, high)
         raise ImageError(
-            f"{bands} band{'s' * (bands > 1)} of uint16, values from {low} to {high}, {bright:.1%} of them in the upper "
-            f"half of 0 to 65535: read so it would be too dark a picture, and the file does not tell which value is "
-            f"white; {_way_out('uint16')}"
+            f"{bands} band{'s' * (bands > 1)} of uint16, values from {low} to {high}, {bright:.1%} of them in the "
+            "upper half of 0 to 65535: read so it would be too dark a picture, and the file does not tell which value "
+            f"is white; {_way_out('uint16')}"
         )
 
 
@@ -287,8 +288,8 @@ def _find_fault(pages: list[Tags], image: Image.Image | None = None) -> str | No
     alike = sum((page.get(_WIDTH), page.get(_HEIGHT)) == size for page in full)
     if alike > 1:
         return (
-            f"{alike} pages of {size[0]}x{size[1]} pixels: bands, or several pictures, the file does not tell; take one "
-            "out: gdal_translate -of PNG GTIFF_DIR:1:IN OUT.png"
+            f"{alike} pages of {size[0]}x{size[1]} pixels: bands, or several pictures, the file does not tell; take "
+            "one out: gdal_translate -of PNG GTIFF_DIR:1:IN OUT.png"
         )
     grey = _COLOURS.get(first.get(_PHOTOMETRIC), 1) == 1
     nameless = grey and bands > 1 and not (bands == 2 and set(first.get(_EXTRA, ())) & set(_ALPHA))

@@ -12,12 +12,11 @@ from rsvlm.data.fixes import ALL
 from rsvlm.data.listings import (
     ListedImage,
     Listing,
-    check_split,
     clean_captions,
     differs_from_tokens,
     note_splits,
 )
-from rsvlm.data.names import check_name, closest_name
+from rsvlm.data.names import check_name, check_split, closest_name
 from rsvlm.files import read_json
 
 # UC Merced's classes: 100 images each, numbered through in this order.

@@ -4,14 +4,13 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
 from rsvlm.data.fixes import ALL
 from rsvlm.data.images import EXTENSIONS
-from rsvlm.data.table import SPLITS
+from rsvlm.data.names import check_split as check_split
 
 NAMES_SHOWN = 10  # file names that a report lists before it only counts
 
@@ -42,17 +41,6 @@ class FoundImage:
     listed: ListedImage
     name: str
     path: Path
-
-
-def check_split(split: object, where: str) -> str:
-    """The split's name. ValueError names the place and the closest right name."""
-    if split in SPLITS:
-        return split
-    close = get_close_matches(str(split).lower(), SPLITS, 1)
-    raise ValueError(
-        f"{where}: unknown split {split!r}"
-        + (f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(SPLITS)}")
-    )
 
 
 def clean_captions(
@@ -147,14 +135,16 @@ _MARKS = re.compile(r"[^\w\s'-]")
 def find_images(
     images: list[ListedImage], folder: Path, fixes: frozenset[str] = ALL
 ) -> tuple[list[FoundImage], list[str], dict[str, int]]:
-    """Listed images with their files, names that have no file, and counts of other extensions and unlisted files.
+    """Listed images with their files, names that have no file, and counts of other names and unlisted files.
 
     A file with the listed name is taken first; else, by the fix ``other_extension``, one with the same name and another
-    extension (annotations say ``1.tif`` where a copy holds ``1.jpg``).
+    extension (annotations say ``1.tif`` where a copy holds ``1.jpg``); else, by the fix ``other_folder``, the one file
+    of that name in any folder that no other image is listed for (``airplane_001.jpg`` where a copy holds
+    ``airplane/airplane_001.jpg``), unless the listed folder exists: then the file is missing from it.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: two listed images lead to one file.
+        ValueError: two listed images lead to one file, or one image to two files; names both.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
@@ -163,11 +153,15 @@ def find_images(
     if "other_extension" in fixes:
         for name in sorted(on_disk, key=lambda name: (EXTENSIONS.index(os.path.splitext(name)[1].lower()), name)):
             by_stem.setdefault(os.path.splitext(name)[0], name)
-    found, missing, taken = [], [], {}
+    names: list[str | None] = []
     for image in images:
         name = PurePosixPath(image.name).as_posix()
-        if name not in on_disk:
-            name = by_stem.get(os.path.splitext(name)[0])
+        names.append(name if name in on_disk else by_stem.get(os.path.splitext(name)[0]))
+    if "other_folder" in fixes and None in names:
+        elsewhere = _by_base_name(on_disk - set(names), loose="other_extension" in fixes)
+        names = [name or elsewhere(image.name, folder) for name, image in zip(names, images, strict=True)]
+    found, missing, taken = [], [], {}
+    for image, name in zip(images, names, strict=True):
         if name is None:
             missing.append(image.name)
             continue
@@ -177,8 +171,39 @@ def find_images(
             )
         taken[name] = image.name
         found.append(FoundImage(image, name, folder / name))
-    other = sum(item.name != item.listed.name for item in found)
-    return found, missing, {"images_with_another_extension": other, "files_not_listed": len(on_disk - set(taken))}
+    pairs = [(PurePosixPath(item.name), PurePosixPath(item.listed.name)) for item in found]
+    return (
+        found,
+        missing,
+        {
+            "images_with_another_extension": sum(name.suffix != listed.suffix for name, listed in pairs),
+            "images_in_another_folder": sum(name.parent != listed.parent for name, listed in pairs),
+            "files_not_listed": len(on_disk - set(taken)),
+        },
+    )
+
+
+def _by_base_name(files: set[str], loose: bool) -> Callable[[str, Path], str | None]:
+    """A search for the one of some files that has a listed image's name, in any folder; ``loose``: and extension."""
+    whole: dict[str, list[str]] = {}
+    stems: dict[str, list[str]] = {}
+    for file in sorted(files):
+        whole.setdefault(PurePosixPath(file).name, []).append(file)
+        stems.setdefault(PurePosixPath(file).stem, []).append(file)
+
+    def search(listed: str, folder: Path) -> str | None:
+        name = PurePosixPath(listed)
+        if name.parent != PurePosixPath(".") and (folder / name.parent).is_dir():
+            return None
+        same = whole.get(name.name) or (stems.get(name.stem, []) if loose else [])
+        if len(same) > 1:
+            raise ValueError(
+                f"{folder}: {listed!r} of the annotations may be {same[0]!r} or {same[1]!r}; write the "
+                "folder into the annotations, or take one of the two away"
+            )
+        return same[0] if same else None
+
+    return search
 
 
 def _image_files(folder: Path) -> set[str]:

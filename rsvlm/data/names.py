@@ -1,4 +1,6 @@
-"""Names in settings and files: the closest right one for an error message, file names that stay inside, class words.
+"""Names in settings and files: splits, the closest right one for an error message, safe file names, class words.
+
+Nothing heavy is imported here: settings are checked before a stage starts.
 
 Where the class words come from, all under ``CLASSES``:
 
@@ -16,6 +18,8 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+SPLITS = ("train", "val", "test")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 MASS = frozenset(
     "water grass vegetation farmland woodland cropland grassland land soil sand snow ice forest agriculture clutter "
     "shadow barren surface surfaces".split()
@@ -127,7 +131,7 @@ def class_words(classes: object, where: str, masks: bool = False) -> dict:
         return {"*": "*"}
     if isinstance(classes, list):
         by_number = {str(number): word for number, word in enumerate(classes)}
-        classes = by_number if masks else by_number | {word: word for word in classes}
+        classes = by_number if masks else by_number | {word: word for word in classes if isinstance(word, str)}
     if not isinstance(classes, Mapping):
         raise ValueError(f"{where} must be a preset ({', '.join(CLASSES)}), a list or a mapping, is {classes!r}")
     for key, word in classes.items():
@@ -159,11 +163,29 @@ def is_area(word: str) -> bool:
     return word.split()[-1] in MASS or word.startswith(("area of ", "stretch of "))
 
 
-def closest_name(name: object, known: Iterable[str]) -> str:
-    """The end of an error message about a wrong name: the closest known one, or all of them."""
+def closest_name(name: object, known: Iterable[str], older: Mapping[str, str] | None = None) -> str:
+    """The end of an error message about a wrong name: the closest known one, or all of them.
+
+    One that holds the wrong name or is held by it is close, too: ``table`` means ``caption_table``.
+
+    Args:
+        older: known names that are still read -> what they are called now; that is what the message says.
+    """
+    older = older or {}
     known = [str(one) for one in known]
     close = get_close_matches(str(name), known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    if not close and len(str(name)) > 2:
+        close = [one for one in known if str(name).lower() in one.lower() or one.lower() in str(name).lower()]
+    if close:
+        return f"; did you mean {older.get(close[0], close[0])!r}?"
+    return f"; known: {', '.join(name for name in known if name not in older)}"
+
+
+def check_split(split: object, where: str) -> str:
+    """The split's name. ValueError names the place and the closest right name."""
+    if split in SPLITS:
+        return split
+    raise ValueError(f"{where}: unknown split {split!r}{closest_name(str(split).lower(), SPLITS)}")
 
 
 def check_name(name: object, where: str) -> str:

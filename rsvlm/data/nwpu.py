@@ -7,8 +7,8 @@ The images lie at ``CLASS/FILENAME`` below the folder of images.
 from pathlib import Path
 
 from rsvlm.data.fixes import ALL
-from rsvlm.data.listings import ListedImage, Listing, check_split, clean_captions, note_splits
-from rsvlm.data.names import check_name
+from rsvlm.data.listings import ListedImage, Listing, clean_captions, note_splits
+from rsvlm.data.names import check_name, check_split
 from rsvlm.files import read_json
 
 CAPTION_KEYS = ("raw", "raw_1", "raw_2", "raw_3", "raw_4")

@@ -1,5 +1,7 @@
 """What splits and sources share: twin images and captions word for word; and which training images must go."""
 
+import random
+from collections.abc import Mapping
 from itertools import combinations
 
 from rsvlm.data.fingerprints import Fingerprint
@@ -8,7 +10,12 @@ from rsvlm.data.twins import Pair, find_pairs, without_contrast
 
 
 def find_twins(
-    rows: list[dict], others: list[dict], prints: dict[str, Fingerprint], drop_from_train: bool
+    rows: list[dict],
+    others: list[dict],
+    prints: dict[str, Fingerprint],
+    drop_from_train: bool,
+    val_shares: Mapping[str, float] | None = None,
+    seed: int = 0,
 ) -> tuple[list[dict], list[dict], dict]:
     """The rows that are kept, the pairs of twins, and the report on them.
 
@@ -18,6 +25,8 @@ def find_twins(
         prints: image_id -> fingerprint, for every row of the table and those of the others that have a file.
         drop_from_train: leave out training rows of the table that are a twin of any test image. Rows of other splits
             are never touched.
+        val_shares: source -> share of its training rows that become its validation split, see ``draw_validation``.
+        seed: of that draw.
 
     Returns:
         Kept rows; pairs as {first, second, and of both _split and _path, exact, turn, correlation, dropped}, sorted;
@@ -33,6 +42,9 @@ def find_twins(
             for one, other in ((known[pair.first], known[pair.second]), (known[pair.second], known[pair.first])):
                 if other["split"] == "test" and one["image_id"] in droppable:
                     dropped.add(one["image_id"])
+    kept = [row for row in rows if row["image_id"] not in dropped]
+    same = [(known[pair.first]["image_id"], known[pair.second]["image_id"]) for pair in pairs]
+    drawn = {name: draw_validation(name, share, kept, same, seed) for name, share in (val_shares or {}).items()}
     listed = [_as_row(pair, known, dropped) for pair in pairs]
     between = {
         f"{a}_and_{b}": sum({row["first_split"], row["second_split"]} == {a, b} for row in listed)
@@ -45,8 +57,49 @@ def find_twins(
         "images_with_a_twin": _shared_images(pairs, known),
         "images_too_even_to_compare": len(without_contrast(ordered)),
         "dropped_from_train": len(dropped),
+        "drawn_for_validation": drawn,
     }
-    return [row for row in rows if row["image_id"] not in dropped], listed, report
+    return kept, listed, report
+
+
+def draw_validation(source: str, share: float, rows: list[dict], pairs: list[tuple[str, str]], seed: int) -> int:
+    """How many training rows of a source became its validation split; the rows are changed in place.
+
+    Images that show the same stay together: whole groups are drawn, and none that holds an image of another split or
+    source. Test rows are never touched.
+
+    Args:
+        share: of the source's training rows, above 0 and below 1.
+        rows: of the image table, all sources.
+        pairs: image ids of images that show the same.
+
+    Raises:
+        ValueError: nothing can be drawn, or nothing would be left; says why.
+    """
+    group_of: dict[str, set[str]] = {}
+    for first, second in pairs:
+        group = group_of.get(first, {first}) | group_of.get(second, {second})
+        group_of |= dict.fromkeys(group, group)
+    part_of = {row["image_id"]: (row["source"], row["split"]) for row in rows}
+    train = sorted(name for name, part in part_of.items() if part == (source, "train"))
+    groups = {min(group): group & part_of.keys() for group in (group_of.get(name, {name}) for name in train)}
+    own = [group for _, group in sorted(groups.items()) if {part_of[name] for name in group} == {(source, "train")}]
+    random.Random(f"{seed}/{source}/val").shuffle(own)
+    wanted, drawn = max(1, round(share * len(train))), set()
+    for group in own:
+        if len(drawn) + len(group) <= wanted:
+            drawn |= group
+    if not drawn or len(drawn) == len(train):
+        why = "none of them can be drawn without parting images that show the same; give a larger share"
+        if not train:
+            why = "there is none to draw from; bring images or take val_share out"
+        elif drawn:
+            why = "none would be left to train with; bring more images or give a smaller share"
+        raise ValueError(f"sources: {source}: val_share {share} of {len(train):,} training images: {why}")
+    for row in rows:
+        if row["image_id"] in drawn:
+            row["split"] = "val"
+    return len(drawn)
 
 
 def verbatim_share(rows: list[dict]) -> dict[str, dict[str, float]]:

@@ -1,37 +1,32 @@
-"""A source of a study as its parameters name it, and its images and captions read by the format's reader."""
+"""A source of a study as its parameters name it, and its images and captions read by the format's reader.
+
+Readers are imported where a source is read: the settings are checked before a stage starts, in a moment.
+"""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rsvlm import paths
-from rsvlm.data.blue_marble import TileSettings, make_blue_marble
-from rsvlm.data.box_captions import caption_listing, settings_of
-from rsvlm.data.boxed_images import Classes
-from rsvlm.data.caption_csv import read_caption_csv
-from rsvlm.data.coco import read_coco_captions
-from rsvlm.data.coco_boxes import read_coco_boxes
-from rsvlm.data.dota_boxes import read_dota_boxes
 from rsvlm.data.fixes import check_fixes
-from rsvlm.data.karpathy import read_karpathy
-from rsvlm.data.listings import Listing, check_split
-from rsvlm.data.mask_boxes import read_mask_boxes
-from rsvlm.data.names import class_words, closest_name
-from rsvlm.data.nwpu import read_nwpu
-from rsvlm.data.official_splits import mend_rsicd_splits
-from rsvlm.data.precomputed import read_precomputed
-from rsvlm.data.retrieval_json import read_retrieval_json
-from rsvlm.data.sydney_text import read_sydney_text
-from rsvlm.data.voc_boxes import read_voc_boxes
-from rsvlm.data.yolo_boxes import read_yolo_boxes
+from rsvlm.data.names import NUMBERS, SPLITS, check_split, class_words, closest_name
 
-# Format -> the keys it knows besides name, format, images, fixes, resolution, use and allow_missing_images.
+if TYPE_CHECKING:
+    from rsvlm.data.listings import Listing
+
+# Format -> the keys it knows besides those of every source (COMMON).
+TABLE = {
+    "caption_table": ("annotations", "split_column", "image_column", "caption_columns", "label_column"),
+}
+OLDER = {"caption_csv": "caption_table"}  # format as it was called -> its name now
+TABLE |= {older: TABLE[name] for older, name in OLDER.items()}
 ONE_FILE = {"karpathy": ("annotations", "labels"), "nwpu": ("annotations",), "sydney_text": ("annotations", "splits")}
 FILE_A_SPLIT = {
     "retrieval_json": ("annotations",),
     "precomputed": ("annotations",),
-    "caption_csv": ("annotations",),
     "coco_captions": ("annotations",),
     "coco_boxes": ("annotations", "classes", "captions"),
 }
@@ -39,10 +34,10 @@ FOLDER = {
     format: ("annotations", "splits", "split", "classes", "captions")
     for format in ("voc_boxes", "dota_boxes", "yolo_boxes")
 } | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels", "min_share")}
-COMMON = ("name", "format", "images", "fixes", "resolution", "use", "allow_missing_images")
+COMMON = ("name", "format", "images", "fixes", "resolution", "use", "allow_missing_images", "val_share")
 KEYS = {
     "blue_marble": ("name", "format", "tiles", "tile_pixels", "resolution"),
-    **{format: (*COMMON, *keys) for format, keys in (ONE_FILE | FILE_A_SPLIT | FOLDER).items()},
+    **{format: (*COMMON, *keys) for format, keys in (TABLE | ONE_FILE | FILE_A_SPLIT | FOLDER).items()},
 }
 FORMATS = tuple(KEYS)
 # What makes captions in formats without any, for the error where it is not found.
@@ -56,13 +51,63 @@ SOUGHT = {
 # all: its images enter the study's table. adapt: its training images help to adapt the encoder, and enter nothing else.
 # audit: compared with the other sources, enters nothing.
 USES = ("all", "adapt", "audit")
+IMAGERY_PER_DEGREE = 15  # pixels of Blue Marble a degree
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """How Blue Marble's tiles are cut. Raises ValueError for a value that cannot be."""
+
+    tiles: int = 1600  # tiles to keep at most, over all splits
+    tile_pixels: int = 48  # side of a tile in pixels of the imagery; a pixel is 7.4 km at the equator
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tiles < 3:
+            raise ValueError(f"tiles must be at least 3 (one a split), is {self.tiles}")
+        if self.tile_pixels % 12 or not 24 <= self.tile_pixels <= 120:
+            raise ValueError(f"tile_pixels must be a multiple of 12 from 24 to 120, is {self.tile_pixels}")
+
+    @property
+    def degrees(self) -> float:
+        """Side of a tile in degrees."""
+        return self.tile_pixels / IMAGERY_PER_DEGREE
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """How boxes become captions: what RemoteCLIP's paper leaves open, and what goes beyond it.
+
+    Raises ValueError for a value that cannot be.
+    """
+
+    centre: float = 0.5  # share of width and height that is the centre: the middle half, as a re-implementation chose
+    general_above: int = 10  # from the paper: counts above ten may be told in general terms
+    general_terms: tuple[str, ...] = ("many", "a lot of")  # the paper's examples
+    counted: int = 3  # classes that a counting caption names at least, where there are so many; not in the paper
+    relations: bool = True  # tell which classes lie next to each other or, of masks, surround each other
+    details: bool = True  # tell sizes, and objects that lie in parallel
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.centre, int | float) or not 0 < self.centre < 1:
+            raise ValueError(f"centre must be between 0 and 1, is {self.centre!r}")
+        if type(self.general_above) is not int or not 1 <= self.general_above < len(NUMBERS):
+            raise ValueError(f"general_above must be from 1 to {len(NUMBERS) - 1}, is {self.general_above!r}")
+        terms = self.general_terms
+        if not isinstance(terms, tuple) or not terms or not all(isinstance(term, str) and term for term in terms):
+            raise ValueError(f"general_terms must be a list of texts, is {terms!r}")
+        if type(self.counted) is not int or self.counted < 1:
+            raise ValueError(f"counted must be a whole number of at least 1, is {self.counted!r}")
+        for key in ("relations", "details"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"{key} must be true or false, is {getattr(self, key)!r}")
 
 
 @dataclass(frozen=True)
 class Source:
     """One source of a study, as a dict of the parameter ``sources`` gives it. Checks itself.
 
-    Paths are below ``data_root`` (or absolute). Blue Marble needs none.
+    Paths lie below ``data_root``, the folder that DVC watches. Blue Marble needs none.
     """
 
     name: str
@@ -71,6 +116,11 @@ class Source:
     images: str | None = None  # the folder of images
     splits: Mapping[str, str] | None = None  # split -> list of file names, for formats that do not tell the split
     split: str = "train"  # of all images, where there are no lists
+    split_column: str | None = None  # caption_table: the column that tells the split; None finds one of the usual names
+    image_column: str | None = None  # caption_table: likewise, the image's file name
+    caption_columns: list[str] | None = None  # caption_table: likewise, one column or several
+    label_column: str | None = None  # caption_table: likewise, the class
+    val_share: float | None = None  # of the training images, drawn for validation where the files have none
     labels: str = "none"  # karpathy: where class names come from, see read_karpathy
     fixes: list[str] | None = None  # fixes that may be applied, see rsvlm.data.fixes; None = all, [] = none
     # boxes and masks: a preset's name, or name, number or colour "r,g,b" -> word; null leaves it out; see class_words
@@ -90,13 +140,14 @@ class Source:
         if not isinstance(self.name, str) or not self.name or "/" in self.name:
             raise ValueError(f"sources: name must be a non-empty text without '/', is {self.name!r}")
         if self.format not in FORMATS:
-            raise ValueError(f"{where}: unknown format {self.format!r}{closest_name(self.format, FORMATS)}")
+            raise ValueError(f"{where}: unknown format {self.format!r}{closest_name(self.format, FORMATS, OLDER)}")
         if self.format != "blue_marble":
             self._check_paths(where)
         if self.fixes is not None and not isinstance(self.fixes, list):
             raise ValueError(f"{where}: fixes must be a list of names, is {self.fixes!r}")
         check_fixes(self.fixes)
         check_split(self.split, f"{where}: split")
+        self._check_table(where)
         for key in ("tiles", "tile_pixels", "min_pixels"):
             if not isinstance(getattr(self, key), int) or isinstance(getattr(self, key), bool):
                 raise ValueError(f"{where}: {key} must be a whole number, is {getattr(self, key)!r}")
@@ -111,17 +162,44 @@ class Source:
             )
         if self.format in ("masks", "yolo_boxes") and not self.classes:
             raise ValueError(f"{where}: format {self.format} needs the key 'classes'")
+        self._check_boxes(where)
+        if self.format == "blue_marble":
+            TileSettings(self.tiles, self.tile_pixels)
+
+    def _check_boxes(self, where: str) -> None:
         class_words(self.classes, f"{where}: classes", self.format == "masks")
         share = self.min_share
         if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < 1:
             raise ValueError(f"{where}: min_share must be a share of the image from 0 to below 1, is {share!r}")
-        settings_of(self.captions)
+        settings_of(self.captions, f"{where}: captions")
 
+    def _check_table(self, where: str) -> None:
+        for key in ("split_column", "image_column", "label_column", "suffix"):
+            if not isinstance(getattr(self, key), str | None):
+                raise ValueError(f"{where}: {key} must be a text, is {getattr(self, key)!r}")
+        names = self.caption_columns
+        if names is not None and not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+            raise ValueError(f"{where}: caption_columns must be a list of names, is {names!r}")
+        if self.split_column is not None and isinstance(self.annotations, Mapping):
+            raise ValueError(
+                f"{where}: split_column needs one file under 'annotations'; a file a split tells the split itself"
+            )
+        if self.val_share is None:
+            return
+        number = isinstance(self.val_share, int | float) and not isinstance(self.val_share, bool)
+        if not number or not 0 < self.val_share < 1:
+            raise ValueError(f"{where}: val_share must be between 0 and 1, is {self.val_share!r}")
+        if self.use != "all":
+            raise ValueError(f"{where}: val_share is for sources whose `use` is all; this one's is {self.use!r}")
     def _check_paths(self, where: str) -> None:
-        if self.format in FILE_A_SPLIT:
-            if not isinstance(self.annotations, Mapping) or not all(
-                isinstance(v, str) for v in self.annotations.values()
-            ):
+        if self.format in TABLE and not isinstance(self.annotations, Mapping):
+            if not isinstance(self.annotations, str):
+                raise ValueError(
+                    f"{where}: format {self.format} needs the key 'annotations' with a path, or a path for each split"
+                )
+        elif self.format in FILE_A_SPLIT or self.format in TABLE:
+            files = self.annotations
+            if not isinstance(files, Mapping) or not files or not all(isinstance(file, str) for file in files.values()):
                 raise ValueError(
                     f"{where}: format {self.format} needs the key 'annotations' with a path for each split"
                 )
@@ -133,10 +211,44 @@ class Source:
             raise ValueError(
                 f"{where}: format sydney_text needs the key 'splits' with a list of file names for each split"
             )
+        if self.splits is not None and not (
+            isinstance(self.splits, Mapping) and all(isinstance(file, str) for file in self.splits.values())
+        ):
+            raise ValueError(f"{where}: splits must be a path for each split, is {self.splits!r}")
         for key in ("annotations", "splits"):
             if isinstance(getattr(self, key), Mapping):
                 for split in getattr(self, key):
                     check_split(split, f"{where}: {key}")
+
+    @property
+    def paths(self) -> list[tuple[str, str]]:
+        """(key, path) of every file and folder that the source names; prefixes of precomputed texts become files."""
+        found = []
+        for key in ("annotations", "splits"):
+            value = getattr(self, key) or {}
+            found += [(key, path) for path in (value.values() if isinstance(value, Mapping) else [value])]
+        if self.format == "precomputed":
+            found = [(key, f"{path}_{end}.txt") for key, path in found for end in ("caps", "filename")]
+        return found + ([("images", self.images)] if self.images else [])
+
+
+def settings_of(values: object, where: str = "captions") -> CaptionSettings:
+    """CaptionSettings from a mapping of some of its fields; the usual ones for None.
+
+    Raises:
+        ValueError: no mapping, an unknown field, or a value that cannot be.
+    """
+    values = {} if values is None else values
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must be a mapping of settings, is {values!r}")
+    known = [field.name for field in dataclasses.fields(CaptionSettings)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}{closest_name(key, known)}")
+    try:
+        return CaptionSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def parse_source(settings: object) -> Source:
@@ -148,7 +260,7 @@ def parse_source(settings: object) -> Source:
     if not isinstance(settings, dict):
         raise ValueError(f"sources: each source must be a mapping with at least name and format, is {settings!r}")
     settings = dict(settings)
-    known = KEYS.get(settings.get("format"), tuple(field.name for field in dataclasses.fields(Source)))
+    known = KEYS.get(str(settings.get("format")), tuple(field.name for field in dataclasses.fields(Source)))
     for key in settings:
         if key not in known:
             raise ValueError(f"sources: {settings.get('name')}: unknown key {key!r}{closest_name(key, known)}")
@@ -158,9 +270,57 @@ def parse_source(settings: object) -> Source:
     return Source(**settings)
 
 
+def parse_sources(sources: list) -> list[Source]:
+    """Checked sources of a study.
+
+    Raises:
+        ValueError: what is wrong with each of them; two of one name; none whose images enter the study.
+    """
+    parsed, problems = [], []
+    for settings in sources:
+        try:
+            parsed.append(parse_source(settings))
+        except ValueError as error:
+            problems.append(str(error))
+    names = [source.name for source in parsed]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"sources: the name {name!r} is given twice; names tell the sources apart" for name in repeated]
+    if not problems and not any(source.use == "all" for source in parsed):
+        problems.append("sources: needs at least one source whose `use` is all (the default)")
+    if problems:
+        raise ValueError("\n  ".join(problems))
+    return parsed
+
+
+def missing_split(split: str, found: str = "no source gives one") -> str:
+    """The error message of a split without images, with the way out where there is one."""
+    way_out = "; `val_share: 0.1` in a source draws one from its training images" if split == "val" else ""
+    return f"the split {split} has no image that can be used ({found}); a study needs {', '.join(SPLITS)}{way_out}"
+
+
+def place_of(path: str, data_root: str, root: Path | None = None) -> Path:
+    """The file or folder that a source's path means.
+
+    Args:
+        root: the project's; None finds it.
+
+    Raises:
+        ValueError: it leads out of ``data_root``; says why and what to do.
+    """
+    top = (root or paths.ROOT) / data_root
+    place = Path(os.path.normpath(top / path))
+    if not place.is_relative_to(os.path.normpath(top)):
+        raise ValueError(
+            f"{path!r} leads out of data_root ({data_root}). DVC watches that folder alone: after an edit "
+            "outside it the stage would not run again. Set data_root to a folder that holds all sources (its path may "
+            "be absolute), or copy or hard-link the file below it"
+        )
+    return top / path
+
+
 def list_source(
     source: Source, data_root: str, seed: int = 0, tiles: Path | None = None
-) -> tuple[Listing, Path | None, list[Path]]:
+) -> tuple["Listing", Path | None, list[Path]]:
     """A source's listing, its folder of images, and the files or folders of its annotations.
 
     Args:
@@ -171,19 +331,27 @@ def list_source(
     Raises:
         FileNotFoundError, ValueError: as the format's reader.
     """
+    from rsvlm.data.karpathy import read_karpathy
+    from rsvlm.data.official_splits import mend_rsicd_splits, name_rsicd_classes
+
     if source.format == "blue_marble":
+        from rsvlm.data.blue_marble import make_blue_marble
+
         tiles = tiles or paths.BLUE_MARBLE
         make_blue_marble(TileSettings(source.tiles, source.tile_pixels, seed), tiles)
         annotations, images = tiles / "dataset.json", tiles / "images"
         return read_karpathy(annotations, labels="field"), images, [annotations]
 
     def below(path: str) -> Path:
-        return paths.ROOT / data_root / path
+        try:
+            return place_of(path, data_root)
+        except ValueError as error:
+            raise ValueError(f"sources: {source.name}: {error}") from error
 
     fixes = check_fixes(source.fixes)
     images = below(source.images) if source.images else None
     lists = {split: below(path) for split, path in (source.splits or {}).items()}
-    if source.format in FILE_A_SPLIT:
+    if isinstance(source.annotations, Mapping):
         files = {split: below(path) for split, path in source.annotations.items()}
         listing = _read_files(source, files, images, fixes, seed)
         used = list(files.values())
@@ -191,33 +359,64 @@ def list_source(
         place = below(source.annotations)
         listing = _read_one(source, place, images, lists, fixes, seed)
         used = [place, *lists.values()]
-    if not any(image.captions for image in listing.images):
+    if not listing.counts["captions_listed"]:
         raise ValueError(
             f"sources: {source.name}: not one caption for {len(listing.images):,} images in "
             f"{', '.join(map(str, used))}; format {source.format} looks for {SOUGHT.get(source.format, 'captions')}"
         )
     mend_rsicd_splits(listing, allowed="rsicd_swapped_splits" in fixes)
+    if source.labels == "prefix":
+        used += name_rsicd_classes(listing, used[0].parent)
     return listing, images, used
 
 
 def _read_files(
     source: Source, files: dict[str, Path], images: Path | None, fixes: frozenset[str], seed: int
-) -> Listing:
+) -> "Listing":
+    from rsvlm.data.box_captions import caption_listing
+    from rsvlm.data.boxed_images import Classes
+    from rsvlm.data.caption_table import read_retrieval_json
+    from rsvlm.data.coco import read_coco_captions
+    from rsvlm.data.coco_boxes import read_coco_boxes
+    from rsvlm.data.precomputed import read_precomputed
+
+    if source.format in TABLE:
+        return _read_table(source, files, fixes)
     if source.format == "coco_boxes":
         boxed = read_coco_boxes(files, images or Path(), Classes(class_words(source.classes, "classes")), fixes)
         return caption_listing(boxed, settings_of(source.captions), seed)
     readers = {
         "retrieval_json": read_retrieval_json,
         "precomputed": read_precomputed,
-        "caption_csv": read_caption_csv,
         "coco_captions": read_coco_captions,
     }
     return readers[source.format](files, fixes)
 
 
+def _read_table(source: Source, files: Mapping[str, Path] | Path, fixes: frozenset[str]) -> "Listing":
+    from rsvlm.data.caption_table import Columns, read_caption_table
+
+    captions = tuple(source.caption_columns) if source.caption_columns else None
+    return read_caption_table(
+        files, fixes, Columns(source.split_column, source.image_column, captions, source.label_column)
+    )
+
+
 def _read_one(
     source: Source, place: Path, images: Path | None, lists: dict[str, Path], fixes: frozenset[str], seed: int
-) -> Listing:
+) -> "Listing":
+    from rsvlm.data.box_captions import caption_listing
+    from rsvlm.data.boxed_images import Classes
+    from rsvlm.data.dota_boxes import read_dota_boxes
+    from rsvlm.data.karpathy import read_karpathy
+    from rsvlm.data.mask_boxes import read_mask_boxes
+    from rsvlm.data.nwpu import read_nwpu
+    from rsvlm.data.sydney_text import read_sydney_text
+    from rsvlm.data.voc_boxes import read_voc_boxes
+    from rsvlm.data.yolo_boxes import read_yolo_boxes
+
+    if source.format in TABLE:
+        return _read_table(source, place, fixes)
     if source.format == "karpathy":
         return read_karpathy(place, fixes=fixes, labels=source.labels)
     if source.format == "nwpu":
@@ -232,5 +431,6 @@ def _read_one(
         boxed = read_mask_boxes(place, images, words, lists, source.split, source.suffix, *least, centre)
     else:
         readers = {"voc_boxes": read_voc_boxes, "dota_boxes": read_dota_boxes, "yolo_boxes": read_yolo_boxes}
-        boxed = readers[source.format](place, images, Classes(class_words(source.classes, "classes")), lists, source.split, fixes)
+        words = Classes(class_words(source.classes, "classes"))
+        boxed = readers[source.format](place, images, words, lists, source.split, fixes)
     return caption_listing(boxed, settings_of(source.captions), seed)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from rsvlm.data.fixes import ALL
-from rsvlm.data.listings import CaptionRow, Listing, check_split, gather_captions
-from rsvlm.data.names import check_name
+from rsvlm.data.listings import CaptionRow, Listing, gather_captions
+from rsvlm.data.names import check_name, check_split
 from rsvlm.data.text_lines import read_lines
 
 

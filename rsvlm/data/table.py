@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from rsvlm import paths
+from rsvlm.data.names import SPLITS
 from rsvlm.files import read_json_lines, write_json_lines
 
 REQUIRED = ["image_id", "source", "split", "path", "captions", "label"]
 OPTIONAL = ["width", "height", "resolution"]
 COLUMNS = [*REQUIRED, *OPTIONAL]
-SPLITS = ("train", "val", "test")
 
 
 def check_rows(rows: Iterable[dict], where: str = "image table") -> list[dict]:

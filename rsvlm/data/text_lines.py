@@ -4,19 +4,24 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from rsvlm.files import open_bytes, wrong_byte
+
 LONGEST = 1_000_000  # bytes of a line; longer ones are no annotation but a damaged or a wrong file
 
 
 def read_lines(path: Path, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a UTF-8 file; a byte order mark at its start is skipped.
 
+    A file whose name ends in ``.gz`` is decompressed on the way.
+
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line is not UTF-8, holds a NUL byte, or is longer than ``longest`` bytes; names file and line.
+        ValueError: a line is not UTF-8 (names the byte), holds a NUL byte, or is longer than ``longest`` bytes; names
+            file and line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation file; see data/raw/README.md for where sources come from")
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         number = 0
         while line := file.readline(longest + 1):
             number += 1
@@ -24,13 +29,19 @@ def read_lines(path: Path, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
                 raise ValueError(
                     f"{path}: line {number} is longer than {longest:,} bytes: damaged, or not a file of this format"
                 )
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise ValueError(
+                    f"{path}: line 1 starts with the byte order mark of UTF-16, as Excel's 'Unicode Text' has it; save "
+                    "it as UTF-8 ('CSV UTF-8' in Excel)"
+                )
             if b"\0" in line:
                 raise ValueError(f"{path}: line {number} holds a NUL byte: damaged, or not a text file")
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{path}: line {number} is not UTF-8 text: byte {error.start}: {error.reason}; save it as UTF-8"
+                    f"{path}: line {number} is not UTF-8 text: {wrong_byte(error)}; save it as UTF-8 ('CSV UTF-8' in "
+                    "Excel)"
                 ) from error
 
 

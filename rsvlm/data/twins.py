@@ -3,9 +3,9 @@
 Three steps, each cheaper than comparing all pairs in the next one's way:
 
 1. Candidates are pairs whose perceptual hashes differ in at most DISTANCE of 64 bits. faiss finds them by multi-index
-   hashing (Norouzi et al. 2012): a hash is cut into three parts, and two hashes meet when they agree in all but two bits
-   of one part. That finds all within eight bits and 91 % of those nine bits apart (if the bits differ at random), and
-   compares a hash with a three-thousandth of the others.
+   hashing (Norouzi et al. 2012): a hash is cut into three parts, and two hashes meet when they agree in all but two
+   bits of one part. That finds all within eight bits and 91 % of those nine bits apart (if the bits differ at random),
+   and compares a hash with a three-thousandth of the others.
 2. The grey pictures, turned alike and shifted into each other, must correlate by at least COARSE.
 3. The fine detail of the two files, what a blur takes away, must correlate by at least DETAIL: of hashes and small
    pictures alone every straight beach and every runway would be the twin of another.

@@ -10,68 +10,87 @@ from matplotlib.figure import Figure
 from rsvlm.data.audit import words_of
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.images import open_image
-from rsvlm.data.table import SPLITS
+from rsvlm.data.names import SPLITS
 from rsvlm.viewing.plots import figure, series_colours
 
-# What the report counts, in a reader's words; counts of zero everywhere are left out of the table.
+# What the report counts, in a reader's words, by where it is counted; what is zero everywhere is left out of the table.
 FINDINGS = {
-    "files_missing": "listed images without a file (left out)",
-    "images_broken": "image files that cannot be opened (left out)",
-    "images_without_caption": "images without a caption (left out)",
-    "captions_blank_dropped": "blank captions (left out)",
-    "captions_blank_kept": "blank captions (kept)",
-    "images_left_out_by_use": "validation and test images of a source that adapts the encoder alone (left out)",
-    "images_left_out_by_limit": "images beyond the limit a split (left out)",
-    "splits_found_swapped": "file with val and test swapped",
-    "splits_swapped_back": "file with val and test swapped back",
-    "images_with_another_extension": "files with another extension than listed (read)",
-    "files_not_listed": "image files that no annotation lists (not read)",
-    "captions_repeated_within_image": "captions that repeat another of the same image (kept)",
-    "captions_with_extra_spaces": "captions with double spaces (made single)",
-    "captions_with_other_tokens": "captions whose tokens are other words than the text (text kept)",
-    "captions_not_ascii": "captions with letters beyond ASCII (kept)",
-    "captions_in_another_script": "captions without a Latin letter (kept)",
-    "images_with_other_sentence_ids": "images whose list of sentence ids differs from the sentences' (read)",
-    "sentence_ids_repeated": "sentence ids used again (read)",
-    "images_named_under_another_split": "images whose name starts with another split (read)",
-    "boxes_over_the_edge": "boxes that reach over the image's edge (cut there, or refused)",
-    "boxes_without_area": "boxes without an area (left out, or refused)",
-    "files_naming_another_image": "box files that name another image (the file's own name holds)",
-    "sizes_from_the_image": "images whose size the annotations lack (taken from the file)",
+    "in the file": {
+        "captions_blank_dropped": "blank captions (left out)",
+        "captions_blank_kept": "blank captions (kept)",
+        "caption_cells_empty": "empty cells in columns of captions (no caption)",
+        "captions_repeated_within_image": "captions that repeat another of the same image (kept)",
+        "captions_with_extra_spaces": "captions with double spaces (made single)",
+        "captions_with_other_tokens": "captions whose tokens are other words than the text (text kept)",
+        "captions_not_ascii": "captions with letters beyond ASCII (kept)",
+        "captions_in_another_script": "captions without a Latin letter (kept)",
+        "images_with_other_sentence_ids": "images whose list of sentence ids differs from the sentences' (read)",
+        "sentence_ids_repeated": "sentence ids used again (read)",
+        "images_named_under_another_split": "images whose name starts with another split (read)",
+        "rsicd_images_without_class": "images without a class for lack of RSICD's lists (txtclasses_rsicd.rar of "
+        "github.com/201528014227051/RSICD_optimal, unpacked beside the JSON)",
+        "splits_found_swapped": "file with val and test swapped",
+        "splits_swapped_back": "file with val and test swapped back",
+        "boxes_over_the_edge": "boxes that reach over the image's edge (cut there, or refused)",
+        "boxes_without_area": "boxes without an area (left out, or refused)",
+        "files_naming_another_image": "box files that name another image (the file's own name holds)",
+        "sizes_from_the_image": "images whose size the annotations lack (taken from the file)",
+    },
+    "on disk": {
+        "files_missing": "listed images without a file (left out)",
+        "images_with_another_extension": "files with another extension than listed (read)",
+        "images_in_another_folder": "files in another folder than listed, found by their name (read)",
+        "files_not_listed": "image files that no annotation lists (not read)",
+    },
+    "when read": {
+        "images_broken": "image files that cannot be opened (left out)",
+        "images_without_caption": "images without a caption (left out)",
+        "images_left_out_by_use": "validation and test images of a source that adapts the encoder alone (left out)",
+        "images_left_out_by_limit": "images beyond the limit a split (left out)",
+        "images_drawn_for_validation": "training images drawn for validation (val_share)",
+    },
 }
 
 
 def sources_table(report: dict) -> pd.DataFrame:
-    """One row a source: what its files list beside what is published, image sizes, and what entered the table.
+    """One row a source: what its files list beside what is published, what was read, and what the study uses.
 
-    A dash stands where nothing is published. Published sizes and resolutions are the papers' words.
+    *In the file* counts all that the annotations list, *read* the images that were opened, *used* what entered the
+    table. A dash stands where nothing is published. Published sizes and resolutions are the papers' words.
     """
     rows = {}
     for name, facts in report["sources"].items():
         published = {row["what"]: row["published"] for row in facts["published"]}
         known = KNOWN.get(name)
         rows[name] = {
-            "images listed": facts["images_listed"],
             "images published": published.get("images", "-"),
-            "captions listed": facts.get("captions_listed", 0),
+            "images in the file": facts["images_listed"],
+            "images read": facts.get("images_read", 0),
             "captions published": published.get("captions", "-"),
-            "most frequent size": next(iter(facts.get("image_sizes", {})), "-"),
+            "captions in the file": facts.get("captions_listed", 0),
+            "captions used": sum(facts["captions"].values()),
+            "most frequent size read": next(iter(facts.get("image_sizes", {})), "-"),
             "published size": known.image_size if known else "-",
             "published resolution": known.resolution if known else "-",
-            **{f"{split} images": facts["images"][split] for split in SPLITS},
-            "distinct captions": facts["distinct_captions"],
-            "vocabulary": facts["vocabulary"],
+            **{f"{split} images used": facts["images"][split] for split in SPLITS},
+            "distinct captions used": facts["distinct_captions"],
+            "vocabulary used": facts["vocabulary"],
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("source")
 
 
 def findings_table(report: dict) -> pd.DataFrame:
-    """One row a kind of defect that was met, one column a source: how often."""
-    counts = {
-        text: {name: facts.get(key, 0) for name, facts in report["sources"].items()} for key, text in FINDINGS.items()
+    """One row a kind of defect that was met: where it is counted, and how often in each source.
+
+    Counts *in the file* are over everything that the annotations list, also where only part of the images is read.
+    """
+    rows = {
+        text: {"counted": where} | {name: facts.get(key, 0) for name, facts in report["sources"].items()}
+        for where, findings in FINDINGS.items()
+        for key, text in findings.items()
+        if any(facts.get(key) for facts in report["sources"].values())
     }
-    met = {text: row for text, row in counts.items() if any(row.values())}
-    return pd.DataFrame.from_dict(met, orient="index", columns=list(report["sources"])).rename_axis("found")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["counted", *report["sources"]]).rename_axis("found")
 
 
 def draw_captions(table: pd.DataFrame, most_words: int = 40) -> Figure:

@@ -133,8 +133,8 @@ def _data(data: Mapping) -> list[str]:
     for name, facts in sorted(data["sources"].items()):
         title = KNOWN[name].title if name in KNOWN else name
         title += " (adapts the encoder alone)" if facts["adapts_encoder_alone"] else ""
-        cells = " | ".join(f"{facts['images'][split]:,}" for split in SPLITS)
-        lines.append(f"| {title} | {cells} | {facts['captions']['train']:,} |")
+        cells = " | ".join(f"{facts['images_used'][split]:,}" for split in SPLITS)
+        lines.append(f"| {title} | {cells} | {facts['captions_used']['train']:,} |")
     dropped = data["twins_dropped_from_train"]
     return [*lines, "", f"{dropped:,} training images were left out because a test image shows the same."]
 
