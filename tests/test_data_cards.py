@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_counts_say_whether_they_are_of_the_file_or_of_what_was_read(tmp_path):
 
 
 def test_the_image_table_can_be_read_by_mlcroissant(study):
-    mlcroissant = pytest.importorskip("mlcroissant", reason="the extra audit is not installed (make test installs it)")
+    mlcroissant = pytest.importorskip("mlcroissant", reason="the group cards is not installed (make test installs it)")
     rows, _, folder = study
     shutil.copy(
         folder.parent / "aggregated" / "images.jsonl", folder / "croissant" / "images.jsonl"
@@ -227,6 +228,42 @@ def test_a_folder_of_known_sources_is_audited(study, tmp_path, capsys):
     assert "rsicd: 3 of 4 listed images read" in capsys.readouterr().out
     assert main(["audit", str(tmp_path / "out"), "--out", str(tmp_path / "nowhere")]) == 1
     assert "holds the annotations of no known source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, missing, said",
+    [
+        (["raw"], "spellchecker", ["needs pyspellchecker: python -m pip install pyspellchecker", "--no-spelling"]),
+        (["raw", "--no-spelling"], "faiss", ["the search for twins needs faiss-cpu: python -m pip install faiss-cpu"]),
+        (["nowhere", "--no-spelling"], None, ["nowhere: no such folder"]),
+        (["empty", "--no-spelling"], None, ["holds the annotations of no known source", "data/raw/README.md"]),
+        (["raw", "--no-spelling", "--out", "file"], None, ["file: cannot be written to", "--out FOLDER"]),
+        (["raw", "--no-spelling", "--out", "file/below"], None, ["below: cannot be written to", "--out FOLDER"]),
+    ],
+)
+def test_an_audit_that_must_fail_does_so_before_an_image_is_read(
+    arguments, missing, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw" / "rsicd" / "RSICD_images").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "raw" / "rsicd" / "dataset_rsicd.json").write_text("no JSON: whoever reads it stops there")
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["audit", "--out", "out", *arguments]) == 1
+    answer = capsys.readouterr().err
+    assert all(words in answer for words in said) and "check_spelling" not in answer
+    assert "dataset_rsicd.json" not in answer
+
+
+def test_british_spellings_are_known():
+    pytest.importorskip("spellchecker", reason="the extra audit is not installed (make test installs it)")
+    british = "a grey harbour in the centre of a colourful neighbourhood with kerbs , ploughed fields and aeroplanes"
+    captions = [british, "dark-colour roofs of some metres , it doesn't matter", "a color , a gray harbor , the center"]
+    assert find_misspelt(captions)["most_frequent"] == []
+    wrong = "hosues industrail bridege termial harbuor coluors habor centr watre fourest tres int".split()
+    assert {row["word"] for row in find_misspelt([*captions, " ".join(wrong)])["most_frequent"]} == set(wrong)
 
 
 def test_misspelt_words_are_listed_with_a_guess():
