@@ -19,7 +19,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -34,7 +34,7 @@ SMALL, LARGE = 0.005, 0.25  # share of the image that an object covers
 PARALLEL = 15  # degrees that each of the objects may be off their mean direction where they lie in parallel
 NEARBY = 0.05  # share of the image's diagonal that two objects are apart at most where they are next to each other
 STRETCHED = 1.5  # long by short side from which an object has a direction
-SIZES = frozenset("large small big little huge tiny long short great mini giant oversized".split())
+SIZES = {"large", "small", "big", "little", "huge", "tiny", "long", "short", "great", "mini", "giant", "oversized"}
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,8 @@ def caption_listing(boxed: BoxedListing, settings: CaptionSettings, seed: int) -
     """
     listing = Listing(images=[], counts=Counter(boxed.counts), notes=dict(boxed.notes))
     for image in boxed.images:
-        captions = caption_boxes(
-            list(image.boxes), image.width, image.height, settings, random.Random(f"{seed}/{image.name}"), image.relations
-        )
+        draw = random.Random(f"{seed}/{image.name}")
+        captions = caption_boxes(list(image.boxes), image.width, image.height, settings, draw, image.relations)
         labels = Counter(box.label for box in image.boxes)
         label = min(labels, key=lambda name: (-labels[name], name)) if labels else None
         listing.counts["captions_listed"] += len(captions)
@@ -124,12 +123,9 @@ def caption_boxes(
     """
     if not boxes:
         return []
-    groups: dict[str, list[Box]] = {}
-    for box in boxes:
-        groups.setdefault(box.label, []).append(box)
-    places = {id(box): _place(box, width, height, settings.centre) for box in boxes}
+    groups = _by_label(boxes)
     central, around = (
-        {name: chosen for name, group in groups.items() if (chosen := [box for box in group if places[id(box)] == place])}
+        _by_label([box for box in boxes if _place(box, width, height, settings.centre) == place])
         for place in ("centre", "around")
     )
     templates = draw.sample(COUNTS, len(COUNTS))
@@ -147,6 +143,14 @@ def caption_boxes(
     return captions
 
 
+def _by_label(boxes: list[Box]) -> dict[str, list[Box]]:
+    groups: dict[str, list[Box]] = {}
+    for box in boxes:
+        groups.setdefault(box.label, []).append(box)
+    return groups
+
+
+@cache  # inflect takes a millisecond a word
 def words_of(label: str) -> tuple[str, str]:
     """Singular and plural of a class's word; of a word without a plural, areas of it."""
     engine = _inflect()
@@ -303,7 +307,7 @@ def _farthest(group: list[Box], others: list[Box]) -> np.ndarray:
     return bound
 
 
-@lru_cache(maxsize=1)
+@cache
 def _inflect() -> object:
     import inflect  # only where captions are made of boxes: the extra `audit`
 

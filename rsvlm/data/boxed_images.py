@@ -205,8 +205,8 @@ def read_line_boxes(
     """Images with boxes from a folder of text files, one an image, with a line an object; sizes are the images'.
 
     Args:
-        box_of: takes a line's fields, width, height, the listing and the place for error messages; None leaves an object
-            out.
+        box_of: takes a line's fields, width, height, the listing and the place for error messages; None leaves an
+            object out.
         skipped_files: names that are no annotations.
         skipped_lines: how lines begin that hold no object, lower case.
 

@@ -228,5 +228,6 @@ def _read_one(
         boxed = read_mask_boxes(place, images, words, lists, source.split, source.suffix, *least, centre)
     else:
         readers = {"voc_boxes": read_voc_boxes, "dota_boxes": read_dota_boxes, "yolo_boxes": read_yolo_boxes}
-        boxed = readers[source.format](place, images, Classes(class_words(source.classes, "classes")), lists, source.split, fixes)
+        words = Classes(class_words(source.classes, "classes"))
+        boxed = readers[source.format](place, images, words, lists, source.split, fixes)
     return caption_listing(boxed, settings_of(source.captions), seed)
