@@ -527,13 +527,22 @@ def test_slivers_of_a_mask_are_not_counted(tmp_path, images):
     classes = {0: None, 1: "low vegetation", 2: "car"}
     image = read_mask_boxes(tmp_path / "masks", images, classes, {}).images[0]
     assert [(one.label, one.pixels) for one in image.boxes] == [("low vegetation", 10_000), ("car", 120)]
+    assert not image.boxes[0].exact, "there are smaller areas, so one area would be false"
+    values[:, :12] = 0
+    values[0:100, 0:100] = 1
+    assert (
+        boxes_of_part(values == 1, "water", 160)[0][0].exact and not boxes_of_part(values == 1, "roof", 160)[0][0].exact
+    )
     all_of_them = read_mask_boxes(tmp_path / "masks", images, classes, {}, min_pixels=1, min_share=0).images[0]
     assert len(all_of_them.boxes) == 6
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_parts_of_objects_have_no_number_and_areas_have(seed):
-    parts = [Box(name, 0, 0, 9, 9, 81, place="around") for name in ("car", "car", "tree", "water", "water")]
+    parts = [
+        Box(name, 0, 0, 9, 9, 81, place="around", exact=name == "water")
+        for name in ("car", "car", "tree", "water", "water")
+    ]
     said = words_in(caption_boxes(parts, 100, 100, CaptionSettings(), random.Random(seed))).lower()
     assert "some cars" in said and "at least one tree" in said and "two areas of water" in said
     assert not re.search(r"two cars|(?<!at least )one tree|tree looks", said)

@@ -11,7 +11,7 @@ Nothing is said that the annotations do not prove. An object somewhere in an upr
 overlaps it, so of boxes alone no object is inside another, and two are next to each other only where the boxes leave no
 other way. "Elsewhere" leaves out a box that holds the middle of the image, "free of" one that reaches into the centre;
 a plain count then takes the caption's place. Parts of a class mask (``rsvlm.data.mask_boxes``) are told by what their
-pixels prove: areas of ground by their number, objects without one, for one part may hold several that touch.
+pixels prove, and have no number where one part may hold several objects that touch or smaller areas were left out.
 """
 
 import math
@@ -266,8 +266,8 @@ def _counted(name: str, group: list[Box], settings: CaptionSettings, draw: rando
 
 
 def _countable(group: list[Box]) -> bool:
-    """Whether each box is one object or one area: parts of a mask of objects may hold several."""
-    return is_area(group[0].label) or all(box.place is None for box in group)
+    """Whether each box is one object or one area, and all of them are told."""
+    return all(box.exact for box in group)
 
 
 def _joined(parts: list[str]) -> str:

@@ -187,7 +187,7 @@ def list_source(source: Source, data_root: str, seed: int = 0) -> tuple[Listing,
         place = below(source.annotations)
         listing = _read_one(source, place, images, lists, fixes, seed)
         used = [place, *lists.values()]
-    if not any(image.captions for image in listing.images):
+    if not listing.counts["captions_listed"]:
         raise ValueError(
             f"sources: {source.name}: not one caption for {len(listing.images):,} images in "
             f"{', '.join(map(str, used))}; format {source.format} looks for {SOUGHT.get(source.format, 'captions')}"
