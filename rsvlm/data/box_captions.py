@@ -11,13 +11,19 @@ Nothing is said that the annotations do not prove. An object somewhere in an upr
 overlaps it, so of boxes alone no object is inside another, and two are next to each other only where the boxes leave no
 other way. "Elsewhere" leaves out a box that holds the middle of the image, "free of" one that reaches into the centre;
 a plain count then takes the caption's place. Parts of a class mask (``rsvlm.data.mask_boxes``) are told by what their
-pixels prove: areas of ground by their number, objects without one, for one part may hold several that touch.
+pixels prove, and have no number where one part may hold several objects that touch or smaller areas were left out.
 """
 
 import math
 import random
 from collections import Counter
+<<<<<<< HEAD
 from functools import lru_cache
+=======
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+>>>>>>> r13-boxes
 
 import numpy as np
 
@@ -33,7 +39,7 @@ SMALL, LARGE = 0.005, 0.25  # share of the image that an object covers
 PARALLEL = 15  # degrees that each of the objects may be off their mean direction where they lie in parallel
 NEARBY = 0.05  # share of the image's diagonal that two objects are apart at most where they are next to each other
 STRETCHED = 1.5  # long by short side from which an object has a direction
-SIZES = frozenset("large small big little huge tiny long short great mini giant oversized".split())
+SIZES = {"large", "small", "big", "little", "huge", "tiny", "long", "short", "great", "mini", "giant", "oversized"}
 
 
 CENTRE = (
@@ -100,12 +106,9 @@ def caption_boxes(
     """
     if not boxes:
         return []
-    groups: dict[str, list[Box]] = {}
-    for box in boxes:
-        groups.setdefault(box.label, []).append(box)
-    places = {id(box): _place(box, width, height, settings.centre) for box in boxes}
+    groups = _by_label(boxes)
     central, around = (
-        {name: chosen for name, group in groups.items() if (chosen := [box for box in group if places[id(box)] == place])}
+        _by_label([box for box in boxes if _place(box, width, height, settings.centre) == place])
         for place in ("centre", "around")
     )
     templates = draw.sample(COUNTS, len(COUNTS))
@@ -123,6 +126,14 @@ def caption_boxes(
     return captions
 
 
+def _by_label(boxes: list[Box]) -> dict[str, list[Box]]:
+    groups: dict[str, list[Box]] = {}
+    for box in boxes:
+        groups.setdefault(box.label, []).append(box)
+    return groups
+
+
+@cache  # inflect takes a millisecond a word
 def words_of(label: str) -> tuple[str, str]:
     """Singular and plural of a class's word; of a word without a plural, areas of it."""
     engine = _inflect()
@@ -238,8 +249,8 @@ def _counted(name: str, group: list[Box], settings: CaptionSettings, draw: rando
 
 
 def _countable(group: list[Box]) -> bool:
-    """Whether each box is one object or one area: parts of a mask of objects may hold several."""
-    return is_area(group[0].label) or all(box.place is None for box in group)
+    """Whether each box is one object or one area, and all of them are told."""
+    return all(box.exact for box in group)
 
 
 def _joined(parts: list[str]) -> str:
@@ -279,6 +290,6 @@ def _farthest(group: list[Box], others: list[Box]) -> np.ndarray:
     return bound
 
 
-@lru_cache(maxsize=1)
+@cache
 def _inflect() -> object:
     return import_extra("inflect", "captioning boxes").engine()

@@ -30,6 +30,7 @@ class Box:
     stretch: float = 1.0  # long side by short side of the box that follows the object
     # Parts of a class mask alone, by their pixels: "centre", "around" (none in the centre) or "both". None: an object.
     place: str | None = None
+    exact: bool = True  # whether the boxes of this class are as many as its objects or areas
 
 
 def boxes_of_mask(mask: np.ndarray, label: str, min_pixels: int = 1) -> list[Box]:

@@ -64,9 +64,7 @@ def _box_of(
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
         raise ValueError(f"{where}: 'bbox' must be [left, top, width, height], is {box!r}")
     left, top, across, down = box
-    return check_box(
-        word, left, top, left + across, top + down, width, height, where, listing, fixes, pixels=pixels
-    )
+    return check_box(word, left, top, left + across, top + down, width, height, where, listing, fixes, pixels=pixels)
 
 
 def _run_lengths(segmentation: object, width: int, height: int, where: str) -> dict:

@@ -10,7 +10,8 @@ of a part is measured on its pixels, for a box proves neither where a bent part 
 - Two classes are next to each other when parts of them are at most ``NEARBY`` apart, pixel to pixel.
 
 A class mask does not tell touching objects apart, and what hides an object splits it: of 572 parts in four iSAID masks
-13 held several instances. So parts of objects are no count of them; areas are what they are. OpenCV: extra ``audit``.
+13 held several instances. So parts of objects are no count of them; areas are, unless some were too small to count.
+OpenCV: extra ``audit``.
 """
 
 import math
@@ -82,48 +83,56 @@ def read_mask_boxes(
                 f"{path}: the mask is {values.shape[1]}x{values.shape[0]} pixels, its image {of_image[stem].name} "
                 f"{width}x{height}"
             )
-        found = np.unique(values.reshape(-1, values.shape[2]), axis=0) if values.ndim == 3 else np.unique(values)
-        keys = [tuple(value) if isinstance(value, list) else value for value in found.tolist()]
-        unknown = [key for key in keys if key not in classes]
+        found = _values_in(values)
+        unknown = [key for key in found if key not in classes]
         if unknown and "*" not in classes:
             raise ValueError(
                 f"{path}: pixels of {unknown[0]} have no class ({len(unknown)} such values); known: "
                 f"{', '.join(map(str, classes))}; the key '*' stands for all others"
             )
         planes: dict[str, np.ndarray] = {}
-        for key in keys:
+        for key in found:
             word = classes.get(key, classes.get("*"))
             if word is not None:
-                here = values == np.array(key)
-                here = here.all(axis=2) if values.ndim == 3 else here
+                here = (values == np.array(key)).all(axis=2) if values.ndim == 3 else values == key
                 planes[word] = planes[word] | here if word in planes else here
         boxes: list[Box] = []
-        for word in planes:
+        kept: dict[str, np.ndarray] = {}
+        for word, plane in planes.items():
             least = math.ceil(min_share * width * height) if is_area(word) else min_pixels
-            parts, planes[word] = boxes_of_part(planes[word], word, least, centre)
+            parts, kept[word] = boxes_of_part(plane, word, least, centre)
             boxes += parts
-        relations = tuple(_relations(planes, NEARBY * math.hypot(width, height)))
+        relations = tuple(_relations(kept, NEARBY * math.hypot(width, height)))
         listing.images.append(BoxedImage(of_image[stem].name, part, width, height, tuple(boxes), relations))
     return listing
+
+
+def _values_in(values: np.ndarray) -> list[Colour]:
+    """The values in a mask, (H, W) of indices or (H, W, 3) of colours, sorted."""
+    if values.ndim == 2:
+        return np.unique(values).tolist()
+    # A colour as one number: as rows of three they sort many times slower.
+    packed = np.unique(values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)).tolist()
+    return [(number >> 16, number >> 8 & 255, number & 255) for number in packed]
 
 
 def boxes_of_part(
     mask: np.ndarray, label: str, min_pixels: int = 1, centre: float = 0.5
 ) -> tuple[list[Box], np.ndarray]:
-    """Boxes of a boolean mask's (H, W) connected parts (8 neighbours), largest first, and the mask of these parts alone.
+    """Boxes of a boolean mask's (H, W) connected parts (8 neighbours), largest first, and the mask of these parts.
 
-    Parts of fewer than ``min_pixels`` are left out, and where that is more than one pixel, those nowhere MIN_WIDTH wide.
+    Parts of fewer than ``min_pixels`` are left out and, where that is more than one, those nowhere MIN_WIDTH wide.
     """
     cv2 = import_extra("cv2", "reading masks")
 
     plane = np.ascontiguousarray(mask, dtype=np.uint8)
     H, W = plane.shape
     count, parts, facts, _ = cv2.connectedComponentsWithStats(plane, connectivity=8)
-    keep = facts[:, cv2.CC_STAT_AREA] >= min_pixels
-    if min_pixels > 1:
-        wide = np.unique(parts[cv2.erode(plane, np.ones((MIN_WIDTH, MIN_WIDTH), np.uint8)) > 0])
-        keep &= np.isin(np.arange(count), wide)
-    keep[0] = False  # the background
+    wide = np.full(count, min_pixels <= 1)
+    wide[parts[cv2.erode(plane, np.ones((MIN_WIDTH, MIN_WIDTH), np.uint8)) > 0]] = True
+    wide[0] = False  # the background
+    keep = wide & (facts[:, cv2.CC_STAT_AREA] >= min_pixels)
+    exact = is_area(label) and bool((keep == wide).all())
     # Pixels whose centres lie in the centre, as for boxes.
     y, x = (np.abs(np.arange(size) + 0.5 - size / 2) <= centre * size / 2 for size in (H, W))
     inner = np.bincount(parts[np.ix_(y, x)].ravel(), minlength=count)
@@ -132,7 +141,7 @@ def boxes_of_part(
         left, top, across, down, pixels = facts[number].tolist()
         in_centre = 2 * inner[number] >= min(pixels, y.sum() * x.sum())
         place = "centre" if in_centre else "both" if inner[number] else "around"
-        boxes.append(Box(label, left, top, left + across, top + down, pixels, place=place))
+        boxes.append(Box(label, left, top, left + across, top + down, pixels, place=place, exact=exact))
     return sorted(boxes, key=lambda box: (-box.pixels, box.top, box.left)), keep[parts]
 
 

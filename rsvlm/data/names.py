@@ -18,12 +18,20 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+<<<<<<< HEAD
 SPLITS = ("train", "val", "test")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 MASS = frozenset(
     "water grass vegetation farmland woodland cropland grassland land soil sand snow ice forest agriculture clutter "
     "shadow barren surface surfaces".split()
 )  # words without a plural: areas of them are counted
+=======
+# Words without a plural: areas of them are counted.
+MASS = {
+    "water", "grass", "vegetation", "farmland", "woodland", "cropland", "grassland", "land", "soil", "sand",
+    "snow", "ice", "forest", "agriculture", "clutter", "shadow", "barren", "surface", "surfaces",
+}  # fmt: skip
+>>>>>>> r13-boxes
 _ISPRS = {
     "255,255,255": "paved surface",
     "0,0,255": "building",
@@ -33,6 +41,11 @@ _ISPRS = {
     "255,0,0": None,
     "0,0,0": None,
 }
+_DOTA = (
+    "plane", "baseball-diamond", "bridge", "ground-track-field", "small-vehicle", "large-vehicle", "ship",
+    "tennis-court", "basketball-court", "storage-tank", "soccer-ball-field", "roundabout", "harbor", "swimming-pool",
+    "helicopter", "container-crane", "airport", "helipad",
+)  # fmt: skip
 # Preset -> a file's class name, pixel value or "red,green,blue" -> the word in captions; None leaves the class out.
 CLASSES: dict[str, dict[str, str | None]] = {
     "dior": {
@@ -57,14 +70,7 @@ CLASSES: dict[str, dict[str, str | None]] = {
         "vehicle": "vehicle",
         "windmill": "windmill",
     },
-    "dota": {
-        name: name.replace("-", " ")
-        for name in (
-            "plane baseball-diamond bridge ground-track-field small-vehicle large-vehicle ship tennis-court "
-            "basketball-court storage-tank soccer-ball-field roundabout harbor swimming-pool helicopter "
-            "container-crane airport helipad"
-        ).split()
-    },
+    "dota": {name: name.replace("-", " ") for name in _DOTA},
     "hrsc": {"*": "ship"},
     "isaid": {
         key: name.replace("_", " ").lower() if name else None
