@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
-import papermill.parameterize
 import pytest
 from nbclient import NotebookClient
 from ruamel.yaml import YAML
@@ -331,7 +330,9 @@ def run_by_hand(root: Path, name: str) -> nbformat.NotebookNode:
     """A notebook as JupyterLab runs it, with the smoke study's parameters."""
     notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
     values = read_section(root / "params.yaml", name.split("_", 1)[1])
-    notebook = papermill.parameterize.parameterize_notebook(notebook, values, kernel_name="python3", language="python")
+    changed = "\n".join(f"{key} = {value!r}" for key, value in values.items())
+    place = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(changed))
     resources = {"metadata": {"path": str(root / "notebooks")}}
     return NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
 
