@@ -1,5 +1,6 @@
 """The runner on small notebooks in a scratch root: parameters, equal bytes, failures."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -206,7 +207,12 @@ def test_a_stage_ends_with_the_dvc_that_started_it(run, scratch_root, ended_by, 
     ) as dvc:
         pids = kernel_and_runner(scratch_root)
         dvc.send_signal(ended_by)
-    wait_for(lambda: all(map(gone, pids)))
+    try:
+        wait_for(lambda: all(map(gone, pids)))
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     run.prepare(toy(SLOW), SHORT)  # and the next run is kept from nothing, nor disturbed
     done = subprocess.run(repro, cwd=scratch_root, env=settings, capture_output=True, text=True, timeout=300)

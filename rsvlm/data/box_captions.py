@@ -17,13 +17,7 @@ pixels prove, and have no number where one part may hold several objects that to
 import math
 import random
 from collections import Counter
-<<<<<<< HEAD
-from functools import lru_cache
-=======
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
->>>>>>> r13-boxes
 
 import numpy as np
 

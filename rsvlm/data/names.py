@@ -18,20 +18,13 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
-<<<<<<< HEAD
 SPLITS = ("train", "val", "test")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-MASS = frozenset(
-    "water grass vegetation farmland woodland cropland grassland land soil sand snow ice forest agriculture clutter "
-    "shadow barren surface surfaces".split()
-)  # words without a plural: areas of them are counted
-=======
 # Words without a plural: areas of them are counted.
 MASS = {
     "water", "grass", "vegetation", "farmland", "woodland", "cropland", "grassland", "land", "soil", "sand",
     "snow", "ice", "forest", "agriculture", "clutter", "shadow", "barren", "surface", "surfaces",
 }  # fmt: skip
->>>>>>> r13-boxes
 _ISPRS = {
     "255,255,255": "paved surface",
     "0,0,255": "building",
