@@ -23,6 +23,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
 from rsvlm.files import write_text
+from rsvlm.memory import check_memory
 from rsvlm.params import check_section, declared_parameters, read_section
 from rsvlm.paths import CACHE, EXECUTED, FAILED, PARAMS, ROOT, STRIPPED
 
@@ -81,6 +82,7 @@ def run_notebook(stage: str, params_file: Path = PARAMS, log: Callable[[str], No
     values = check_section(
         read_section(params_file, stage), declared, file=str(params_file), section=stage, notebook=shown
     )
+    check_memory(stage, values, log, file=str(params_file))
 
     log(f"[{stage}] {shown}")
     started = time.monotonic()

@@ -136,7 +136,8 @@ def check_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: 
     ]
     problems += _listed("of another shape", shapes)
     if problems:
-        raise ValueError(f"{path}: not the weights that config.json beside it describes: {'; '.join(problems)}: {remedy}")
+        listed = "; ".join(problems)
+        raise ValueError(f"{path}: not the weights that config.json beside it describes: {listed}: {remedy}")
 
 
 def check_weight_files(folder: Path, what: str, class_name: str = "AutoModel", remedy: str = REMEDY) -> list[Path]:
@@ -206,7 +207,8 @@ def _listed(kind: str, names: Iterable[str]) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return [f"{len(names)} {'weight is' if len(names) == 1 else 'weights are'} {kind}: {', '.join(names[:NAMED])}{more}"]
+    counted = "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
+    return [f"{counted} {kind}: {', '.join(names[:NAMED])}{more}"]
 
 
 def _torn(path: Path, error: Exception) -> str:
