@@ -23,8 +23,9 @@ from rsvlm.files import read_json, read_json_lines
 SWITCH = "RSVLM_MEMORY"
 LIBRARIES = 0.75e9  # Python with torch, transformers and pandas
 CUDA_CONTEXT = 0.6e9
-LETTERS_A_TOKEN = 4.0
-WORKING = 1.3  # gradients of activations that are alive together, and what an allocator cannot fill
+LETTERS_A_TOKEN = 4.5
+LONG = 0.75  # share of the captions that are no longer than one is counted: batches are padded to their longest
+WORKING = 1.15  # gradients of activations that are alive together, and what an allocator cannot fill
 # Convolutions' outputs of EfficientNet-Lite2 a pixel of its input: stem, 21 blocks (a test counts them), head
 EFFICIENTNET_VALUES = (
     *(8.0, 12.0, 31.5, 19.5, 19.5, 12.0, 9.75, 9.75, 5.97, 4.47, 4.47, 4.47),
@@ -116,7 +117,7 @@ def check_memory(stage: str, values: dict, log: Callable[[str], None], *, file: 
             f"({_gigabytes(largest.size)}); {_gigabytes(free)} free"
         )
         if needed > free and os.environ.get(SWITCH) != "ignore":
-            levers = " or ".join(f"{name} ({values[name]})" for name in largest.lower if name in values)
+            levers = " or ".join(f"{name} ({values[name]})" for name in largest.lower if values.get(name) is not None)
             raise ValueError(
                 f"{file}, section {stage!r}: about {_gigabytes(needed)} of {place} are needed, but "
                 f"{_gigabytes(free)} are free. {_gigabytes(largest.size)} of it are for {largest.what}"
@@ -199,6 +200,21 @@ def estimate_adapt_encoder(values: dict) -> list[Part]:
     ]
 
 
+def estimate_encode_images(values: dict) -> list[Part]:
+    """The parts of encoding: weights, the pixels of some batches in all views, and one layer's activations."""
+    encoder = encoder_size(str(paths.ENCODER), None)
+    side = encoder.image_size
+    if encoder.vision is None:
+        image = side**2 * max(EFFICIENTNET_VALUES) * 4
+    else:
+        image = _tower(encoder.vision, encoder.vision.tokens, False, 4)
+    pixels = side**2 * 3 * (4 + values["views"] + 3 * 4)  # bytes: three batches ahead, views, float32
+    return [
+        Part(4 * encoder.parameters, "weights"),
+        Part(values["batch_size"] * (image * WORKING + pixels), "the images of a batch", ("batch_size",)),
+    ]
+
+
 def estimate_finetune_lora(values: dict) -> list[Part]:
     """The parts of captioner training: the frozen decoder, its activations a row, logits, and the features read."""
     decoder, meta = decoder_size(values["language_model"]), features_meta()
@@ -276,6 +292,7 @@ def estimate_generate_captions(values: dict) -> list[Part]:
 
 ESTIMATES = {
     "adapt_encoder": estimate_adapt_encoder,
+    "encode_images": estimate_encode_images,
     "finetune_lora": estimate_finetune_lora,
     "generate_captions": estimate_generate_captions,
 }
@@ -354,25 +371,24 @@ def count_parameters(folder: Path) -> int:
 
 @cache
 def _captions(table: Path) -> tuple[int, int]:
-    """(tokens of a long caption, captions of an image with many): 95 of 100 have no more."""
+    """(tokens of a rather long caption, captions of an image with rather many)."""
     if not table.is_file():
         raise SizeUnknown("no caption table yet")
     rows = read_json_lines(table)
     letters = sorted(len(caption) for row in rows for caption in row["captions"])
     counts = sorted(len(row["captions"]) for row in rows)
-    at = 0.95
     if not letters:
         raise SizeUnknown("the caption table is empty")
-    return int(letters[int(at * (len(letters) - 1))] / LETTERS_A_TOKEN) + 2, counts[int(at * (len(counts) - 1))]
+    return int(letters[int(LONG * (len(letters) - 1))] / LETTERS_A_TOKEN) + 2, counts[int(LONG * (len(counts) - 1))]
 
 
 def caption_tokens() -> int:
-    """Tokens of a long caption of this study."""
+    """Tokens of a rather long caption of this study."""
     return _captions(paths.IMAGE_TABLE)[0]
 
 
 def captions_an_image() -> int:
-    """Captions of an image with many, in this study."""
+    """Captions of an image with rather many, in this study."""
     return _captions(paths.IMAGE_TABLE)[1]
 
 

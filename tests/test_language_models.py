@@ -90,6 +90,10 @@ BROKEN = {
     "torn weights": (cut_weights(60000), r"model.safetensors: no whole safetensors file, 60000 bytes"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"no weights \(model.safetensors, or model.saf"),
     "a torn tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
+    "adapters to another model": (
+        lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/x", "peft_type": "LORA"}'),
+        "adapter_config.json tells of adapters to another model",
+    ),
     "a missing part": (
         lambda f: [shard_weights(f), (f / "model-00002-of-00002.safetensors").unlink()],
         r"1 of the 2 files that model.safetensors.index.json lists are missing: model-00002-of-00002.safetensors",

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 import torch
 from ruamel.yaml import YAML
+from safetensors.torch import save_file
 
 from rsvlm import memory, paths
 from rsvlm.memory import ESTIMATES, SizeUnknown, cgroup_free, check_memory, decoder_size, encoder_size
@@ -29,6 +30,7 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "IMAGE_TABLE", tmp_path / "images.jsonl")
     monkeypatch.setattr(paths, "FEATURES", tmp_path / "features")
     monkeypatch.setattr(paths, "CAPTIONER", tmp_path / "captioner")
+    monkeypatch.setattr(paths, "ENCODER", tmp_path / "encoder")
     monkeypatch.setattr(memory, "gpu_memory", lambda: None)
     monkeypatch.setattr(memory, "_has_bf16", lambda: False)
     monkeypatch.setattr(memory, "free_memory", lambda: 24 * GB)
@@ -37,6 +39,8 @@ def study(tmp_path, monkeypatch):
     paths.IMAGE_TABLE.write_text("\n".join([json.dumps(row)] * 30))
     features = {"dims": {"pooled": 1280}, "views": 8, "grid": 3, "image_ids": [f"{i}" for i in range(5000)]}
     write(paths.FEATURES / "meta.json", features)
+    write(paths.ENCODER / "config.json", {"image_size": 224})
+    save_file({"weight": torch.zeros(1000)}, paths.ENCODER / "model.safetensors")
     settings = {"visual_tokens": 1, "grid_cells": 9}
     config = {"language_model": "packaged:smollm2-135m", "dtype": "float32", "settings": settings}
     write(paths.CAPTIONER / "config.json", config | {"prompting": {"neighbour_captions": 2}})
@@ -122,7 +126,7 @@ def test_the_papers_study_fits_one_gpu_of_80_gb(tiny_models, tmp_path, monkeypat
     lines = []
     for stage in ESTIMATES:
         check_memory(stage, section("cap4", stage), lines.append)
-    assert sum("GPU memory" in line for line in lines) == len(ESTIMATES) and len(lines) == 2 * len(ESTIMATES)
+    assert sum("GPU memory" in line for line in lines) == len(ESTIMATES)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +135,7 @@ def test_the_papers_study_fits_one_gpu_of_80_gb(tiny_models, tmp_path, monkeypat
         ("adapt_encoder", {"captions_per_image": 10_000}, r"lower captions_per_image \(10000\) or batch_size \(60\)"),
         ("adapt_encoder", {"batch_size": 8192}, r"lower batch_size \(8192\)"),
         ("adapt_encoder", {"image_size": 2048}, r"lower batch_size \(60\) .*or image_size \(2048\)"),
+        ("encode_images", {"batch_size": 32_768}, r"lower batch_size \(32768\)"),
         ("finetune_lora", {"batch_size": 2048}, r"lower batch_size \(2048\)"),
         ("finetune_lora", {"captions_per_image": 64, "batch_size": 256}, r"lower .*captions_per_image \(64\)"),
         ("generate_captions", {"beams": 64, "batch_size": 4096}, r"lower batch_size \(4096\) or beams \(64\)"),

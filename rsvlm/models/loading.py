@@ -144,8 +144,13 @@ def check_weight_files(folder: Path, what: str, class_name: str = "AutoModel", r
     """The safetensors files of a model's folder, each of which can be opened.
 
     Raises:
-        ValueError: only pickled weights, none at all, a missing part or a torn file; names it.
+        ValueError: adapters of another model, only pickled weights, none at all, a missing part or a torn file.
     """
+    if (folder / "adapter_config.json").is_file():  # transformers would load another model, the one named in there
+        raise ValueError(
+            f"{what}: adapter_config.json tells of adapters to another model, not of a whole one: add them to its "
+            "weights (peft's merge_and_unload), save that with save_pretrained, and give its folder"
+        )
     if (folder / WEIGHTS).is_file():
         names = [WEIGHTS]
     elif (folder / INDEX).is_file():
