@@ -1,7 +1,7 @@
 """Parameters of a stage: what params.yaml says, held against what the notebook asks for.
 
-YAML is read as version 1.2 (``1e-4`` is a number, ``no`` is a word). A name or a type that does not fit stops the run
-before the notebook's first cell.
+YAML is read as version 1.2 (``1e-4`` is a number, ``no`` is a word). A name or a type that does not fit, or a number
+outside its bounds, stops the run before the notebook's first cell.
 """
 
 import ast
@@ -32,6 +32,124 @@ class Parameter:
     name: str
     annotation: str
     default: object
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a number may be, and why no less and no more: the arguments ``ge``, ``gt``, ``le``, ``lt`` of pydantic."""
+
+    why: str
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether the value lies within."""
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+    def __str__(self) -> str:
+        low = f"at least {self.ge:,}" if self.ge is not None else f"above {self.gt:,}"
+        high = f"at most {self.le:,}" if self.le is not None else f"below {self.lt:,}"
+        return f"{low} and {high}"
+
+
+SHARE = "it is a share"
+BATCH = "CLIP's own training had 32,768; memory ends long before (the estimate at a stage's start tells)"
+RATE = "AdamW takes no step at 0, and none that holds above 1"
+WEIGHT = "below 0 the worst would be chosen; at 1,000 nothing else counts"
+TEMPERATURE = "at 0 the softmax divides by it; above 100 all count alike"
+EXAMPLES = "each is a row of pictures in the notebook"
+PAGE_IMAGES = "a page holds all its pictures, and browsers grow slow with more"
+SIDE = "below 32 pixels EfficientNet-Lite2's last map is empty; memory grows with the square"
+STEPS = "at a tenth of a second each, 10 million are two weeks"
+LONGEST_LIST = 32  # values of a list of numbers: each is tried with each of the other lists'
+
+# Every number among a stage's parameters; "stage.name" goes before "name".
+BOUNDS = {
+    "seed": Bound("generators take 32 bits", ge=0, le=2**32 - 1),
+    "threads": Bound("0 leaves it to torch; no machine has more than 1,024 cores for one process", ge=0, le=1024),
+    "batch_size": Bound(BATCH, ge=1, le=32_768),
+    "examples": Bound(EXAMPLES, ge=1, le=100),
+    "weight_decay": Bound("1 would take a weight away at each step", ge=0, le=1),
+    "bootstrap_resamples": Bound("intervals move in their third digit beyond 10,000", ge=1, le=100_000),
+    "neighbours": Bound("captions of the 1,000th nearest image tell of another place", ge=1, le=1000),
+    "temperature": Bound(TEMPERATURE, gt=0, le=100),
+    "neighbour_temperature": Bound(TEMPERATURE, gt=0, le=100),
+    "images": Bound(PAGE_IMAGES, ge=1, le=10_000),
+    "thumbnail_pixels": Bound("below 16 nothing is seen, above 1,024 a page holds few", ge=16, le=1024),
+    "page_megabytes": Bound("browsers open pages of 100 MB, if slowly", ge=0.1, le=100),
+    # aggregate_data
+    "max_images_per_split": Bound("null takes all", ge=1, le=100_000_000),
+    # adapt_encoder
+    "image_size": Bound(SIDE, ge=32, le=2048),
+    "crop_size": Bound(SIDE, ge=32, le=2048),
+    "epochs": Bound("0 keeps the encoder; recall on validation images falls long before 1,000", ge=0, le=1000),
+    "adapt_encoder.batch_size": Bound(f"one pair has nothing to be told from; {BATCH}", ge=2, le=32_768),
+    "adapt_encoder.captions_per_image": Bound(
+        "data sets have 5 an image; each text of a batch costs a pass of the text tower and its memory", ge=1, le=16
+    ),
+    "image_lr": Bound(RATE, gt=0, le=1),
+    "text_lr": Bound(RATE, gt=0, le=1),
+    "projection_lr": Bound(RATE, gt=0, le=1),
+    "freeze_blocks": Bound("no tower has more blocks", ge=0, le=100),
+    "average_decay": Bound("at 1 the mean would stay at the first weights", ge=0, lt=1),
+    "crop_min": Bound("a crop keeps something, and no more than the image", gt=0, le=1),
+    "brightness": Bound("at 1 images may turn black", ge=0, lt=1),
+    "cache_gigabytes": Bound("0 decodes anew each time; 100 TB are more than one disk", ge=0, le=100_000),
+    # encode_images
+    "encode_images.views": Bound("an image has eight: 1, 2, 4 or 8 of them", ge=1, le=8),
+    "grid": Bound("ViT-L/14 sees 16 x 16 patches; each cell is a visual token of every prompt", ge=0, le=16),
+    # finetune_lora
+    "visual_tokens": Bound("each lengthens every prompt and has a projection of its own", ge=1, le=64),
+    "retrieval_dim": Bound("no encoder here gives more numbers to project", ge=1, le=4096),
+    "lora_rank": Bound("0 leaves the decoder frozen; at 512 adapters are as large as a small decoder", ge=0, le=512),
+    "lora_alpha": Bound("the adapters count with lora_alpha / lora_rank", gt=0, le=10_000),
+    "lora_dropout": Bound(f"{SHARE}, and of 1 nothing is left", ge=0, lt=1),
+    "neighbour_captions": Bound("each lengthens every prompt", ge=0, le=20),
+    "neighbour_dropout": Bound(SHARE, ge=0, le=1),
+    "finetune_lora.captions_per_image": Bound("0 takes all; each lengthens the rows of a batch", ge=0, le=64),
+    "steps": Bound(STEPS, ge=1, le=10_000_000),
+    "retrieval_lr": Bound(RATE, gt=0, le=1),
+    "learning_rate": Bound(RATE, gt=0, le=1),
+    "warmup_steps": Bound(STEPS, ge=0, le=10_000_000),
+    "retrieval_weight": Bound("0 leaves it out; at 1,000 captions are not learnt", ge=0, le=1000),
+    "ret_token_weight": Bound("0 leaves it out; at 1,000 captions are not learnt", ge=0, le=1000),
+    "retrieval_negatives": Bound("their features are read and projected at each step", ge=0, le=65_536),
+    "retrieval_prompts": Bound(SHARE, ge=0, le=1),
+    "varied_prompts": Bound(SHARE, ge=0, le=1),
+    "feature_dropout": Bound(SHARE, ge=0, le=1),
+    "validation_every": Bound(STEPS, ge=1, le=10_000_000),
+    "validation_images": Bound("0 takes all", ge=0, le=100_000_000),
+    "checkpoint_every": Bound(STEPS, ge=1, le=10_000_000),
+    # generate_captions
+    "beams": Bound("captions grow dull long before; each beam has a cache of its own", ge=1, le=64),
+    "samples": Bound("each draw has a cache of its own", ge=0, le=256),
+    "sample_temperature": Bound("at 0 the softmax divides by it; above 10 words come at random", gt=0, le=10),
+    "length_penalty": Bound("beyond, only the shortest or the longest wins", ge=-10, le=10),
+    "pool_candidates": Bound("each is read by the captioner for every image", ge=0, le=200),
+    "pool_weights": Bound(WEIGHT, ge=0, le=1000),
+    "sample_weights": Bound(WEIGHT, ge=0, le=1000),
+    "likelihood_weights": Bound(WEIGHT, ge=0, le=1000),
+    "max_new_tokens": Bound("a caption has some 15; the cache grows with each", ge=1, le=1024),
+    # score_captions
+    "human_draws": Bound("0 leaves the human row out; an image has some 5 captions to draw from", ge=0, le=1000),
+    # score_retrieval
+    "ret_weights": Bound("the dual encoder has the rest up to 1", ge=0, le=1),
+    "neighbour_weights": Bound(WEIGHT, ge=0, le=1000),
+    "hub_weights": Bound(WEIGHT, ge=0, le=1000),
+    "hub_neighbours": Bound("what is near to 100,000 training items is no hub, but everything", ge=1, le=100_000),
+    "rerank_top": Bound("0 leaves it out; each costs a pass of the captioner for every text", ge=0, le=1000),
+    "rerank_weights": Bound(WEIGHT, ge=0, le=1000),
+    # galleries
+    "caption_gallery.neighbours": Bound("each is a picture beside each image", ge=0, le=20),
+    "results": Bound("each is a picture below each search", ge=1, le=100),
+}
 
 
 def read_params(path: Path) -> dict:
@@ -104,7 +222,7 @@ def check_section(values: dict, declared: dict[str, Parameter], *, file: str, se
 
     Raises:
         ValueError: lists every key that the notebook does not know (with the closest right name), every key that is
-            missing and every value of a wrong type.
+            missing, every value of a wrong type and every number outside its bounds.
     """
     problems = []
     for key in values:
@@ -118,6 +236,8 @@ def check_section(values: dict, declared: dict[str, Parameter], *, file: str, se
         elif not fits(values[key], parameter.annotation):
             value = values[key]
             problems.append(f"{key!r} must be {parameter.annotation}, but is {value!r} ({type(value).__name__})")
+        else:
+            problems += outside_bounds(section, key, values[key])
     if problems:
         raise ValueError("\n  ".join([f"{file}, section {section!r}:", *problems]))
     return {key: _converted(values[key], parameter.annotation) for key, parameter in declared.items()}
@@ -136,6 +256,18 @@ def check_values(values: dict, root: Path, *, file: str, section: str) -> None:
         getattr(importlib.import_module(module), function)(values, root)
     except ValueError as error:
         raise ValueError(f"{file}, section {section!r}:\n  {error}") from error
+
+
+def outside_bounds(section: str, key: str, value: object) -> list[str]:
+    """What is wrong with a number, or with each of a list's, by ``BOUNDS``; an empty list where it lies within."""
+    bound = BOUNDS.get(f"{section}.{key}", BOUNDS.get(key))
+    if bound is None or value is None or isinstance(value, str | bool | dict):
+        return []
+    if isinstance(value, list):
+        if len(value) > LONGEST_LIST:
+            return [f"{key!r} holds {len(value)} values, at most {LONGEST_LIST} are tried: each with all others"]
+        return [problem for element in value for problem in outside_bounds(section, key, element)]
+    return [] if bound.holds(value) else [f"{key!r} is {value!r}, but must be {bound}: {bound.why}"]
 
 
 def _fits(value: object, kind: ast.expr) -> bool:

@@ -24,6 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from rsvlm import paths
 from rsvlm.files import write_text
+from rsvlm.memory import check_memory
 from rsvlm.params import check_section, check_values, declared_parameters, read_section
 from rsvlm.processes import StageRuns, end_with_dvc, only_run
 
@@ -84,6 +85,7 @@ def run_notebook(stage: str, params_file: Path | None = None, log: Callable[[str
         read_section(params_file, stage), declared, file=str(params_file), section=stage, notebook=shown
     )
     check_values(values, paths.ROOT, file=str(params_file), section=stage)
+    check_memory(stage, values, log, file=str(params_file))
 
     log(f"[{stage}] {shown}")
     started = time.monotonic()

@@ -53,7 +53,5 @@ def make_table(features: Features) -> pd.DataFrame:
 def make_captioner(features: Features, folder=None, **shape):
     """A new captioner over the tiny LLaMA; without LoRA rank given, 4."""
     torch.set_num_threads(1)
-    shape = {"retrieval_dim": 8, "lora_rank": 4, "lora_alpha": 8.0} | shape
-    return build_captioner(
-        str(folder or "random:llama"), features, list(range(16)), device="cpu", dtype="float32", **shape
-    )
+    shape = {"retrieval_dim": 8, "lora_rank": 4, "lora_alpha": 8.0, "dtype": "float32"} | shape
+    return build_captioner(str(folder or "random:llama"), features, list(range(16)), device="cpu", **shape)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from captioner_case import KINDS, make_captioner, make_features, make_table
 
-from rsvlm.models.captioner import load_captioner
+from rsvlm.models.captioner import load_captioner, save_captioner
 from rsvlm.models.prompts import CAPTION_PROMPT
 from rsvlm.training.captioning import schedule, train_captioner
 from rsvlm.training.captioning_batches import CaptioningSettings, Example, TrainingBatches, examples_of
@@ -35,8 +35,9 @@ def train(features, examples, folder, *, seed=0, stop_after=None, log=lambda lin
     return captioner, train_captioner(captioner, features, *examples, settings, checkpoints=folder, log=log)
 
 
-def test_it_learns_to_caption_and_to_retrieve(features, examples, tmp_path):
-    captioner = make_captioner(features)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_learns_to_caption_and_to_retrieve(features, examples, tmp_path, dtype):
+    captioner = make_captioner(features, dtype=dtype)
     with torch.no_grad():  # a random output matrix is so small that nothing could be said with it
         captioner.language_model.get_output_embeddings().weight.mul_(30)
     settings = CaptioningSettings(
@@ -79,6 +80,25 @@ def test_without_retrieval_its_weights_stay(features, examples, tmp_path):
     captioner, result = train(features, examples, tmp_path, steps=3, retrieval_weight=0.0, ret_token_weight=0.0)
     assert torch.equal(captioner.text_projection.weight, before.text_projection.weight)
     assert all(row["retrieval_loss"] == 0 for row in result.curve)
+
+
+@pytest.mark.parametrize(("ability", "dtype"), [("avx2", "float32"), ("avx512_bf16", "bfloat16")])
+def test_the_automatic_dtype_is_kept_with_the_captioner(features, tmp_path, monkeypatch, ability, dtype):
+    """Trained where the processor has bf16, it is loaded in bf16 everywhere."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {ability: True})
+    save_captioner(make_captioner(features, dtype="auto"), tmp_path / "captioner")
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {})
+    loaded = load_captioner(tmp_path / "captioner", "cpu", features=features)
+    assert loaded.config["dtype"] == dtype and str(loaded.language_model.dtype) == f"torch.{dtype}"
+
+
+def test_feature_statistics_are_the_same_in_blocks(features, monkeypatch):
+    """Read a few at a time: all views of all training images would be gigabytes."""
+    whole = make_captioner(features)
+    monkeypatch.setattr("rsvlm.models.captioner.STATISTICS_BLOCK", 5)
+    blocks = make_captioner(features)
+    for name in ("pooled_mean", "pooled_spread", "grid_mean", "grid_spread"):
+        assert torch.equal(getattr(whole, name), getattr(blocks, name))
 
 
 @pytest.mark.parametrize("stopped", [1, 5, 8])

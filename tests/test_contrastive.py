@@ -52,8 +52,11 @@ def adapt(encoder, table, settings=QUICK, **more):
     return adapt_encoder(encoder, table, settings, log=lambda line: None, **more)
 
 
-def test_it_learns_and_saves(encoder, table, tmp_path):
-    result = adapt(encoder, table, replace(QUICK, epochs=12, batch_size=16), save_to=tmp_path / "encoder")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_learns_and_saves(encoder, table, tmp_path, precision):
+    settings = replace(QUICK, epochs=12, batch_size=16, precision=precision)
+    result = adapt(encoder, table, settings, save_to=tmp_path / "encoder")
+    assert result.precision == precision
     assert result.after["mean_recall"] > result.before["mean_recall"] + 0.1
     assert result.after["mean_recall"] == max(row["mean_recall"] for row in result.validation)
     assert result.curve[-1]["loss"] < 0.8 * result.curve[0]["loss"]
@@ -62,16 +65,24 @@ def test_it_learns_and_saves(encoder, table, tmp_path):
     assert saved.fingerprint() == encoder.fingerprint()  # the best epoch's weights, not the last one's
     val = table[table["split"] == "val"]
     pixels = open_pixels(val["path"].tolist(), 32, cache_gigabytes=0)
-    assert measure_recall(saved, pixels, val["captions"].tolist()) == result.after
-    named = measure_zero_shot(saved, val, precision="fp32")
+    assert measure_recall(saved, pixels, val["captions"].tolist(), precision=precision) == result.after
+    named = measure_zero_shot(saved, val, precision=precision)
     assert named["labels"] == 4 and named["images"] == 8 and named["chance"] == 0.25
     assert measure_zero_shot(saved, val.assign(label=None)) is None
     assert not list((tmp_path / "checkpoints").glob("**/step_*"))
 
 
-@pytest.mark.parametrize("killed_at, average_decay", [(3, 0.0), (6, 0.8)])  # between two checkpoints, in the last step
-def test_killed_and_run_again_is_bit_equal(tiny_models, table, monkeypatch, killed_at, average_decay):
-    settings = replace(QUICK, average_decay=average_decay)
+@pytest.mark.parametrize(("ability", "precision"), [("avx2", "fp32"), ("avx512_bf16", "bf16"), ("amx_bf16", "bf16")])
+def test_the_automatic_precision_is_what_the_processor_has(encoder, table, monkeypatch, ability, precision):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {ability: True})
+    result = adapt(encoder, table, replace(QUICK, epochs=1, precision="auto"))
+    assert result.precision == precision and result.curve[-1]["loss"] > 0
+
+
+# between two checkpoints, in the last step; in bf16 too
+@pytest.mark.parametrize("killed_at, average_decay, precision", [(3, 0.0, "fp32"), (6, 0.8, "fp32"), (3, 0.0, "bf16")])
+def test_killed_and_run_again_is_bit_equal(tiny_models, table, monkeypatch, killed_at, average_decay, precision):
+    settings = replace(QUICK, average_decay=average_decay, precision=precision)
     whole = load_encoder(str(tiny_models.clip))
     expected = adapt(whole, table, settings)
 

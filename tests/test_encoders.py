@@ -221,7 +221,7 @@ def test_clip_of_another_size(tiny_models):
 SAVED = {
     "a missing weight": (edit_weights(lambda w: w.pop("image_tower.stem.bias")), "1 weight is missing: image_tower.st"),
     "a weight too many": (edit_weights(lambda w: w.update({"a": torch.ones(1)})), "1 weight is unknown: a"),
-    "another width": (edit_json("config.json", embedding_dim=8), r"image_projection.weight \(256, 1280\) for \(8, 1280\)"),
+    "another width": (edit_json("config.json", embedding_dim=8), r"image_projection.weight \(256, 1280\) for \(8, "),
     "NaN": (poison("image_tower.stem.weight", float("nan")), "image_tower.stem.weight holds NaN or infinity"),
     "torn weights": (cut_weights(5000), "no whole safetensors file, 5000 bytes"),
     "an empty file": (cut_weights(0), "no whole safetensors file, 0 bytes"),

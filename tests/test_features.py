@@ -59,18 +59,27 @@ def test_arrays_rows_and_meta(encoder, table, tmp_path):
     assert not list((tmp_path / "cache").glob("features_*"))
 
 
+@pytest.mark.parametrize(("precision", "loose"), [("fp32", 1), ("bf16", 1000)])  # bf16 has 8 bits of 24
 @torch.no_grad()
-def test_values_are_the_encoders(encoder, table, tmp_path):
-    made = encode(encoder, table, tmp_path / "features", grid=1)
+def test_values_are_the_encoders(encoder, table, tmp_path, precision, loose):
+    made = encode(encoder, table, tmp_path / "features", grid=1, precision=precision)
+    assert made.meta["precision"] == precision
     pixels = encoder.normalize(encoder.prepare([Image.open(table["path"][4])]))
     views = [torch.rot90(view, k, (2, 3)) for view in (pixels,) for k in range(4)]
     views += [view.flip(3) for view in views]
     pooled = torch.cat([encoder.image_features(view.contiguous())[0] for view in views])
-    assert np.allclose(made.pooled[4], pooled.numpy(), atol=5e-3)
+    assert np.allclose(made.pooled[4], pooled.numpy(), atol=5e-3 if precision == "fp32" else 5e-2)
     mean = torch.nn.functional.normalize(encoder.project_images(pooled), dim=-1).mean(0)
-    assert np.allclose(made.image_embeddings[4], mean / mean.norm(), atol=1e-5)
+    assert np.allclose(made.image_embeddings[4], mean / mean.norm(), atol=1e-5 * loose)
     text = torch.nn.functional.normalize(encoder.text_features(["A river."]), dim=-1)[0]
-    assert np.allclose(made.text_embeddings[made.texts.index("a river.")], text, atol=1e-5)  # capitalised
+    river = made.text_embeddings[made.texts.index("a river.")]
+    assert np.allclose(river, text, atol=1e-5 * loose)  # capitalised
+
+
+@pytest.mark.parametrize(("ability", "precision"), [("avx2", "fp32"), ("avx512_bf16", "bf16"), ("amx_bf16", "bf16")])
+def test_the_automatic_precision_is_what_the_processor_has(encoder, table, tmp_path, monkeypatch, ability, precision):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {ability: True})
+    assert encode(encoder, table, tmp_path / "features", views=1, precision="auto").meta["precision"] == precision
 
 
 def test_upright_only_without_grid(encoder, table, tmp_path):

@@ -77,8 +77,8 @@ UP = "model.layers.0.mlp.up_proj.weight"
 BROKEN = {
     "a missing weight": (edit_weights(lambda w: w.pop(UP)), rf"1 weight is missing: {UP}"),
     "a missing output matrix": (edit_weights(lambda w: w.pop("lm_head.weight")), "1 weight is missing: lm_head.weight"),
-    "one layer less": (edit_json("config.json", num_hidden_layers=1), r"9 weights are not this model's: model.layers.1"),
-    "one layer more": (edit_json("config.json", num_hidden_layers=3), r"9 weights are missing: model.layers.2.* 5 more"),
+    "one layer less": (edit_json("config.json", num_hidden_layers=1), r"9 weights are not this model's: model"),
+    "one layer more": (edit_json("config.json", num_hidden_layers=3), r"9 weights are missing: model.* 5 more"),
     "another width": (edit_json("config.json", hidden_size=64), r"lm_head.weight \(384, 32\) for \(384, 64\)"),
     "another architecture": (edit_json("config.json", model_type="bert"), r"44 weights are missing: bert\."),
     "an unknown architecture": (edit_json("config.json", model_type="nonsense"), "cannot be read.*nonsense"),
@@ -90,6 +90,10 @@ BROKEN = {
     "torn weights": (cut_weights(60000), r"model.safetensors: no whole safetensors file, 60000 bytes"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"no weights \(model.safetensors, or model.saf"),
     "a torn tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
+    "adapters to another model": (
+        lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/x", "peft_type": "LORA"}'),
+        "adapter_config.json tells of adapters to another model",
+    ),
     "a missing part": (
         lambda f: [shard_weights(f), (f / "model-00002-of-00002.safetensors").unlink()],
         r"1 of the 2 files that model.safetensors.index.json lists are missing: model-00002-of-00002.safetensors",

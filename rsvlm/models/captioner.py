@@ -21,6 +21,7 @@ from rsvlm.models.visual_inputs import MEAN, UPRIGHT, read_visual
 
 FORMAT = 1
 STATISTICS_ROWS = 4096  # training images whose features are standardised by; more change nothing
+STATISTICS_BLOCK = 256  # of them read at a time: all views of an image are in memory for their mean
 WEIGHTS, CONFIG = "captioner.safetensors", "config.json"
 
 
@@ -54,7 +55,8 @@ def build_captioner(
     captioner = CapRet(model, tokenizer, settings, seed=seed)
     rows = training_rows[:: -(-len(training_rows) // STATISTICS_ROWS)]
     views = [UPRIGHT, MEAN] if features.pooled.shape[1] > 1 else [UPRIGHT]
-    read = [read_visual(features, rows, view, grid=cells > 0) for view in views]
+    blocks = [rows[start : start + STATISTICS_BLOCK] for start in range(0, len(rows), STATISTICS_BLOCK)]
+    read = [read_visual(features, block, view, grid=cells > 0) for view in views for block in blocks]
     captioner.set_feature_statistics(
         torch.cat([part.pooled for part in read]), torch.cat([part.grid for part in read]) if cells else None
     )

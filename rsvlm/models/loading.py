@@ -136,15 +136,21 @@ def check_names(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: 
     ]
     problems += _listed("of another shape", shapes)
     if problems:
-        raise ValueError(f"{path}: not the weights that config.json beside it describes: {'; '.join(problems)}: {remedy}")
+        listed = "; ".join(problems)
+        raise ValueError(f"{path}: not the weights that config.json beside it describes: {listed}: {remedy}")
 
 
 def check_weight_files(folder: Path, what: str, class_name: str = "AutoModel", remedy: str = REMEDY) -> list[Path]:
     """The safetensors files of a model's folder, each of which can be opened.
 
     Raises:
-        ValueError: only pickled weights, none at all, a missing part or a torn file; names it.
+        ValueError: adapters of another model, only pickled weights, none at all, a missing part or a torn file.
     """
+    if (folder / "adapter_config.json").is_file():  # transformers would load another model, the one named in there
+        raise ValueError(
+            f"{what}: adapter_config.json tells of adapters to another model, not of a whole one: add them to its "
+            "weights (peft's merge_and_unload), save that with save_pretrained, and give its folder"
+        )
     if (folder / WEIGHTS).is_file():
         names = [WEIGHTS]
     elif (folder / INDEX).is_file():
@@ -206,7 +212,8 @@ def _listed(kind: str, names: Iterable[str]) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return [f"{len(names)} {'weight is' if len(names) == 1 else 'weights are'} {kind}: {', '.join(names[:NAMED])}{more}"]
+    counted = "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
+    return [f"{counted} {kind}: {', '.join(names[:NAMED])}{more}"]
 
 
 def _torn(path: Path, error: Exception) -> str:
