@@ -20,7 +20,7 @@ from torch import Tensor
 
 NORM_FLOOR = 1e-12  # as torch.nn.functional.normalize: a zero vector stays zero and scores 0 against everything
 ROWS_AT_ONCE = 4096  # rows that are turned into float64 together
-PAIR_VALUES = {"cpu": 2**18, "cuda": 2**25}  # float64 values in one step of pair_scores: 2 MiB, 256 MiB
+PAIR_VALUES = {"cpu": 2**17, "cuda": 2**25}  # float64 values in one step of pair_scores: 1 MiB, 256 MiB
 LARGEST = 1e37  # products of row lengths up to here cannot overflow in float32
 TINY = 2.0**-120  # more than what underflow can take from one product, also where subnormals are flushed to zero
 HALF_STEP = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -223,41 +223,13 @@ def sum_in_fixed_order(values: Tensor) -> Tensor:
 def pair_scores(queries: Rows, items: Rows, query_ids: Tensor, item_ids: Tensor) -> Tensor:
     """Exact scores (P,) float32 of pairs (query_ids[p], item_ids[p]). Adding zero turns -0.0 into 0.0.
 
-    Float64 in whatever order is fastest; where another order could round to another float32 number, in the fixed one.
-
     Raises:
         ValueError: a row holds NaN or infinity; names the row.
     """
     scores = torch.empty(len(query_ids), dtype=torch.float32, device=queries.device)
-    # Two orders of D products and additions, and lengths that divide before or after, are so many half steps apart.
-    slack = (4.2 if queries.normalize else 2.1) * (queries.width + 6) * HALF_STEP[torch.float64]
     for first, last in spans(len(query_ids), max(1, PAIR_VALUES[queries.device.type] // max(queries.width, 1))):
-        own = query_ids[first:last], item_ids[first:last]
-        left, right = queries.read(own[0]).to(torch.float64), items.read(own[1]).to(torch.float64)
-        lengths = [torch.linalg.vector_norm(side, dim=1) for side in (left, right)]
-        near = left.mul_(right).sum(dim=1)
-        apart = slack * lengths[0] * lengths[1]
-        if queries.normalize:
-            divisor = lengths[0].clamp_min(NORM_FLOOR) * lengths[1].clamp_min(NORM_FLOOR)
-            near, apart = near / divisor, apart / divisor
-        scores[first:last] = near.to(torch.float32) + 0.0
-        at = (_rounds_differently(near, apart) | ~torch.isfinite(near)).nonzero()[:, 0]
-        if len(at):
-            scores[first + at] = _scores_in_fixed_order(queries, items, own[0][at], own[1][at])
-    return scores
-
-
-def _rounds_differently(value: Tensor, apart: Tensor) -> Tensor:
-    """Whether something that far from a float64 value can be another float32 number."""
-    return (value - apart).to(torch.float32) != (value + apart).to(torch.float32)
-
-
-def _scores_in_fixed_order(queries: Rows, items: Rows, query_ids: Tensor, item_ids: Tensor) -> Tensor:
-    """What ``pair_scores`` gives, by its definition."""
-    scores = torch.empty(len(query_ids), dtype=torch.float32, device=queries.device)
-    for first, last in spans(len(query_ids), max(1, PAIR_VALUES[queries.device.type] // max(queries.width, 1))):
-        own = query_ids[first:last], item_ids[first:last]
-        products = queries.unchecked(own[0]) * items.unchecked(own[1])
+        few, place = torch.unique_consecutive(query_ids[first:last], return_inverse=True)  # pairs come query by query
+        products = queries.unchecked(few)[place] * items.unchecked(item_ids[first:last])
         scores[first:last] = sum_in_fixed_order(products).to(torch.float32) + 0.0
     strange = ~torch.isfinite(scores)  # NaN and infinity in a row leave a score that is none, or it is beyond float32
     if bool(strange.any()):
@@ -283,9 +255,9 @@ def exact_tile(
     lengths = torch.linalg.vector_norm(query_rows, dim=1)[:, None], torch.linalg.vector_norm(item_rows, dim=1)[None, :]
     apart = lengths[0] * lengths[1] * (2.1 * max(queries.width, 1) * HALF_STEP[torch.float64])
     tile = product.to(torch.float32)
-    at = _rounds_differently(product, apart).nonzero(as_tuple=True)
+    at = ((product - apart).to(torch.float32) != (product + apart).to(torch.float32)).nonzero(as_tuple=True)
     tile += 0.0
-    tile[at] = _scores_in_fixed_order(queries, items, query_ids[at[0]], at[1] + start)
+    tile[at] = pair_scores(queries, items, query_ids[at[0]], at[1] + start)
     return tile
 
 
