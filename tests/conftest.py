@@ -57,6 +57,15 @@ def tiny_models(tmp_path_factory) -> TinyModels:
     return models
 
 
+@pytest.fixture(params=["float32", "bfloat16"])
+def scan(request) -> str:
+    """Scans on a CPU multiply in this type; a test that asks for it runs with both, on any CPU."""
+    from rsvlm.kernels import force_scan
+
+    with force_scan(request.param):
+        yield request.param
+
+
 @pytest.fixture
 def scratch_root(tmp_path, monkeypatch) -> Path:
     """An empty project root; processes started in the test work there with this code."""

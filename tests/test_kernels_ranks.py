@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from rsvlm.kernels import ranks as ranks_module
-from rsvlm.kernels import retrieval_ranks, torch_ranks, transpose_positives, two_way_ranks
+from rsvlm.kernels import force_scan, retrieval_ranks, torch_ranks, transpose_positives, two_way_ranks
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("scan")
 BLOCKS = (17, 50, 4096)
 
 
@@ -148,15 +149,17 @@ def test_both_ways_at_once_are_one_way_twice(block):
     check(images, captions, [np.flatnonzero(owners == i).tolist() for i in range(29)] + [[]])
 
 
-def test_ranks_do_not_depend_on_the_precision_of_the_scan(monkeypatch):
+def test_ranks_do_not_depend_on_the_type_of_the_scan():
     random = np.random.default_rng(21)
     images, captions, owners = captions_shared_across_images(random)
     images = (images + 3 * captions[::5]).astype(np.float16)
     positives = csr([np.flatnonzero(owners == i).tolist() for i in range(30)])
-    expected = two_way_ranks(images, captions, positives)
-    monkeypatch.setattr(torch_ranks, "scan_dtype", lambda: torch.bfloat16)
+    with force_scan("float32"):
+        expected = two_way_ranks(images, captions, positives)
     for block in (50, 4096):
-        for side, right in zip(two_way_ranks(images, captions, positives, block=block), expected):
+        with force_scan("bfloat16"):
+            found = two_way_ranks(images, captions, positives, block=block)
+        for side, right in zip(found, expected):
             assert all(map(torch.equal, side, right))
 
 
@@ -164,10 +167,11 @@ def test_uncertified_ranks_bracket_the_exact_ones(monkeypatch):
     random = np.random.default_rng(22)
     queries, items = random.normal(size=(50, 32)), random.normal(size=(3000, 32))
     positives = csr([[i] for i in range(50)])
-    exact = retrieval_ranks(queries, items, positives)
-    monkeypatch.setattr(torch_ranks, "scan_dtype", lambda: torch.bfloat16)
+    with force_scan("float32"):
+        exact = retrieval_ranks(queries, items, positives)
     monkeypatch.setattr(torch_ranks, "MOST_IN_DOUBT", 1.0)
-    rough = retrieval_ranks(queries, items, positives, certified=False)
+    with force_scan("bfloat16"):
+        rough = retrieval_ranks(queries, items, positives, certified=False)
     assert torch.equal(rough.best, exact.best) and torch.equal(rough.tied, exact.tied)
     assert (rough.greater <= exact.greater).all()
     assert (rough.greater + rough.equal >= exact.greater + exact.equal).all()

@@ -6,12 +6,13 @@ import logging
 import pytest
 import torch
 
-from rsvlm.kernels import force_twin, similarity_topk, twins, twins_for, topk
+from rsvlm.kernels import force_scan, force_twin, similarity_topk, twins, twins_for, topk
 
 
 @pytest.fixture(autouse=True)
 def unforced(monkeypatch):
     monkeypatch.delenv(twins.VARIABLE, raising=False)
+    monkeypatch.setenv(twins.SCAN_VARIABLE, "float32")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(twins, "_said", set())
 
@@ -20,8 +21,9 @@ def test_a_cpu_gets_torch_and_is_told_why():
     assert twins.choose_twin("similarity_topk", "cpu") == ("torch", "the tensors are on cpu")
     assert twins_for("cpu", "retrieval_ranks", "contrastive_loss") == {
         "contrastive_loss": {"twin": "torch", "reason": "the tensors are on cpu"},
-        "retrieval_ranks": {"twin": "torch", "reason": "the tensors are on cpu"},
-    }
+        "retrieval_ranks": {"twin": "torch", "reason": "the tensors are on cpu", "scan": "float32",
+                            "scan_reason": "forced by RSVLM_SCAN=float32"},
+    }  # fmt: skip
 
 
 def test_each_choice_is_logged_once(caplog):
@@ -83,8 +85,58 @@ def test_a_gpu_that_cannot_gets_torch_with_the_reason(monkeypatch, gpu, reason):
         twins.choose_twin("retrieval_ranks", "cuda")
 
 
+def test_a_scan_can_be_forced_and_the_inner_one_counts(monkeypatch):
+    for name in twins.SCANS:
+        monkeypatch.setenv(twins.SCAN_VARIABLE, name)
+        assert twins.choose_scan("cpu") == (getattr(torch, name), f"forced by RSVLM_SCAN={name}")
+        with force_scan("float32"):
+            assert twins.choose_scan("cpu") == (torch.float32, "forced by force_scan")
+    assert twins.choose_scan("cuda").dtype == torch.float32
+    monkeypatch.setenv(twins.SCAN_VARIABLE, "bf16")
+    with pytest.raises(ValueError, match="RSVLM_SCAN=bf16: 'bf16' is no type of a scan; expected one of float32, bf"):
+        similarity_topk(torch.ones(2, 3), torch.ones(4, 3), 2)
+
+
+@pytest.mark.parametrize(
+    ("able", "once", "seconds", "chosen", "reason"),
+    [
+        ({"avx2": True}, True, None, torch.float32, "this CPU has no instructions for bfloat16"),
+        ({"avx512_bf16": True}, False, None, torch.float32, "rounded more than once"),
+        ({"amx_bf16": True}, True, (1.0, 0.4), torch.bfloat16, "much faster"),
+        ({"amx_bf16": True}, True, (1.0, 0.9), torch.float32, "not much faster"),
+    ],
+)
+def test_the_faster_scan_is_chosen_and_measured_once(monkeypatch, able, once, seconds, chosen, reason):
+    measured = []
+    monkeypatch.delenv(twins.SCAN_VARIABLE)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(twins, "_rounds_once", lambda: once)
+    monkeypatch.setattr(twins, "_product_seconds", lambda: measured.append(1) or dict(
+        zip((torch.float32, torch.bfloat16), seconds)))  # fmt: skip
+    twins._faster_scan.cache_clear()
+    try:
+        for _ in range(2):
+            found = twins.choose_scan("cpu")
+            assert found.dtype == chosen and reason in found.reason
+        assert len(measured) == (seconds is not None)
+        assert twins_for("cpu", "similarity_topk")["similarity_topk"]["scan_reason"] == found.reason
+    finally:
+        twins._faster_scan.cache_clear()
+
+
+def test_products_of_both_types_are_timed():
+    taken = twins._product_seconds(8, 16)
+    assert set(taken) == {torch.float32, torch.bfloat16} and min(taken.values()) > 0
+
+
+def test_products_that_are_rounded_more_than_once_are_refused(monkeypatch):
+    monkeypatch.setattr(twins, "_rounds_once", lambda: False)
+    with force_scan("bfloat16"), pytest.raises(ValueError, match="force_scan: .* use float32"):
+        similarity_topk(torch.ones(2, 3), torch.ones(4, 3), 2)
+
+
 def test_an_error_in_a_twin_is_not_caught(monkeypatch):
-    def broken(*arguments):
+    def broken(*arguments, **options):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(topk, "scan_in_torch", broken)

@@ -8,10 +8,10 @@ from rsvlm.kernels.hits import TIE_RULES, hits
 from rsvlm.kernels.infonce import contrastive_loss
 from rsvlm.kernels.positives import transpose_positives
 from rsvlm.kernels.ranks import Ranks, retrieval_ranks, two_way_ranks
-from rsvlm.kernels.topk import merge_topk, similarity_topk
-from rsvlm.kernels.twins import force_twin, twins_for
+from rsvlm.kernels.topk import count_rungs, merge_topk, similarity_topk
+from rsvlm.kernels.twins import force_scan, force_twin, twins_for
 
 __all__ = [
-    "TIE_RULES", "Ranks", "contrastive_loss", "force_twin", "hits", "merge_topk", "retrieval_ranks", "similarity_topk",
-    "transpose_positives", "twins_for", "two_way_ranks",
+    "TIE_RULES", "Ranks", "contrastive_loss", "count_rungs", "force_scan", "force_twin", "hits", "merge_topk",
+    "retrieval_ranks", "similarity_topk", "transpose_positives", "twins_for", "two_way_ranks",
 ]  # fmt: skip

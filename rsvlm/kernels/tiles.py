@@ -11,7 +11,7 @@ Scoring every pair like that would be slow. So a *scan* looks at all pairs with 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 NORM_FLOOR = 1e-12  # as torch.nn.functional.normalize: a zero vector stays zero and scores 0 against everything
 ROWS_AT_ONCE = 4096  # rows that are turned into float64 together
-PAIR_VALUES = {"cpu": 2**18, "cuda": 2**25}  # float64 values in one step of pair_scores: 2 MiB, 256 MiB
+PAIR_VALUES = {"cpu": 2**17, "cuda": 2**25}  # float64 values in one step of pair_scores: 1 MiB, 256 MiB
 LARGEST = 1e37  # products of row lengths up to here cannot overflow in float32
 TINY = 2.0**-120  # more than what underflow can take from one product, also where subnormals are flushed to zero
 HALF_STEP = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -53,15 +53,21 @@ class Rows:
         name: what errors call it.
         normalize: rows count with unit length.
         device: where the work is done.
+        only: (n,) int64, on the device: these rows of the matrix stand for all, in this order; None for all.
     """
 
     matrix: Matrix
     name: str
     normalize: bool
     device: torch.device
+    only: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.matrix)
+        return len(self.matrix) if self.only is None else len(self.only)
+
+    def some(self, which: Tensor) -> "Rows":
+        """Rows ``which`` (int64) of these, nothing read yet."""
+        return replace(self, only=which if self.only is None else self.only[which])
 
     @property
     def width(self) -> int:
@@ -76,6 +82,8 @@ class Rows:
 
     def read(self, which: slice | Tensor) -> Tensor:
         """Some rows as they are, on the device; a view where that is possible."""
+        if self.only is not None:
+            which = self.only[which]
         if isinstance(self.matrix, Tensor):
             matrix = self.matrix.detach()
             if isinstance(which, slice):
@@ -98,6 +106,7 @@ class Rows:
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0, 0])
             row = row + (which.start or 0) if isinstance(which, slice) else int(which[row])
+            row = row if self.only is None else int(self.only[row])
             raise ValueError(f"{self.name}: row {row} holds NaN or infinity; its similarity to anything is undefined")
         return self.unchecked(which, rows)
 
@@ -133,20 +142,29 @@ class Rows:
         self, start: int, stop: int, dtype: torch.dtype, unit: float, multiple: int
     ) -> Scanned | None:
         """The same without a detour through float64, where the rows have the wanted type and sound lengths."""
-        fits = self.dtype == dtype and self.width % multiple == 0 and unit == 1.0
-        if not fits or (self.normalize and dtype != torch.float32):
+        narrow = dtype == torch.bfloat16 and self.dtype == torch.float32
+        fits = (narrow or self.dtype == dtype) and self.width % multiple == 0 and unit == 1.0
+        if not fits or (self.normalize and self.dtype != torch.float32):
             return None
         rows = self.read(slice(start, stop))
         size = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
         if not bool(torch.isfinite(size).all()):
             return None  # NaN, infinity, or an overflow that float64 does not have
-        half_step = HALF_STEP[torch.float32]
+        sound = (self.width / 2 + 4) * HALF_STEP[torch.float32]  # how far a length in float32 can be off, relative
         if self.normalize:
             rows = rows / size.clamp_min(NORM_FLOOR)[:, None]
-            slip = torch.full_like(size, (self.width / 2 + 4) * half_step, dtype=torch.float64)
-            return Scanned(rows, torch.ones_like(slip) + slip, slip, unit)
-        size = size.to(torch.float64) * (1 + (self.width / 2 + 4) * half_step) + math.sqrt(max(self.width, 1) * TINY)
-        return Scanned(rows.contiguous(), size, torch.zeros_like(size), unit)
+            slip = torch.full_like(size, sound, dtype=torch.float64)
+            size = torch.ones_like(slip) + slip
+        else:
+            size = size.to(torch.float64) * (1 + sound) + math.sqrt(max(self.width, 1) * TINY)
+            slip = torch.zeros_like(size)
+        if narrow:
+            fine, rows = rows, rows.to(dtype)
+            lost = torch.linalg.vector_norm(fine - rows, dim=1).double()  # the difference itself is exact
+            slip = slip + lost * (1 + sound) + math.sqrt(max(self.width, 1) * TINY)
+            if not bool(torch.isfinite(lost).all()):
+                return None
+        return Scanned(rows.contiguous(), size, slip, unit)
 
     def unit_for(self, dtype: torch.dtype) -> float:
         """A power of two, at least 1, by which the rows can be divided to stay in ``dtype``'s range."""
@@ -210,8 +228,8 @@ def pair_scores(queries: Rows, items: Rows, query_ids: Tensor, item_ids: Tensor)
     """
     scores = torch.empty(len(query_ids), dtype=torch.float32, device=queries.device)
     for first, last in spans(len(query_ids), max(1, PAIR_VALUES[queries.device.type] // max(queries.width, 1))):
-        own = query_ids[first:last], item_ids[first:last]
-        products = queries.unchecked(own[0]) * items.unchecked(own[1])
+        few, place = torch.unique_consecutive(query_ids[first:last], return_inverse=True)  # pairs come query by query
+        products = queries.unchecked(few)[place] * items.unchecked(item_ids[first:last])
         scores[first:last] = sum_in_fixed_order(products).to(torch.float32) + 0.0
     strange = ~torch.isfinite(scores)  # NaN and infinity in a row leave a score that is none, or it is beyond float32
     if bool(strange.any()):
@@ -248,14 +266,34 @@ def scan_error(queries: Scanned, items: Scanned) -> Tensor:
 
     With q^ = q + dq and x^ = x + dx the rounded rows, q^.x^ - q.x = dq.x + q^.dx; and a sum of D products in float32,
     in any order, is within D u |q^||x^| of its value (Higham 2002, chapter 3), u = 2^-24. A GPU's matrix units may cut
-    digits off where others round, which doubles u.
+    digits off where others round, which doubles u. What ``rounding_of`` says comes on top.
     """
     longest, most = items.size.max(), items.slip.max()
     size = queries.size + queries.slip
     half_steps = (queries.rows.shape[1] + 2) * (1.01 if queries.rows.device.type == "cpu" else 2.02)
     relative = half_steps * HALF_STEP[torch.float32] + PRODUCT_SLACK[torch.get_float32_matmul_precision()]
-    if queries.rows.dtype == torch.bfloat16 and queries.rows.device.type == "cpu":
-        relative += 2 * HALF_STEP[torch.bfloat16]  # there the product itself is rounded to bfloat16
     reach = size * (longest + most)
     error = queries.slip * longest + size * most + relative * reach + queries.rows.shape[1] * TINY
+    error = error * (1 + rounding_of(queries.rows.dtype, queries.rows.device))
     return torch.where(reach < LARGEST, error, torch.inf)
+
+
+def rounding_of(dtype: torch.dtype, device: torch.device) -> float:
+    """What share of a scanned score, or of the true one, the rounding of a product's result can take.
+
+    A CPU's product of bfloat16 matrices is added up in float32 and comes back rounded to bfloat16; torch 2.13 has none
+    there that returns float32. Float32 products, and the Triton twin's, come back as they were added up.
+    """
+    return 1.01 * HALF_STEP[torch.bfloat16] if dtype == torch.bfloat16 and device.type == "cpu" else 0.0
+
+
+def rounds_once() -> bool:
+    """Whether a CPU's bfloat16 product is what ``rounding_of`` says, also where large sums cancel each other out."""
+    generator = torch.Generator().manual_seed(0)
+    left, right, more = (torch.randn(64, 300, generator=generator).to(torch.bfloat16) for _ in range(3))
+    rows = torch.cat([left, left], dim=1), torch.cat([right, more / 64 - right], dim=1).to(torch.bfloat16)
+    lengths = [torch.linalg.vector_norm(side.double(), dim=1) * (1 + 1e-12) for side in rows]
+    sides = [Scanned(side, length, torch.zeros_like(length), 1.0) for side, length in zip(rows, lengths)]
+    found, truth = (rows[0] @ rows[1].T).double(), rows[0].double() @ rows[1].double().T
+    bound = scan_error(*sides)[:, None] + rounding_of(torch.bfloat16, found.device) * found.abs()
+    return bool(((found - truth).abs() <= bound).all())

@@ -1,21 +1,31 @@
 """Exact top-k search by inner product or cosine.
 
-A scan in low precision proposes a few candidates for each query and bounds everything else. The candidates are scored
-exactly; where the bound leaves no doubt, the k best of them are the answer. The few queries in doubt, such as those
-with many exact ties at the k-th place, are searched again with exact scores throughout. So the answer has the same
-bits with either twin, for every block size and however the items are split.
+A scan in low precision proposes candidates for each query and bounds everything else. The candidates are scored
+exactly; where the bound leaves no doubt, the k best of them are the answer. Doubt climbs a ladder: more candidates where
+items crowd, then a scan in float32 of the doubtful queries alone, last, as with hundreds of exact ties at the k-th place,
+exact scores throughout. So the answer has the same bits with either twin, whatever type it scans in, for every block
+size and however the items are split.
 """
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rsvlm.kernels.tiles import HALF_STEP, Matrix, Rows, check_matrices, exact_tile, pair_scores, spans
-from rsvlm.kernels.torch_topk import QUERY_ROWS, Candidates
+from rsvlm.kernels.torch_topk import QUERIES, QUERY_ROWS, Candidates
 from rsvlm.kernels.torch_topk import scan_topk as scan_in_torch
-from rsvlm.kernels.twins import choose_twin
+from rsvlm.kernels.twins import choose_scan, choose_twin
 
-SPARE = 6  # candidates beyond k: room for near ties at the k-th place
+MORE = 6  # candidates beyond k that are nothing to speak of
 LOW_32_BITS = 0xFFFFFFFF
+
+_counts: ContextVar[Counter] = ContextVar("counts", default=Counter())
 
 
 @torch.no_grad()
@@ -29,11 +39,12 @@ def similarity_topk(
 
     Args:
         queries: (Q, D), torch tensor or numpy array (a memory map, too) of any floating type.
-        items: (M, D), likewise; read ``block`` rows at a time, once for every 4,096 queries. M < 2**32.
+        items: (M, D), likewise; read ``block`` rows at a time, once for every 8,192 queries. M < 2**32.
         k: how many items a query, at least 1.
         normalize: cosine (True; a zero vector scores 0) or plain inner product (False).
-        block: items in one tile of the torch twin. Memory beyond the result is about block * 4,096 bytes, O((Q + block)
-            * k), and what rows of another type or length than wanted take in float32: (4,096 + block) * D * 4 bytes.
+        block: items in one tile of the torch twin. Memory beyond the result is about block * 4,096 bytes, up to 20 bytes
+            for each of 8,192 * (2 k + 256) candidates, O((Q + block) * k), and what rows of another type or length
+            than wanted take in float32: (8,192 + block) * D * 4 bytes.
         offset: index of the first item, where ``items`` is a part of more: ``merge_topk`` puts the parts together.
 
     Raises:
@@ -52,11 +63,7 @@ def similarity_topk(
             for first, last in spans(len(rows), block):
                 rows.exact(slice(first, last))
         return scores, indices
-    found = _scan(queries, items, min(k + SPARE, n_items), block)
-    keys, certain = _settle(queries, items, found, min(k, n_items))
-    if not bool(certain.all()):
-        doubtful = (~certain).nonzero()[:, 0]
-        keys[doubtful] = _search_exactly(queries, items, doubtful, min(k, n_items), block)
+    keys = _search(queries, items, min(k, n_items), block, _ladder(device))
     scores[:, :n_items], indices[:, :n_items] = _read_keys(keys, offset)
     return scores, indices
 
@@ -79,41 +86,93 @@ def merge_topk(parts: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tens
     return scores[:, :k].contiguous(), indices.where(indices != torch.iinfo(torch.int64).max, -1)
 
 
-def _scan(queries: Rows, items: Rows, keep: int, block: int) -> Candidates:
-    """The candidates that the chosen twin proposes."""
-    if choose_twin("similarity_topk", queries.device).name == "triton":
+@contextmanager
+def count_rungs() -> Iterator[Counter]:
+    """Counts, within it, of the queries that each rung of the ladder was asked, by its name, and of some more:
+
+    "more candidates" than k + 6 had to be scored exactly for so many queries, and "pairs" were so scored in all.
+    """
+    token = _counts.set(Counter())
+    try:
+        yield _counts.get()
+    finally:
+        _counts.reset(token)
+
+
+class _Rung(NamedTuple):
+    """A scan that settles most queries."""
+
+    name: str
+    queries: int | None  # that it is given at a time; None for all
+    scan: Callable[[Rows, tuple[int, int], Rows, int, int], Candidates]  # queries, span, items, k, block
+
+
+def _ladder(device: torch.device) -> list[_Rung]:
+    """What a query climbs until it is settled, fastest first; beyond the last rung all items are scored exactly."""
+    if choose_twin("similarity_topk", device).name == "triton":
         from rsvlm.kernels.triton_topk import scan_topk as scan_in_triton  # only here: triton is optional
 
-        return scan_in_triton(queries, items, keep)
-    return scan_in_torch(queries, items, keep, block)
+        return [_Rung("triton", None, lambda queries, span, items, k, block: scan_in_triton(queries, items, k))]
+    types = [choose_scan(device).dtype]
+    if types[0] != torch.float32:
+        types.append(torch.float32)
+    return [_Rung(str(dtype).removeprefix("torch."), QUERIES, partial(scan_in_torch, dtype=dtype)) for dtype in types]
 
 
-def _settle(queries: Rows, items: Rows, found: Candidates, k: int) -> tuple[Tensor, Tensor]:
-    """(order keys (Q, k) of the k best candidates by exact score, whether no other item can belong there (Q,))."""
-    kth = found.scores.topk(k, dim=1).values[:, -1:].double()
-    # All others are surely below k of these. Without a finite bound nothing is sure, and the scan may hold no numbers.
-    close = (found.scores >= kth - 2 * found.error[:, None]) & (found.indices >= 0)
-    row, place = close.nonzero(as_tuple=True)
-    index = found.indices[row, place]
-    keys = torch.full_like(found.indices, torch.iinfo(torch.int64).min)
-    keys[row, place] = _order_keys(pair_scores(queries, items, row, index), index)
-    keys = keys.topk(k, dim=1).values
-    limit = (found.rest.double() + found.error) * found.unit
-    limit = limit + limit.abs() * (2 * HALF_STEP[torch.float32])  # a score is rounded to float32
-    lowest = _read_keys(keys[:, -1:], 0)[0][:, 0].double()
-    return keys, (torch.isneginf(found.rest) | (limit < lowest)) & torch.isfinite(found.error)
+def _search(queries: Rows, items: Rows, k: int, block: int, ladder: list[_Rung]) -> Tensor:
+    """Order keys (Q, k) of each query's k best items."""
+    counts = _counts.get()
+    counts[ladder[0].name if ladder else "exact"] += len(queries)
+    if not ladder:
+        return _search_exactly(queries, items, k, block)
+    keys = torch.empty((len(queries), k), dtype=torch.int64, device=queries.device)
+    certain = torch.empty(len(queries), dtype=torch.bool, device=queries.device)
+    for span in spans(len(queries), ladder[0].queries or len(queries)):
+        here = slice(*span)
+        found = ladder[0].scan(queries, span, items, k, block)
+        keys[here], certain[here] = _settle(queries, span[0], items, found, k, counts)
+    if not bool(certain.all()):
+        doubtful = (~certain).nonzero()[:, 0]
+        keys[doubtful] = _search(queries.some(doubtful), items, k, block, ladder[1:])
+    return keys
 
 
-def _search_exactly(queries: Rows, items: Rows, which: Tensor, k: int, block: int) -> Tensor:
-    """Order keys (len(which), k) of the k best of all items, for some queries, from exact tiles."""
-    best = torch.empty((len(which), 0), dtype=torch.int64, device=queries.device)
+def _settle(
+    queries: Rows, begin: int, items: Rows, found: Candidates, k: int, counts: Counter
+) -> tuple[Tensor, Tensor]:
+    """(order keys (q, k) of the k best candidates by exact score, whether no other item can belong there (q,)).
+
+    Args:
+        begin: the query of row 0 in ``found``.
+    """
+    n_rows = len(found.rest)
+    lengths = torch.bincount(found.rows, minlength=n_rows)
+    ends = lengths.cumsum(0)
+    counts["more candidates"] += int((lengths > k + MORE).sum())
+    counts["pairs"] += len(found.rows)
+    keys = torch.empty((n_rows, k), dtype=torch.int64, device=queries.device)
+    for first, last in spans(n_rows, QUERY_ROWS):
+        own = slice(int(ends[first] - lengths[first]), int(ends[last - 1]))
+        row, index = found.rows[own], found.indices[own]
+        place = torch.arange(own.start, own.stop, device=row.device) - (ends - lengths)[row]
+        width = max(k, int(lengths[first:last].max()))
+        every = keys.new_full((last - first, width), torch.iinfo(torch.int64).min)
+        every[row - first, place] = _order_keys(pair_scores(queries, items, row + begin, index), index)
+        keys[first:last] = every.topk(k, dim=1).values
+    limit = found.rest + found.rest.abs() * (2 * HALF_STEP[torch.float32])  # a score is rounded to float32
+    return keys, torch.isneginf(found.rest) | (limit < _read_keys(keys[:, -1], 0)[0].double())
+
+
+def _search_exactly(queries: Rows, items: Rows, k: int, block: int) -> Tensor:
+    """Order keys (Q, k) of the k best of all items, from exact tiles."""
+    best = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
     for start, stop in spans(len(items), block):
         columns = items.exact(slice(start, stop))
         index = torch.arange(start, stop, device=queries.device)
         width = min(k, stop)
-        merged = torch.empty((len(which), width), dtype=torch.int64, device=queries.device)
-        for first, last in spans(len(which), min(QUERY_ROWS, block)):
-            own = which[first:last]
+        merged = torch.empty((len(queries), width), dtype=torch.int64, device=queries.device)
+        for first, last in spans(len(queries), min(QUERY_ROWS, block)):
+            own = torch.arange(first, last, device=queries.device)
             keys = _order_keys(exact_tile(queries, items, queries.exact(own), columns, own, start), index)
             keys = keys.topk(min(width, stop - start), dim=1, sorted=False).values
             merged[first:last] = torch.cat([best[first:last], keys], dim=1).topk(width, dim=1).values

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rsvlm.kernels.tiles import HALF_STEP, Rows, scan_error, spans
-from rsvlm.kernels.torch_topk import QUERIES, QUERY_ROWS, multiply, scan_dtype
+from rsvlm.kernels.tiles import HALF_STEP, Rows, rounding_of, scan_error, spans
+from rsvlm.kernels.torch_topk import QUERIES, QUERY_ROWS
+from rsvlm.kernels.twins import choose_scan
 
 LANES = 128  # masks are this many columns wide or a multiple: 16 int64 numbers of 8 marks each
 MOST_IN_DOUBT = 1 / 64  # share of a tile's pairs; beyond it the tile is scored exactly as a whole
@@ -38,7 +39,8 @@ def scan_bands(
         block: items in one tile.
     """
     device = queries.device
-    dtype = scan_dtype() if device.type == "cpu" else torch.float32
+    dtype = choose_scan(device).dtype
+    rounding = rounding_of(dtype, device)
     height = min(QUERY_ROWS, block)
     tall, wide = min(height, len(queries)), min(block, len(items))
     buffer = torch.empty(tall * wide, device=device)
@@ -53,19 +55,19 @@ def scan_bands(
                 if not bool(torch.isfinite(error).all()):
                     yield place
                     continue
-                tile = multiply(rows.rows, columns.rows, buffer)
-                low, high = thresholds(best[slice(*place[0])], error)
+                tile = _multiply(rows.rows, columns.rows, buffer)
+                low, high = thresholds(best[slice(*place[0])], error, rounding=rounding)
                 above, near = _compare(tile, low[:, None], high[:, None], masks)
                 band = [_count_rows(above), _find(near), None, None]
                 if best_of_items is not None:
-                    low, high = thresholds(best_of_items[start:stop], scan_error(columns, rows))
+                    low, high = thresholds(best_of_items[start:stop], scan_error(columns, rows), rounding=rounding)
                     above, near = _compare(tile, low, high, masks)
                     band[2:] = _count_columns(above)[: stop - start], _find(near)
                 in_doubt = band[1] is None or (best_of_items is not None and band[3] is None)
                 yield place if in_doubt else Band(*place, *band)
 
 
-def thresholds(best: Tensor, error: Tensor, unit: float = 1.0) -> tuple[Tensor, Tensor]:
+def thresholds(best: Tensor, error: Tensor, unit: float = 1.0, rounding: float = 0.0) -> tuple[Tensor, Tensor]:
     """(low, high) float32: a scan below low is surely a score below ``best``, one above high surely above it.
 
     Where there is no positive both are infinite: nothing is above, nothing in doubt.
@@ -74,14 +76,21 @@ def thresholds(best: Tensor, error: Tensor, unit: float = 1.0) -> tuple[Tensor, 
         best: exact scores, float32; -inf without a positive.
         error: how far a scan can be from the truth, in the scan's unit (``scan_error``).
         unit: true score = scanned score * unit.
+        rounding: what share of a score comes on top of ``error`` (``rounding_of``).
     """
     truth = best.double()
-    wide = error + truth.abs() * (2 * HALF_STEP[torch.float32]) / unit  # a score is rounded to float32
+    wide = error + truth.abs() * (rounding + 2 * HALF_STEP[torch.float32]) / unit  # a score is rounded to float32
     infinity = torch.tensor(torch.inf, device=best.device)
     low = torch.nextafter((truth / unit - wide).to(torch.float32), -infinity)
     high = torch.nextafter((truth / unit + wide).to(torch.float32), infinity)
     without = torch.isneginf(best)
     return low.masked_fill(without, torch.inf), high.masked_fill(without, torch.inf)
+
+
+def _multiply(rows: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
+    """rows @ columns.T as float32 (q, m), in a flat buffer: fresh memory for each tile costs a tenth of the time."""
+    tile = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
+    return torch.mm(rows, columns.T, out=tile) if rows.dtype == tile.dtype else tile.copy_(rows @ columns.T)
 
 
 def _compare(tile: Tensor, low: Tensor, high: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

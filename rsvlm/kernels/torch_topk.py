@@ -1,104 +1,149 @@
-"""The torch twin of the scan behind similarity_topk: tiles of a matrix product, of which little is looked at twice."""
+"""The torch twin of the scan behind similarity_topk: tiles of a matrix product, of which little is looked at twice.
+
+Of each query the scan lists the items that may be among its k best by the scan's own error bound: few where items lie
+apart, many where they crowd. So doubt is met with more candidates first; only a query whose list would grow beyond
+all use is given up, to be scanned again in a finer type or searched exactly.
+"""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rsvlm.kernels.tiles import Rows, scan_error, spans
+from rsvlm.kernels.tiles import HALF_STEP, Rows, rounding_of, scan_error, spans
 
-QUERIES = 4096  # held in the scan's precision while all items pass by
+QUERIES = 8192  # held in the scan's type while all items pass by
 QUERY_ROWS = 1024  # most of them in one tile; with 2,048 items a float32 tile is 8 MiB
 GROUP = 32  # items whose highest score is looked at before they are
+WIDEST = 256  # candidates of a query beyond 2 k: a longer list costs more than a finer scan
 
 
 class Candidates(NamedTuple):
-    """For each query the items with the highest scanned scores, and what is known of all the others."""
+    """The items that may be among the k best of some queries, and what is known of all the others."""
 
-    indices: Tensor  # (Q, keep) int64
-    scores: Tensor  # (Q, keep) float32, scanned
-    rest: Tensor  # (Q,) float32, no other item scanned higher than this; -inf where there is no other item
-    error: Tensor  # (Q,) float64, how far a scanned score can be from the true one
-    unit: float  # true score = scanned score * unit
+    rows: Tensor  # (P,) int64, rising: the query of each candidate
+    indices: Tensor  # (P,) int64, the item
+    rest: Tensor  # (Q,) float64, no other item scores higher; -inf where there is no other, inf where nothing is known
 
 
-def scan_dtype() -> torch.dtype:
-    """What a CPU multiplies fastest: bfloat16 where it has instructions for it, else float32."""
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+def product(rows: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
+    """rows @ columns.T (q, m) in a flat buffer of their type: fresh memory for each tile costs a tenth of the time."""
+    return torch.mm(rows, columns.T, out=buffer[: len(rows) * len(columns)].view(len(rows), len(columns)))
 
 
-def multiply(rows: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
-    """rows @ columns.T as float32 (q, m), in a flat buffer: fresh memory for each tile costs a tenth of the time."""
-    tile = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
-    return torch.mm(rows, columns.T, out=tile) if rows.dtype == tile.dtype else tile.copy_(rows @ columns.T)
+def scan_topk(
+    queries: Rows, span: tuple[int, int], items: Rows, k: int, block: int, dtype: torch.dtype
+) -> Candidates:
+    """Candidates for the ``k`` <= M best items of the queries in ``span``, from tiles of ``block`` items in ``dtype``."""
+    device, (begin, end) = queries.device, span
+    held = queries.scanned(begin, end, dtype)
+    parts = [(held.part(*piece), _Kept(piece[1] - piece[0], k, dtype, device))
+             for piece in spans(end - begin, min(QUERY_ROWS, block))]  # fmt: skip
+    buffer = torch.empty(len(parts[0][0].rows) * min(block, len(items)), dtype=dtype, device=device)
+    for start, stop in spans(len(items), block):
+        columns = items.scanned(start, stop, dtype)
+        for rows, kept in parts:
+            kept.look(product(rows.rows, columns.rows, buffer), start, scan_error(rows, columns))
+    first, found = 0, []
+    for rows, kept in parts:
+        row, index = kept.listed()
+        found.append((row + first, index, kept.rest))
+        first += len(rows.rows)
+    return Candidates(*map(torch.cat, zip(*found)))
 
 
-def scan_topk(queries: Rows, items: Rows, keep: int, block: int) -> Candidates:
-    """The ``keep`` <= M items that scan highest for each query, in tiles of ``block`` items."""
-    n_queries, device = len(queries), queries.device
-    dtype = scan_dtype() if device.type == "cpu" else torch.float32
-    scores = torch.full((n_queries, keep), -torch.inf, device=device)
-    indices = torch.full((n_queries, keep), -1, dtype=torch.int64, device=device)
-    error = torch.zeros(n_queries, dtype=torch.float64, device=device)
-    height = min(QUERY_ROWS, block)
-    buffer = torch.empty(min(height, n_queries) * min(block, len(items)), device=device)
-    for begin, end in spans(n_queries, QUERIES):
-        held = queries.scanned(begin, end, dtype)
-        for start, stop in spans(len(items), block):
-            columns = items.scanned(start, stop, dtype)
-            for first, last in spans(end - begin, height):
-                rows, here = held.part(first, last), slice(begin + first, begin + last)
-                error[here] = torch.maximum(error[here], scan_error(rows, columns))
-                tile = multiply(rows.rows, columns.rows, buffer)
-                _merge(scores[here], indices[here], *_above(tile, scores[here], start))
-    rest = scores[:, -1] if keep < len(items) else torch.full_like(scores[:, -1], -torch.inf)
-    return Candidates(indices, scores, rest, error, 1.0)
+class _Kept:
+    """What some queries keep while tiles pass by: their k highest scores, and every item that may belong there."""
 
+    def __init__(self, n_rows: int, k: int, dtype: torch.dtype, device: torch.device):
+        self.rounding = rounding_of(dtype, device)
+        self.widest = 2 * k + WIDEST
+        self.best = torch.full((n_rows, k), -torch.inf, device=device)  # scanned, highest first
+        self.error = torch.zeros(n_rows, dtype=torch.float64, device=device)
+        self.floor = torch.full((n_rows,), -torch.inf, device=device)  # what scans lower cannot belong there
+        self.rest = torch.full((n_rows,), -torch.inf, dtype=torch.float64, device=device)
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, indices, scanned scores)
+        self.length = 0  # of all parts
 
-def _above(tile: Tensor, so_far: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """What of a tile can be among a row's highest: (scores, indices), both (q, w), filled up with (-inf, -1).
+    def look(self, tile: Tensor, start: int, error: Tensor) -> None:
+        """Take from a tile (q, m) whatever scans high enough.
 
-    A row's columns are looked at in groups (every (m / GROUP)-th column), of which few hold anything.
-
-    Args:
-        so_far: (q, keep), each row's highest scores in the tiles before, highest first.
-        start: index of the tile's first column.
-    """
-    (height, width), keep, least = tile.shape, so_far.shape[1], so_far[:, -1]
-    even = width - width % GROUP
-    found = []
-    if even:
+        Args:
+            start: index of the tile's first column.
+            error: how far its scores can be from the true ones before they are rounded (``scan_error``).
+        """
+        (height, width), k = tile.shape, self.best.shape[1]
+        self.error = torch.maximum(self.error, error)
+        even = width - width % GROUP
+        # A row's columns are looked at in groups (every (m / GROUP)-th column), of which few hold anything.
         grouped = tile[:, :even].unflatten(1, (GROUP, even // GROUP))  # (q, GROUP, groups)
-        highest = grouped.amax(dim=1)
-        if bool(torch.isneginf(least).any()) and highest.shape[1] >= keep:
-            # As many items as there are places reach the keep-th highest maximum.
-            floor = highest.topk(keep, dim=1).values[:, -1]
-            least = torch.maximum(least, torch.nextafter(floor, floor.new_tensor(-torch.inf)))
-        row, group = (highest > least[:, None]).nonzero(as_tuple=True)
+        highest = grouped.amax(dim=1) if even else tile[:, :0]
+        kth = self.best[:, -1]
+        if width >= k and bool(torch.isneginf(kth).any()):
+            # As many items as there are places reach the k-th highest maximum.
+            some = highest if highest.shape[1] >= k else tile
+            kth = torch.maximum(kth, some.topk(k, dim=1).values[:, -1].to(torch.float32))
+        self._raise_floor(kth)
+
+        floor = self.floor[:, None]
+        row, group = (highest >= floor).nonzero(as_tuple=True)
         values = grouped.transpose(1, 2)[row, group]  # (hits, GROUP)
-        hit, member = (values > least[row, None]).nonzero(as_tuple=True)
-        found.append((row[hit], member * (even // GROUP) + group[hit], values[hit, member]))
-    row, column = (tile[:, even:] > least[:, None]).nonzero(as_tuple=True)
-    found.append((row, column + even, tile[:, even:][row, column]))
-    row, column, value = (torch.cat(parts) for parts in zip(*found))
-    row, order = torch.sort(row, stable=True)
-    counts = torch.bincount(row, minlength=height)
-    place = torch.arange(len(row), device=tile.device) - (counts.cumsum(0) - counts)[row]
-    most = int(counts.max()) if height else 0
-    scores = torch.full((height, most), -torch.inf, device=tile.device)
-    indices = torch.full((height, most), -1, dtype=torch.int64, device=tile.device)
-    scores[row, place], indices[row, place] = value[order], column[order] + start
-    return scores, indices
+        hit, member = (values >= floor[row]).nonzero(as_tuple=True)
+        row, column, value = row[hit], member * max(even // GROUP, 1) + group[hit], values[hit, member]
+        if even < width:
+            tail = (tile[:, even:] >= floor).nonzero(as_tuple=True)
+            row, order = torch.cat([row, tail[0]]).sort(stable=True)
+            column = torch.cat([column, tail[1] + even])[order]
+            value = torch.cat([value, tile[:, even:][tail]])[order]
+        if len(row):
+            self._add(row, column + start, value.to(torch.float32))
 
+    def listed(self) -> tuple[Tensor, Tensor]:
+        """(rows, indices) of all candidates, rows rising."""
+        self._raise_floor(self.best[:, -1])
+        self._shorten()
+        if not self.parts:
+            return (torch.empty(0, dtype=torch.int64, device=self.best.device),) * 2
+        row, order = self.parts[0][0].sort(stable=True)
+        return row, self.parts[0][1][order]
 
-def _merge(scores: Tensor, indices: Tensor, more_scores: Tensor, more_indices: Tensor) -> None:
-    """Put the highest of both into ``scores`` and ``indices``, highest first."""
-    if more_scores.shape[1] == 0:
-        return
-    keep = scores.shape[1]
-    if more_scores.shape[1] > keep:
-        more_scores, at = more_scores.topk(keep, dim=1, sorted=False)
-        more_indices = more_indices.gather(1, at)
-    top, at = torch.cat([scores, more_scores], dim=1).topk(keep, dim=1)
-    scores.copy_(top)
-    indices.copy_(torch.cat([indices, more_indices], dim=1).gather(1, at))
+    def _raise_floor(self, kth: Tensor) -> None:
+        """Set the floor by scanned scores that k items are known to reach.
+
+        A true score t and its scan s have |s - t| <= error + rounding |s|. So k items score ``least`` = kth - error -
+        rounding |kth| or higher, and those with s + error + rounding |s| < least do not belong to them. Rows without a
+        finite bound are given up. Two half steps keep apart what would meet when it is rounded to float32.
+        """
+        kth, error = kth.double().clamp_min(torch.finfo(torch.float32).min), self.error
+        least = kth - error - self.rounding * kth.abs()
+        least = least - least.abs() * (4 * HALF_STEP[torch.float32])
+        reach = least - error
+        floor = torch.where(reach > 0, reach / (1 + self.rounding), reach / (1 - self.rounding))
+        self.floor = torch.nextafter(floor.to(torch.float32), torch.tensor(-torch.inf, device=floor.device))
+        self.rest = torch.maximum(self.rest, least).masked_fill_(~torch.isfinite(error), torch.inf)
+        self.floor.masked_fill_(torch.isposinf(self.rest), torch.inf)
+
+    def _add(self, row: Tensor, index: Tensor, score: Tensor) -> None:
+        """List some candidates, rows rising, and let their scores into the best."""
+        self.parts.append((row, index, score))
+        self.length += len(row)
+        own, place, counts = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
+        column = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[place]
+        more = score.new_full((len(own), int(counts.max())), -torch.inf)
+        more[place, column] = score
+        self.best[own] = torch.cat([self.best[own], more], dim=1).topk(self.best.shape[1], dim=1).values
+        if self.length > len(self.best) * self.widest:
+            self._raise_floor(self.best[:, -1])
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Drop candidates below the floor, and give up rows that still have too many."""
+        if not self.parts:
+            return
+        row, index, score = (torch.cat(column) for column in zip(*self.parts))
+        kept = score >= self.floor[row]
+        crowded = torch.bincount(row[kept], minlength=len(self.best)) > self.widest
+        self.rest[crowded] = self.floor[crowded] = torch.inf
+        kept &= ~crowded[row]
+        self.parts = [(row[kept], index[kept], score[kept])]
+        self.length = len(self.parts[0][0])

@@ -11,12 +11,14 @@ import triton.language as tl
 from torch import Tensor
 
 from rsvlm.kernels.tiles import Rows, scan_error, spans
-from rsvlm.kernels.torch_topk import GROUP, Candidates
+from rsvlm.kernels.torch_topk import Candidates
 from rsvlm.kernels.triton_tile import (
     GROUP_OF_TILES, SHAPES, STEP, find_tile, multiply, n_tiles, on_device_of,
 )  # fmt: skip
 
 DTYPE = torch.float16  # of unit vectors it keeps three more bits than bfloat16, at the same speed
+GROUP = 32  # items whose highest score is kept
+SPARE = 6  # candidates beyond k: room for near ties at the k-th place
 QUERIES, ITEMS = 8192, 32768  # in one launch, at most
 MEMBERS = 2**22  # scores of group members that one launch leaves, at most
 
@@ -58,9 +60,9 @@ def member_scores_kernel(
     tl.store(scores + place * GROUP + tl.arange(0, GROUP), score)
 
 
-def scan_topk(queries: Rows, items: Rows, keep: int) -> Candidates:
-    """The ``keep`` <= M items that scan highest for each query."""
-    n_queries, device = len(queries), queries.device
+def scan_topk(queries: Rows, items: Rows, k: int) -> Candidates:
+    """Candidates for the ``k`` <= M best items of each query: of the k + SPARE that scan highest, those that may be."""
+    n_queries, device, keep = len(queries), queries.device, min(k + SPARE, len(items))
     scores = torch.full((n_queries, keep), -torch.inf, device=device)
     indices = torch.full((n_queries, keep), -1, dtype=torch.int64, device=device)
     rest = torch.full((n_queries,), -torch.inf, device=device)
@@ -81,7 +83,11 @@ def scan_topk(queries: Rows, items: Rows, keep: int) -> Candidates:
             for dropped in (left_out, top[:, keep:]):
                 if dropped.shape[1]:
                     rest[here] = torch.maximum(rest[here], dropped[:, 0])
-    return Candidates(indices, scores, rest, error, units[0] * units[1])
+    # All others are surely below k of these. Without a finite bound nothing is sure, and the scan may hold no numbers.
+    kth = scores.topk(k, dim=1).values[:, -1:].double()
+    row, place = ((scores >= kth - 2 * error[:, None]) & (indices >= 0)).nonzero(as_tuple=True)
+    rest = (rest.double() + error) * (units[0] * units[1])
+    return Candidates(row, indices[row, place], rest.masked_fill(~torch.isfinite(error), torch.inf))
 
 
 def _best_groups(rows: Tensor, columns: Tensor, keep: int) -> tuple[Tensor, Tensor]:

@@ -3,26 +3,37 @@
 Every kernel has two twins of one meaning: torch (any device, in tiles) and Triton (NVIDIA GPUs). Top-k and ranks are
 the same bits with either; the loss agrees within rounding. ``RSVLM_KERNELS=torch`` or ``=triton`` in the environment
 forces one, ``force_twin`` does so for a block of code. An error inside a twin is never caught to try the other.
+
+On a CPU the torch twins of top-k and ranks scan in float32 or bfloat16, whichever multiplies faster there; the answer
+has the same bits with both. ``RSVLM_SCAN=float32`` or ``=bfloat16`` forces one, ``force_scan`` for a block of code.
 """
 
 import importlib.metadata
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
+from rsvlm.kernels.tiles import rounds_once
+
 OPERATIONS = ("similarity_topk", "retrieval_ranks", "contrastive_loss")
 TWINS = ("torch", "triton")
 VARIABLE = "RSVLM_KERNELS"
+SCANS = ("float32", "bfloat16")
+SCAN_VARIABLE = "RSVLM_SCAN"
+MUCH_FASTER = 0.75  # of the time of a float32 product: its wider error bound costs a bfloat16 scan some time elsewhere
 OLDEST_GPU = (8, 0)  # compute capability; the kernels are compiled and checked for 8.0 and 9.0
 
 log = logging.getLogger("rsvlm.kernels")
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)
+_forced_scan: ContextVar[str | None] = ContextVar("forced_scan", default=None)
 _said: set[tuple[str, "Twin"]] = set()
 
 
@@ -30,6 +41,13 @@ class Twin(NamedTuple):
     """A choice and why it was made."""
 
     name: str  # "torch" or "triton"
+    reason: str
+
+
+class Scan(NamedTuple):
+    """The type in which a scan multiplies, and why."""
+
+    dtype: torch.dtype
     reason: str
 
 
@@ -65,13 +83,19 @@ def choose_twin(operation: str, device: torch.device | str, dtype: torch.dtype =
 
 
 def twins_for(device: torch.device | str, *operations: str) -> dict[str, dict[str, str]]:
-    """For the metrics of a stage: operation -> {"twin", "reason"} on ``device``, for Triton also its "version"."""
+    """For the metrics of a stage: operation -> {"twin", "reason"} on ``device``, for Triton also its "version".
+
+    Where an operation scans in torch, "scan" and "scan_reason" say in which type.
+    """
     found = {}
     for operation in sorted(operations):
         name, reason = choose_twin(operation, device)
         found[operation] = {"twin": name, "reason": reason}
         if name == "triton":
             found[operation]["version"] = importlib.metadata.version("triton")
+        elif operation != "contrastive_loss":
+            scan = choose_scan(device)
+            found[operation] |= {"scan": str(scan.dtype).removeprefix("torch."), "scan_reason": scan.reason}
     return found
 
 
@@ -83,6 +107,71 @@ def force_twin(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def choose_scan(device: torch.device | str) -> Scan:
+    """The type in which the torch twins of top-k and ranks scan on ``device``; only a CPU has the choice.
+
+    Raises:
+        ValueError: a forced type that is unknown, or whose products are not what the error bound takes them for.
+    """
+    if torch.device(device).type != "cpu":
+        return Scan(torch.float32, "bfloat16 is for CPUs")
+    forced, by = _forced_scan.get(), "force_scan"
+    if forced is None:
+        forced, by = os.environ.get(SCAN_VARIABLE) or None, f"{SCAN_VARIABLE}={os.environ.get(SCAN_VARIABLE)}"
+    if forced is None:
+        return Scan(*_faster_scan(torch.get_num_threads()))
+    if forced not in SCANS:
+        raise ValueError(f"{by}: {forced!r} is no type of a scan; expected one of {', '.join(SCANS)}")
+    if forced == "bfloat16" and not _rounds_once():
+        raise ValueError(f"{by}: this torch's bfloat16 products are rounded more than once; use float32")
+    return Scan(getattr(torch, forced), f"forced by {by}")
+
+
+@contextmanager
+def force_scan(name: str) -> Iterator[None]:
+    """Within it scans on a CPU multiply in the type ``name``, whatever the environment says."""
+    token = _forced_scan.set(name)
+    try:
+        yield
+    finally:
+        _forced_scan.reset(token)
+
+
+_rounds_once = lru_cache(maxsize=1)(rounds_once)
+
+
+@lru_cache
+def _faster_scan(threads: int) -> tuple[torch.dtype, str]:
+    """The faster type on this CPU and the reason, measured once for each number of ``threads`` in some 50 ms.
+
+    The reason holds no times: it is recorded, and records of equal runs are equal.
+    """
+    abilities = torch.cpu.get_capabilities()
+    if not (abilities.get("avx512_bf16") or abilities.get("amx_bf16")):
+        return torch.float32, "this CPU has no instructions for bfloat16"
+    if not _rounds_once():
+        return torch.float32, "this torch's bfloat16 products are rounded more than once"
+    taken = _product_seconds()
+    if taken[torch.bfloat16] < MUCH_FASTER * taken[torch.float32]:
+        return torch.bfloat16, "bfloat16 products are much faster than float32 here"
+    return torch.float32, "bfloat16 products are not much faster than float32 here"
+
+
+def _product_seconds(rows: int = 512, columns: int = 2048) -> dict[torch.dtype, float]:
+    """How long a small tile of a scan takes in each type: the shortest of some turns."""
+    taken = {}
+    with torch.inference_mode():
+        tiles = {dtype: [torch.ones(n, 512, dtype=dtype) for n in (rows, columns)]
+                 for dtype in (torch.float32, torch.bfloat16)}  # fmt: skip
+        for turn in range(4):
+            for dtype, (left, right) in tiles.items():
+                start = time.perf_counter()
+                left @ right.T
+                if turn:  # the first one warms up
+                    taken[dtype] = min(taken.get(dtype, float("inf")), time.perf_counter() - start)
+    return taken
 
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
