@@ -6,7 +6,6 @@ Screenshots lie in build/screenshots afterwards, to be looked at. Without playwr
 import base64
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -17,11 +16,9 @@ import time
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from browse_case import NASTY_NAME, SCRIPT, add_captioner, build_study
-from PIL import Image
 
 from rsvlm import paths
 from rsvlm.viewing.caption_gallery import write_caption_gallery

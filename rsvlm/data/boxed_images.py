@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rsvlm.data.boxes import Box
 from rsvlm.data.fixes import ALL
-from rsvlm.data.images import EXTENSIONS, ImageError, open_file
+from rsvlm.data.images import EXTENSIONS, open_file
 from rsvlm.data.listings import NAMES_SHOWN, check_split
 from rsvlm.data.names import check_name, closest_name
 from rsvlm.data.text_lines import read_lines

@@ -9,7 +9,6 @@ import pandas as pd
 import traitlets
 
 from rsvlm import paths
-from rsvlm.data.images import open_image
 from rsvlm.data.table import load_table
 from rsvlm.files import fingerprint_values
 from rsvlm.viewing.answering import AnsweringWidget, widget_script, widget_style
