@@ -1,18 +1,24 @@
 """Speed and memory of the kernels: ``python benchmarks/kernels.py --save NAME`` prints a table and records it.
 
 The record is ``benchmarks/results/NAME.json``: every time with the device, the versions, the sizes and this command.
-``--small`` tries it in seconds. Quiet machines only: a busy neighbour makes times several times longer.
+``--scan bfloat16`` or ``--scan float32`` forces the type in which top-k and ranks scan on a CPU, whatever it would
+choose. For top-k the other type stands beside it, marked as forced: on a CPU without instructions for bfloat16 its
+counts and its agreement mean something, its times do not. ``--small`` tries it in seconds. Quiet machines only: a busy
+neighbour makes times several times longer.
 """
 
 import argparse
 import shlex
 import sys
+from contextlib import nullcontext
 
 import pandas as pd
 import torch
 
 from rsvlm.files import write_json
+from rsvlm.kernels import force_scan
 from rsvlm.kernels.measuring import Sizes, measure
+from rsvlm.kernels.twins import SCANS
 from rsvlm.paths import BENCHMARKS
 from rsvlm.provenance import provenance
 from rsvlm.viewing.kernel_figures import speed_table
@@ -26,6 +32,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0")
     parser.add_argument("--small", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--repeats", type=int, default=3, help="how often each method is timed")
+    parser.add_argument("--scan", choices=SCANS, help="force the type of a CPU's scan")
     parser.add_argument("--save", metavar="NAME", help="record under benchmarks/results/NAME.json")
     for name, value in Sizes()._asdict().items():
         if name != "growing":
@@ -36,7 +43,8 @@ def main() -> int:
     given = {name: getattr(arguments, name) for name in sizes._fields if getattr(arguments, name) is not None}
     sizes = sizes._replace(**given)._replace(growing=tuple(given.get("growing", sizes.growing)))
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    measured = measure(sizes, arguments.device, repeats=arguments.repeats, log=say)
+    with force_scan(arguments.scan) if arguments.scan else nullcontext():
+        measured = measure(sizes, arguments.device, repeats=arguments.repeats, log=say)
     print(speed_table(measured).to_string())
     if arguments.save:
         command = shlex.join(["python", "benchmarks/kernels.py", *sys.argv[1:]])

@@ -35,6 +35,24 @@ def test_every_method_computes_the_same(measured):
     json.dumps(measured, allow_nan=False)
 
 
+def test_the_search_is_measured_with_both_scans_and_says_what_each_rung_was_asked(measured):
+    searches = [row for row in measured["rows"] if row["operation"] == "similarity_topk"]
+    chosen = measured["kernels"]["similarity_topk"]["scan"]
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[chosen]
+    for kind in ("random", "crowded"):
+        counts = {row["method"]: row["counts"] for row in searches if row["size"].startswith(kind)}
+        assert counts["matmul + topk"] is None
+        assert counts[measuring.OURS][chosen] == counts[f"{measuring.OURS}, {other} scan (forced)"][other] == 40
+
+
+def test_crowded_vectors_have_near_and_exact_ties():
+    queries, items = measuring.crowded_vectors(50, 3000, 32, "cpu", 0)
+    assert torch.allclose(queries.norm(dim=1), torch.ones(50)) and torch.allclose(items.norm(dim=1), torch.ones(3000))
+    scores = (queries @ items.T).topk(11, dim=1).values
+    assert 0.7 < scores[:, 9].median() < 1
+    assert 0.05 < (scores[:, 9] - scores[:, 10] < 1e-6).double().mean() < 0.9
+
+
 def test_memory_is_that_of_the_call():
     held = []
     taken = measuring.peak_memory(lambda: held.append(np.ones(10_000_000)) or held.clear(), "cpu")

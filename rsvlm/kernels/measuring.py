@@ -9,6 +9,8 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +21,8 @@ from torch.nn.functional import cross_entropy, normalize
 from rsvlm.kernels.infonce import contrastive_loss
 from rsvlm.kernels.ranks import two_way_ranks
 from rsvlm.kernels.tiles import spans
-from rsvlm.kernels.topk import similarity_topk
-from rsvlm.kernels.twins import twins_for
+from rsvlm.kernels.topk import count_rungs, similarity_topk
+from rsvlm.kernels.twins import SCANS, choose_scan, force_scan, twins_for
 
 OURS = "rsvlm"
 PRODUCT = "the product alone"  # of the same matrices, in blocks of 1,024 rows, its result thrown away
@@ -56,13 +58,18 @@ def measure(
     """Times, memory and agreement of every case: {"rows": [...], "growth": [...], "rate", "kernels", "sizes"}.
 
     A row has operation, size, method, seconds, ratio (to ours: above 1 is slower), megabytes above the inputs (None
-    where the system does not tell), gflops (of the work needed), share_of_rate and agreement.
+    where the system does not tell), gflops (of the work needed), share_of_rate, agreement, and for our searches
+    ``counts``: how many queries each rung was asked (``count_rungs``). On a CPU the search is timed with both types of
+    a scan; the one that was not chosen there is marked as forced, and says nothing about CPUs that would choose it.
 
     Args:
         device: "cpu" or a torch device.
         repeats: how often every method is timed.
     """
-    cases = [search_case(sizes, device, seed), rank_case(sizes, device, seed), loss_case(sizes, device, seed)]
+    cases = [
+        search_case(sizes, device, seed), search_case(sizes, device, seed, crowded_vectors, "crowded"),
+        rank_case(sizes, device, seed), loss_case(sizes, device, seed),
+    ]  # fmt: skip
     rate = product_rate(device, repeats)
     rows = [row for case in cases for row in _measure_case(case, device, repeats, rate, log)]
     growth = []
@@ -74,28 +81,39 @@ def measure(
     return {"rows": rows, "growth": growth, "gflops": rate, "kernels": kernels, "sizes": sizes._asdict()}
 
 
-def search_case(sizes: Sizes, device: str, seed: int) -> Case:
-    """Top-k by inner product of unit vectors."""
-    queries, items = matched_vectors(sizes.queries, sizes.items, sizes.width, device, seed)
+def search_case(
+    sizes: Sizes, device: str, seed: int,
+    vectors: Callable[..., tuple[Tensor, Tensor]] | None = None, kind: str = "random",
+) -> Case:
+    """Top-k by inner product of unit vectors: ``matched_vectors`` or what else ``vectors`` draws, called ``kind``."""
+    queries, items = (vectors or matched_vectors)(sizes.queries, sizes.items, sizes.width, device, seed)
     k = min(sizes.k, sizes.items)
+
+    def ours(scan: str | None = None) -> Tensor:
+        with force_scan(scan) if scan else nullcontext():
+            return similarity_topk(queries, items, k, normalize=False)[1]
+
+    def agreement(*found: Tensor) -> float:
+        """The share of places with the same score; which of equal items holds one is another matter."""
+        scores = [torch.stack([(queries * items[own.to(device)]).sum(1) for own in side.T]) for side in found]
+        return float(((scores[0] - scores[1]).abs() < 2e-6).double().mean())
 
     def by_matmul() -> Tensor:
         return (queries @ items.T).topk(k, dim=1).indices
 
-    methods = {
-        OURS: lambda: similarity_topk(queries, items, k, normalize=False)[1],
-        "matmul + topk": by_matmul,
-        PRODUCT: lambda: _product_alone(queries, items),
-    }
-    if device == "cpu" and importlib.util.find_spec("faiss") is not None:
-        import faiss  # only here: it is optional
+    methods = {OURS: ours, "matmul + topk": by_matmul, PRODUCT: lambda: _product_alone(queries, items)}
+    if device == "cpu":
+        if importlib.util.find_spec("faiss") is not None:
+            import faiss  # only here: it is optional
 
-        arrays = queries.numpy(), items.numpy()
-        methods["faiss knn"] = lambda: torch.from_numpy(faiss.knn(*arrays, k, metric=faiss.METRIC_INNER_PRODUCT)[1])
+            arrays = queries.numpy(), items.numpy()
+            methods["faiss knn"] = lambda: torch.from_numpy(faiss.knn(*arrays, k, metric=faiss.METRIC_INNER_PRODUCT)[1])
+        for name in SCANS:
+            if getattr(torch, name) != choose_scan("cpu").dtype:
+                methods[f"{OURS}, {name} scan (forced)"] = partial(ours, name)
     return Case(
-        "similarity_topk", f"{sizes.queries:,} x {sizes.items:,} x {sizes.width}, k = {k}",
-        2.0 * sizes.queries * sizes.items * sizes.width, methods,
-        lambda ours, other: float((ours == other).double().mean()),
+        "similarity_topk", f"{kind}, {sizes.queries:,} x {sizes.items:,} x {sizes.width}, k = {k}",
+        2.0 * sizes.queries * sizes.items * sizes.width, methods, agreement,
     )  # fmt: skip
 
 
@@ -161,6 +179,25 @@ def matched_vectors(
     return queries.to(device), items.to(device)
 
 
+def crowded_vectors(n: int, m: int, width: int, device: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Unit vectors (n, D) and (m, D) that crowd as embeddings of real captions do.
+
+    All point one way, in 30 themes of 20 wordings, and common sentences come again and again, so that the k-th best
+    score is near 0.8 and a few places in ten are held by exact ties.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def directions(count: int, length: float) -> Tensor:
+        return torch.randn(count, width, generator=generator) * (length / width**0.5)
+
+    wordings = (directions(30, 0.8).repeat_interleave(20, dim=0) + directions(600, 0.5)) + directions(1, 0.6)
+    n_sentences = max(1, (n + m) // 3)
+    sentences = wordings[torch.randint(600, (n_sentences,), generator=generator)] + directions(n_sentences, 0.5)
+    common = (torch.rand(n + m, generator=generator) ** 2 * n_sentences).long()  # the first ones most often
+    drawn = normalize(sentences[common], dim=1)
+    return drawn[:n].to(device), drawn[n:].to(device)
+
+
 def product_rate(device: str, repeats: int) -> float:
     """GFLOP/s of a plain matrix product there: float16 on a GPU, float32 on a CPU."""
     side, dtype = (8192, torch.float16) if device != "cpu" else (2048, torch.float32)
@@ -192,7 +229,10 @@ def peak_memory(function: Callable[[], object], device: str) -> float | None:
 
 def _measure_case(case: Case, device: str, repeats: int, rate: float, log: Callable[[str], None]) -> list[dict]:
     """One row a method."""
-    results = {name: method() for name, method in case.methods.items()}  # also warms up
+    results, counts = {}, {}
+    for name, method in case.methods.items():  # also warms up
+        with count_rungs() as counts[name]:
+            results[name] = method()
     taken: dict[str, list[float]] = {name: [] for name in case.methods}
     for _ in range(repeats):
         for name, method in case.methods.items():
@@ -206,8 +246,10 @@ def _measure_case(case: Case, device: str, repeats: int, rate: float, log: Calla
             "operation": case.operation, "size": case.size, "method": name, "seconds": seconds,
             "ratio": seconds / min(taken[OURS]), "megabytes": peak_memory(method, device),
             "gflops": case.flop / seconds / 1e9, "share_of_rate": case.flop / seconds / 1e9 / rate, "agreement": agrees,
+            "counts": dict(counts[name]) or None,
         })  # fmt: skip
-        log(f"{case.operation}, {case.size}, {name}: {seconds:.3f} s")
+        asked = ", ".join(f"{rung} {count:,}" for rung, count in counts[name].items() if count)
+        log(f"{case.operation}, {case.size}, {name}: {seconds:.3f} s" + (f" ({asked})" if asked else ""))
     return rows
 
 

@@ -39,15 +39,17 @@ def growth_figure(measured: dict) -> Figure:
 
 
 def method_figure(measured: dict) -> Figure:
-    """Time of each method, in units of ours, one panel an operation."""
+    """Time of each method, in units of ours, one panel a case; without those that were forced on the device."""
     table = pd.DataFrame(measured["rows"])
-    operations = list(dict.fromkeys(table["operation"]))
-    drawn, axes = figure(11.0, 2.6, columns=len(operations), squeeze=False)
-    for axis, operation in zip(axes[0], operations):
-        rows = table[table["operation"] == operation][::-1]
+    table = table[~table["method"].str.endswith("(forced)")]
+    cases = list(dict.fromkeys(zip(table["operation"], table["size"])))
+    drawn, axes = figure(3.7 * len(cases), 2.6, columns=len(cases), squeeze=False)
+    for axis, (operation, size) in zip(axes[0], cases):
+        rows = table[(table["operation"] == operation) & (table["size"] == size)][::-1]
         axis.barh(rows["method"], rows["ratio"])
         axis.axvline(1.0, color="black", linewidth=0.8)
-        axis.set(title=operation, xlabel="time, ours = 1")
+        axis.set(xlabel="time, ours = 1")
+        axis.set_title(f"{operation}\n{size}", fontsize="small")
     return drawn
 
 
