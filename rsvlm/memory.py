@@ -339,12 +339,12 @@ def model_folder(name: str) -> Path:
     """The folder of a model: a path, or what was downloaded of a name on the Hugging Face hub."""
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
-    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils import cached_file  # without torch
 
-    found = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
-    if not isinstance(found, str):
-        raise SizeUnknown(f"{name} is not on this machine yet")
-    return Path(found).parent
+    try:
+        return Path(cached_file(name, "config.json", local_files_only=True)).parent
+    except (OSError, ValueError) as error:
+        raise SizeUnknown(f"{name} is not on this machine yet") from error
 
 
 def count_parameters(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """The estimate of memory: what it counts, what it compares with, and what it refuses before a stage starts."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -247,3 +248,12 @@ def test_without_a_driver_no_gpu_is_looked_for(monkeypatch):
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     assert memory.gpu_memory() is None
     memory.gpu_memory.cache_clear()
+
+
+def test_a_model_downloaded_before_is_found_by_its_name(tiny_models, tmp_path, monkeypatch):
+    made = tmp_path / "hub" / "models--some--llama"
+    shutil.copytree(tiny_models.llama, made / "snapshots" / "abc")
+    (made / "refs").mkdir()
+    (made / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert decoder_size("some/llama") == decoder_size("random:llama")
