@@ -1,9 +1,14 @@
-"""How many planted twins the audit finds, how many different pictures it takes for twins, and how long it takes.
+"""How many planted near-duplicates the audit finds, how many different pictures it takes for such, and how long it takes.
 
-``python benchmarks/twins.py FOLDER... [--images 400] [--out FILE]``: draws images from the folders, alters a copy of
-each in every way, and looks for twins among originals and copies. A pair of an original and its own copy is a find; a
-pair of two different originals, or of an original and another's copy, is suspect: real folders hold real twins, so
-their names are listed for a person to look at. Prints a table and writes a JSON file with versions and machine.
+``python benchmarks/twins.py FOLDER... [--images 400] [--out FILE]`` measures the two searches of the audit:
+
+- copies: draws images from the folders, alters a copy of each in every way, and searches originals and copies;
+- the same ground: draws as many other images, makes of each two views that overlap in one way, and searches them among
+  all other images of the folders. The second view is brightened or darkened by 15 % and saved as JPEG of quality 75.
+
+A pair of one image's pictures is a find; a pair of two different images' is suspect: real folders hold real
+near-duplicates, so their names are listed for a person to look at. Prints tables and writes a JSON file with versions
+and machine.
 """
 
 import argparse
@@ -11,14 +16,16 @@ import random
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rsvlm.data.fingerprints import fingerprint_images, usable_cores  # noqa: E402
 from rsvlm.data.images import EXTENSIONS, open_image  # noqa: E402
+from rsvlm.data.local_features import LEAST_SIDE, find_same_ground  # noqa: E402
 from rsvlm.data.twins import find_pairs, without_contrast  # noqa: E402
 from rsvlm.files import write_json  # noqa: E402
 from rsvlm.provenance import provenance  # noqa: E402
@@ -44,6 +51,42 @@ ALTERATIONS = {
 }
 
 
+def zoom(image: Image.Image, draw: random.Random, factor: float) -> Image.Image:
+    """A part at a random place, enlarged to the size of the whole."""
+    return crop(image, draw, 1 / factor).resize(image.size, Image.Resampling.BICUBIC)
+
+
+def shift(image: Image.Image, draw: random.Random, share: float) -> tuple[Image.Image, Image.Image]:
+    """Two square parts of one size, one beside the other by a share of their side, enlarged."""
+    across = draw.random() < 0.5
+    long, short = image.size if across else image.size[::-1]
+    side = min(int(long / (1 + share)), short)
+    along, away = draw.randint(0, long - side - int(share * side)), draw.randint(0, short - side)
+    starts = [along, along + int(share * side)]
+    draw.shuffle(starts)
+    corners = [(start, away) if across else (away, start) for start in starts]
+    return tuple(
+        image.crop((x, y, x + side, y + side)).resize((long, long), Image.Resampling.BICUBIC) for x, y in corners
+    )
+
+
+VIEWS = {
+    "zoomed by 1.25": lambda image, draw: (image, zoom(image, draw, 1.25)),
+    "zoomed by 1.5": lambda image, draw: (image, zoom(image, draw, 1.5)),
+    "zoomed by 2": lambda image, draw: (image, zoom(image, draw, 2)),
+    "shifted by 10 %": lambda image, draw: shift(image, draw, 0.1),
+    "shifted by 20 %": lambda image, draw: shift(image, draw, 0.2),
+    "shifted by 30 %": lambda image, draw: shift(image, draw, 0.3),
+    "shifted by 50 %": lambda image, draw: shift(image, draw, 0.5),
+    "zoomed by 1.5, turned by 30 degrees": lambda image, draw: (
+        image, ImageOps.fit(ImageOps.crop(image.rotate(30, Image.Resampling.BICUBIC), min(image.size) // 6), image.size)
+    ),
+    "zoomed by 1.5, mirrored": lambda image, draw: (
+        image, zoom(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), draw, 1.5)
+    ),
+}  # fmt: skip
+
+
 def plant(originals: list[Path], folder: Path, seed: int) -> dict[str, list[Path]]:
     """Altered copies of every original by the name of the alteration, saved as JPEG of quality 85 (re-encoded: 60)."""
     planted: dict[str, list[Path]] = {}
@@ -56,10 +99,8 @@ def plant(originals: list[Path], folder: Path, seed: int) -> dict[str, list[Path
     return planted
 
 
-def measure(folders: list[Path], images: int, seed: int) -> dict:
-    """Recall by alteration, suspect pairs, and seconds."""
-    files = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-    originals = sorted(random.Random(seed).sample(files, min(images, len(files))))
+def measure_copies(originals: list[Path], seed: int) -> dict:
+    """Recall of copies by alteration, suspect pairs, and seconds."""
     with tempfile.TemporaryDirectory() as scratch:
         planted = plant(originals, Path(scratch), seed)
         paths = [*originals, *(path for copies in planted.values() for path in copies)]
@@ -101,6 +142,46 @@ def measure(folders: list[Path], images: int, seed: int) -> dict:
     }
 
 
+def measure_views(originals: list[Path], others: list[Path], seed: int) -> dict:
+    """Recall of two views of the same ground, one way for each original in turn, suspect pairs, and seconds."""
+    names = list(VIEWS)
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures, labels = list(others), [(path.name, None) for path in others]
+        for place, path in enumerate(originals):
+            name = names[place % len(names)]
+            draw = random.Random(f"{seed}/{name}/{place}")
+            first, second = VIEWS[name](open_image(path), draw)
+            second = ImageEnhance.Brightness(second).enhance(draw.choice((0.85, 1.15)))
+            for number, (view, quality) in enumerate(((first, 90), (second, 75))):
+                pictures.append(Path(scratch) / f"{number}_{place:05d}.jpg")
+                view.save(pictures[-1], quality=quality)
+                labels.append((path.name, name))
+        prints = fingerprint_images(pictures, cache=Path(scratch) / "cache")
+        start = time.perf_counter()
+        pairs, counts = find_same_ground(prints, set(), cache=Path(scratch) / "cache")
+        searched = time.perf_counter()
+        again, _ = find_same_ground(prints, set(), cache=Path(scratch) / "cache")
+        cached = time.perf_counter()
+    if again != pairs:
+        raise AssertionError("the cache gives other pairs than the first search")
+    planted = {name: originals[number :: len(names)] for number, name in enumerate(names)}
+    found = {name: set() for name in names}
+    suspect = []
+    for pair in pairs:
+        (one, name), (other, _) = labels[pair.first], labels[pair.second]
+        if one == other and name:
+            found[name].add(one)
+        elif one != other:
+            suspect.append([one, other, pair.matches, pair.zoom, pair.degrees, pair.overlap])
+    return {
+        "originals": {name: len(paths) for name, paths in planted.items()},
+        "recall": {name: round(len(found[name]) / max(len(paths), 1), 4) for name, paths in planted.items()},
+        "pairs_of_different_originals": suspect,
+        "seconds": {"all": round(searched - start, 2), "again": round(cached - searched, 2)},
+        **counts,
+    }
+
+
 def main() -> None:
     """Run it and show it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -109,14 +190,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/twins.json"))
     arguments = parser.parse_args()
-    result = measure(arguments.folders, arguments.images, arguments.seed)
-    for name, share in result["recall"].items():
-        print(f"{name:32} {100 * share:6.1f} % of {result['originals']} found")
-    print(f"pairs of different originals: {len(result['pairs_of_different_originals'])}; look at them:")
-    for row in result["pairs_of_different_originals"]:
-        print("   ", *row)
+    files = sorted(
+        path for folder in arguments.folders for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS
+    )
+    drawn = random.Random(arguments.seed).sample(files, len(files))
+    originals = sorted(drawn[: arguments.images])
+    large = (path for path in drawn[arguments.images :] if min(open_image(path).size) >= LEAST_SIDE)
+    viewed = sorted(islice(large, arguments.images))
+    result = measure_copies(originals, arguments.seed)
+    result["same_ground"] = measure_views(viewed, sorted(set(files) - set(viewed)), arguments.seed)
+    for part, n in ((result, result["originals"]), (result["same_ground"], None)):
+        for name, share in part["recall"].items():
+            print(f"{name:40} {100 * share:6.1f} % of {n or part['originals'][name]} found")
+        print(f"pairs of different originals: {len(part['pairs_of_different_originals'])}; look at them:")
+        for row in part["pairs_of_different_originals"]:
+            print("   ", *row)
+        print(f"seconds: {part['seconds']}")
     print(f"other pairs across originals: {result['other_pairs_across_originals']}")
-    print(f"{result['images_compared']} images: {result['seconds']}")
     write_json(arguments.out, result | {"provenance": provenance(arguments.seed, "cpu")})
 
 

@@ -35,6 +35,7 @@ def aggregate_sources(
     data_root: str,
     allow_missing_images: bool = False,
     drop_train_twins_of_test: bool = True,
+    find_same_ground: bool = True,
     max_images_per_split: int | None = None,
     check_spelling: bool = False,
     seed: int = 0,
@@ -52,6 +53,7 @@ def aggregate_sources(
         data_root: folder that the sources' paths start from, relative to the project's root or absolute.
         allow_missing_images: leave out images that are missing or cannot be opened, and count them; else they stop it.
         drop_train_twins_of_test: leave out training images that show what a test image shows, see rsvlm.data.twins.
+        find_same_ground: look for the same ground at another zoom, shift or date, see rsvlm.data.local_features.
         max_images_per_split: images a source and split at most, drawn at random (seed); None = all.
         check_spelling: list words that an English dictionary does not know; needs the extra ``audit``.
         seed: of the Blue Marble tiles, of the wording of captions made from boxes, and of that draw.
@@ -71,6 +73,7 @@ def aggregate_sources(
         data_root,
         allow_missing=allow_missing_images,
         drop=drop_train_twins_of_test,
+        same_ground=find_same_ground,
         most=max_images_per_split,
         spelling=check_spelling,
         seed=seed,
@@ -87,6 +90,7 @@ def audit_sources(
     sources: list[dict],
     *,
     data_root: str,
+    find_same_ground: bool = True,
     check_spelling: bool = True,
     seed: int = 0,
     cache: Path | None = None,
@@ -102,6 +106,7 @@ def audit_sources(
         data_root,
         allow_missing=True,
         drop=False,
+        same_ground=find_same_ground,
         most=None,
         spelling=check_spelling,
         seed=seed,
@@ -117,6 +122,7 @@ def _survey(
     *,
     allow_missing: bool,
     drop: bool,
+    same_ground: bool,
     most: int | None,
     spelling: bool,
     seed: int,
@@ -149,7 +155,9 @@ def _survey(
         (others if one.source.use == "audit" else rows).extend(new)
         prints |= new_prints
     shares = {source.name: source.val_share for source in sources if source.val_share}
-    rows, pairs, report["twins"] = find_twins(rows, others, prints, drop, shares, seed)
+    rows, pairs, report["twins"] = find_twins(
+        rows, others, prints, drop, shares, seed, same_ground=same_ground, cache=cache, log=log
+    )
     report["twins"]["list"] = pairs
     for name, count in report["twins"].pop("drawn_for_validation").items():
         report["sources"][name]["images_drawn_for_validation"] = count
@@ -375,4 +383,6 @@ def metrics_of(report: dict) -> dict:
         "twins_dropped_from_train": twins["dropped_from_train"],
         "pairs_of_twins": twins["pairs"],
         "pairs_of_twins_between_train_and_test": twins["pairs_between_splits"]["train_and_test"],
+        "near_duplicates": twins["by_kind"],
+        "looked_for_same_ground": {key: int(value) for key, value in twins["same_ground"].items()},
     }

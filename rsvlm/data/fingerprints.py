@@ -11,7 +11,7 @@ import os
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ def fingerprint_images(
     """
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:  # hashing lets other threads work
         digests = list(pool.map(_hash_file, paths, chunksize=32))
-    with closing(open_cache(cache or study_places.CACHE)) as base:
+    with closing(open_cache(cache)) as base:
         known = {row[0] for row in base.execute("SELECT sha256 FROM images")}
         pairs = zip(digests, paths, strict=True)
         todo = {digest: path for digest, path in pairs if isinstance(digest, str) and digest not in known}
@@ -126,21 +126,36 @@ def fingerprint_images(
     return results
 
 
-def open_cache(folder: Path) -> sqlite3.Connection:
-    """The cache of fingerprints in a folder, made where it is missing.
+def open_cache(folder: Path | None) -> sqlite3.Connection:
+    """The cache of fingerprints in a folder (None: the project's), made where it is missing.
 
     Raises:
         ValueError: the file is damaged; says to delete it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"fingerprints-{VERSION}.sqlite"
+    return open_base(
+        cache_file(folder, f"fingerprints-{VERSION}"),
+        "CREATE TABLE IF NOT EXISTS images (sha256 TEXT PRIMARY KEY, width INTEGER, height INTEGER, hashes BLOB, "
+        "grey BLOB) WITHOUT ROWID",
+    )
+
+
+def cache_file(folder: Path | None, name: str) -> Path:
+    """A cache's file in a folder; None takes the project's."""
+    return (folder or study_places.CACHE) / f"{name}.sqlite"
+
+
+def open_base(file: Path, *tables: str) -> sqlite3.Connection:
+    """A cache in a file of its own, made with its tables where it is missing.
+
+    Raises:
+        ValueError: the file is damaged; says to delete it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
     base = sqlite3.connect(file, timeout=60)
     try:
         base.execute("PRAGMA journal_mode=WAL")  # a reader and a writer do not wait for each other
-        base.execute(
-            "CREATE TABLE IF NOT EXISTS images (sha256 TEXT PRIMARY KEY, width INTEGER, height INTEGER, hashes BLOB, "
-            "grey BLOB) WITHOUT ROWID"
-        )
+        for table in tables:
+            base.execute(table)
     except sqlite3.DatabaseError as error:
         base.close()
         raise ValueError(f"{file}: not a whole cache ({error}); delete it, it is made anew") from error
@@ -178,13 +193,18 @@ def _fingerprint_of(row: tuple, path: Path) -> Fingerprint:
 def _take_all(todo: list[tuple[str, Path]], processes: int | None) -> Iterator[list[tuple[str, object]]]:
     """Results in batches, as they come; from several processes where there are many images."""
     batches = [todo[start : start + A_BATCH] for start in range(0, len(todo), A_BATCH)]
-    wanted = usable_cores() if processes is None else processes
-    if wanted < 2 or (processes is None and len(todo) <= IN_ONE_PROCESS):
-        yield from map(_take_batch, batches)
+    several = processes is not None or len(todo) > IN_ONE_PROCESS
+    yield from map_batches(_take_batch, batches, (processes or usable_cores()) if several else 1)
+
+
+def map_batches(work: Callable, batches: Iterable, processes: int) -> Iterator:
+    """What ``work``, a module's function, returns for each batch, in order; in so many processes at once."""
+    if processes < 2:
+        yield from map(work, batches)
         return
     # Fresh processes: a fork of a notebook's kernel would copy its threads' locks.
-    with ProcessPoolExecutor(wanted, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
-        yield from pool.map(_take_batch, batches)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        yield from pool.map(work, batches)
 
 
 def _end_with_parent() -> None:

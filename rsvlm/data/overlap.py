@@ -1,12 +1,16 @@
-"""What splits and sources share: twin images and captions word for word; and which training images must go."""
+"""What splits and sources share: near-duplicate images and captions word for word; and which training images must go."""
 
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from itertools import combinations
+from pathlib import Path
 
 from rsvlm.data.fingerprints import Fingerprint
+from rsvlm.data.local_features import find_same_ground
 from rsvlm.data.table import SPLITS
-from rsvlm.data.twins import Pair, find_pairs, without_contrast
+from rsvlm.data.twins import KINDS, Pair, find_pairs, without_contrast
 
 
 def find_twins(
@@ -16,32 +20,46 @@ def find_twins(
     drop_from_train: bool,
     val_shares: Mapping[str, float] | None = None,
     seed: int = 0,
+    *,
+    same_ground: bool = True,
+    cache: Path | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> tuple[list[dict], list[dict], dict]:
-    """The rows that are kept, the pairs of twins, and the report on them.
+    """The rows that are kept, the pairs of near-duplicates, and the report on them.
 
     Args:
         rows: of the image table.
         others: rows that are only compared.
         prints: image_id -> fingerprint, for every row of the table and those of the others that have a file.
-        drop_from_train: leave out training rows of the table that are a twin of any test image. Rows of other splits
-            are never touched.
+        drop_from_train: leave out training rows of the table that are a near-duplicate of any test image. Rows of
+            other splits are never touched.
         val_shares: source -> share of its training rows that become its validation split, see ``draw_validation``.
         seed: of that draw.
+        same_ground: look for the same ground at another zoom, shift or date, too.
+        cache: folder of the local features; None = the project's.
+        log: takes a line now and then.
 
     Returns:
-        Kept rows; pairs as {first, second, and of both _split and _path, exact, turn, correlation, dropped}, sorted;
-        report.
+        Kept rows; pairs as {first, second, and of both _split and _path, kind, the fields of ``Pair``, dropped},
+        sorted; report.
+
+    Raises:
+        ModuleNotFoundError: ``same_ground`` needs OpenCV, and it is missing.
     """
     known = sorted((row for row in (*rows, *others) if row["image_id"] in prints), key=lambda row: row["image_id"])
     ordered = [prints[row["image_id"]] for row in known]
     pairs = find_pairs(ordered)
+    searched = {"switched_on": same_ground, "images": 0, "images_too_small": 0, "pairs_compared": 0}
+    if same_ground:
+        more, counts = find_same_ground(ordered, {(one.first, one.second) for one in pairs}, cache=cache, log=log)
+        pairs, searched = sorted([*pairs, *more]), searched | counts
     droppable = {row["image_id"] for row in rows if row["split"] == "train"}
-    dropped = set()
+    dropped: dict[str, str] = {}  # image_id -> kind of the first pair that it is dropped for
     if drop_from_train:
-        for pair in pairs:
+        for pair in sorted(pairs, key=lambda pair: KINDS.index(pair.kind)):
             for one, other in ((known[pair.first], known[pair.second]), (known[pair.second], known[pair.first])):
                 if other["split"] == "test" and one["image_id"] in droppable:
-                    dropped.add(one["image_id"])
+                    dropped.setdefault(one["image_id"], pair.kind)
     kept = [row for row in rows if row["image_id"] not in dropped]
     same = [(known[pair.first]["image_id"], known[pair.second]["image_id"]) for pair in pairs]
     drawn = {name: draw_validation(name, share, kept, same, seed) for name, share in (val_shares or {}).items()}
@@ -58,6 +76,18 @@ def find_twins(
         "images_too_even_to_compare": len(without_contrast(ordered)),
         "dropped_from_train": len(dropped),
         "drawn_for_validation": drawn,
+        "by_kind": {
+            kind: {
+                "pairs": sum(row["kind"] == kind for row in listed),
+                "train_and_test": sum(
+                    row["kind"] == kind and {row["first_split"], row["second_split"]} == {"train", "test"}
+                    for row in listed
+                ),
+                "dropped_from_train": Counter(dropped.values())[kind],
+            }
+            for kind in KINDS
+        },
+        "same_ground": searched,
     }
     return kept, listed, report
 
@@ -135,9 +165,9 @@ def _shared_images(pairs: list[Pair], known: list[dict]) -> dict[str, dict[str, 
     return {part: {other: len(twins.get((part, other), ())) for other in parts} for part in parts}
 
 
-def _as_row(pair: Pair, known: list[dict], dropped: set[str]) -> dict:
+def _as_row(pair: Pair, known: list[dict], dropped: dict[str, str]) -> dict:
     first, second = known[pair.first], known[pair.second]
-    gone = sorted({first["image_id"], second["image_id"]} & dropped)
+    gone = sorted({first["image_id"], second["image_id"]} & dropped.keys())
     return {
         "first": first["image_id"],
         "second": second["image_id"],
@@ -145,9 +175,8 @@ def _as_row(pair: Pair, known: list[dict], dropped: set[str]) -> dict:
         "second_split": second["split"],
         "first_path": first["path"],
         "second_path": second["path"],
-        "exact": pair.exact,
-        "turn": pair.turn,
-        "correlation": pair.correlation,
+        "kind": pair.kind,
+        **{name: value for name, value in asdict(pair).items() if name not in ("first", "second")},
         "dropped": gone,
     }
 

@@ -1,4 +1,6 @@
-"""Pairs of images that show the same: equal files, or re-encoded, resized, brightened, cropped or turned ones.
+"""Pairs of images that show the same: equal files, or re-encoded, resized, brightened, cropped or turned copies.
+
+The same ground at another zoom, shift or date is not found here but by ``rsvlm.data.local_features``.
 
 Three steps, each cheaper than comparing all pairs in the next one's way:
 
@@ -23,6 +25,7 @@ from rsvlm.data.fingerprints import BYTES, CROP, SIDE, TURN_NAMES, TURNS, Finger
 from rsvlm.data.images import open_image
 from rsvlm.extras import import_extra
 
+KINDS = ("equal_files", "copy", "same_ground")  # a copy is of the same shot and shows all or nearly all of it
 DISTANCE = 9  # bits of 64 in which two hashes may differ
 PARTS, PART_BITS, FLIPS = 3, 21, 2  # long parts make small buckets, whose size is what a large audit takes time for
 COARSE, DETAIL = 0.80, 0.85  # least correlations; benchmarks/twins.py shows what they find and what they refuse
@@ -35,13 +38,25 @@ FARTHEST = 0.15  # of the side, that two pictures may lie apart in step 3
 
 @dataclass(frozen=True, order=True)
 class Pair:
-    """Two images, by their places in the list (first < second), and how alike they are."""
+    """Two images, by their places in the list (first < second), and how alike they are.
+
+    The last four are of pairs that local features found (rsvlm.data.local_features), the correlation is of the others.
+    """
 
     first: int
     second: int
     exact: bool  # the files are equal byte for byte
     turn: str  # how the second lies against the first, one of TURN_NAMES
-    correlation: float  # of the fine detail, -1 to 1
+    correlation: float | None  # of the fine detail, -1 to 1
+    zoom: float | None = None  # how many times larger the ground is in the second than in the first
+    degrees: float | None = None  # by which the second is turned clockwise, after any mirroring, -180 to 180
+    overlap: float | None = None  # share of the second that the first shows too
+    matches: int | None = None  # points of the two that agree
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        return KINDS[0] if self.exact else KINDS[1] if self.matches is None else KINDS[2]
 
 
 def find_pairs(prints: list[Fingerprint], detail: float = DETAIL) -> list[Pair]:

@@ -1,0 +1,349 @@
+"""Pairs of images that show the same ground at another zoom, shift, turn or date: what hashes of whole images miss.
+
+1. SIFT (Lowe 2004) finds up to FEATURES points in each image and describes each by 128 numbers.
+2. Candidates are the NEAREST images by one vector an image that sums up its descriptors (VLAD, Jégou et al. 2010), to
+   each image as it is and to its mirror image. The other pairs are never compared.
+3. Points of a candidate pair match where each one's descriptor is the other's nearest by far (Lowe's ratio test).
+   RANSAC fits one zoom, turn and shift to them; a match counts that also agrees with these in size and direction. Two
+   images are a pair when at least MATCHES count.
+
+Features and comparisons are cached by content in one SQLite file: a second run computes nothing again, and a killed one
+goes on where it was.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import faiss
+import numpy as np
+from PIL import Image
+
+from rsvlm.data.fingerprints import TURN_NAMES, Fingerprint, cache_file, map_batches, open_base, usable_cores
+from rsvlm.data.images import open_image
+from rsvlm.data.twins import Pair
+from rsvlm.extras import import_extra
+from rsvlm.kernels import similarity_topk
+
+VERSION = 1  # in the cache's name: raise it when features or comparisons change
+LEAST_SIDE = 96  # pixels; smaller images have too few points to tell places apart
+LONGEST_SIDE = 320  # pixels, to which larger images are shrunk
+FEATURES = 256  # points an image, those with the strongest response
+CONTRAST = 0.02  # SIFT's threshold; half of OpenCV's, for soft images
+CENTRES, PARTS = 64, 64  # of the vectors that sum up descriptors: words, and numbers a descriptor is reduced to
+SAMPLE = 100_000  # descriptors that the words are learnt from
+NEAREST = 10  # candidates an image, and as many of its mirror image
+RATIO = 0.8  # of the distances to the nearest and the second descriptor (Lowe 2004)
+TOLERANCE = 3.0  # pixels between a point and its match's fitted place
+OCTAVES, DEGREES = 0.5, 25.0  # by which a match's change of size and direction may differ from the fitted ones
+MATCHES = 12  # least matches that count; benchmarks/twins.py shows what that finds and refuses
+A_BATCH = 32  # images a worker takes at a time
+PAIRS_A_BATCH = 256
+IN_ONE_PROCESS = 200  # images up to which starting more processes costs more than it saves
+# Where each number of a descriptor (4 x 4 cells of 8 directions) lies in that of the mirror image.
+MIRRORED = np.array([8 * (4 * (3 - y) + x) + -way % 8 for y in range(4) for x in range(4) for way in range(8)])
+
+
+@dataclass(frozen=True)
+class Features:
+    """Points (N, 4) float32, x, y, size in pixels and direction in degrees; descriptors (N, 128) uint8; the sizes."""
+
+    points: np.ndarray
+    descriptors: np.ndarray
+    width: int
+    height: int
+
+    def mirrored(self) -> "Features":
+        """Those of the mirror image, without looking at it."""
+        points = self.points.copy()
+        points[:, 0] = self.width - 1 - points[:, 0]
+        points[:, 3] = (180 - points[:, 3]) % 360
+        return Features(points, self.descriptors[:, MIRRORED], self.width, self.height)
+
+
+def find_same_ground(
+    prints: list[Fingerprint],
+    skip: set[tuple[int, int]],
+    *,
+    cache: Path | None = None,
+    processes: int | None = None,
+    log: Callable[[str], None] | None = None,
+) -> tuple[list[Pair], dict[str, int]]:
+    """All pairs found, sorted, and how many images and pairs were compared and how many images are too small.
+
+    Args:
+        prints: one an image.
+        skip: pairs (first < second) that are known already.
+        cache: folder of the cache; None takes the project's.
+        processes: that work at once; None takes one a usable core where that pays.
+        log: takes a line now and then.
+
+    Raises:
+        ModuleNotFoundError: OpenCV is missing; says how to install it.
+    """
+    same: dict[str, list[int]] = {}
+    for place, one in enumerate(prints):
+        if min(one.width, one.height) >= LEAST_SIDE:
+            same.setdefault(one.sha256, []).append(place)
+    places = [prints[digest_places[0]] for digest_places in same.values()]
+    counts = {
+        "images": sum(len(digest_places) for digest_places in same.values()),
+        "images_too_small": len(prints) - sum(len(digest_places) for digest_places in same.values()),
+        "pairs_compared": 0,
+    }
+    if len(places) < 2:
+        return [], counts
+    import_extra("cv2", "looking for the same ground", "leave it out (find_same_ground: false; --no-same-ground)")
+    log = log or (lambda line: None)
+    wanted = processes or (usable_cores() if len(places) > IN_ONE_PROCESS else 1)
+    file = cache_file(cache, f"local-features-{VERSION}")
+    with closing(open_cache(file)) as base:
+        _take_missing(base, places, wanted, log)
+        candidates = candidate_pairs(base, [one.sha256 for one in places])
+        known = {frozenset((prints[a].sha256, prints[b].sha256)) for a, b in skip}
+        candidates = [pair for pair in candidates if frozenset(pair[:2]) not in known]
+        counts["pairs_compared"] = len({pair[:2] for pair in candidates})
+        _compare_missing(base, file, candidates, wanted, log)
+        found: dict[tuple[int, int], Pair] = {}
+        for first, second, mirrored in candidates:
+            row = base.execute(
+                "SELECT zoom, degrees, overlap_first, overlap_second, matches FROM pairs "
+                "WHERE first = ? AND second = ? AND mirrored = ? AND matches >= ?",
+                (first, second, mirrored, MATCHES),
+            ).fetchone()
+            if row is None:
+                continue
+            for one in same[first]:
+                for other in same[second]:
+                    pair = _in_list_order(one, other, bool(mirrored), row)
+                    rival = found.get((pair.first, pair.second))
+                    if rival is None or rival.matches < pair.matches:
+                        found[pair.first, pair.second] = pair
+    return sorted(pair for key, pair in found.items() if key not in skip), counts
+
+
+def take_features(image: Image.Image) -> Features:
+    """The SIFT features of a picture, shrunk to LONGEST_SIDE."""
+    import cv2  # 60 MB
+
+    shrink = max(image.size) / LONGEST_SIDE
+    if shrink > 1:
+        size = (round(image.width / shrink), round(image.height / shrink))
+        image = image.resize(size, Image.Resampling.BOX, reducing_gap=None)
+    grey = np.asarray(image.convert("L"))
+    found, descriptors = cv2.SIFT_create(nfeatures=FEATURES, contrastThreshold=CONTRAST).detectAndCompute(grey, None)
+    if descriptors is None:
+        descriptors = np.zeros((0, 128))
+    points = np.array([(*one.pt, one.size, one.angle) for one in found], dtype=np.float32).reshape(-1, 4)
+    # Ties in response may bring more points than asked for.
+    return Features(points[:FEATURES], descriptors[:FEATURES].astype(np.uint8), image.width, image.height)
+
+
+def compare_features(a: Features, b: Features) -> tuple[np.ndarray | None, int]:
+    """The (2, 3) zoom, turn and shift that takes points of ``a`` to those of ``b``, and how many matches agree with it.
+
+    None and 0 where nothing fits.
+    """
+    import cv2
+
+    ours, theirs = _match(a.descriptors, b.descriptors)
+    if len(ours) < MATCHES:
+        return None, 0
+    from_points, to_points = a.points[ours], b.points[theirs]
+    fitted, inside = cv2.estimateAffinePartial2D(
+        np.ascontiguousarray(from_points[:, :2]), np.ascontiguousarray(to_points[:, :2]),
+        method=cv2.RANSAC, ransacReprojThreshold=TOLERANCE, maxIters=2000, confidence=0.995,
+    )  # fmt: skip
+    if fitted is None:
+        return None, 0
+    zoom, degrees = _zoom_and_degrees(fitted)
+    if not zoom:
+        return None, 0
+    sizes = np.abs(np.log2(to_points[:, 2] / from_points[:, 2] / zoom))
+    turns = np.abs((to_points[:, 3] - from_points[:, 3] - degrees + 180) % 360 - 180)
+    agree = inside[:, 0].astype(bool) & (sizes < OCTAVES) & (turns < DEGREES)
+    # SIFT may describe one point several times: it counts once.
+    distinct = [len(np.unique(points[agree, :2].round(), axis=0)) for points in (from_points, to_points)]
+    return fitted, min(distinct)
+
+
+def open_cache(file: Path) -> sqlite3.Connection:
+    """The cache of features and comparisons, made where it is missing.
+
+    Raises:
+        ValueError: the file is damaged; says to delete it.
+    """
+    return open_base(
+        file,
+        "CREATE TABLE IF NOT EXISTS features (sha256 TEXT PRIMARY KEY, width INTEGER, height INTEGER, points BLOB, "
+        "descriptors BLOB)",
+        "CREATE TABLE IF NOT EXISTS pairs (first TEXT, second TEXT, mirrored INTEGER, zoom REAL, degrees REAL, "
+        "overlap_first REAL, overlap_second REAL, matches INTEGER, PRIMARY KEY (first, second, mirrored)) "
+        "WITHOUT ROWID",
+    )
+
+
+def candidate_pairs(base: sqlite3.Connection, digests: list[str]) -> list[tuple[str, str, int]]:
+    """(first, second, mirrored) of the pairs worth a comparison: first < second, sorted."""
+    words, reduce = _learn_words(base, digests)
+    if words is None:
+        return []
+    vectors, mirrors = _sum_up(base, digests, words, reduce)
+    candidates = set()
+    for mirrored, queries in enumerate((vectors, mirrors)):
+        nearest = similarity_topk(queries, vectors, min(NEAREST + 1, len(digests)))[1].tolist()
+        for place, others in enumerate(nearest):
+            others = [other for other in others if other != place][:NEAREST]
+            candidates |= {(*sorted((digests[place], digests[other])), mirrored) for other in others}
+    return sorted(candidates)
+
+
+def _learn_words(base: sqlite3.Connection, digests: list[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Words (CENTRES, PARTS), and what reduces a descriptor (129, PARTS), both learnt from some of the descriptors."""
+    step = max(1, len(digests) * FEATURES // SAMPLE)
+    sample = np.concatenate([one.descriptors for _, one in _features_of(base, sorted(digests)[::step])])
+    if len(sample) < CENTRES:
+        return None, None
+    sample = _root(sample)
+    mean = sample.mean(axis=0)
+    axes = np.linalg.eigh(np.cov(sample - mean, rowvar=False))[1][:, ::-1][:, :PARTS]
+    reduce = np.concatenate([axes, -mean[None] @ axes]).astype(np.float32)
+    words = faiss.Kmeans(PARTS, CENTRES, niter=15, seed=1, max_points_per_centroid=SAMPLE // CENTRES)
+    words.train(np.ascontiguousarray(_reduced(sample, reduce)))
+    return words.centroids, reduce
+
+
+def _sum_up(
+    base: sqlite3.Connection, digests: list[str], words: np.ndarray, reduce: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A vector (CENTRES * PARTS) float16 an image, and one of its mirror image: sums of its descriptors' directions
+    from their nearest words, with square roots against frequent ones (Jégou and Chum 2012)."""
+    place_of = {digest: place for place, digest in enumerate(digests)}
+    vectors = np.zeros((2, len(digests), CENTRES * PARTS), dtype=np.float16)
+    for digest, one in _features_of(base, digests):
+        for number, descriptors in enumerate((one.descriptors, one.descriptors[:, MIRRORED])):
+            parts = _reduced(_root(descriptors), reduce)
+            nearest = np.argmin((words**2).sum(axis=1) - 2 * parts @ words.T, axis=1)
+            away = parts - words[nearest]
+            away /= np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-6)
+            sums = np.zeros((CENTRES, PARTS), dtype=np.float32)
+            np.add.at(sums, nearest, away)
+            sums = np.sign(sums) * np.sqrt(np.abs(sums))
+            vectors[number, place_of[digest]] = (sums / max(float(np.linalg.norm(sums)), 1e-6)).ravel()
+    return vectors[0], vectors[1]
+
+
+def _take_missing(base: sqlite3.Connection, places: list[Fingerprint], processes: int, log: Callable) -> None:
+    """Take the features that the cache lacks."""
+    known = {row[0] for row in base.execute("SELECT sha256 FROM features")}
+    todo = [(one.sha256, one.path) for one in places if one.sha256 not in known]
+    batches = [todo[start : start + A_BATCH] for start in range(0, len(todo), A_BATCH)]
+    for number, rows in enumerate(map_batches(_take_batch, batches, processes), start=1):
+        with base:
+            base.executemany("INSERT OR IGNORE INTO features VALUES (?, ?, ?, ?, ?)", rows)
+        if number % 100 == 0:
+            log(f"local features of {number * A_BATCH:,} of {len(todo):,} new images taken")
+
+
+def _take_batch(batch: list[tuple[str, Path]]) -> list[tuple]:
+    """The cache's rows of some images."""
+    rows = []
+    for digest, path in batch:
+        one = take_features(open_image(path))
+        points = one.points.astype(np.float16).tobytes()
+        rows.append((digest, one.width, one.height, points, one.descriptors.tobytes()))
+    return rows
+
+
+def _compare_missing(
+    base: sqlite3.Connection, file: Path, candidates: list[tuple[str, str, int]], processes: int, log: Callable
+) -> None:
+    """Compare the candidates that the cache lacks."""
+    known = set(base.execute("SELECT first, second, mirrored FROM pairs"))
+    todo = [pair for pair in candidates if pair not in known]
+    batches = [todo[start : start + PAIRS_A_BATCH] for start in range(0, len(todo), PAIRS_A_BATCH)]
+    for number, rows in enumerate(map_batches(partial(_compare_batch, file), batches, processes), start=1):
+        with base:
+            base.executemany("INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        if number % 100 == 0:
+            log(f"{number * PAIRS_A_BATCH:,} of {len(todo):,} new pairs compared")
+
+
+def _compare_batch(file: Path, batch: list[tuple[str, str, int]]) -> list[tuple]:
+    """The cache's rows of some pairs."""
+    with closing(open_cache(file)) as base:
+        features = dict(_features_of(base, sorted({digest for pair in batch for digest in pair[:2]})))
+    rows = []
+    for first, second, mirrored in batch:
+        a, b = features[first], features[second]
+        b = b.mirrored() if mirrored else b
+        fitted, matches = compare_features(a, b)
+        facts = (None, None, None, None) if fitted is None else (*_zoom_and_degrees(fitted), *_overlaps(fitted, a, b))
+        rows.append((first, second, mirrored, *facts, matches))
+    return rows
+
+
+def _features_of(base: sqlite3.Connection, digests: list[str]) -> Iterator[tuple[str, Features]]:
+    """Features from the cache, a block at a time."""
+    for start in range(0, len(digests), 500):  # SQLite takes so many values in one question
+        part = digests[start : start + 500]
+        question = f"SELECT * FROM features WHERE sha256 IN ({','.join('?' * len(part))}) ORDER BY sha256"
+        for digest, width, height, points, descriptors in base.execute(question, part):
+            yield digest, Features(
+                np.frombuffer(points, np.float16).reshape(-1, 4).astype(np.float32),
+                np.frombuffer(descriptors, np.uint8).reshape(-1, 128), width, height,
+            )  # fmt: skip
+
+
+def _match(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of two images' descriptors that are each other's nearest, and by far for the first."""
+    if len(a) < 2 or len(b) < 2:
+        return np.zeros(0, int), np.zeros(0, int)
+    likeness = _root(a) @ _root(b).T  # (N, M), cosine
+    ours = np.arange(len(a))
+    theirs = likeness.argmax(axis=1)
+    mutual = likeness.argmax(axis=0)[theirs] == ours
+    second, first = np.partition(likeness, -2, axis=1)[:, -2:].T
+    clear = 1 - first < RATIO**2 * (1 - second)  # squared distances are 2 - 2 * cosine
+    return ours[mutual & clear], theirs[mutual & clear]
+
+
+def _root(descriptors: np.ndarray) -> np.ndarray:
+    """RootSIFT (Arandjelović and Zisserman 2012): (N, 128) float32 of length 1."""
+    values = descriptors.astype(np.float32)
+    return np.sqrt(values / np.maximum(values.sum(axis=1, keepdims=True), 1))
+
+
+def _reduced(roots: np.ndarray, reduce: np.ndarray) -> np.ndarray:
+    return roots @ reduce[:-1] + reduce[-1]
+
+
+def _zoom_and_degrees(fitted: np.ndarray) -> tuple[float, float]:
+    return float(np.hypot(fitted[0, 0], fitted[1, 0])), float(np.degrees(np.arctan2(fitted[1, 0], fitted[0, 0])))
+
+
+def _overlaps(fitted: np.ndarray, a: Features, b: Features) -> tuple[float, float]:
+    """Shares of the two images' areas that both show."""
+    import cv2
+
+    def corners(one: Features) -> np.ndarray:
+        return np.array([(0, 0), (one.width, 0), (one.width, one.height), (0, one.height)], dtype=np.float32)
+
+    moved = (corners(a) @ fitted[:, :2].T + fitted[:, 2]).astype(np.float32)
+    shared = cv2.intersectConvexConvex(moved, corners(b))[0]
+    return shared / max(cv2.contourArea(moved), 1e-6), shared / (b.width * b.height)
+
+
+def _in_list_order(first: int, second: int, mirrored: bool, row: tuple) -> Pair:
+    """A row of the cache, whose order is that of the contents, as a pair in the list's order."""
+    zoom, degrees, overlap_first, overlap_second, matches = row
+    if first > second:
+        # A mirror image turns the other way round when it is undone first.
+        zoom, degrees, overlap_second = 1 / zoom, degrees if mirrored else -degrees, overlap_first
+    return Pair(
+        min(first, second), max(first, second), False, TURN_NAMES[int(mirrored)], None,
+        round(zoom, 3), round(degrees, 1), round(overlap_second, 3), matches,
+    )  # fmt: skip
