@@ -31,7 +31,7 @@ from rsvlm.files import write_json  # noqa: E402
 from rsvlm.provenance import provenance  # noqa: E402
 
 WORDS = "some many green white large small two houses trees roads ships planes fields beside near in a river".split()
-SOURCE = {"name": "big", "format": "caption_csv", "annotations": {"train": "big.csv"}, "images": "images"}
+SOURCE = {"name": "big", "format": "caption_table", "annotations": {"train": "big.csv"}, "images": "images"}
 
 
 def generate(folder: Path, images: int, pixels: int) -> None:
