@@ -1,10 +1,10 @@
 """Exact top-k search by inner product or cosine.
 
 A scan in low precision proposes candidates for each query and bounds everything else. The candidates are scored
-exactly; where the bound leaves no doubt, the k best of them are the answer. Doubt climbs a ladder: more candidates where
-items crowd, then a scan in float32 of the doubtful queries alone, last, as with hundreds of exact ties at the k-th place,
-exact scores throughout. So the answer has the same bits with either twin, whatever type it scans in, for every block
-size and however the items are split.
+exactly; where the bound leaves no doubt, the k best of them are the answer. Doubt climbs a ladder: more candidates
+where items crowd; then a scan in float32 of the doubtful queries alone; last, as with hundreds of exact ties at the
+k-th place, exact scores throughout. So the answer has the same bits with either twin, whatever type it scans in, for
+every block size and however the items are split.
 """
 
 from collections import Counter
@@ -42,7 +42,7 @@ def similarity_topk(
         items: (M, D), likewise; read ``block`` rows at a time, once for every 8,192 queries. M < 2**32.
         k: how many items a query, at least 1.
         normalize: cosine (True; a zero vector scores 0) or plain inner product (False).
-        block: items in one tile of the torch twin. Memory beyond the result is about block * 4,096 bytes, up to 20 bytes
+        block: items in one tile of the torch twin. Memory beyond the result is about block * 4,096 bytes, at most 40
             for each of 8,192 * (2 k + 256) candidates, O((Q + block) * k), and what rows of another type or length
             than wanted take in float32: (8,192 + block) * D * 4 bytes.
         offset: index of the first item, where ``items`` is a part of more: ``merge_topk`` puts the parts together.

@@ -31,10 +31,8 @@ def product(rows: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
     return torch.mm(rows, columns.T, out=buffer[: len(rows) * len(columns)].view(len(rows), len(columns)))
 
 
-def scan_topk(
-    queries: Rows, span: tuple[int, int], items: Rows, k: int, block: int, dtype: torch.dtype
-) -> Candidates:
-    """Candidates for the ``k`` <= M best items of the queries in ``span``, from tiles of ``block`` items in ``dtype``."""
+def scan_topk(queries: Rows, span: tuple[int, int], items: Rows, k: int, block: int, dtype: torch.dtype) -> Candidates:
+    """Candidates for the ``k`` <= M best items of the queries in ``span``, by tiles of ``block`` items in ``dtype``."""
     device, (begin, end) = queries.device, span
     held = queries.scanned(begin, end, dtype)
     parts = [(held.part(*piece), _Kept(piece[1] - piece[0], k, dtype, device))
