@@ -20,7 +20,6 @@ from rsvlm.viewing.search_index import load_index, saved_methods
 from rsvlm.viewing.search_widget import search_box
 
 
-
 @pytest.fixture
 def study(root):  # noqa: F811
     torch.set_num_threads(1)

@@ -8,8 +8,13 @@ import torch
 
 from rsvlm.training import checkpoints
 from rsvlm.training.checkpoints import (
-    flatten_optimizer, flatten_random_state, load_last_checkpoint, remove_checkpoints, restore_random_state,
-    save_checkpoint, unflatten_optimizer,
+    flatten_optimizer,
+    flatten_random_state,
+    load_last_checkpoint,
+    remove_checkpoints,
+    restore_random_state,
+    save_checkpoint,
+    unflatten_optimizer,
 )
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from broken_models import (
-    add_own_code, copy_with, cut_weights, edit_json, edit_weights, pickle_weights, poison, shard_weights,
+    add_own_code,
+    copy_with,
+    cut_weights,
+    edit_json,
+    edit_weights,
+    pickle_weights,
+    poison,
+    shard_weights,
 )
 from PIL import Image
 from safetensors.torch import load_file

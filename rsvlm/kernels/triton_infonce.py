@@ -12,7 +12,15 @@ from torch import Tensor
 
 from rsvlm.kernels.tiles import spans
 from rsvlm.kernels.triton_tile import (
-    AREA, GROUP_OF_TILES, SHAPES, find_tile, multiply, n_tiles, on_device_of, pad_width, precision_of,
+    AREA,
+    GROUP_OF_TILES,
+    SHAPES,
+    find_tile,
+    multiply,
+    n_tiles,
+    on_device_of,
+    pad_width,
+    precision_of,
 )  # fmt: skip
 
 LIFT = 4096.0  # derivatives are written that much larger, in units of the largest weight: float16 keeps small ones

@@ -14,7 +14,13 @@ from torch import Tensor
 from rsvlm.kernels.tiles import Rows, scan_error, spans
 from rsvlm.kernels.torch_ranks import MOST_IN_DOUBT, Band, Pairs, Place, thresholds
 from rsvlm.kernels.triton_tile import (
-    GROUP_OF_TILES, SHAPES, STEP, find_tile, multiply, n_tiles, on_device_of,
+    GROUP_OF_TILES,
+    SHAPES,
+    STEP,
+    find_tile,
+    multiply,
+    n_tiles,
+    on_device_of,
 )  # fmt: skip
 from rsvlm.kernels.triton_topk import DTYPE, ITEMS, QUERIES
 

@@ -13,7 +13,13 @@ from torch import Tensor
 from rsvlm.kernels.tiles import Rows, scan_error, spans
 from rsvlm.kernels.torch_topk import Candidates
 from rsvlm.kernels.triton_tile import (
-    GROUP_OF_TILES, SHAPES, STEP, find_tile, multiply, n_tiles, on_device_of,
+    GROUP_OF_TILES,
+    SHAPES,
+    STEP,
+    find_tile,
+    multiply,
+    n_tiles,
+    on_device_of,
 )  # fmt: skip
 
 DTYPE = torch.float16  # of unit vectors it keeps three more bits than bfloat16, at the same speed

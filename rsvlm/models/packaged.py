@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from rsvlm.files import read_json, write_json
 from rsvlm.models.efficientnet import (
-    FEATURE_DIM, PIXEL_MEAN, PIXEL_STD, EfficientNetLite2, load_packaged_efficientnet,
+    FEATURE_DIM,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    EfficientNetLite2,
+    load_packaged_efficientnet,
 )
 from rsvlm.models.encoders import PACKAGED, DualEncoder
 from rsvlm.models.loading import load_strictly, read_weights

@@ -29,7 +29,11 @@ from rsvlm.models.pixels import Pixels, fingerprint_images, open_pixels, prefetc
 from rsvlm.models.progress import log_line
 from rsvlm.training.augmentation import Augmentation, augment, stored_size
 from rsvlm.training.checkpoints import (
-    flatten_optimizer, load_last_checkpoint, remove_checkpoints, save_checkpoint, unflatten_optimizer,
+    flatten_optimizer,
+    load_last_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+    unflatten_optimizer,
 )
 from rsvlm.training.validation import check_captions, measure_recall
 
