@@ -70,7 +70,7 @@ class _Kept:
             start: index of the tile's first column.
             error: how far its scores can be from the true ones before they are rounded (``scan_error``).
         """
-        (height, width), k = tile.shape, self.best.shape[1]
+        width, k = tile.shape[1], self.best.shape[1]
         self.error = torch.maximum(self.error, error)
         even = width - width % GROUP
         # A row's columns are looked at in groups (every (m / GROUP)-th column), of which few hold anything.
