@@ -194,9 +194,11 @@ def test_train_twins_of_test_images(tmp_path, drop):
             "second_split": "test",
             "first_path": (tmp_path / "s/imgs/1.png").as_posix(),
             "second_path": (tmp_path / "s/imgs/5.png").as_posix(),
+            "kind": "equal_files",
             "exact": True,
             "turn": "upright",
             "correlation": 1.0,
+            **dict.fromkeys(("zoom", "degrees", "overlap", "matches")),
             "dropped": ["s/1.png"] if drop else [],
         }
     ]

@@ -8,6 +8,7 @@ from rsvlm.data.aggregate import audit_sources
 from rsvlm.data.cards import render_cards, renew_cards
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.downloads import DownloadError, get_source
+from rsvlm.data.overlap import search_scope
 from rsvlm.data.table import load_table
 from rsvlm.files import read_json, write_json, write_json_lines
 from rsvlm.paths import AGGREGATED, REPORTS, ROOT
@@ -15,7 +16,7 @@ from rsvlm.paths import AGGREGATED, REPORTS, ROOT
 RAW = ROOT / "data" / "raw"
 
 
-def audit_folder(data_root: Path, spelling: bool) -> tuple[list[dict], dict]:
+def audit_folder(data_root: Path, spelling: bool, same_ground: bool) -> tuple[list[dict], dict]:
     """Rows and report of every known source whose annotations lie in a folder.
 
     Sources without images, or with some missing, are compared by their captions.
@@ -31,7 +32,7 @@ def audit_folder(data_root: Path, spelling: bool) -> tuple[list[dict], dict]:
             sources.append({"name": name, **known.settings})
     if not sources:
         raise FileNotFoundError(f"{data_root}: holds the annotations of no known source; known: {', '.join(KNOWN)}")
-    return audit_sources(sources, data_root=str(data_root), check_spelling=spelling)
+    return audit_sources(sources, data_root=str(data_root), find_same_ground=same_ground, check_spelling=spelling)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,10 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     get = commands.add_parser("get", help="fetch a source into data/raw; nothing is fetched without this command")
     get.add_argument("name", metavar="NAME", help=f"one of: {', '.join(KNOWN)}")
     get.add_argument("--raw", type=Path, default=RAW, help="folder of raw data (data/raw)")
-    audit = commands.add_parser("audit", help="audit every known source in a folder: report, twins, counts, spelling")
+    audit = commands.add_parser("audit", help="audit every known source in a folder: report, near-duplicates, counts, spelling")
     audit.add_argument("data_root", type=Path)
     audit.add_argument("--out", type=Path, default=REPORTS / "audit")
     audit.add_argument("--no-spelling", action="store_true", help="go without the extra audit's dictionary")
+    audit.add_argument("--no-same-ground", action="store_true", help="go without the search by local features")
     audit.add_argument("--cards", action="store_true", help="fill data_cards/ with what was found")
     cards = commands.add_parser("cards", help="fill data_cards/ anew from data_cards/measured/")
     cards.add_argument("--study", action="store_true", help="first measure anew what the study in place aggregated")
@@ -60,10 +62,17 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.command == "get":
             get_source(chosen.name, chosen.raw)
         elif chosen.command == "audit":
-            rows, report = audit_folder(chosen.data_root.resolve(), not chosen.no_spelling)
+            rows, report = audit_folder(
+                chosen.data_root.resolve(), not chosen.no_spelling, not chosen.no_same_ground
+            )
             write_json_lines(chosen.out / "twins.jsonl", report["twins"].pop("list"))
             write_json(chosen.out / "report.json", report)
-            print(f"written: {chosen.out}; pairs of twins: {report['twins']['pairs']}")
+            print(f"written: {chosen.out}; pairs of near-duplicates: {report['twins']['pairs']}")
+            for kind, scope in search_scope(report["twins"]["same_ground"]).items():
+                counts = report["twins"]["by_kind"][kind]
+                print(
+                    f"  {kind}: {counts['pairs']}, of them {counts['train_and_test']} between training and test; {scope}"
+                )
             if chosen.cards:
                 print(f"cards filled: {', '.join(renew_cards(rows, report))}")
         elif chosen.study:

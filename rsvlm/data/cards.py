@@ -16,6 +16,7 @@ from rsvlm.data.audit import words_of
 from rsvlm.data.catalogue import CAP4, KNOWN
 from rsvlm.data.croissant import describe_source, describe_table
 from rsvlm.data.fixes import FIXES
+from rsvlm.data.overlap import search_scope
 from rsvlm.data.table import SPLITS
 from rsvlm.files import fingerprint_file, read_json, write_json, write_text
 from rsvlm.paths import DATA_CARDS
@@ -82,6 +83,7 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
             for part, row in twins.items()
             if part.startswith(f"{name}/") and any(row.values())
         },
+        "same_ground": report["twins"]["same_ground"],
         "images_compared": any(part.startswith(f"{name}/") for part in twins),
         "examples": example_images(own),
     }
@@ -140,9 +142,11 @@ def measured_block(facts: Mapping | None) -> str:
         shares = ", ".join(f"{100 * share:.1f} % in {other}" for other, share in row.items() if share)
         lines.append(f"- Of the captions of {part}, word for word: {shares or 'none in any training split'}.")
     for part, row in sorted(facts["images_with_a_twin"].items()):
-        lines.append(f"- Images of {part} with a twin: {', '.join(f'{n:,} in {other}' for other, n in row.items())}.")
+        lines.append(f"- Images of {part} with a near-duplicate: {', '.join(f'{n:,} in {other}' for other, n in row.items())}.")
     if facts["images_compared"] and not facts["images_with_a_twin"]:
-        lines.append("- No image has a twin, in this source or in those audited with it.")
+        lines.append("- No near-duplicate of an image was found, in this source or in those audited with it.")
+    if facts["images_compared"]:
+        lines += _scope_lines(facts.get("same_ground"))
     if facts.get("misspelt"):
         misspelt = facts["misspelt"]
         shown = ", ".join(
@@ -211,7 +215,9 @@ def mixture_card(report: Mapping) -> str:
     twins = report["twins"]
     lines += [
         "",
-        f"- Pairs of twin images: {twins['pairs']:,}, of equal files among them {twins['pairs_of_equal_files']:,}.",
+        f"- Pairs of near-duplicates: {twins['pairs']:,}, of equal files among them {twins['pairs_of_equal_files']:,}, "
+        f"of the same ground at another zoom, shift or date {twins['by_kind']['same_ground']['pairs']:,}.",
+        *_scope_lines(twins["same_ground"]),
         f"- Training images that left because a test image shows the same: {twins['dropped_from_train']:,} "
         "(`twins.jsonl` lists them).",
         f"- Images too even to be compared but by their bytes: {twins['images_too_even_to_compare']:,}.",
@@ -256,6 +262,15 @@ def _own_card(name: str) -> str:
         "Measured": f"{BEGIN}\n{END}",
     }
     return f"# {_escaped(name)}\n\n" + "\n\n".join(f"## {title}\n\n{text}" for title, text in body.items()) + "\n"
+
+
+def _scope_lines(same_ground: Mapping | None) -> list[str]:
+    """What the search for near-duplicates finds, a line a kind; None: recorded before the same ground was looked for."""
+    scope = search_scope(same_ground)
+    return [
+        f"- Near-duplicates that are copies of one shot: {scope['copy']}.",
+        f"- Near-duplicates that show the same ground at another zoom, shift or date: {scope['same_ground']}.",
+    ]
 
 
 def _times(count: int) -> str:
