@@ -4,13 +4,15 @@
 2. Candidates are the NEAREST images by one vector an image that sums up its descriptors (VLAD, Jégou et al. 2010), to
    each image as it is and to its mirror image. The other pairs are never compared.
 3. Points of a candidate pair match where each one's descriptor is the other's nearest by far (Lowe's ratio test).
-   RANSAC fits one zoom, turn and shift to them; a match counts that also agrees with these in size and direction. Two
-   images are a pair when at least MATCHES count.
+   RANSAC fits one zoom, turn and shift to them; a match counts that also agrees with these in size and direction.
+4. Two images are a pair when MATCHES count, or FEW_MATCHES that are a good share of all points where they overlap. Then
+   they must share LEAST_OVERLAP of one of them, at a zoom of at most MOST_ZOOM: neighbours that touch are no pair.
 
 Features and comparisons are cached by content in one SQLite file: a second run computes nothing again, and a killed one
 goes on where it was.
 """
 
+import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -41,7 +43,8 @@ NEAREST = 10  # candidates an image, and as many of its mirror image
 RATIO = 0.8  # of the distances to the nearest and the second descriptor (Lowe 2004)
 TOLERANCE = 3.0  # pixels between a point and its match's fitted place
 OCTAVES, DEGREES = 0.5, 25.0  # by which a match's change of size and direction may differ from the fitted ones
-MATCHES = 8  # least matches that count; benchmarks/twins.py shows what that finds and refuses
+MATCHES, FEW_MATCHES, SHARE = 15, 8, 0.3  # benchmarks/twins.py shows what they find and refuse
+LEAST_OVERLAP, MOST_ZOOM = 0.3, 2.5
 A_BATCH = 32  # images a worker takes at a time
 PAIRS_A_BATCH = 256
 A_BLOCK = 500  # images summed up at a time
@@ -113,11 +116,11 @@ def find_same_ground(
         found: dict[tuple[int, int], Pair] = {}
         for first, second, mirrored in candidates:
             row = base.execute(
-                "SELECT zoom, degrees, overlap_first, overlap_second, matches FROM pairs "
+                "SELECT zoom, degrees, overlap_first, overlap_second, matches, share FROM pairs "
                 "WHERE first = ? AND second = ? AND mirrored = ? AND matches >= ?",
-                (first, second, mirrored, MATCHES),
+                (first, second, mirrored, FEW_MATCHES),
             ).fetchone()
-            if row is None:
+            if row is None or not _is_pair(row):
                 continue
             for one in same[first]:
                 for other in same[second]:
@@ -145,32 +148,31 @@ def take_features(image: Image.Image) -> Features:
     return Features(points[:FEATURES], descriptors[:FEATURES].astype(np.uint8), image.width, image.height)
 
 
-def compare_features(a: Features, b: Features) -> tuple[np.ndarray | None, int]:
-    """The (2, 3) zoom, turn and shift that takes points of ``a`` to those of ``b``, and how many matches agree with it.
-
-    None and 0 where nothing fits.
-    """
+def compare_features(a: Features, b: Features) -> tuple[np.ndarray | None, int, float]:
+    """The zoom, turn and shift (2, 3) that takes points of ``a`` to those of ``b``, how many matches agree with it, and
+    what share they are of the points where the two overlap. None, 0 and 0 where nothing fits."""
     import cv2
 
     ours, theirs = _match(a.descriptors, b.descriptors)
-    if len(ours) < MATCHES:
-        return None, 0
+    if len(ours) < FEW_MATCHES:
+        return None, 0, 0.0
     from_points, to_points = a.points[ours], b.points[theirs]
     fitted, inside = cv2.estimateAffinePartial2D(
         np.ascontiguousarray(from_points[:, :2]), np.ascontiguousarray(to_points[:, :2]),
         method=cv2.RANSAC, ransacReprojThreshold=TOLERANCE, maxIters=2000, confidence=0.995,
     )  # fmt: skip
     if fitted is None:
-        return None, 0
+        return None, 0, 0.0
     zoom, degrees = _zoom_and_degrees(fitted)
     if not zoom:
-        return None, 0
+        return None, 0, 0.0
     sizes = np.abs(np.log2(to_points[:, 2] / from_points[:, 2] / zoom))
     turns = np.abs((to_points[:, 3] - from_points[:, 3] - degrees + 180) % 360 - 180)
     agree = inside[:, 0].astype(bool) & (sizes < OCTAVES) & (turns < DEGREES)
     # SIFT may describe one point several times: it counts once.
-    distinct = [len(np.unique(points[agree, :2].round(), axis=0)) for points in (from_points, to_points)]
-    return fitted, min(distinct)
+    matches = min(len(np.unique(points[agree, :2].round(), axis=0)) for points in (from_points, to_points))
+    inside = min(_points_inside(fitted, a, b), _points_inside(cv2.invertAffineTransform(fitted), b, a))
+    return fitted, matches, matches / max(inside, 1)
 
 
 def open_cache(file: Path) -> sqlite3.Connection:
@@ -184,38 +186,53 @@ def open_cache(file: Path) -> sqlite3.Connection:
         "CREATE TABLE IF NOT EXISTS features (sha256 TEXT PRIMARY KEY, width INTEGER, height INTEGER, points BLOB, "
         "descriptors BLOB)",
         "CREATE TABLE IF NOT EXISTS pairs (first TEXT, second TEXT, mirrored INTEGER, zoom REAL, degrees REAL, "
-        "overlap_first REAL, overlap_second REAL, matches INTEGER, PRIMARY KEY (first, second, mirrored)) "
+        "overlap_first REAL, overlap_second REAL, matches INTEGER, share REAL, PRIMARY KEY (first, second, mirrored)) "
         "WITHOUT ROWID",
+        "CREATE TABLE IF NOT EXISTS searches (contents TEXT PRIMARY KEY, candidates BLOB)",
     )
 
 
 def candidate_pairs(base: sqlite3.Connection, digests: list[str]) -> list[tuple[str, str, int]]:
-    """(first, second, mirrored) of the pairs worth a comparison: first < second, sorted."""
+    """(first, second, mirrored) of the pairs worth a comparison: first < second, sorted; whatever the list's order."""
+    digests = sorted(set(digests))
+    contents = hashlib.sha256("\n".join([str(NEAREST), *digests]).encode()).hexdigest()
+    row = base.execute("SELECT candidates FROM searches WHERE contents = ?", (contents,)).fetchone()
+    if row is None:
+        row = (_search_candidates(base, digests).tobytes(),)
+        with base:
+            base.execute("INSERT OR IGNORE INTO searches VALUES (?, ?)", (contents, *row))
+    candidates = np.frombuffer(row[0], np.int32).reshape(-1, 3).tolist()
+    return [(digests[first], digests[second], mirrored) for first, second, mirrored in candidates]
+
+
+def _search_candidates(base: sqlite3.Connection, digests: list[str]) -> np.ndarray:
+    """Candidates as places among sorted digests: rows (first, second, mirrored) int32, sorted, each once."""
     words, reduce = _learn_words(base, digests)
     if words is None:
-        return []
-    candidates = set()
+        return np.zeros((0, 3), np.int32)
+    found = []
     with TemporaryDirectory() as scratch:  # on disk: at 100,000 images the vectors are 1.6 GB
         shape = (2, len(digests), CENTRES * PARTS)
         vectors = np.memmap(Path(scratch) / "vectors", dtype=np.float16, mode="w+", shape=shape)
         _sum_up(base, digests, words, (reduce, reduce[MIRRORED]), vectors)
         for mirrored, queries in enumerate(vectors):
-            nearest = similarity_topk(queries, vectors[0], min(NEAREST + 1, len(digests)))[1].tolist()
+            nearest = similarity_topk(queries, vectors[0], min(NEAREST + 1, len(digests)))[1].numpy()
             for place, others in enumerate(nearest):
-                others = [other for other in others if other != place][:NEAREST]
-                candidates |= {(*sorted((digests[place], digests[other])), mirrored) for other in others}
-    return sorted(candidates)
+                others = others[others != place][:NEAREST]
+                ends = np.sort(np.stack([np.full_like(others, place), others], axis=1), axis=1)
+                found.append(np.column_stack([ends, np.full_like(others, mirrored)]))
+    return np.unique(np.concatenate(found), axis=0).astype(np.int32)
 
 
 def _learn_words(base: sqlite3.Connection, digests: list[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Words (CENTRES, PARTS), and what reduces a descriptor (128, PARTS), both learnt from some of the descriptors."""
-    faiss = import_extra("faiss", "looking for the same ground")
     step = max(1, len(digests) * FEATURES // SAMPLE)
     sample = np.concatenate([one.descriptors for _, one in _features_of(base, sorted(digests)[::step])])
     if len(sample) < CENTRES:
         return None, None
     sample = _root(sample)
     reduce = np.linalg.eigh(np.cov(sample, rowvar=False))[1][:, ::-1][:, :PARTS].astype(np.float32)
+    faiss = import_extra("faiss", "looking for the same ground")
     words = faiss.Kmeans(PARTS, CENTRES, niter=15, seed=1, max_points_per_centroid=SAMPLE // CENTRES)
     words.train(sample @ reduce)
     return words.centroids, reduce
@@ -288,7 +305,7 @@ def _compare_missing(
     batches = [todo[start : start + PAIRS_A_BATCH] for start in range(0, len(todo), PAIRS_A_BATCH)]
     for number, rows in enumerate(map_batches(partial(_compare_batch, file), batches, processes), start=1):
         with base:
-            base.executemany("INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            base.executemany("INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         if number % 100 == 0:
             log(f"{number * PAIRS_A_BATCH:,} of {len(todo):,} new pairs compared")
 
@@ -302,9 +319,9 @@ def _compare_batch(file: Path, batch: list[tuple[str, str, int]]) -> list[tuple]
     for first, second, mirrored in batch:
         a, b = features[first], features[second]
         b = b.mirrored() if mirrored else b
-        fitted, matches = compare_features(a, b)
+        fitted, matches, share = compare_features(a, b)
         facts = (None, None, None, None) if fitted is None else (*_zoom_and_degrees(fitted), *_overlaps(fitted, a, b))
-        rows.append((first, second, mirrored, *facts, matches))
+        rows.append((first, second, mirrored, *facts, matches, share))
     return rows
 
 
@@ -356,9 +373,22 @@ def _overlaps(fitted: np.ndarray, a: Features, b: Features) -> tuple[float, floa
     return shared / max(cv2.contourArea(moved), 1e-6), shared / (b.width * b.height)
 
 
+def _points_inside(fitted: np.ndarray, a: Features, b: Features) -> int:
+    """How many points of ``a`` come to lie in ``b``."""
+    moved = a.points[:, :2] @ fitted[:, :2].T + fitted[:, 2]
+    return int(((moved >= 0) & (moved < (b.width, b.height))).all(axis=1).sum())
+
+
+def _is_pair(row: tuple) -> bool:
+    """Whether a row of the cache is a pair, by the module's thresholds."""
+    zoom, _, overlap_first, overlap_second, matches, share = row
+    enough = matches >= MATCHES or (matches >= FEW_MATCHES and share >= SHARE)
+    return enough and max(overlap_first, overlap_second) >= LEAST_OVERLAP and 1 / MOST_ZOOM <= zoom <= MOST_ZOOM
+
+
 def _in_list_order(first: int, second: int, mirrored: bool, row: tuple) -> Pair:
     """A row of the cache, whose order is that of the contents, as a pair in the list's order."""
-    zoom, degrees, overlap_first, overlap_second, matches = row
+    zoom, degrees, overlap_first, overlap_second, matches, _ = row
     if first > second:
         # A mirror image turns the other way round when it is undone first.
         zoom, degrees, overlap_second = 1 / zoom, degrees if mirrored else -degrees, overlap_first
