@@ -32,7 +32,7 @@ from rsvlm.data.twins import Pair
 from rsvlm.extras import import_extra
 from rsvlm.kernels import similarity_topk
 
-VERSION = 1  # in the cache's name: raise it when features or comparisons change
+VERSION = 2  # in the cache's name: raise it when features or comparisons change
 LEAST_SIDE = 96  # pixels; smaller images have too few points to tell places apart
 LONGEST_SIDE = 320  # pixels, to which larger images are shrunk
 FEATURES = 256  # points an image, those with the strongest response

@@ -163,23 +163,6 @@ def search_scope(same_ground: Mapping | None) -> dict[str, str]:
     return scope | {"same_ground": f"of planted ones are found: {planted['same_ground']}{not_searched}"}
 
 
-def search_scope(same_ground: Mapping | None) -> dict[str, str]:
-    """Kind of near-duplicate -> what was looked for, and how much of what was planted among real images that finds.
-
-    Args:
-        same_ground: ``report["twins"]["same_ground"]``, or None where it was not looked for.
-    """
-    planted = {kind: ", ".join(f"{how} {share:g} %" for how, share in ways.items()) for kind, ways in RECALL.items()}
-    scope = {"equal_files": "all", "copy": f"of planted ones are found: {planted['copy']}"}
-    if same_ground is None or not same_ground["switched_on"]:
-        return scope | {"same_ground": "not looked for"}
-    small = same_ground["images_too_small"]
-    not_searched = f"; not looked for in {small:,} images, which are smaller than {LEAST_SIDE} pixels" if small else ""
-    if not same_ground["images"]:
-        return scope | {"same_ground": f"not looked for: all images are smaller than {LEAST_SIDE} pixels"}
-    return scope | {"same_ground": f"of planted ones are found: {planted['same_ground']}{not_searched}"}
-
-
 def verbatim_share(rows: list[dict]) -> dict[str, dict[str, float]]:
     """Share of the captions of each source and split that occur word for word in each source and split.
 
