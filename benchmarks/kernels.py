@@ -1,9 +1,9 @@
 """Speed and memory of the kernels: ``python benchmarks/kernels.py --save NAME`` prints a table and records it.
 
 The record is ``benchmarks/results/NAME.json``: every time with the device, the versions, the sizes and this command.
-``--scan bfloat16`` or ``--scan float32`` forces the type in which top-k and ranks scan on a CPU, whatever it would
-choose. For top-k the other type stands beside it, marked as forced: on a CPU without instructions for bfloat16 its
-counts and its agreement mean something, its times do not. ``--small`` tries it in seconds. Quiet machines only: a busy
+``--scan faiss``, ``float32`` or ``bfloat16`` forces how top-k and ranks scan on a CPU, whatever it would choose. For
+top-k the other scans stand beside it, marked as forced: on a CPU without instructions for bfloat16 the counts and the
+agreement of such a scan mean something, its times do not. ``--small`` tries it in seconds. Quiet machines only: a busy
 neighbour makes times several times longer.
 """
 
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0")
     parser.add_argument("--small", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--repeats", type=int, default=3, help="how often each method is timed")
-    parser.add_argument("--scan", choices=SCANS, help="force the type of a CPU's scan")
+    parser.add_argument("--scan", choices=SCANS, help="force how a CPU scans")
     parser.add_argument("--save", metavar="NAME", help="record under benchmarks/results/NAME.json")
     for name, value in Sizes()._asdict().items():
         if name != "growing":

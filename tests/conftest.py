@@ -57,9 +57,9 @@ def tiny_models(tmp_path_factory) -> TinyModels:
     return models
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=["faiss", "float32", "bfloat16"])
 def scan(request) -> str:
-    """Scans on a CPU multiply in this type; a test that asks for it runs with both, on any CPU."""
+    """A CPU scans by this; a test that asks for it runs with all three, on any CPU."""
     from rsvlm.kernels import force_scan
 
     with force_scan(request.param):

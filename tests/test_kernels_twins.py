@@ -88,45 +88,56 @@ def test_a_gpu_that_cannot_gets_torch_with_the_reason(monkeypatch, gpu, reason):
 def test_a_scan_can_be_forced_and_the_inner_one_counts(monkeypatch):
     for name in twins.SCANS:
         monkeypatch.setenv(twins.SCAN_VARIABLE, name)
-        assert twins.choose_scan("cpu") == (getattr(torch, name), f"forced by RSVLM_SCAN={name}")
+        found = twins.choose_scan("similarity_topk", "cpu")
+        assert found == (name, f"forced by RSVLM_SCAN={name}")
+        assert found.dtype == (torch.bfloat16 if name == "bfloat16" else torch.float32)
         with force_scan("float32"):
-            assert twins.choose_scan("cpu") == (torch.float32, "forced by force_scan")
-    assert twins.choose_scan("cuda").dtype == torch.float32
+            assert twins.choose_scan("similarity_topk", "cpu") == ("float32", "forced by force_scan")
+        for operation in ("similarity_topk", "retrieval_ranks"):
+            assert twins.choose_scan(operation, "cuda").name == "float32"
+    monkeypatch.setenv(twins.SCAN_VARIABLE, "faiss")
+    assert twins.choose_scan("retrieval_ranks", "cpu") == ("float32", "FAISS knows no ranks; RSVLM_SCAN=faiss is for top-k")
+    monkeypatch.setattr(twins, "_has_faiss", lambda: False)
+    with pytest.raises(ValueError, match="RSVLM_SCAN=faiss: FAISS is not installed; pip install faiss-cpu, or use float32"):
+        similarity_topk(torch.ones(2, 3), torch.ones(4, 3), 2)
     monkeypatch.setenv(twins.SCAN_VARIABLE, "bf16")
-    with pytest.raises(ValueError, match="RSVLM_SCAN=bf16: 'bf16' is no type of a scan; expected one of float32, bf"):
+    with pytest.raises(ValueError, match="RSVLM_SCAN=bf16: 'bf16' is no scan; expected one of faiss, float32, bf"):
         similarity_topk(torch.ones(2, 3), torch.ones(4, 3), 2)
 
 
 @pytest.mark.parametrize(
     ("able", "once", "seconds", "chosen", "reason"),
     [
-        ({"avx2": True}, True, None, torch.float32, "this CPU has no instructions for bfloat16"),
-        ({"avx512_bf16": True}, False, None, torch.float32, "rounded more than once"),
-        ({"amx_bf16": True}, True, (1.0, 0.4), torch.bfloat16, "much faster"),
-        ({"amx_bf16": True}, True, (1.0, 0.9), torch.float32, "not much faster"),
+        ({"avx2": True}, True, None, "other", "this CPU has no instructions for bfloat16"),
+        ({"avx512_bf16": True}, False, None, "other", "rounded more than once"),
+        ({"amx_bf16": True}, True, (1.0, 0.4), "bfloat16", "much faster"),
+        ({"amx_bf16": True}, True, (1.0, 0.9), "other", "not much faster"),
     ],
 )
-def test_the_faster_scan_is_chosen_and_measured_once(monkeypatch, able, once, seconds, chosen, reason):
+@pytest.mark.parametrize("other", ["faiss", "float32"])
+def test_the_faster_scan_is_chosen_and_measured_once(monkeypatch, able, once, seconds, chosen, reason, other):
     measured = []
     monkeypatch.delenv(twins.SCAN_VARIABLE)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
     monkeypatch.setattr(twins, "_rounds_once", lambda: once)
-    monkeypatch.setattr(twins, "_product_seconds", lambda: measured.append(1) or dict(
-        zip((torch.float32, torch.bfloat16), seconds)))  # fmt: skip
+    monkeypatch.setattr(twins, "_has_faiss", lambda: other == "faiss")
+    monkeypatch.setattr(twins, "_scan_seconds", lambda with_faiss: measured.append(with_faiss) or dict(
+        zip((other, "bfloat16"), seconds)))  # fmt: skip
     twins._faster_scan.cache_clear()
     try:
         for _ in range(2):
-            found = twins.choose_scan("cpu")
-            assert found.dtype == chosen and reason in found.reason
-        assert len(measured) == (seconds is not None)
+            found = twins.choose_scan("similarity_topk", "cpu")
+            assert found.name == (other if chosen == "other" else chosen) and reason in found.reason
+        assert measured == ([other == "faiss"] if seconds else [])
         assert twins_for("cpu", "similarity_topk")["similarity_topk"]["scan_reason"] == found.reason
     finally:
         twins._faster_scan.cache_clear()
 
 
-def test_products_of_both_types_are_timed():
-    taken = twins._product_seconds(8, 16)
-    assert set(taken) == {torch.float32, torch.bfloat16} and min(taken.values()) > 0
+def test_every_scan_is_timed():
+    taken = twins._scan_seconds(True, 8, 16)
+    assert set(taken) == set(twins.SCANS) and min(taken.values()) > 0
+    assert set(twins._scan_seconds(False, 8, 16)) == {"float32", "bfloat16"}
 
 
 def test_products_that_are_rounded_more_than_once_are_refused(monkeypatch):

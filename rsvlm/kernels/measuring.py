@@ -59,8 +59,8 @@ def measure(
 
     A row has operation, size, method, seconds, ratio (to ours: above 1 is slower), megabytes above the inputs (None
     where the system does not tell), gflops (of the work needed), share_of_rate, agreement, and for our searches
-    ``counts``: how many queries each rung was asked (``count_rungs``). On a CPU the search is timed with both types of
-    a scan; the one that was not chosen there is marked as forced, and says nothing about CPUs that would choose it.
+    ``counts``: how many queries each rung was asked (``count_rungs``). On a CPU the search is timed with every scan;
+    those that were not chosen there are marked as forced, and say nothing about CPUs that would choose them.
 
     Args:
         device: "cpu" or a torch device.
@@ -103,13 +103,13 @@ def search_case(
 
     methods = {OURS: ours, "matmul + topk": by_matmul, PRODUCT: lambda: _product_alone(queries, items)}
     if device == "cpu":
-        if importlib.util.find_spec("faiss") is not None:
+        if _has("faiss"):
             import faiss  # only here: it is optional
 
             arrays = queries.numpy(), items.numpy()
             methods["faiss knn"] = lambda: torch.from_numpy(faiss.knn(*arrays, k, metric=faiss.METRIC_INNER_PRODUCT)[1])
         for name in SCANS:
-            if getattr(torch, name) != choose_scan("cpu").dtype:
+            if name != choose_scan("similarity_topk", "cpu").name and not (name == "faiss" and not _has("faiss")):
                 methods[f"{OURS}, {name} scan (forced)"] = partial(ours, name)
     return Case(
         "similarity_topk", f"{kind}, {sizes.queries:,} x {sizes.items:,} x {sizes.width}, k = {k}",
@@ -251,6 +251,10 @@ def _measure_case(case: Case, device: str, repeats: int, rate: float, log: Calla
         asked = ", ".join(f"{rung} {count:,}" for rung, count in counts[name].items() if count)
         log(f"{case.operation}, {case.size}, {name}: {seconds:.3f} s" + (f" ({asked})" if asked else ""))
     return rows
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _seconds(function: Callable[[], object], device: str) -> float:

@@ -2,9 +2,9 @@
 
 A scan in low precision proposes candidates for each query and bounds everything else. The candidates are scored
 exactly; where the bound leaves no doubt, the k best of them are the answer. Doubt climbs a ladder: more candidates
-where items crowd; then a scan in float32 of the doubtful queries alone; last, as with hundreds of exact ties at the
-k-th place, exact scores throughout. So the answer has the same bits with either twin, whatever type it scans in, for
-every block size and however the items are split.
+where items crowd; then a finer scan of the doubtful queries alone; last, as with hundreds of exact ties at the
+k-th place, exact scores throughout. So the answer has the same bits with either twin, whatever scans, for every block
+size and however the items are split.
 """
 
 from collections import Counter
@@ -22,6 +22,7 @@ from rsvlm.kernels.torch_topk import QUERIES, QUERY_ROWS, Candidates
 from rsvlm.kernels.torch_topk import scan_topk as scan_in_torch
 from rsvlm.kernels.twins import choose_scan, choose_twin
 
+MOST_IN_FAISS = 1000  # k up to which FAISS scans: beyond, its selection is slow
 MORE = 6  # candidates beyond k that are nothing to speak of
 LOW_32_BITS = 0xFFFFFFFF
 
@@ -42,9 +43,9 @@ def similarity_topk(
         items: (M, D), likewise; read ``block`` rows at a time, once for every 8,192 queries. M < 2**32.
         k: how many items a query, at least 1.
         normalize: cosine (True; a zero vector scores 0) or plain inner product (False).
-        block: items in one tile of the torch twin. Memory beyond the result is about block * 4,096 bytes, at most 40
-            for each of 8,192 * (2 k + 256) candidates, O((Q + block) * k), and what rows of another type or length
-            than wanted take in float32: (8,192 + block) * D * 4 bytes.
+        block: items in one tile of the torch twin; FAISS is given at least 16,384. Memory beyond the result is about
+            block * 4,096 bytes, at most 40 for each of 8,192 * (2 k + 256) candidates, O((Q + block) * k), and what
+            rows of another type or length than wanted take in float32: (8,192 + block) * D * 4 bytes.
         offset: index of the first item, where ``items`` is a part of more: ``merge_topk`` puts the parts together.
 
     Raises:
@@ -63,7 +64,8 @@ def similarity_topk(
             for first, last in spans(len(rows), block):
                 rows.exact(slice(first, last))
         return scores, indices
-    keys = _search(queries, items, min(k, n_items), block, _ladder(device))
+    k = min(k, n_items)
+    keys = _search(queries, items, k, block, _ladder(device, k, queries.width))
     scores[:, :n_items], indices[:, :n_items] = _read_keys(keys, offset)
     return scores, indices
 
@@ -107,16 +109,19 @@ class _Rung(NamedTuple):
     scan: Callable[[Rows, tuple[int, int], Rows, int, int], Candidates]  # queries, span, items, k, block
 
 
-def _ladder(device: torch.device) -> list[_Rung]:
+def _ladder(device: torch.device, k: int, width: int) -> list[_Rung]:
     """What a query climbs until it is settled, fastest first; beyond the last rung all items are scored exactly."""
     if choose_twin("similarity_topk", device).name == "triton":
         from rsvlm.kernels.triton_topk import scan_topk as scan_in_triton  # only here: triton is optional
 
         return [_Rung("triton", None, lambda queries, span, items, k, block: scan_in_triton(queries, items, k))]
-    types = [choose_scan(device).dtype]
-    if types[0] != torch.float32:
-        types.append(torch.float32)
-    return [_Rung(str(dtype).removeprefix("torch."), QUERIES, partial(scan_in_torch, dtype=dtype)) for dtype in types]
+    names = list(dict.fromkeys([choose_scan("similarity_topk", device).name, "float32"]))
+    rungs = [_Rung(name, QUERIES, partial(scan_in_torch, dtype=getattr(torch, name))) for name in names if name != "faiss"]
+    if "faiss" in names and k <= MOST_IN_FAISS and width:
+        from rsvlm.kernels.faiss_topk import scan_topk as scan_in_faiss  # only here: faiss is optional
+
+        rungs.insert(0, _Rung("faiss", QUERIES, scan_in_faiss))
+    return rungs
 
 
 def _search(queries: Rows, items: Rows, k: int, block: int, ladder: list[_Rung]) -> Tensor:

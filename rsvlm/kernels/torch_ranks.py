@@ -39,7 +39,7 @@ def scan_bands(
         block: items in one tile.
     """
     device = queries.device
-    dtype = choose_scan(device).dtype
+    dtype = choose_scan("retrieval_ranks", device).dtype
     rounding = rounding_of(dtype, device)
     height = min(QUERY_ROWS, block)
     tall, wide = min(height, len(queries)), min(block, len(items))

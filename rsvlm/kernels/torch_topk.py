@@ -50,6 +50,28 @@ def scan_topk(queries: Rows, span: tuple[int, int], items: Rows, k: int, block: 
     return Candidates(*map(torch.cat, zip(*found)))
 
 
+def floor_of(kth: Tensor, error: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
+    """Scanned scores below which nothing belongs to the k best, (q,) float32; what true scores they then stay below.
+
+    A true score t and its scan s have |s - t| <= error + rounding |s|. So k items score ``least`` = kth - error -
+    rounding |kth| or higher, and those with s + error + rounding |s| < least do not belong to them. Rows without a
+    finite bound get infinity for both. Two half steps keep apart what would meet when it is rounded to float32.
+
+    Args:
+        kth: (q,) scanned scores that k items reach.
+        error: (q,) float64, as ``scan_error`` gives it.
+        rounding: as ``rounding_of`` gives it.
+    """
+    kth = kth.double().clamp_min(torch.finfo(torch.float32).min)
+    least = kth - error - rounding * kth.abs()
+    least = least - least.abs() * (4 * HALF_STEP[torch.float32])
+    reach = least - error
+    floor = torch.where(reach > 0, reach / (1 + rounding), reach / (1 - rounding))
+    floor = torch.nextafter(floor.to(torch.float32), torch.tensor(-torch.inf, device=floor.device))
+    unbounded = ~torch.isfinite(error)
+    return floor.masked_fill_(unbounded, torch.inf), least.masked_fill_(unbounded, torch.inf)
+
+
 class _Kept:
     """What some queries keep while tiles pass by: their k highest scores, and every item that may belong there."""
 
@@ -106,19 +128,9 @@ class _Kept:
         return row, self.parts[0][1][order]
 
     def _raise_floor(self, kth: Tensor) -> None:
-        """Set the floor by scanned scores that k items are known to reach.
-
-        A true score t and its scan s have |s - t| <= error + rounding |s|. So k items score ``least`` = kth - error -
-        rounding |kth| or higher, and those with s + error + rounding |s| < least do not belong to them. Rows without a
-        finite bound are given up. Two half steps keep apart what would meet when it is rounded to float32.
-        """
-        kth, error = kth.double().clamp_min(torch.finfo(torch.float32).min), self.error
-        least = kth - error - self.rounding * kth.abs()
-        least = least - least.abs() * (4 * HALF_STEP[torch.float32])
-        reach = least - error
-        floor = torch.where(reach > 0, reach / (1 + self.rounding), reach / (1 - self.rounding))
-        self.floor = torch.nextafter(floor.to(torch.float32), torch.tensor(-torch.inf, device=floor.device))
-        self.rest = torch.maximum(self.rest, least).masked_fill_(~torch.isfinite(error), torch.inf)
+        """Set the floor by scanned scores that k items are known to reach."""
+        self.floor, rest = floor_of(kth, self.error, self.rounding)
+        self.rest = torch.maximum(self.rest, rest)
         self.floor.masked_fill_(torch.isposinf(self.rest), torch.inf)
 
     def _add(self, row: Tensor, index: Tensor, score: Tensor) -> None:

@@ -4,8 +4,9 @@ Every kernel has two twins of one meaning: torch (any device, in tiles) and Trit
 the same bits with either; the loss agrees within rounding. ``RSVLM_KERNELS=torch`` or ``=triton`` in the environment
 forces one, ``force_twin`` does so for a block of code. An error inside a twin is never caught to try the other.
 
-On a CPU the torch twins of top-k and ranks scan in float32 or bfloat16, whichever multiplies faster there; the answer
-has the same bits with both. ``RSVLM_SCAN=float32`` or ``=bfloat16`` forces one, ``force_scan`` for a block of code.
+On a CPU the torch twin of top-k scans by FAISS (in float32) or by torch in float32 or bfloat16, whichever multiplies
+faster there, and that of ranks by torch; the answer has the same bits with all. ``RSVLM_SCAN=faiss``, ``=float32`` or
+``=bfloat16`` forces one, ``force_scan`` for a block of code.
 """
 
 import importlib.metadata
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -26,9 +27,9 @@ from rsvlm.kernels.tiles import rounds_once
 OPERATIONS = ("similarity_topk", "retrieval_ranks", "contrastive_loss")
 TWINS = ("torch", "triton")
 VARIABLE = "RSVLM_KERNELS"
-SCANS = ("float32", "bfloat16")
+SCANS = ("faiss", "float32", "bfloat16")
 SCAN_VARIABLE = "RSVLM_SCAN"
-MUCH_FASTER = 0.75  # of the time of a float32 product: its wider error bound costs a bfloat16 scan some time elsewhere
+MUCH_FASTER = 0.75  # of the time in float32: its wider error bound costs a bfloat16 scan some time elsewhere
 OLDEST_GPU = (8, 0)  # compute capability; the kernels are compiled and checked for 8.0 and 9.0
 
 log = logging.getLogger("rsvlm.kernels")
@@ -45,10 +46,15 @@ class Twin(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """The type in which a scan multiplies, and why."""
+    """What scans on a CPU, and why."""
 
-    dtype: torch.dtype
+    name: str  # one of SCANS
     reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which it multiplies."""
+        return torch.bfloat16 if self.name == "bfloat16" else torch.float32
 
 
 def choose_twin(operation: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Twin:
@@ -85,7 +91,7 @@ def choose_twin(operation: str, device: torch.device | str, dtype: torch.dtype =
 def twins_for(device: torch.device | str, *operations: str) -> dict[str, dict[str, str]]:
     """For the metrics of a stage: operation -> {"twin", "reason"} on ``device``, for Triton also its "version".
 
-    Where an operation scans in torch, "scan" and "scan_reason" say in which type.
+    Where an operation scans in the torch twin, "scan" and "scan_reason" say how.
     """
     found = {}
     for operation in sorted(operations):
@@ -94,8 +100,8 @@ def twins_for(device: torch.device | str, *operations: str) -> dict[str, dict[st
         if name == "triton":
             found[operation]["version"] = importlib.metadata.version("triton")
         elif operation != "contrastive_loss":
-            scan = choose_scan(device)
-            found[operation] |= {"scan": str(scan.dtype).removeprefix("torch."), "scan_reason": scan.reason}
+            scan = choose_scan(operation, device)
+            found[operation] |= {"scan": scan.name, "scan_reason": scan.reason}
     return found
 
 
@@ -109,29 +115,35 @@ def force_twin(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def choose_scan(device: torch.device | str) -> Scan:
-    """The type in which the torch twins of top-k and ranks scan on ``device``; only a CPU has the choice.
+def choose_scan(operation: str, device: torch.device | str) -> Scan:
+    """How the torch twins of top-k and ranks scan on ``device``; only a CPU has the choice, and only top-k FAISS.
 
     Raises:
-        ValueError: a forced type that is unknown, or whose products are not what the error bound takes them for.
+        ValueError: a forced scan that is unknown or not installed, or whose products are not what the error bound takes
+            them for.
     """
     if torch.device(device).type != "cpu":
-        return Scan(torch.float32, "bfloat16 is for CPUs")
+        return Scan("float32", "the choice is for CPUs")
+    can_be_faiss = operation == "similarity_topk"
     forced, by = _forced_scan.get(), "force_scan"
     if forced is None:
         forced, by = os.environ.get(SCAN_VARIABLE) or None, f"{SCAN_VARIABLE}={os.environ.get(SCAN_VARIABLE)}"
     if forced is None:
-        return Scan(*_faster_scan(torch.get_num_threads()))
+        return _faster_scan(torch.get_num_threads(), can_be_faiss and _has_faiss())
     if forced not in SCANS:
-        raise ValueError(f"{by}: {forced!r} is no type of a scan; expected one of {', '.join(SCANS)}")
+        raise ValueError(f"{by}: {forced!r} is no scan; expected one of {', '.join(SCANS)}")
+    if forced == "faiss" and not can_be_faiss:
+        return Scan("float32", f"FAISS knows no ranks; {by} is for top-k")
+    if forced == "faiss" and not _has_faiss():
+        raise ValueError(f"{by}: FAISS is not installed; pip install faiss-cpu, or use float32")
     if forced == "bfloat16" and not _rounds_once():
         raise ValueError(f"{by}: this torch's bfloat16 products are rounded more than once; use float32")
-    return Scan(getattr(torch, forced), f"forced by {by}")
+    return Scan(forced, f"forced by {by}")
 
 
 @contextmanager
 def force_scan(name: str) -> Iterator[None]:
-    """Within it scans on a CPU multiply in the type ``name``, whatever the environment says."""
+    """Within it a CPU scans by ``name``, one of SCANS, whatever the environment says."""
     token = _forced_scan.set(name)
     try:
         yield
@@ -143,34 +155,46 @@ _rounds_once = lru_cache(maxsize=1)(rounds_once)
 
 
 @lru_cache
-def _faster_scan(threads: int) -> tuple[torch.dtype, str]:
-    """The faster type on this CPU and the reason, measured once for each number of ``threads`` in some 50 ms.
+def _has_faiss() -> bool:
+    return importlib.util.find_spec("faiss") is not None
 
-    The reason holds no times: it is recorded, and records of equal runs are equal.
+
+@lru_cache
+def _faster_scan(threads: int, with_faiss: bool) -> Scan:
+    """The faster scan on this CPU and the reason, measured once for each number of ``threads`` in some 50 ms.
+
+    Where bfloat16 can't be it, nothing is measured: FAISS was faster than torch on every CPU tried so far. The reason
+    holds no times: it is recorded, and records of equal runs are equal.
     """
+    other = "faiss" if with_faiss else "float32"
     abilities = torch.cpu.get_capabilities()
     if not (abilities.get("avx512_bf16") or abilities.get("amx_bf16")):
-        return torch.float32, "this CPU has no instructions for bfloat16"
+        return Scan(other, "this CPU has no instructions for bfloat16")
     if not _rounds_once():
-        return torch.float32, "this torch's bfloat16 products are rounded more than once"
-    taken = _product_seconds()
-    if taken[torch.bfloat16] < MUCH_FASTER * taken[torch.float32]:
-        return torch.bfloat16, "bfloat16 products are much faster than float32 here"
-    return torch.float32, "bfloat16 products are not much faster than float32 here"
+        return Scan(other, "this torch's bfloat16 products are rounded more than once")
+    taken = _scan_seconds(with_faiss)
+    if taken["bfloat16"] < MUCH_FASTER * taken[other]:
+        return Scan("bfloat16", "bfloat16 products are much faster than float32 here")
+    return Scan(other, "bfloat16 products are not much faster than float32 here")
 
 
-def _product_seconds(rows: int = 512, columns: int = 2048) -> dict[torch.dtype, float]:
-    """How long a small tile of a scan takes in each type: the shortest of some turns."""
+def _scan_seconds(with_faiss: bool, rows: int = 512, columns: int = 2048) -> dict[str, float]:
+    """How long a small tile takes by each scan: the shortest of some turns."""
+    left, right = torch.ones(rows, 512), torch.ones(columns, 512)
+    methods = {name: partial(torch.mm, left.to(kind), right.to(kind).T)
+               for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}  # fmt: skip
+    if with_faiss:
+        import faiss  # only here: it is optional
+
+        arrays = left.numpy(), right.numpy()
+        methods["faiss"] = partial(faiss.knn, *arrays, min(10, columns), metric=faiss.METRIC_INNER_PRODUCT)
     taken = {}
-    with torch.inference_mode():
-        tiles = {dtype: [torch.ones(n, 512, dtype=dtype) for n in (rows, columns)]
-                 for dtype in (torch.float32, torch.bfloat16)}  # fmt: skip
-        for turn in range(4):
-            for dtype, (left, right) in tiles.items():
-                start = time.perf_counter()
-                left @ right.T
-                if turn:  # the first one warms up
-                    taken[dtype] = min(taken.get(dtype, float("inf")), time.perf_counter() - start)
+    for turn in range(4):
+        for name, method in methods.items():
+            start = time.perf_counter()
+            method()
+            if turn:  # the first one warms up
+                taken[name] = min(taken.get(name, float("inf")), time.perf_counter() - start)
     return taken
 
 
