@@ -430,9 +430,14 @@ def test_real_ucm(shared_data):
     assert report["verbatim"]["ucm/test"]["ucm/train"] == pytest.approx(0.5457, abs=1e-4)
     assert len({row["label"] for row in rows}) == 21
     assert all(row["published"] == row["found"] for row in facts["published"]) and len(facts["published"]) == 5
-    assert [(row["first"], row["second"], row["exact"]) for row in report["twins"]["list"]] == [
-        ("ucm/102.jpg", "ucm/103.jpg", True)
-    ]
+    pairs = report["twins"]["list"]
+    assert [(row["first"], row["second"]) for row in pairs if row["exact"]] == [("ucm/102.jpg", "ucm/103.jpg")]
+    # Of the 17 that show the same ground by eye (two of them a like object elsewhere) those beyond doubt; the last few
+    # points may differ from one CPU to another.
+    same_ground = {(row["first"], row["second"]) for row in pairs if row["kind"] == "same_ground"}
+    assert same_ground >= {(f"ucm/{a}.jpg", f"ucm/{b}.jpg") for a, b in (
+        (128, 129), (130, 131), (156, 169), (161, 162), (168, 169), (169, 170), (1853, 1856), (242, 246), (260, 261))}
+    assert len(same_ground) < 25 and all(row["exact"] or row["kind"] == "same_ground" for row in pairs)
 
 
 def test_real_sources_without_their_images(shared_data):

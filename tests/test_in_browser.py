@@ -127,7 +127,7 @@ def test_the_page_answers_as_the_kernel_does(study, static, query):
 def test_the_page_works_by_mouse_and_keyboard(static):
     page = static.page
     assert len(ids_of(page)) == TEST_IMAGES and page.title() != "taken"
-    assert page.locator("article.card .said").first.inner_text() == SCRIPT
+    playwright.expect(page.locator("article.card .said").first).to_have_text(SCRIPT)
     assert page.get_by_role("button", name=f"Enlarge {NASTY_NAME}", exact=True).count() == 1
     page.get_by_role("button", name="Best", exact=True).click()
     assert ids_of(page)[0] == f"s/{TEST_IMAGES - 1}.png"
@@ -284,7 +284,7 @@ def test_the_gallery_filters_sorts_and_compares(notebook):
     gallery.locator("article.card img").first.wait_for()
     playwright.expect(gallery.locator(".count")).to_have_text(f"{TEST_IMAGES} of {TEST_IMAGES} images")
     assert len(ids_of(gallery)) == 24 and page.title() != "taken"
-    assert gallery.locator(".said").first.inner_text() == SCRIPT
+    playwright.expect(gallery.locator(".said").first).to_have_text(SCRIPT)
     notebook.shoot("gallery")
     gallery.get_by_role("button", name="Best", exact=True).click()
     playwright.expect(gallery.locator("article.card").first).to_have_attribute("data-id", f"s/{TEST_IMAGES - 1}.png")
@@ -403,7 +403,8 @@ def test_the_dialogue_answers_and_is_exported(notebook, study):
     chat.get_by_label("What you say").press("Enter")
     playwright.expect(chat.locator(".turn")).to_have_count(before + 3)
     playwright.expect(chat.locator(".turn.model [aria-busy]")).to_have_count(0)
-    assert chat.locator(".turn.you .words").last.inner_text() == SCRIPT and page.title() != "taken"
+    playwright.expect(chat.locator(".turn.you .words").last).to_have_text(SCRIPT)
+    assert page.title() != "taken"
     playwright.expect(chat.get_by_role("button", name="Send")).to_be_enabled()
     chat.get_by_role("button", name="Export").click()
     playwright.expect(chat.get_by_text("written: dialogues/dialogue_001/dialogue.md")).to_be_visible()
