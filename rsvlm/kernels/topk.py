@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rsvlm.kernels.tiles import HALF_STEP, Matrix, Rows, check_matrices, exact_tile, pair_scores, spans
-from rsvlm.kernels.torch_topk import QUERIES, QUERY_ROWS, Candidates
+from rsvlm.kernels.torch_topk import QUERIES, QUERY_ROWS, Candidates, scan_in_faiss
 from rsvlm.kernels.torch_topk import scan_topk as scan_in_torch
 from rsvlm.kernels.twins import choose_scan, choose_twin
 
@@ -118,8 +118,6 @@ def _ladder(device: torch.device, k: int, width: int) -> list[_Rung]:
     names = list(dict.fromkeys([choose_scan("similarity_topk", device).name, "float32"]))
     rungs = [_Rung(name, QUERIES, partial(scan_in_torch, dtype=getattr(torch, name))) for name in names if name != "faiss"]
     if "faiss" in names and k <= MOST_IN_FAISS and width:
-        from rsvlm.kernels.faiss_topk import scan_topk as scan_in_faiss  # only here: faiss is optional
-
         rungs.insert(0, _Rung("faiss", QUERIES, scan_in_faiss))
     return rungs
 

@@ -15,6 +15,8 @@ from rsvlm.kernels.tiles import HALF_STEP, Rows, rounding_of, scan_error, spans
 QUERIES = 8192  # held in the scan's type while all items pass by
 QUERY_ROWS = 1024  # most of them in one tile; with 2,048 items a float32 tile is 8 MiB
 GROUP = 32  # items whose highest score is looked at before they are
+MORE_IN_FAISS = 22  # items that FAISS lists beyond k: the time it takes does not grow with so few
+ITEMS_IN_FAISS = 16_384  # given to it at a time: fewer cost it speed, more memory
 WIDEST = 256  # candidates of a query beyond 2 k: a longer list costs more than a finer scan
 
 
@@ -70,6 +72,41 @@ def floor_of(kth: Tensor, error: Tensor, rounding: float) -> tuple[Tensor, Tenso
     floor = torch.nextafter(floor.to(torch.float32), torch.tensor(-torch.inf, device=floor.device))
     unbounded = ~torch.isfinite(error)
     return floor.masked_fill_(unbounded, torch.inf), least.masked_fill_(unbounded, torch.inf)
+
+
+def scan_in_faiss(queries: Rows, span: tuple[int, int], items: Rows, k: int, block: int) -> Candidates:
+    """The same on a CPU by FAISS, whose product and selection in float32 are faster there.
+
+    It lists a fixed number of items a query. Where neighbours crowd beyond that, ``scan_topk`` lists as many as it takes.
+    """
+    import faiss  # only here: it is optional
+
+    begin, end = span
+    rows = queries.scanned(begin, end, torch.float32)
+    kept = min(k + MORE_IN_FAISS, len(items))
+    scores = torch.full((end - begin, kept), -torch.inf)
+    indices = torch.zeros((end - begin, kept), dtype=torch.int64)
+    error = torch.zeros(end - begin, dtype=torch.float64)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        for start, stop in spans(len(items), max(block, ITEMS_IN_FAISS)):
+            columns = items.scanned(start, stop, torch.float32)
+            error = torch.maximum(error, scan_error(rows, columns))
+            found = faiss.knn(
+                rows.rows.numpy(), columns.rows.numpy(), min(kept, stop - start), metric=faiss.METRIC_INNER_PRODUCT
+            )
+            scores = torch.cat([scores, torch.from_numpy(found[0])], dim=1)
+            indices = torch.cat([indices, torch.from_numpy(found[1]) + start], dim=1)
+            scores, order = scores.topk(kept, dim=1)
+            indices = indices.gather(1, order)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    floor, rest = floor_of(scores[:, k - 1], error, rounding_of(torch.float32, rows.rows.device))
+    if kept < len(items):
+        rest = torch.maximum(rest, scores[:, -1].double() + error)
+    row, place = ((scores >= floor[:, None]) & (scores > -torch.inf)).nonzero(as_tuple=True)
+    return Candidates(row, indices[row, place], rest)
 
 
 class _Kept:
