@@ -24,7 +24,7 @@ unexport PYTHONHOME
 
 study: $(READY) .dvc/config.local ## run what is not up to date, then show the result
 	@$(BIN)/python -m dvc repro
-	@$(BIN)/python -m rsvlm.summary
+	@$(BIN)/python -m rsvlm.study.summary
 
 test: $(READY) $(TESTING) ## the whole test suite
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -33,13 +33,13 @@ lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
 use: ## put another study in place: make use STUDY=ucm (default, ucm, cap4, smoke)
-	@$(PYTHON) -m rsvlm.studies use "$(STUDY)"
+	@$(PYTHON) -m rsvlm.study.studies use "$(STUDY)"
 
 spice: $(READY) ## get the jars that SPICE needs (480 MB, from Maven's central repository)
-	@$(BIN)/python -m rsvlm.scoring.spice_jars
+	@$(BIN)/python -m rsvlm.scoring.java_metrics
 
 strip: $(READY) ## take outputs and counts out of notebooks/, before a commit
-	@$(BIN)/python -m rsvlm.strip --in-place
+	@$(BIN)/python -m rsvlm.study.strip --in-place
 
 clean: ## remove results and scratch/ (what notebooks run by hand made); keeps user/, .venv, DVC's cache of finished stages
 	rm -rf build models reports scratch dvc_plots .rsvlm .pytest_cache

@@ -28,7 +28,7 @@ from rsvlm.data.overlap import find_twins, verbatim_share  # noqa: E402
 from rsvlm.data.sources import list_source, parse_source  # noqa: E402
 from rsvlm.data.table import load_table, save_table  # noqa: E402
 from rsvlm.files import write_json  # noqa: E402
-from rsvlm.provenance import provenance  # noqa: E402
+from rsvlm.study.recording import provenance  # noqa: E402
 
 WORDS = "some many green white large small two houses trees roads ships planes fields beside near in a river".split()
 SOURCE = {"name": "big", "format": "caption_table", "annotations": {"train": "big.csv"}, "images": "images"}

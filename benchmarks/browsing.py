@@ -35,7 +35,7 @@ def main() -> int:
         make_records(Path(scratch), arguments.records, arguments.pictures)
         rows = measure_gallery() | measure_search(arguments.images, arguments.dimensions)
     from rsvlm.files import write_json
-    from rsvlm.provenance import provenance
+    from rsvlm.study.recording import provenance
 
     width = max(map(len, rows))
     print("\n".join(f"{name:<{width}}  {value:>10,.1f}" for name, value in rows.items()))
@@ -50,9 +50,9 @@ def make_records(root: Path, records: int, pictures: Path | None) -> None:
     import pandas as pd
     from PIL import Image
 
-    from rsvlm import paths
     from rsvlm.data.table import save_table
     from rsvlm.files import write_json_lines
+    from rsvlm.study import paths
 
     draw = np.random.default_rng(0)
     if pictures is None:
@@ -94,7 +94,7 @@ def make_records(root: Path, records: int, pictures: Path | None) -> None:
 
 def measure_gallery() -> dict[str, float]:
     """Opening and paging the gallery, and what it holds in memory."""
-    from rsvlm.viewing.gallery_widget import caption_gallery
+    from rsvlm.viewing.widgets import caption_gallery
 
     query, rows = {"run": "captioner", "rival": "consensus"}, {}
     for name in ("the first time", "again"):

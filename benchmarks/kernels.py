@@ -17,11 +17,11 @@ import torch
 
 from rsvlm.files import write_json
 from rsvlm.kernels import force_scan
+from rsvlm.kernels.backends import SCANS
 from rsvlm.kernels.measuring import Sizes, measure
-from rsvlm.kernels.twins import SCANS
-from rsvlm.paths import BENCHMARKS
-from rsvlm.provenance import provenance
-from rsvlm.viewing.kernel_figures import speed_table
+from rsvlm.study.paths import BENCHMARKS
+from rsvlm.study.recording import provenance
+from rsvlm.viewing.training_figures import speed_table
 
 SMALL = Sizes(queries=200, items=2000, rank_items=1000, width=64, batch=256, growing=(500, 1000))
 

@@ -27,11 +27,11 @@ import numpy as np  # noqa: E402
 
 from rsvlm.data.sources import Source, list_source  # noqa: E402
 from rsvlm.files import write_json  # noqa: E402
-from rsvlm.paths import ROOT  # noqa: E402
-from rsvlm.provenance import provenance  # noqa: E402
 from rsvlm.scoring.captions import ScoringTools, score_captions  # noqa: E402
 from rsvlm.scoring.content_cache import ContentCache  # noqa: E402
-from rsvlm.scoring.java import find_java  # noqa: E402
+from rsvlm.scoring.java_metrics import find_java  # noqa: E402
+from rsvlm.study.paths import ROOT  # noqa: E402
+from rsvlm.study.recording import provenance  # noqa: E402
 
 CHANGED = 0.1
 AGREEMENT = 1e-9

@@ -23,12 +23,12 @@ from PIL import Image, ImageEnhance, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from rsvlm.data.duplicates import find_pairs, without_contrast  # noqa: E402
 from rsvlm.data.fingerprints import fingerprint_images, usable_cores  # noqa: E402
 from rsvlm.data.images import EXTENSIONS, open_image  # noqa: E402
 from rsvlm.data.local_features import LEAST_SIDE, find_same_ground  # noqa: E402
-from rsvlm.data.twins import find_pairs, without_contrast  # noqa: E402
 from rsvlm.files import write_json  # noqa: E402
-from rsvlm.provenance import provenance  # noqa: E402
+from rsvlm.study.recording import provenance  # noqa: E402
 
 
 def crop(image: Image.Image, draw: random.Random, keep: float = 0.95) -> Image.Image:

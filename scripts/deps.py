@@ -15,18 +15,7 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[1]
 # A change of these never makes a stage run again: they decide how a notebook is run and where its files lie, not what
 # is in them. (A folder that moves changes dvc.yaml itself, which does.)
-NEVER = {
-    "rsvlm/__init__.py",
-    "rsvlm/paths.py",
-    "rsvlm/files.py",
-    "rsvlm/params.py",
-    "rsvlm/processes.py",
-    "rsvlm/provenance.py",
-    "rsvlm/run_notebook.py",
-    "rsvlm/strip.py",
-    "rsvlm/studies.py",
-    "rsvlm/summary.py",
-}
+NEVER = ("rsvlm/__init__.py", "rsvlm/files.py", "rsvlm/study/")
 # A change of a plot must not train again: the figures in these stages' notebooks are drawn anew when they next run.
 EXPENSIVE = {"adapt_encoder", "encode_images", "finetune_lora", "generate_captions"}
 PICTURES = "rsvlm/viewing/"
@@ -60,9 +49,9 @@ def needed_modules(stage: str) -> list[str]:
     while todo:
         file = todo.pop()
         found.add(file)
-        if file not in NEVER:
+        if not file.startswith(NEVER):
             todo |= imported_modules((ROOT / file).read_text(encoding="utf-8")) - found
-    found = {file for file in found - NEVER if not _is_bare(ROOT / file)}
+    found = {file for file in found if not file.startswith(NEVER) and not _is_bare(ROOT / file)}
     if stage in EXPENSIVE:
         found = {file for file in found if not file.startswith(PICTURES)}
     # A page's templates are as much its code as the module that fills them.
@@ -73,7 +62,7 @@ def needed_modules(stage: str) -> list[str]:
 
 
 def named_places(stage: str) -> set[str]:
-    """Names of rsvlm.paths (``FEATURES``, ...) that a stage's notebook uses, or the pages it makes.
+    """Names of rsvlm.study.paths (``FEATURES``, ...) that a stage's notebook uses, or the pages it makes.
 
     Other modules have places as defaults only; the notebook says which of them it uses.
     """

@@ -189,7 +189,7 @@ def environment_text() -> str:
             "#   conda env create -f environment.yml && conda activate rsvlm",
             "#   pip install --no-deps -r requirements.lock -r <(python scripts/lock.py --extras cpu)",
             f"#   pip install torch=={_version('torch', None, 'rsvlm').split('+')[0]} && pip install --no-deps -e .",
-            "#   dvc repro && python -m rsvlm.summary",
+            "#   dvc repro && python -m rsvlm.study.summary",
             "# With an NVIDIA GPU: the extra cuda instead of cpu.",
             "name: rsvlm",
             "channels:",

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from rsvlm import paths
 from rsvlm.data.table import load_table, save_table
 from rsvlm.files import write_json, write_json_lines
 from rsvlm.models.captioner import build_captioner, save_captioner
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import encode_images, load_features
+from rsvlm.study import paths
 from rsvlm.viewing.search_index import save_indexes
 
 SCRIPT = "<script>document.title='taken'</script>"

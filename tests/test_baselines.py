@@ -3,17 +3,18 @@ import json
 import numpy as np
 import pytest
 
-from rsvlm.scoring.baselines import (
+from rsvlm.models.neighbours import (
+    CiderSpace,
     baseline_captions,
     caption_space,
     consensus_captions,
     consensus_pool,
     constant_caption,
+    count_ngrams,
     find_neighbours,
     nearest_captions,
     shuffled_images,
 )
-from rsvlm.scoring.cider_vectors import CiderSpace, count_ngrams
 
 TRAINING = {
     "1": ["many planes are at the airport", "planes parked at the airport", "many planes are at the airport"],

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rsvlm.params import BOUNDS, LONGEST_LIST, check_section, declared_parameters
+from rsvlm.study.config import BOUNDS, LONGEST_LIST, check_section, declared_parameters
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[1-8]*.ipynb"))  # the stages'
 STAGES = {
@@ -33,7 +33,7 @@ def bound_of(stage: str, name: str):
 @pytest.mark.parametrize(("stage", "name"), NUMBERS)
 def test_every_number_has_both_bounds_and_a_reason(stage, name):
     bound = bound_of(stage, name)
-    assert bound is not None, f"rsvlm.params.BOUNDS has no entry for {name!r} of {stage}"
+    assert bound is not None, f"rsvlm.study.config.BOUNDS has no entry for {name!r} of {stage}"
     assert (bound.ge is None) != (bound.gt is None) and (bound.le is None) != (bound.lt is None) and bound.why
 
 

@@ -8,16 +8,14 @@ from browse_case import add_captioner, build_study
 from PIL import Image
 from test_galleries import NOTEBOOKS, SCRIPT, root  # noqa: F401
 
-from rsvlm import paths
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.features import load_features
+from rsvlm.study import paths
 from rsvlm.viewing import browse
 from rsvlm.viewing.dialogue_pages import dialogue_markdown, export_dialogue, start_dialogue
-from rsvlm.viewing.dialogue_widget import dialogue_pane
-from rsvlm.viewing.gallery_widget import caption_gallery
 from rsvlm.viewing.marks import read_marks
 from rsvlm.viewing.search_index import load_index, saved_methods
-from rsvlm.viewing.search_widget import search_box
+from rsvlm.viewing.widgets import caption_gallery, dialogue_pane, search_box
 
 
 @pytest.fixture

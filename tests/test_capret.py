@@ -9,11 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from rsvlm.models.capret import CapRet, CapRetSettings
 from rsvlm.models.captioner import load_captioner, save_captioner
-from rsvlm.models.features import turn_views
+from rsvlm.models.features import MEAN, read_visual, turn_back, turn_views
 from rsvlm.models.language_models import load_language_model
-from rsvlm.models.prompts import caption_prompt
-from rsvlm.models.sequences import VISUAL, Row, attention_bias, pack_rows
-from rsvlm.models.visual_inputs import MEAN, read_visual, turn_back
+from rsvlm.models.prompts import VISUAL, Row, attention_bias, caption_prompt, pack_rows
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from captioner_case import make_features, make_table
 
-from rsvlm.scoring.choice import (
+from rsvlm.models.candidates import (
     choose_captions,
     choose_weights,
     gather_candidates,

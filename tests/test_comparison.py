@@ -10,10 +10,12 @@ from rsvlm.scoring.comparison import (
     caption_table,
     comparison_rows,
     retrieval_table,
+    standing,
+    study_kind,
     study_metrics,
+    unfair_notes,
 )
 from rsvlm.scoring.comparison_pages import render_fragment, render_html, render_latex, render_markdown
-from rsvlm.scoring.fairness import standing, study_kind, unfair_notes
 from rsvlm.scoring.published import PUBLISHED, Published, published_for
 
 
@@ -196,8 +198,7 @@ def test_another_protocol_is_not_held_against_the_published_one(metrics):
 def test_the_picture_shows_runs_references_and_ceilings(metrics):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
-    from rsvlm.viewing.comparison_figures import comparison_figure
-    from rsvlm.viewing.score_figures import run_label
+    from rsvlm.viewing.score_figures import comparison_figure, run_label
 
     names = [(method, way) for method in ("combined", "ceiling") for way in ("i2t", "t2i")]
     rows = [(method, "ucm", "by_image", way, k, k / 20) for method, way in names for k in range(1, 21)]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from rsvlm import paths
 from rsvlm.data.images import ImageError
 from rsvlm.kernels import Ranks, hits
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.pixels import open_pixels
+from rsvlm.study import paths
 from rsvlm.training import contrastive
 from rsvlm.training.augmentation import Augmentation, augment
 from rsvlm.training.contrastive import AdaptSettings, adapt_encoder, one_cycle

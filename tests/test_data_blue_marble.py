@@ -10,7 +10,7 @@ import pytest
 from rsvlm.data import blue_marble
 from rsvlm.data.blue_marble import TileSettings, gap_between, land_tiles, load_maps, make_blue_marble, split_tiles
 from rsvlm.data.boxes import Box, boxes_of_classes, boxes_of_mask, count_in_words, is_central, place_of
-from rsvlm.data.karpathy import read_karpathy
+from rsvlm.data.caption_readers import read_karpathy
 from rsvlm.data.land_captions import CLIMATES, GROUPS, WATER, describe_land, dominant_land
 
 

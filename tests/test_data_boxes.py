@@ -11,17 +11,12 @@ from pycocotools import mask
 
 from rsvlm.data.aggregate import aggregate_sources
 from rsvlm.data.box_captions import CaptionSettings, caption_boxes, words_of
-from rsvlm.data.boxed_images import Classes
-from rsvlm.data.boxes import Box
-from rsvlm.data.coco_boxes import read_coco_boxes
-from rsvlm.data.dota_boxes import read_dota_boxes
-from rsvlm.data.fixes import ALL, fixes_report
+from rsvlm.data.box_readers import read_coco_boxes, read_dota_boxes, read_voc_boxes, read_yolo_boxes
+from rsvlm.data.boxes import Box, Classes
 from rsvlm.data.images import ImageError
 from rsvlm.data.mask_boxes import boxes_of_part, read_mask_boxes
-from rsvlm.data.names import CLASSES, class_words
+from rsvlm.data.names import ALL, CLASSES, class_words, fixes_report
 from rsvlm.data.sources import list_source, parse_source
-from rsvlm.data.voc_boxes import read_voc_boxes
-from rsvlm.data.yolo_boxes import read_yolo_boxes
 
 pytest.importorskip("cv2", reason="the extra audit is not installed (make test installs it)")
 pytest.importorskip("inflect", reason="the extra audit is not installed (make test installs it)")

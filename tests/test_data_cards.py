@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsvlm import paths
 from rsvlm.data import cards
 from rsvlm.data.__main__ import main
 from rsvlm.data.aggregate import aggregate_sources, metrics_of, write_aggregated
@@ -19,7 +18,8 @@ from rsvlm.data.catalogue import CAP4, KNOWN, REMOTECLIP, REMOTECLIP_IMAGES
 from rsvlm.data.croissant import describe_source
 from rsvlm.data.sources import list_source, parse_source
 from rsvlm.files import fingerprint_file, read_json
-from rsvlm.params import read_params
+from rsvlm.study import paths
+from rsvlm.study.config import read_params
 from rsvlm.viewing.data_figures import findings_table, sources_table
 from rsvlm.viewing.model_card import model_card
 

@@ -8,10 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rsvlm.data import downloads
+from rsvlm.data import catalogue as downloads
 from rsvlm.data.__main__ import main
-from rsvlm.data.catalogue import KNOWN, Download
-from rsvlm.data.downloads import DownloadError, fetch_file, get_source, unpack_safely
+from rsvlm.data.catalogue import KNOWN, Download, DownloadError, fetch_file, get_source, unpack_safely
 from rsvlm.files import read_json
 
 CONTENT = bytes(range(256)) * 4000

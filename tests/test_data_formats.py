@@ -6,13 +6,17 @@ import json
 import pytest
 
 from rsvlm.data.aggregate import aggregate_sources
-from rsvlm.data.caption_table import Columns, read_caption_table, read_retrieval_json
-from rsvlm.data.coco import read_coco_captions
-from rsvlm.data.fixes import ALL
-from rsvlm.data.precomputed import read_precomputed
+from rsvlm.data.caption_readers import read_coco_captions
+from rsvlm.data.caption_tables import (
+    Columns,
+    read_caption_table,
+    read_precomputed,
+    read_retrieval_json,
+    read_sydney_text,
+)
+from rsvlm.data.listings import read_lines
+from rsvlm.data.names import ALL
 from rsvlm.data.sources import list_source, parse_source
-from rsvlm.data.sydney_text import read_sydney_text
-from rsvlm.data.text_lines import read_lines
 
 
 def write(path, content):

@@ -12,14 +12,13 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from rsvlm.data import fingerprints
-from rsvlm.data.boxed_images import image_size
+from rsvlm.data.boxes import image_size
 from rsvlm.data.fingerprints import fingerprint_images
 from rsvlm.data.images import MAX_PIXELS, READING, ImageError, open_file, open_image, resolve_image
 from rsvlm.data.mask_boxes import read_mask_boxes
 from rsvlm.models import pixels as pixel_cache
-from rsvlm.paths import ROOT
-from rsvlm.viewing.thumbnail_cache import ThumbnailCache
-from rsvlm.viewing.thumbnails import make_thumbnail
+from rsvlm.study.paths import ROOT
+from rsvlm.viewing.thumbnails import ThumbnailCache, make_thumbnail
 
 GREY, RGB, UNSPECIFIED, ASSOCIATED, ALPHA = 1, 2, 0, 1, 2  # of a TIFF's photometric interpretation and extra samples
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, EXTRA, SUBFILE, TURNED = 256, 257, 258, 259, 262, 338, 254, 274

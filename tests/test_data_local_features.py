@@ -9,10 +9,10 @@ from PIL import Image, ImageEnhance
 
 from rsvlm.data import local_features
 from rsvlm.data.blue_marble import load_maps
+from rsvlm.data.duplicates import find_pairs
 from rsvlm.data.fingerprints import fingerprint_images
 from rsvlm.data.local_features import LEAST_SIDE, candidate_pairs, compare_features, find_same_ground, take_features
 from rsvlm.data.overlap import find_twins
-from rsvlm.data.twins import find_pairs
 
 SIDE = 224
 # Left upper corners in NASA's Blue Marble, all land: the Alps, Iran, the Rockies, the Andes, ...

@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from rsvlm.data import official_splits
-from rsvlm.data.fixes import ALL, check_fixes
-from rsvlm.data.karpathy import UCM_CLASSES, read_karpathy
+from rsvlm.data import listings as official_splits
+from rsvlm.data.caption_readers import UCM_CLASSES, read_karpathy, read_nwpu
 from rsvlm.data.listings import find_images
-from rsvlm.data.nwpu import read_nwpu
+from rsvlm.data.names import ALL, check_fixes
 from rsvlm.data.sources import list_source, parse_source
 
 

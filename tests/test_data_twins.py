@@ -12,10 +12,10 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from rsvlm.data import fingerprints
+from rsvlm.data.duplicates import detail_correlation, find_pairs, without_contrast
 from rsvlm.data.fingerprints import TURN_NAMES, TURNS, fingerprint_images
 from rsvlm.data.images import ImageError
 from rsvlm.data.overlap import find_twins, verbatim_share
-from rsvlm.data.twins import detail_correlation, find_pairs, without_contrast
 
 
 def scene(seed, size=160):
@@ -110,7 +110,7 @@ def test_detail_correlation_of_itself_its_shift_and_another():
 
 def test_hash_search_agrees_with_comparing_all_pairs(prints):
     """faiss' multi-index search finds every pair of hashes within the distance, as a plain loop does."""
-    from rsvlm.data import twins
+    from rsvlm.data import duplicates as twins
 
     index_pairs = {(a, b, turn) for a, b, turn, _ in twins._alike(prints, list(range(len(prints))))}
     plain = set()

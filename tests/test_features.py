@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from rsvlm import paths
 from rsvlm.models import features as features_module
-from rsvlm.models import growing
+from rsvlm.models import pixels as growing
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import encode_images, load_features, turn_views
-from rsvlm.models.growing import GrowingArray
-from rsvlm.viewing.feature_figures import draw_neighbours, nearest_images
+from rsvlm.models.pixels import GrowingArray
+from rsvlm.study import paths
+from rsvlm.viewing.training_figures import draw_neighbours, nearest_images
 
 torch.set_num_threads(1)
 

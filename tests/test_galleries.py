@@ -16,14 +16,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from rsvlm import paths
 from rsvlm.data.table import save_table
 from rsvlm.files import fingerprint_values, write_json, write_json_lines
+from rsvlm.study import paths
 from rsvlm.viewing import caption_gallery, retrieval_gallery
 from rsvlm.viewing.caption_entries import read_corpus_scores
 from rsvlm.viewing.page import choose_sample, format_score, new_words
 from rsvlm.viewing.records import read_entries
-from rsvlm.viewing.retrieval_entries import rank_queries, read_recalls
+from rsvlm.viewing.retrieval_gallery import rank_queries, read_recalls
 from rsvlm.viewing.thumbnails import make_thumbnail
 
 SCRIPT = "<script>document.title='taken'</script>"

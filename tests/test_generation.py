@@ -3,16 +3,18 @@ import pytest
 import torch
 from captioner_case import make_captioner, make_features
 
-from rsvlm.models.decoding import Hypothesis, sample_tokens, search_beams
+from rsvlm.models.features import read_visual
 from rsvlm.models.generation import (
+    Hypothesis,
     beam_captions,
     caption_log_likelihoods,
     embed_captions_ret,
     embed_images_ret,
     generate_captions,
     sample_captions,
+    sample_tokens,
+    search_beams,
 )
-from rsvlm.models.visual_inputs import read_visual
 
 NEIGHBOURS = [["A river."], ["Many white airplanes are parked near the terminal.", "Waves."], []]
 

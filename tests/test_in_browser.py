@@ -20,7 +20,7 @@ import pytest
 import torch
 from browse_case import NASTY_NAME, SCRIPT, add_captioner, build_study
 
-from rsvlm import paths
+from rsvlm.study import paths
 from rsvlm.viewing.caption_gallery import write_caption_gallery
 from rsvlm.viewing.marks import read_marks
 from rsvlm.viewing.records import Query, draw_order, read_records, select_rows

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from rsvlm import paths
 from rsvlm.kernels import measuring
-from rsvlm.viewing import kernel_figures
+from rsvlm.study import paths
+from rsvlm.viewing import training_figures as kernel_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = measuring.Sizes(queries=40, items=300, rank_items=120, width=16, k=3, batch=24, growing=(50, 100))

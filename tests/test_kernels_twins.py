@@ -6,7 +6,8 @@ import logging
 import pytest
 import torch
 
-from rsvlm.kernels import force_scan, force_twin, similarity_topk, topk, twins, twins_for
+from rsvlm.kernels import backends as twins
+from rsvlm.kernels import force_scan, force_twin, similarity_topk, topk, twins_for
 
 
 @pytest.fixture(autouse=True)

@@ -19,10 +19,10 @@ from broken_models import (
     shard_weights,
 )
 
-from rsvlm import paths
 from rsvlm.models import language_models
 from rsvlm.models.capret import CapRet, CapRetSettings
 from rsvlm.models.language_models import choose_dtype, fingerprint_language_model, load_language_model
+from rsvlm.study import paths
 
 
 def test_a_folder_gives_a_frozen_model_and_its_tokenizer(tiny_models):

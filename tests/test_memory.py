@@ -10,12 +10,12 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
-from rsvlm import memory, paths
-from rsvlm.memory import ESTIMATES, SizeUnknown, cgroup_free, check_memory, decoder_size, encoder_size
-from rsvlm.models.efficientnet import EfficientNetLite2, SameConv
 from rsvlm.models.encoders import PACKAGED, RANDOM_CLIP, load_encoder
 from rsvlm.models.language_models import load_language_model
-from rsvlm.params import BOUNDS, declared_parameters
+from rsvlm.models.packaged import EfficientNetLite2, SameConv
+from rsvlm.study import memory, paths
+from rsvlm.study.config import BOUNDS, declared_parameters
+from rsvlm.study.memory import ESTIMATES, SizeUnknown, cgroup_free, check_memory, decoder_size, encoder_size
 
 ROOT = Path(__file__).parents[1]
 GB = 1e9

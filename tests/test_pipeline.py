@@ -15,11 +15,11 @@ import pytest
 from nbclient import NotebookClient
 from ruamel.yaml import YAML
 
-import rsvlm.paths
+import rsvlm.study.paths
 from rsvlm.files import fingerprint_file, read_json_lines, write_json_lines
-from rsvlm.params import check_section, declared_parameters, read_params, read_section
 from rsvlm.scoring.runs import STUDY_RUNS
-from rsvlm.strip import as_text, stripped
+from rsvlm.study.config import check_section, declared_parameters, read_params, read_section
+from rsvlm.study.strip import as_text, stripped
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -54,7 +54,7 @@ def test_the_stages_are_the_notebooks_in_their_order():
 def test_a_stage_has_one_name_in_every_place(stage):
     entry, notebook = PIPELINE["stages"][stage], STAGES[stage]
     commands = entry["cmd"] if isinstance(entry["cmd"], list) else [entry["cmd"]]
-    assert f"python -m rsvlm.run_notebook {stage}" in commands
+    assert f"python -m rsvlm.study.run {stage}" in commands
     assert entry["params"] == [stage]
     assert entry["deps"][0] == f"build/notebooks/{notebook}.ipynb"
     assert f"reports/notebooks/{notebook}.ipynb" in entry["outs"]
@@ -75,7 +75,7 @@ def test_a_notebook_has_its_places_from_its_own_workspace(stage):
     notebook = nbformat.read(ROOT / "notebooks" / f"{STAGES[stage]}.ipynb", as_version=4)
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert code.count(f'places = workspace("{stage}")\nprint(places)') == 1 == code.count("workspace(")
-    assert re.findall(r"rsvlm.paths.*|\bpaths\..*", code) == ["rsvlm.paths import workspace"]
+    assert re.findall(r"rsvlm.study.paths.*|\bpaths\..*", code) == ["rsvlm.study.paths import workspace"]
 
 
 def test_every_out_is_cached_and_no_checkpoint_is_an_out():
@@ -90,7 +90,7 @@ def test_a_change_of_a_plot_makes_nothing_expensive_run_again(stage):
     listed = PIPELINE["stages"][stage]["deps"]
     assert not [dep for dep in listed if dep.startswith("rsvlm/viewing")]
     # nor through what runs before it: a data out of a stage may not depend on its pictures
-    assert "rsvlm/run_notebook.py" not in listed and "rsvlm" not in listed
+    assert "rsvlm/study/run.py" not in listed and "rsvlm" not in listed
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -98,8 +98,8 @@ def test_the_places_a_stage_uses_are_its_deps_or_outs(stage):
     entry = PIPELINE["stages"][stage]
     known = [f"{place}/" for place in (*entry["deps"], *entry["outs"])]
     for name in sorted(deps.named_places(stage)):
-        place = getattr(rsvlm.paths, name)
-        short = f"{place.relative_to(rsvlm.paths.ROOT).as_posix()}/"
+        place = getattr(rsvlm.study.paths, name)
+        short = f"{place.relative_to(rsvlm.study.paths.ROOT).as_posix()}/"
         if short in ("./", "reports/") or short.split("/")[0] in (".rsvlm", "data_cards", "results", "notebooks"):
             continue  # roots, scratch, and what people write
         inside = [other for other in known if other.startswith(short) or short.startswith(other)]
@@ -161,7 +161,7 @@ def test_a_fresh_clone_holds_the_default_study():
 TOY = """
 stages:
   strip:
-    cmd: python -m rsvlm.strip 10_toy
+    cmd: python -m rsvlm.study.strip 10_toy
     deps: [notebooks/10_toy.ipynb]
     outs: [build/notebooks/10_toy.ipynb]
   toy:
@@ -172,7 +172,7 @@ stages:
 """
 SHOW = """
 from pathlib import Path
-from rsvlm.params import check_section, declared_parameters, read_section
+from rsvlm.study.config import check_section, declared_parameters, read_section
 import nbformat
 notebook = nbformat.read("build/notebooks/10_toy.ipynb", as_version=4)
 section, declared = read_section(Path("params.yaml"), "toy"), declared_parameters(notebook, "10_toy")
@@ -235,7 +235,7 @@ WATCHED = """
 stages:
   aggregate_data:
     cmd: >-
-      python -c "from pathlib import Path; from rsvlm.params import check_values, read_section;
+      python -c "from pathlib import Path; from rsvlm.study.config import check_values, read_section;
       values = read_section(Path('params.yaml'), 'aggregate_data');
       check_values(values, Path.cwd(), file='params.yaml', section='aggregate_data'); open('out.txt', 'a').write('x')"
     params: [aggregate_data]
@@ -362,7 +362,7 @@ def test_a_second_run_has_nothing_to_do(smoke_study):
 
 
 def test_the_summary_and_dvc_show_the_result(smoke_study):
-    command = [sys.executable, "-m", "rsvlm.summary"]
+    command = [sys.executable, "-m", "rsvlm.study.summary"]
     said = subprocess.run(command, cwd=smoke_study, capture_output=True, text=True, check=True).stdout
     assert "Study: smoke" in said and "CIDEr" in said and "reports/galleries/captions.html" in said
     shown = dvc(smoke_study, "metrics", "show", "--md")

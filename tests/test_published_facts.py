@@ -6,11 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from rsvlm.scoring.caption_study import hold_out
 from rsvlm.scoring.captions import cider_scores
-from rsvlm.scoring.human import hold_out
-from rsvlm.scoring.retrieval import perfect_ranks, summarise_ranks
-from rsvlm.scoring.retrieval_sets import retrieval_set
-from rsvlm.scoring.tokens import tokenize_captions
+from rsvlm.scoring.meteor import tokenize_captions
+from rsvlm.scoring.retrieval import perfect_ranks, retrieval_set, summarise_ranks
 
 FILES = {
     "ucm": ("ucm_captions/dataset.json", "test"),

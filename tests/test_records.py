@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from test_galleries import NAME, NASTY, make_study, root  # noqa: F401
 
-from rsvlm import paths
-from rsvlm.viewing import records_cache
+from rsvlm.study import paths
+from rsvlm.viewing import records as records_cache
 from rsvlm.viewing.caption_gallery import write_caption_gallery
-from rsvlm.viewing.gallery_widget import caption_gallery
-from rsvlm.viewing.records import Query, draw_order, read_entries, read_records, select_rows
-from rsvlm.viewing.records_cache import open_records
+from rsvlm.viewing.records import Query, draw_order, open_records, read_entries, read_records, select_rows
+from rsvlm.viewing.widgets import caption_gallery
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from rsvlm.files import fingerprint_file
-from rsvlm.paths import ROOT
-from rsvlm.studies import study_names
+from rsvlm.study.paths import ROOT
+from rsvlm.study.studies import study_names
 
 RECORDS = sorted(path.parent for path in (ROOT / "results").glob("*/metrics.json"))
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from rsvlm.kernels import Ranks, hits
-from rsvlm.scoring.embedding_spaces import EmbeddingSpace, load_space
 from rsvlm.scoring.fusion import (
     choose_weights,
     combine_spaces,
@@ -22,13 +21,16 @@ from rsvlm.scoring.fusion import (
 )
 from rsvlm.scoring.retrieval import (
     KS,
+    EmbeddingSpace,
     first_places,
+    load_space,
     perfect_ranks,
     rank_retrieval,
+    retrieval_set,
+    retrieval_sets,
     score_retrieval,
     summarise_ranks,
 )
-from rsvlm.scoring.retrieval_sets import retrieval_set, retrieval_sets
 from rsvlm.scoring.retrieval_study import score_methods
 
 torch.set_num_threads(1)
@@ -384,7 +386,7 @@ def test_a_space_is_read_from_its_folder(tmp_path):
 def test_curves_and_table_show_every_method_and_the_ceiling():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
-    from rsvlm.viewing.retrieval_figures import recall_curves, retrieval_table
+    from rsvlm.viewing.score_figures import recall_curves, retrieval_table
 
     table = small_table()
     spaces = {"dual_encoder": space_of(table, 0), "ret": space_of(table, 1)}

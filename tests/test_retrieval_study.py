@@ -8,13 +8,28 @@ import pytest
 import torch
 
 from rsvlm.kernels import Ranks, hits
-from rsvlm.scoring.embedding_spaces import EmbeddingSpace
-from rsvlm.scoring.precision import Reordering, expected_average_precision, precision_scores
-from rsvlm.scoring.protocols import PROTOCOLS, find_protocols, score_protocols, with_protocols
-from rsvlm.scoring.reranking import choose_weight, find_candidates, rerank
-from rsvlm.scoring.retrieval import mean_recall, rank_retrieval, score_retrieval, summarise_ranks
-from rsvlm.scoring.retrieval_sets import retrieval_set, with_texts_once
-from rsvlm.scoring.retrieval_study import Method, class_recalls, score_methods
+from rsvlm.scoring.fusion import choose_weight, find_candidates, rerank
+from rsvlm.scoring.retrieval import (
+    EmbeddingSpace,
+    mean_recall,
+    rank_retrieval,
+    retrieval_set,
+    score_retrieval,
+    summarise_ranks,
+    with_texts_once,
+)
+from rsvlm.scoring.retrieval_study import (
+    PROTOCOLS,
+    Method,
+    Reordering,
+    class_recalls,
+    expected_average_precision,
+    find_protocols,
+    precision_scores,
+    score_methods,
+    score_protocols,
+    with_protocols,
+)
 
 torch.set_num_threads(1)
 

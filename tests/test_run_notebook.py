@@ -17,9 +17,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from ruamel.yaml import YAML
 
-from rsvlm import paths
-from rsvlm.params import CHECKERS, check_section, declared_parameters, fits, read_params, read_section
-from rsvlm.strip import as_text, stripped
+from rsvlm.study import paths
+from rsvlm.study.config import CHECKERS, check_section, declared_parameters, fits, read_params, read_section
+from rsvlm.study.strip import as_text, stripped
 
 PARAMETERS = "\n".join(
     [
@@ -79,7 +79,7 @@ def run(scratch_root):
         prepare(notebook, section)
         return subprocess.run(run_toy.command, cwd=scratch_root, capture_output=True, text=True, timeout=120)
 
-    run_toy.prepare, run_toy.command = prepare, [sys.executable, "-m", "rsvlm.run_notebook", "toy"]
+    run_toy.prepare, run_toy.command = prepare, [sys.executable, "-m", "rsvlm.study.run", "toy"]
     run_toy.executed = scratch_root / "reports" / "notebooks" / "10_toy.ipynb"
     run_toy.failed = scratch_root / ".rsvlm" / "failed" / "10_toy.ipynb"
     return run_toy
@@ -124,7 +124,7 @@ def test_a_mistake_inside_sources_stops_before_the_first_cell(scratch_root):
     shutil.copy(project / "notebooks" / notebook.name, notebook)
     text = (project / "params" / "ucm.yaml").read_text(encoding="utf-8")
     (scratch_root / "params.yaml").write_text(text.replace("format: karpathy", "format: csv"), encoding="utf-8")
-    command = [sys.executable, "-m", "rsvlm.run_notebook", "aggregate_data"]
+    command = [sys.executable, "-m", "rsvlm.study.run", "aggregate_data"]
     done = subprocess.run(command, cwd=scratch_root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "params.yaml, section 'aggregate_data'" in done.stderr
     assert "sources: ucm: unknown format 'csv'; did you mean 'caption_table'?" in done.stderr
@@ -190,9 +190,9 @@ def kernel_and_runner(root: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("ended_by", "command"),
     [
-        (signal.SIGKILL, "python -m rsvlm.run_notebook toy"),
-        (signal.SIGTERM, "python -m rsvlm.run_notebook toy"),
-        (signal.SIGKILL, "python -m rsvlm.run_notebook toy && true"),  # the shell stays between
+        (signal.SIGKILL, "python -m rsvlm.study.run toy"),
+        (signal.SIGTERM, "python -m rsvlm.study.run toy"),
+        (signal.SIGKILL, "python -m rsvlm.study.run toy && true"),  # the shell stays between
     ],
 )
 def test_a_stage_ends_with_the_dvc_that_started_it(run, scratch_root, ended_by, command):

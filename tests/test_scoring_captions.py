@@ -6,22 +6,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsvlm.scoring import spice
+from rsvlm.scoring import java_metrics as spice
+from rsvlm.scoring.caption_study import average_draws, hold_out, summarize_draws
 from rsvlm.scoring.captions import (
     METRICS,
     ScoringTools,
     cider_scores,
+    clip_scores,
     draw_scores,
     score_captions,
     subset,
     summarize,
     token_pairs,
 )
-from rsvlm.scoring.clip_scores import clip_scores
 from rsvlm.scoring.content_cache import ContentCache
-from rsvlm.scoring.embedding_spaces import EmbeddingSpace
-from rsvlm.scoring.human import average_draws, hold_out, summarize_draws
 from rsvlm.scoring.meteor import meteor_score
+from rsvlm.scoring.retrieval import EmbeddingSpace
 
 REFERENCES = {
     "a": ["There are many planes at the airport.", "Some planes are parked.", "There are many planes at the airport ."],

@@ -14,11 +14,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from rsvlm.scoring import java, meteor, paraphrases, spice, tokens
+from rsvlm.scoring import java_metrics as java
+from rsvlm.scoring import java_metrics as spice
+from rsvlm.scoring import meteor
+from rsvlm.scoring import meteor as paraphrases
+from rsvlm.scoring import meteor as tokens
 from rsvlm.scoring.content_cache import FILE, ContentCache
-from rsvlm.scoring.java import JavaNotFound, find_java, run_java
+from rsvlm.scoring.java_metrics import Jar, JavaNotFound, find_java, get_jars, run_java
 from rsvlm.scoring.meteor import meteor_statistics
-from rsvlm.scoring.spice_jars import Jar, get_jars
 
 COUNTS = " ".join(["1.0"] * 23)
 
@@ -255,7 +258,7 @@ def test_jars_are_fetched_once_and_only_with_the_right_checksum(repository, tmp_
 
 
 def test_the_pinned_checksums_are_those_of_working_jars(shared_spice):
-    from rsvlm.scoring.spice_jars import NEEDED
+    from rsvlm.scoring.java_metrics import NEEDED
 
     for jar in NEEDED:
         if "models" not in jar.name:  # the example folder's models are cut down

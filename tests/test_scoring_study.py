@@ -11,18 +11,16 @@ import pandas as pd
 import pytest
 
 from rsvlm.files import read_json, write_json, write_json_lines
-from rsvlm.scoring.caption_study import score_study, text_table
-from rsvlm.scoring.class_names import class_names, hallucinated_classes
-from rsvlm.scoring.paired import paired_table
+from rsvlm.scoring.caption_study import paired_table, score_study, text_table
 from rsvlm.scoring.runs import read_captions, read_runs
-from rsvlm.scoring.text_statistics import describe_texts
+from rsvlm.scoring.texts import class_names, describe_texts, hallucinated_classes
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 RECALLS = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)] + ["mean_recall"]
 RUN_CELLS = """
 import json, sys
 import matplotlib; matplotlib.use("Agg")
-from rsvlm import paths
+from rsvlm.study import paths
 space = {}
 for path in sys.argv[1:]:
     paths.running_stage = path.rsplit("/", 1)[1].split("_", 1)[1].removesuffix(".ipynb")
@@ -141,7 +139,7 @@ def test_notebooks_write_scores_table_and_record(study):
     assert "No published figure is known for this source" in markdown
 
     recorded = subprocess.run(
-        [sys.executable, "-m", "rsvlm.scoring.recording", "try_1"], cwd=study, capture_output=True, text=True
+        [sys.executable, "-m", "rsvlm.study.recording", "try_1"], cwd=study, capture_output=True, text=True
     )
     assert recorded.returncode == 0, recorded.stderr
     folder = study / "results/try_1"
@@ -158,7 +156,7 @@ def test_notebooks_write_scores_table_and_record(study):
 
 @pytest.mark.parametrize(("name", "message"), [("../up", "letters, digits"), ("fine", "run the study first")])
 def test_recording_refuses_bad_names_and_unfinished_studies(scratch_root, name, message):
-    command = [sys.executable, "-m", "rsvlm.scoring.recording", name]
+    command = [sys.executable, "-m", "rsvlm.study.recording", name]
     done = subprocess.run(command, cwd=scratch_root, capture_output=True, text=True)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
     assert not (scratch_root / "results").exists()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rsvlm import paths
 from rsvlm.files import write_json
+from rsvlm.study import paths
 from rsvlm.viewing import study_map
 from rsvlm.viewing.plots import COLOURS, PNG_METADATA, figure, save_figure, series_colours
 from rsvlm.viewing.study_map import (

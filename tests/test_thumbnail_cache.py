@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsvlm.viewing import thumbnail_cache
-from rsvlm.viewing.thumbnail_cache import ThumbnailCache
+from rsvlm.viewing import thumbnails as thumbnail_cache
+from rsvlm.viewing.thumbnails import ThumbnailCache
 
 
 @pytest.fixture

@@ -5,15 +5,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rsvlm import paths
 from rsvlm.data.aggregate import audit_sources
 from rsvlm.data.audit import english_dictionary
 from rsvlm.data.cards import render_cards, renew_cards
-from rsvlm.data.catalogue import KNOWN
-from rsvlm.data.downloads import DownloadError, get_source
+from rsvlm.data.catalogue import KNOWN, DownloadError, get_source
 from rsvlm.data.overlap import search_scope
 from rsvlm.data.table import load_table
 from rsvlm.files import read_json, write_json, write_json_lines
+from rsvlm.study import paths
 
 
 def known_sources(data_root: Path) -> list[dict]:

@@ -11,19 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsvlm import paths
 from rsvlm.data.audit import caption_facts, english_dictionary, find_misspelt, published_counts
 from rsvlm.data.cards import write_study_cards
 from rsvlm.data.fingerprints import Fingerprint, fingerprint_images
-from rsvlm.data.fixes import check_fixes, fixes_report
 from rsvlm.data.images import ImageError
 from rsvlm.data.listings import NAMES_SHOWN, FoundImage, ListedImage, Listing, find_images
-from rsvlm.data.names import SPLITS
+from rsvlm.data.names import SPLITS, check_fixes, fixes_report
 from rsvlm.data.overlap import find_twins, verbatim_share
 from rsvlm.data.sources import Source, list_source, missing_split, parse_source, parse_sources
 from rsvlm.data.table import save_table
 from rsvlm.extras import import_extra
 from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_lines
+from rsvlm.study import paths
 
 TABLE, ADAPT = "images.jsonl", "adapt.jsonl"  # the table, and the rows that adapt the encoder alone
 TWINS = "twins.jsonl"  # every pair of twin images, beside the table
@@ -52,7 +51,7 @@ def aggregate_sources(
         sources: dicts, see rsvlm.data.sources.Source.
         data_root: folder that the sources' paths start from, relative to the project's root or absolute.
         allow_missing_images: leave out images that are missing or cannot be opened, and count them; else they stop it.
-        drop_train_twins_of_test: leave out training images that show what a test image shows, see rsvlm.data.twins.
+        drop_train_twins_of_test: leave out training images that show what a test image shows, see rsvlm.data.duplicates.
         find_same_ground: look for the same ground at another zoom, shift or date, see rsvlm.data.local_features.
         max_images_per_split: images a source and split at most, drawn at random (seed); None = all.
         check_spelling: list words that an English dictionary does not know; needs the extra ``audit``.

@@ -21,8 +21,7 @@ from functools import cache
 
 import numpy as np
 
-from rsvlm.data.boxed_images import BoxedListing
-from rsvlm.data.boxes import Box
+from rsvlm.data.boxes import Box, BoxedListing
 from rsvlm.data.listings import ListedImage, Listing, note_splits
 from rsvlm.data.names import NUMBERS, is_area
 from rsvlm.data.sources import CaptionSettings

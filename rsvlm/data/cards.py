@@ -12,14 +12,13 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from rsvlm import paths
 from rsvlm.data.audit import words_of
 from rsvlm.data.catalogue import CAP4, KNOWN
 from rsvlm.data.croissant import describe_source, describe_table
-from rsvlm.data.fixes import FIXES
-from rsvlm.data.names import SPLITS
+from rsvlm.data.names import FIXES, SPLITS
 from rsvlm.data.overlap import search_scope
 from rsvlm.files import fingerprint_file, read_json, write_json, write_text
+from rsvlm.study import paths
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 # What every card must have, in the order of the Data Cards Playbook and of Hugging Face's dataset cards.

@@ -1,7 +1,7 @@
 """What the audit knows of an image file: SHA-256, size, perceptual hashes and a small grey picture, cached by content.
 
 The hashes are ImageHash's pHash (64 bits). Of each image they are taken of its eight flips and quarter turns and of
-five crops, so that a twin that was turned, mirrored or trimmed still meets one of them (see ``rsvlm.data.twins``).
+five crops, so that a twin that was turned, mirrored or trimmed still meets one of them (see ``rsvlm.data.duplicates``).
 
 The cache is one SQLite file with a row for each content (SHA-256): a killed run goes on where it was, a file that was
 moved or copied is not decoded again, and a file that changed is.
@@ -22,9 +22,9 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from rsvlm import paths as study_places
 from rsvlm.data.images import READING, ImageError, check_file, open_image
 from rsvlm.files import fingerprint_file
+from rsvlm.study import paths as study_places
 
 VERSION = f"1-{READING}"  # in the cache's name: raise the first number when what a row holds changes
 SIDE = 48  # of the grey picture, pixels

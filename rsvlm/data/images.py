@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import MAX_SAMPLESPERPIXEL, PREFIXES, ImageFileDirectory_v2
 
-from rsvlm import paths
+from rsvlm.study import paths
 
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded: 64 MP is 192 MB as RGB
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif")

@@ -1,16 +1,86 @@
-"""What every annotation file comes down to: a list of images with a split and captions, and counts of its defects."""
+"""What every annotation file comes down to, and what all readers of such files share.
 
+Lines of a text file as an annotation reader wants them: numbered, UTF-8, and of a length that fits into memory.
+
+What every annotation file comes down to: a list of images with a split and captions, and counts of its defects.
+
+What is official where copies mislabel or lack it: RSICD's test set, known by its file names, and its classes.
+"""
+
+import csv
+import dataclasses
+import hashlib
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from rsvlm.data.fixes import ALL
 from rsvlm.data.images import EXTENSIONS
+from rsvlm.data.names import ALL
 from rsvlm.data.names import check_split as check_split
+from rsvlm.files import open_bytes, wrong_byte
+
+LONGEST = 1_000_000  # bytes of a line; longer ones are no annotation but a damaged or a wrong file
+
+
+def read_lines(path: Path, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of a UTF-8 file; a byte order mark at its start is skipped.
+
+    A file whose name ends in ``.gz`` is decompressed on the way.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line is not UTF-8 (names the byte), holds a NUL byte, or is longer than ``longest`` bytes; names
+            file and line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file; see data/raw/README.md for where sources come from")
+    with open_bytes(path) as file:
+        number = 0
+        while line := file.readline(longest + 1):
+            number += 1
+            if len(line) > longest:
+                raise ValueError(
+                    f"{path}: line {number} is longer than {longest:,} bytes: damaged, or not a file of this format"
+                )
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise ValueError(
+                    f"{path}: line 1 starts with the byte order mark of UTF-16, as Excel's 'Unicode Text' has it; save "
+                    "it as UTF-8 ('CSV UTF-8' in Excel)"
+                )
+            if b"\0" in line:
+                raise ValueError(f"{path}: line {number} holds a NUL byte: damaged, or not a text file")
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}: line {number} is not UTF-8 text: {wrong_byte(error)}; save it as UTF-8 ('CSV UTF-8' in "
+                    "Excel)"
+                ) from error
+
+
+def read_csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(number of the row's last line, fields) of a CSV file with double quotes.
+
+    Raises:
+        ValueError: as ``read_lines``; a quote that is never closed, text after a closing quote; names file and line.
+    """
+    last = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal last
+        for last, text in read_lines(path):
+            yield text + "\n"
+
+    try:
+        for fields in csv.reader(texts(), delimiter=delimiter, strict=True):
+            yield last, fields
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {last}: not CSV: {error}") from error
+
 
 NAMES_SHOWN = 10  # file names that a report lists before it only counts
 
@@ -214,3 +284,65 @@ def _image_files(folder: Path) -> set[str]:
         prefix = "" if inside == "." else f"{inside}/"
         names.update(prefix + name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS)
     return names
+
+
+# Official test set of RSICD: SHA-256 over its 1,093 file names without extension, sorted, joined by newlines.
+RSICD_TEST = "ecfb7e5a7642318951e0efa81452a9f4bf88ab136d05c60e2a2b348261a81a25"
+
+# Released beside RSICD's JSON (201528014227051/RSICD_optimal, txtclasses_rsicd.rar): a file a class, a name a line.
+RSICD_CLASSES = "txtclasses_rsicd"
+
+
+def mend_rsicd_splits(listing: Listing, allowed: bool) -> None:
+    """Give RSICD's official test set its name back where a file calls it ``val``; the listing is changed in place.
+
+    Args:
+        listing: of any format and source; only one that holds exactly RSICD's test set as ``val`` is changed.
+        allowed: else the swap is only counted.
+    """
+    swapped = _fingerprint_of_split(listing, "val") == RSICD_TEST
+    listing.counts["splits_found_swapped"] = int(swapped)
+    listing.counts["splits_swapped_back"] = int(swapped and allowed)
+    if swapped and allowed:
+        other = {"val": "test", "test": "val"}
+        listing.images = [
+            dataclasses.replace(image, split=other.get(image.split, image.split)) for image in listing.images
+        ]
+        listing.notes["splits_read"] = dict(Counter(image.split for image in listing.images))
+
+
+def name_rsicd_classes(listing: Listing, folder: Path) -> list[Path]:
+    """The official class lists that were read, sorted; the listing's images get their classes, in place.
+
+    A class's word is its file's name in lower case: that is what stands in the names of the other images. Without
+    the lists the images that are numbered through have no class; ``rsicd_images_without_class`` counts them.
+
+    Args:
+        listing: of any source; only RSICD is changed.
+        folder: that of the annotations, in which ``txtclasses_rsicd`` is looked for.
+
+    Raises:
+        ValueError: an image stands in two lists; names both places.
+    """
+    if RSICD_TEST not in (_fingerprint_of_split(listing, split) for split in ("val", "test")):
+        return []
+    lists = sorted((folder / RSICD_CLASSES).glob("*.txt"))
+    classes: dict[str, tuple[str, str]] = {}
+    for path in lists:
+        for number, line in read_lines(path):
+            where, stem = f"{path}: line {number}", PurePosixPath(line.strip()).stem
+            if stem and stem in classes:
+                raise ValueError(f"{where}: {line.strip()!r} is already at {classes[stem][1]}")
+            classes[stem] = (path.stem.lower(), where)
+    listing.images = [
+        dataclasses.replace(image, label=classes.get(PurePosixPath(image.name).stem, (image.label,))[0])
+        for image in listing.images
+    ]
+    listing.counts["rsicd_images_without_class"] = sum(image.label is None for image in listing.images)
+    return lists
+
+
+def _fingerprint_of_split(listing: Listing, split: str) -> str:
+    """SHA-256 over the sorted file names of a split, without extensions."""
+    stems = sorted(PurePosixPath(image.name).stem for image in listing.images if image.split == split)
+    return hashlib.sha256("\n".join(stems).encode()).hexdigest()

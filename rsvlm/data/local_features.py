@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rsvlm.data.duplicates import Pair
 from rsvlm.data.fingerprints import TURN_NAMES, Fingerprint, cache_file, map_batches, open_base, usable_cores
 from rsvlm.data.images import open_image
-from rsvlm.data.twins import Pair
 from rsvlm.extras import import_extra
 from rsvlm.kernels import similarity_topk
 

@@ -21,15 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rsvlm.data.boxed_images import (
-    BoxedImage,
-    BoxedListing,
-    annotation_files,
-    image_by_stem,
-    image_size,
-    split_of_stems,
-)
-from rsvlm.data.boxes import Box
+from rsvlm.data.boxes import Box, BoxedImage, BoxedListing, annotation_files, image_by_stem, image_size, split_of_stems
 from rsvlm.data.images import ImageError, open_file
 from rsvlm.data.names import is_area
 from rsvlm.extras import import_extra

@@ -1,4 +1,6 @@
-"""Names in settings and files: splits, the closest right one for an error message, safe file names, class words.
+"""Words that settings and files use: splits, class words, named fixes, safe file names, the closest right name.
+
+Names in settings and files: splits, the closest right one for an error message, safe file names, class words.
 
 Nothing heavy is imported here: settings are checked before a stage starts.
 
@@ -12,10 +14,14 @@ Where the class words come from, all under ``CLASSES``:
 - loveda: pixel values, from the authors' README (Wang et al. 2021): 0 is no data, 1 the background.
 - potsdam, vaihingen: colours of the ISPRS 2D Semantic Labeling Contest (its page on Potsdam); black is the border that
   the ``noBoundary`` labels leave out. Clutter and background are many things, so no word is true of them.
+
+The named fixes: what a reader mends in released files. A source can switch each off; the report counts them.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 SPLITS = ("train", "val", "test")
@@ -201,3 +207,62 @@ def check_name(name: object, where: str) -> str:
             f"{where}: the file name {name!r} leads out of the images' folder; only names inside it are read"
         )
     return name
+
+
+@dataclass(frozen=True)
+class Fix:
+    """What a fix does, and which of a listing's counts say how often its defect was met."""
+
+    does: str
+    counted_as: tuple[str, ...]
+
+
+FIXES = {
+    "rsicd_swapped_splits": Fix(
+        "RSICD's official test set, known by its file names, gets its name back where a file calls it val",
+        ("splits_found_swapped",),
+    ),
+    "text_from_raw": Fix(
+        "captions are the `raw` text; off: the `tokens`, where they are other words",
+        ("captions_with_other_tokens",),
+    ),
+    "blank_captions": Fix(
+        "captions without a letter or digit are left out", ("captions_blank_dropped", "captions_blank_kept")
+    ),
+    "extra_spaces": Fix("runs of spaces become one", ("captions_with_extra_spaces",)),
+    "other_extension": Fix(
+        "a listed file is found under another extension (1.jpg for 1.tif)", ("images_with_another_extension",)
+    ),
+    "other_folder": Fix(
+        "a listed file is found by its name in another folder, where the listed folder does not exist and one file "
+        "alone has that name",
+        ("images_in_another_folder",),
+    ),
+    "boxes_clipped": Fix(
+        "boxes that reach over the image's edge are cut there; off: they stop the reader", ("boxes_over_the_edge",)
+    ),
+    "boxes_without_area": Fix(
+        "boxes without width or height are left out; off: they stop the reader", ("boxes_without_area",)
+    ),
+}
+ALL = frozenset(FIXES)
+
+
+def check_fixes(names: list[str] | None) -> frozenset[str]:
+    """The fixes that may be applied: all for None.
+
+    Raises:
+        ValueError: an unknown name; names the closest.
+    """
+    if names is None:
+        return ALL
+    for name in names:
+        if name not in FIXES:
+            raise ValueError(f"fixes: unknown fix {name!r}{closest_name(name, FIXES)}")
+    return frozenset(names)
+
+
+def fixes_report(counts: Counter, allowed: frozenset[str]) -> dict[str, dict]:
+    """Fix -> whether it was on and how often its defect was met, for every fix that was on or whose defect was met."""
+    met = {name: sum(counts[key] for key in fix.counted_as) for name, fix in FIXES.items()}
+    return {name: {"on": name in allowed, "met": met[name]} for name in FIXES if met[name]}

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
+from rsvlm.data.duplicates import KINDS, Pair, find_pairs, without_contrast
 from rsvlm.data.fingerprints import Fingerprint
 from rsvlm.data.local_features import LEAST_SIDE, find_same_ground
 from rsvlm.data.table import SPLITS
-from rsvlm.data.twins import KINDS, Pair, find_pairs, without_contrast
 
 # Percent of planted near-duplicates that are found, as recorded in benchmarks/results/twins_cpu_2_cores.json.
 RECALL = {

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rsvlm import paths
-from rsvlm.data.fixes import check_fixes
-from rsvlm.data.names import NUMBERS, SPLITS, check_split, class_words, closest_name
+from rsvlm.data.names import NUMBERS, SPLITS, check_fixes, check_split, class_words, closest_name
+from rsvlm.study import paths
 
 if TYPE_CHECKING:
     from rsvlm.data.listings import Listing
@@ -122,7 +121,7 @@ class Source:
     label_column: str | None = None  # caption_table: likewise, the class
     val_share: float | None = None  # of the training images, drawn for validation where the files have none
     labels: str = "none"  # karpathy: where class names come from, see read_karpathy
-    fixes: list[str] | None = None  # fixes that may be applied, see rsvlm.data.fixes; None = all, [] = none
+    fixes: list[str] | None = None  # fixes that may be applied, see rsvlm.data.names; None = all, [] = none
     # boxes and masks: a preset's name, or name, number or colour "r,g,b" -> word; null leaves it out; see class_words
     classes: str | Mapping | list | None = None
     captions: Mapping[str, object] | None = None  # boxes and masks: see CaptionSettings
@@ -331,8 +330,8 @@ def list_source(
     Raises:
         FileNotFoundError, ValueError: as the format's reader.
     """
-    from rsvlm.data.karpathy import read_karpathy
-    from rsvlm.data.official_splits import mend_rsicd_splits, name_rsicd_classes
+    from rsvlm.data.caption_readers import read_karpathy
+    from rsvlm.data.listings import mend_rsicd_splits, name_rsicd_classes
 
     if source.format == "blue_marble":
         from rsvlm.data.blue_marble import make_blue_marble
@@ -374,11 +373,10 @@ def _read_files(
     source: Source, files: dict[str, Path], images: Path | None, fixes: frozenset[str], seed: int
 ) -> "Listing":
     from rsvlm.data.box_captions import caption_listing
-    from rsvlm.data.boxed_images import Classes
-    from rsvlm.data.caption_table import read_retrieval_json
-    from rsvlm.data.coco import read_coco_captions
-    from rsvlm.data.coco_boxes import read_coco_boxes
-    from rsvlm.data.precomputed import read_precomputed
+    from rsvlm.data.box_readers import read_coco_boxes
+    from rsvlm.data.boxes import Classes
+    from rsvlm.data.caption_readers import read_coco_captions
+    from rsvlm.data.caption_tables import read_precomputed, read_retrieval_json
 
     if source.format in TABLE:
         return _read_table(source, files, fixes)
@@ -394,7 +392,7 @@ def _read_files(
 
 
 def _read_table(source: Source, files: Mapping[str, Path] | Path, fixes: frozenset[str]) -> "Listing":
-    from rsvlm.data.caption_table import Columns, read_caption_table
+    from rsvlm.data.caption_tables import Columns, read_caption_table
 
     captions = tuple(source.caption_columns) if source.caption_columns else None
     return read_caption_table(
@@ -406,14 +404,11 @@ def _read_one(
     source: Source, place: Path, images: Path | None, lists: dict[str, Path], fixes: frozenset[str], seed: int
 ) -> "Listing":
     from rsvlm.data.box_captions import caption_listing
-    from rsvlm.data.boxed_images import Classes
-    from rsvlm.data.dota_boxes import read_dota_boxes
-    from rsvlm.data.karpathy import read_karpathy
+    from rsvlm.data.box_readers import read_dota_boxes, read_voc_boxes, read_yolo_boxes
+    from rsvlm.data.boxes import Classes
+    from rsvlm.data.caption_readers import read_karpathy, read_nwpu
+    from rsvlm.data.caption_tables import read_sydney_text
     from rsvlm.data.mask_boxes import read_mask_boxes
-    from rsvlm.data.nwpu import read_nwpu
-    from rsvlm.data.sydney_text import read_sydney_text
-    from rsvlm.data.voc_boxes import read_voc_boxes
-    from rsvlm.data.yolo_boxes import read_yolo_boxes
 
     if source.format in TABLE:
         return _read_table(source, place, fixes)

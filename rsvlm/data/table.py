@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from rsvlm import paths
 from rsvlm.data.names import SPLITS
 from rsvlm.files import read_json_lines, write_json_lines
+from rsvlm.study import paths
 
 REQUIRED = ["image_id", "source", "split", "path", "captions", "label"]
 OPTIONAL = ["width", "height", "resolution"]

@@ -4,12 +4,10 @@ Each function works through the queries x items matrix in tiles, so memory is bo
 Each has two twins, torch and Triton; ``twins`` says which of them runs.
 """
 
-from rsvlm.kernels.hits import TIE_RULES, hits
+from rsvlm.kernels.backends import force_scan, force_twin, twins_for
 from rsvlm.kernels.infonce import contrastive_loss
-from rsvlm.kernels.positives import transpose_positives
-from rsvlm.kernels.ranks import Ranks, retrieval_ranks, two_way_ranks
+from rsvlm.kernels.ranks import TIE_RULES, Ranks, hits, retrieval_ranks, transpose_positives, two_way_ranks
 from rsvlm.kernels.topk import count_rungs, merge_topk, similarity_topk
-from rsvlm.kernels.twins import force_scan, force_twin, twins_for
 
 __all__ = [
     "TIE_RULES", "Ranks", "contrastive_loss", "count_rungs", "force_scan", "force_twin", "hits", "merge_topk",

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from rsvlm.kernels.backends import SCANS, choose_scan, force_scan, twins_for
 from rsvlm.kernels.infonce import contrastive_loss
 from rsvlm.kernels.ranks import two_way_ranks
 from rsvlm.kernels.tiles import spans
 from rsvlm.kernels.topk import count_rungs, similarity_topk
-from rsvlm.kernels.twins import SCANS, choose_scan, force_scan, twins_for
 
 OURS = "rsvlm"
 PRODUCT = "the product alone"  # of the same matrices, in blocks of 1,024 rows, its result thrown away

@@ -1,22 +1,72 @@
-"""Exact retrieval ranks by counting: how many items beat a query's best right answer, and how many tie with it.
+"""Exact retrieval ranks from the right answers in CSR form, and hits under ties.
+
+Right answers in CSR form: query q has the items ids[offsets[q]:offsets[q + 1]].
+
+Exact retrieval ranks by counting: how many items beat a query's best right answer, and how many tie with it.
 
 The right answers ("positives") are scored exactly first. Then a scan in low precision compares every pair with that
 threshold: what lies outside the scan's error bound is counted at once, what lies inside is scored exactly. Positives
 are left out by their ids. So a rank is exact whatever the scan's precision, and never depends on two computations of
 one score agreeing.
+
+How many right answers stand among the first few, where equal scores leave their order open.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rsvlm.kernels.positives import Positives, check_positives
+from rsvlm.kernels.backends import choose_twin
 from rsvlm.kernels.tiles import Matrix, Rows, check_matrices, exact_tile, pair_scores, spans
 from rsvlm.kernels.torch_ranks import QUERY_ROWS, Band, Pairs, Place
 from rsvlm.kernels.torch_ranks import scan_bands as scan_in_torch
-from rsvlm.kernels.twins import choose_twin
+
+Positives = tuple[Tensor | np.ndarray, Tensor | np.ndarray]
+
+
+def check_positives(
+    positives: Positives, n_queries: int, n_items: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """(offsets (Q + 1,), ids) int64 on ``device``, ids sorted within each query and each once.
+
+    Raises:
+        ValueError: offsets do not start at 0, fall, do not end at len(ids), or an id is not an item.
+    """
+    offsets, ids = (torch.as_tensor(part, device=device) for part in positives)
+    for name, part in (("offsets", offsets), ("ids", ids)):
+        if part.ndim != 1 or part.is_floating_point() or part.is_complex() or part.dtype == torch.bool:
+            raise ValueError(f"positives: {name} must be one row of integers, got {part.dtype} {tuple(part.shape)}")
+    offsets, ids = offsets.to(torch.int64), ids.to(torch.int64)
+    if len(offsets) != n_queries + 1:
+        raise ValueError(f"positives: {len(offsets)} offsets for {n_queries} queries: expected {n_queries + 1}")
+    if int(offsets[0]) != 0 or int(offsets[-1]) != len(ids) or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"positives: offsets must rise from 0 to the number of ids, {len(ids)}")
+    outside = (ids < 0) | (ids >= n_items)
+    if bool(outside.any()):
+        raise ValueError(f"positives: id {int(ids[outside][0])} is not one of the {n_items} items")
+    owners = torch.repeat_interleave(torch.arange(n_queries, device=device), offsets.diff())
+    pairs = torch.unique(owners * max(n_items, 1) + ids)  # sorted by query, then id
+    return _csr(pairs // max(n_items, 1), pairs % max(n_items, 1), n_queries)
+
+
+def transpose_positives(positives: Positives, n_items: int) -> tuple[Tensor, Tensor]:
+    """The same pairs seen from the items: CSR (offsets (n_items + 1,), query ids), for the other direction."""
+    n_queries = len(positives[0]) - 1
+    offsets, ids = check_positives(positives, n_queries, n_items, "cpu")
+    owners = torch.repeat_interleave(torch.arange(n_queries), offsets.diff())
+    order = torch.argsort(ids, stable=True)
+    return _csr(ids[order], owners[order], n_items)
+
+
+def _csr(rows: Tensor, ids: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+    """(offsets, ids) of pairs that are sorted by row."""
+    offsets = torch.zeros(n_rows + 1, dtype=torch.int64, device=rows.device)
+    offsets[1:] = torch.bincount(rows, minlength=n_rows).cumsum(0)
+    return offsets, ids
+
 
 EXACT_ITEMS = 2048  # items in one exactly scored tile
 
@@ -160,3 +210,27 @@ def _stand_in(pairs: Pairs, known: Tensor, n_items: int) -> Tensor:
         return torch.zeros_like(keys, dtype=torch.bool)
     at = torch.searchsorted(known, keys).clamp_max(len(known) - 1)
     return known[at] == keys
+
+
+TIE_RULES = ("expected", "optimistic", "pessimistic")
+
+
+def hits(ranks: Ranks, k: int, ties: str = "expected") -> np.ndarray:
+    """Chance in 0..1, for each query, that a right answer is among the first k. Shape (Q,), float64.
+
+    With g items better than the best right answer, e others equal to it and p right ones tied there, of the k places
+    s = k - g are left for the e + p, in random order: 1 - C(e, s) / C(e + p, s).
+    """
+    g, e, p = (np.asarray(part).astype(np.int64) for part in (ranks.greater, ranks.equal, ranks.tied))
+    if ties == "optimistic":
+        return ((g < k) & (p > 0)).astype(np.float64)
+    if ties == "pessimistic":
+        return ((g + e < k) & (p > 0)).astype(np.float64)
+    if ties != "expected":
+        raise ValueError(f"tie rule {ties!r}: expected one of {', '.join(TIE_RULES)}")
+    left = np.clip(k - g, 0, e + p)
+    missed = np.ones(len(g))
+    for place in range(k):  # the chance that each place in turn goes to a wrong one
+        factor = np.clip(e - place, 0, None) / np.maximum(e + p - place, 1)
+        missed = np.where(place < left, missed * factor, missed)
+    return 1 - missed

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rsvlm.kernels.backends import choose_scan, choose_twin
 from rsvlm.kernels.tiles import HALF_STEP, Matrix, Rows, check_matrices, exact_tile, pair_scores, spans
 from rsvlm.kernels.torch_topk import QUERIES, QUERY_ROWS, Candidates, scan_in_faiss
 from rsvlm.kernels.torch_topk import scan_topk as scan_in_torch
-from rsvlm.kernels.twins import choose_scan, choose_twin
 
 MOST_IN_FAISS = 1000  # k up to which FAISS scans: beyond, its selection is slow
 MORE = 6  # candidates beyond k that are nothing to speak of

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rsvlm.kernels.backends import choose_scan
 from rsvlm.kernels.tiles import HALF_STEP, Rows, rounding_of, scan_error, spans
 from rsvlm.kernels.torch_topk import QUERIES, QUERY_ROWS
-from rsvlm.kernels.twins import choose_scan
 
 LANES = 128  # masks are this many columns wide or a multiple: 16 int64 numbers of 8 marks each
 MOST_IN_DOUBT = 1 / 64  # share of a tile's pairs; beyond it the tile is scored exactly as a whole

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rsvlm.kernels.tiles import spans
-from rsvlm.kernels.triton_tile import (
+from rsvlm.kernels.triton_tile import (  # fmt: skip
     AREA,
     GROUP_OF_TILES,
     SHAPES,
@@ -21,7 +21,7 @@ from rsvlm.kernels.triton_tile import (
     on_device_of,
     pad_width,
     precision_of,
-)  # fmt: skip
+)
 
 LIFT = 4096.0  # derivatives are written that much larger, in units of the largest weight: float16 keeps small ones
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rsvlm.kernels.tiles import Rows, scan_error, spans
 from rsvlm.kernels.torch_ranks import MOST_IN_DOUBT, Band, Pairs, Place, thresholds
-from rsvlm.kernels.triton_tile import (
+from rsvlm.kernels.triton_tile import (  # fmt: skip
     GROUP_OF_TILES,
     SHAPES,
     STEP,
@@ -21,7 +21,7 @@ from rsvlm.kernels.triton_tile import (
     multiply,
     n_tiles,
     on_device_of,
-)  # fmt: skip
+)
 from rsvlm.kernels.triton_topk import DTYPE, ITEMS, QUERIES
 
 

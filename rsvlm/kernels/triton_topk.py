@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rsvlm.kernels.tiles import Rows, scan_error, spans
 from rsvlm.kernels.torch_topk import Candidates
-from rsvlm.kernels.triton_tile import (
+from rsvlm.kernels.triton_tile import (  # fmt: skip
     GROUP_OF_TILES,
     SHAPES,
     STEP,
@@ -20,7 +20,7 @@ from rsvlm.kernels.triton_tile import (
     multiply,
     n_tiles,
     on_device_of,
-)  # fmt: skip
+)
 
 DTYPE = torch.float16  # of unit vectors it keeps three more bits than bfloat16, at the same speed
 GROUP = 32  # items whose highest score is kept

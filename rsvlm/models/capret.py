@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsvlm.models.sequences import PADDING, VISUAL, PackedRows, attention_bias
+from rsvlm.models.prompts import PADDING, VISUAL, PackedRows, attention_bias
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's
 FEATURE_FLOOR = 0.1  # smallest standard deviation of a feature, as a share of the mean one: rare features stay rare

@@ -14,10 +14,9 @@ from torch import nn
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.models.capret import CapRet, CapRetSettings
 from rsvlm.models.devices import choose_device
-from rsvlm.models.features import Features
+from rsvlm.models.features import MEAN, UPRIGHT, Features, read_visual
 from rsvlm.models.language_models import fingerprint_language_model, load_language_model
 from rsvlm.models.loading import check_names, read_weights
-from rsvlm.models.visual_inputs import MEAN, UPRIGHT, read_visual
 
 FORMAT = 1
 STATISTICS_ROWS = 4096  # training images whose features are standardised by; more change nothing

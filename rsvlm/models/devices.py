@@ -1,8 +1,15 @@
-"""Where to compute and with what numbers: the device, the precision, the threads."""
+"""Where to compute and with what numbers, and how the person who waits is told.
 
+Where to compute and with what numbers: the device, the precision, the threads.
+
+Progress for the person who waits: lines on stderr, which the runner of notebooks streams and does not keep.
+"""
+
+import sys
 from contextlib import AbstractContextManager
 
 import torch
+from tqdm import tqdm
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -50,3 +57,8 @@ def use_threads(threads: int) -> int:
     if threads:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def log_line(text: str) -> None:
+    """Write a line to stderr, above a progress bar if there is one."""
+    tqdm.write(text, file=sys.stderr)

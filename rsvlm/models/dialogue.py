@@ -8,9 +8,9 @@ import torch
 
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.capret import CapRet
-from rsvlm.models.decoding import start_rows
-from rsvlm.models.sequences import VISUAL
-from rsvlm.models.visual_inputs import VisualInput
+from rsvlm.models.features import VisualInput
+from rsvlm.models.generation import start_rows
+from rsvlm.models.prompts import VISUAL
 
 
 @dataclass(frozen=True)

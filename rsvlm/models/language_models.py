@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rsvlm import paths
 from rsvlm.files import fingerprint_file, read_json, whole_folder
 from rsvlm.models.devices import choose_precision
 from rsvlm.models.loading import REMEDY, first_line, load_pretrained, load_tokenizer
+from rsvlm.study import paths
 
 SMOLLM2, RANDOM_LLAMA = "packaged:smollm2-135m", "random:llama"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")

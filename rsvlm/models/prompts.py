@@ -1,6 +1,20 @@
-"""What the language model is told: instructions for captions and retrieval, with or without neighbours' captions."""
+"""What the language model is told, and how several captions of one image share one sequence.
+
+What the language model is told: instructions for captions and retrieval, with or without neighbours' captions.
+
+Several captions of one image in one sequence, so that the image and its prompt are computed once.
+
+A row is ``[prefix][caption 1][caption 2]...[text-only 1]...``. The prefix holds the visual tokens and the prompt. A
+caption sees the prefix and itself, not the other captions; a text-only segment (caption and ``[RET]``) only itself.
+Positions restart accordingly, so every segment is computed as if it stood alone: a packed row gives the same numbers as
+separate rows, for a fraction of the work (with a prefix of 50 tokens and 3 captions of 14, half of it).
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
 
 CAPTION_PROMPT = "Caption:"  # the fixed one: used at generation, and for half of the training prompts
 CAPTION_PROMPTS = (
@@ -36,3 +50,121 @@ def caption_prompt(instruction: str = CAPTION_PROMPT, neighbours: Sequence[str] 
 def as_sentence(caption: str) -> str:
     """The caption with one full stop right behind its last word."""
     return caption.strip().rstrip(".").rstrip() + "."
+
+
+VISUAL = -1  # stands for one visual token in a list of token ids
+PREFIX, PADDING = 0, -1  # in ``segments``; captions count from 1, text-only segments from -2 downwards
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image's part of a batch, as token ids.
+
+    Attributes:
+        prefix: start token, ``VISUAL`` once a visual token, prompt; at least one token where there are captions.
+        captions: caption tokens without an end token; the end token is predicted.
+        texts: text-only segments, without ``[RET]``, which is put behind them.
+    """
+
+    prefix: Sequence[int]
+    captions: Sequence[Sequence[int]] = ()
+    texts: Sequence[Sequence[int]] = ()
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """A batch of rows, padded on the right to the longest, T tokens.
+
+    Attributes:
+        input_ids: (B, T) with ``VISUAL`` for visual tokens and the id of ``[RET]``.
+        positions: (B, T).
+        segments: (B, T), see the constants above.
+        predict_at: (Q,) places in the flattened batch whose next token is a caption's; a prefix's end once a caption.
+        labels: (Q,) those next tokens.
+        owners: (Q,) the number of the caption, counted through the batch, that each label belongs to.
+        ret_at: (M,) places of ``[RET]`` in the flattened batch, one a text-only segment.
+        before_ret: (M,) the places just before, where ``[RET]`` is to be predicted.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    predict_at: Tensor
+    labels: Tensor
+    owners: Tensor
+    ret_at: Tensor
+    before_ret: Tensor
+
+    def to(self, device: torch.device) -> "PackedRows":
+        """The same on another device."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+def pack_rows(rows: Sequence[Row], *, eos_id: int, ret_id: int, start_ids: Sequence[int] = ()) -> PackedRows:
+    """The rows as one padded batch.
+
+    Args:
+        eos_id: end token, predicted behind each caption.
+        start_ids: tokens put before each text-only segment (the tokenizer's start token, where it has one).
+
+    Raises:
+        ValueError: a row with captions has an empty prefix, or a text-only segment is empty.
+    """
+    ids, positions, segments = [], [], []
+    predict_at, labels, owners, ret_at, before_ret = [], [], [], [], []
+    n_captions = 0
+    for row_number, row in enumerate(rows):
+        if row.captions and not row.prefix:
+            raise ValueError(f"row {row_number} has captions but no prefix to predict their first token from")
+        row_ids, row_positions, row_segments = (
+            list(row.prefix),
+            list(range(len(row.prefix))),
+            [PREFIX] * len(row.prefix),
+        )
+        for number, caption in enumerate(row.captions, start=1):
+            at = len(row_ids)
+            predict_at += [(row_number, place) for place in (len(row.prefix) - 1, *range(at, at + len(caption)))]
+            labels += [*caption, eos_id]
+            owners += [n_captions] * (len(caption) + 1)
+            n_captions += 1
+            row_ids += caption
+            row_positions += range(len(row.prefix), len(row.prefix) + len(caption))
+            row_segments += [number] * len(caption)
+        for number, text in enumerate(row.texts):
+            segment = [*start_ids, *text, ret_id]
+            if len(segment) < 2:
+                raise ValueError(f"row {row_number}: text {number} for [RET] has no token")
+            row_ids += segment
+            row_positions += range(len(segment))
+            row_segments += [PADDING - 1 - number] * len(segment)
+            ret_at.append((row_number, len(row_ids) - 1))
+            before_ret.append((row_number, len(row_ids) - 2))
+        ids.append(row_ids), positions.append(row_positions), segments.append(row_segments)
+    T = max(len(row_ids) for row_ids in ids)
+
+    def padded(lists: list[list[int]], value: int) -> Tensor:
+        return torch.tensor([values + [value] * (T - len(values)) for values in lists], dtype=torch.int64)
+
+    def flat(places: list[tuple[int, int]]) -> Tensor:
+        return torch.tensor([row_number * T + place for row_number, place in places], dtype=torch.int64)
+
+    return PackedRows(
+        padded(ids, eos_id),
+        padded(positions, 0),
+        padded(segments, PADDING),
+        flat(predict_at),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(owners, dtype=torch.int64),
+        flat(ret_at),
+        flat(before_ret),
+    )
+
+
+def attention_bias(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, T, T) to be added to attention scores: 0 where row token i may see token j, else the lowest number."""
+    B, T = segments.shape
+    own = segments[:, :, None] == segments[:, None, :]  # (B, T, T)
+    prefix = (segments[:, :, None] >= PREFIX) & (segments[:, None, :] == PREFIX)
+    earlier = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
+    bias = torch.zeros(B, 1, T, T, dtype=dtype, device=segments.device)
+    return bias.masked_fill_(~((own | prefix) & earlier)[:, None], torch.finfo(dtype).min)

@@ -1,13 +1,30 @@
-"""All runs of a study scored: per source, on released and distinct references, on seen and unseen ones, in pairs."""
+"""All runs of a study scored, the held-out human row, and the differences between runs.
 
+Differences between runs on the same images, each with its interval and p-value.
+
+A run's corpus scores under the bootstrap's draws are computed once (``draw_scores``); with the same seed and the same
+images two runs see the same draws, so the difference of their drawn scores is the paired bootstrap.
+
+The human row: one of an image's captions, held out and scored against the others.
+
+The same metrics as for a model, but against one reference fewer, which lowers BLEU, METEOR and ROUGE_L a little (they
+take the best reference) and not CIDEr (it takes the mean).
+
+All runs of a study scored: per source, on released and distinct references, on seen and unseen ones, in pairs.
+"""
+
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from rsvlm.scoring import class_names, clip_scores, text_statistics
-from rsvlm.scoring.bootstrap import bootstrap_corpus, mean_of, rounded
+from rsvlm.scoring import captions as clip_scores
+from rsvlm.scoring import texts as class_names
+from rsvlm.scoring import texts as text_statistics
+from rsvlm.scoring.bootstrap import bootstrap_corpus, difference_of_draws, mean_of, percentile_interval, rounded
 from rsvlm.scoring.captions import (
     METRICS,
     CaptionScores,
@@ -19,9 +36,119 @@ from rsvlm.scoring.captions import (
     summarize,
     token_pairs,
 )
-from rsvlm.scoring.human import average_draws, hold_out, summarize_draws
-from rsvlm.scoring.paired import REFERENCES, DrawnRun, compare_runs
 from rsvlm.scoring.runs import HUMAN, RESERVED
+
+STUDIED = "captioner"
+REFERENCES = ("released", "distinct")
+MAIN = "CIDEr"
+
+
+@dataclass(frozen=True)
+class DrawnRun:
+    """One run's corpus scores on one kind of references, as they are and under the bootstrap's draws."""
+
+    image_ids: Sequence[str]
+    corpus: Mapping[str, float | None]
+    drawn: Mapping[str, np.ndarray]  # metric -> (resamples,)
+
+
+def compare_runs(runs: Mapping[str, Mapping[str, DrawnRun]]) -> dict[str, dict]:
+    """ "A - B" -> {"released": CIDEr's entry, "distinct": CIDEr's entry, "metrics": {kind: {metric: entry}}}.
+
+    An entry is {"value", "low", "high", "p", "n"} of A's score less B's. The studied run stands first, the others
+    follow by name. Pairs that were not scored on the same images (a held-out caption needs two) are left out.
+
+    Args:
+        runs: run -> kind of references -> DrawnRun.
+    """
+    names = sorted(runs, key=lambda name: (name != STUDIED, name))
+    pairs: dict[str, dict] = {}
+    for first, second in combinations(names, 2):
+        metrics = {}
+        for kind in REFERENCES:
+            a, b = runs[first].get(kind), runs[second].get(kind)
+            if a and b and list(a.image_ids) == list(b.image_ids):
+                metrics[kind] = {metric: _difference(a, b, metric) for metric in METRICS if metric in a.drawn}
+        if metrics:
+            pairs[f"{first} - {second}"] = {kind: own[MAIN] for kind, own in metrics.items()} | {"metrics": metrics}
+    return pairs
+
+
+def paired_table(metrics: Mapping, source: str, run: str = STUDIED) -> pd.DataFrame:
+    """One row a pair with ``run``, metric and kind of references: the difference, its interval and its p-value.
+
+    Kinds of references are shown apart for CIDEr only: the other metrics take an image's best reference.
+
+    Args:
+        metrics: what METRICS/score_captions.json holds.
+    """
+    columns = ["pair", "metric", "references", "difference", "low", "high", "p", "n"]
+    rows = []
+    for pair, entry in metrics["paired"].get(source, {}).items():
+        if run not in pair.split(" - "):
+            continue
+        for kind, own in entry["metrics"].items():
+            shown = [metric for metric in own if kind == "released" or metric == MAIN]
+            values = [[own[metric][key] for key in ("value", "low", "high", "p", "n")] for metric in shown]
+            rows += [[pair, metric, kind, *numbers] for metric, numbers in zip(shown, values, strict=True)]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _difference(first: DrawnRun, second: DrawnRun, metric: str) -> dict:
+    value = first.corpus[metric] - second.corpus[metric]
+    entry = difference_of_draws(first.drawn[metric] - second.drawn[metric])
+    return rounded({"value": float(value), **entry, "n": len(first.image_ids)})
+
+
+def hold_out(
+    references: Mapping[str, Sequence[str]], tokens: Mapping[str, str], *, seed: int, distinct: bool = False
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """(held out, rest): one random caption an image and the image's other captions, as texts.
+
+    Images without another caption are left out of both. With ``distinct`` an image's captions that are equal after
+    tokenising count once, so the one held out is not among the rest.
+    """
+    generator = random.Random(seed)
+    held, rest = {}, {}
+    for image_id, captions in references.items():
+        pool = list({tokens[text]: text for text in reversed(captions)}.values())[::-1] if distinct else list(captions)
+        if not pool:
+            continue
+        chosen = generator.randrange(len(pool))
+        if len(pool) > 1:
+            held[image_id] = pool[chosen]
+            rest[image_id] = pool[:chosen] + pool[chosen + 1 :]
+    return held, rest
+
+
+def average_draws(scores: Sequence[CaptionScores], *, seed: int, resamples: int) -> DrawnRun:
+    """The mean over several draws of the held-out caption: corpus scores, as they are and under the bootstrap."""
+    drawn = [draw_scores(score, seed=seed, resamples=resamples) for score in scores]
+    means = {metric: np.mean([own[metric] for own in drawn], axis=0) for metric in drawn[0]}
+    corpus = {metric: float(np.mean([score.corpus[metric] for score in scores])) for metric in means}
+    return DrawnRun(list(scores[0].per_image["image_id"]), corpus, means)
+
+
+def summarize_draws(scores: Sequence[CaptionScores], average: DrawnRun) -> dict[str, dict]:
+    """metric -> {"value", "low", "high", "n", "spread", "draws"}: means over several draws of the held-out caption.
+
+    The interval is over images, each draw's corpus score averaged; ``spread`` is the draws' standard deviation.
+
+    Args:
+        average: what ``average_draws`` gives for the same scores.
+    """
+    draws, n = len(scores), len(scores[0].per_image)
+    summary = {}
+    for metric in METRICS:
+        if metric not in average.drawn:
+            summary[metric] = not_run(n, scores[0].reasons[metric])
+            continue
+        low, high = percentile_interval(average.drawn[metric])
+        spread = float(np.std([score.corpus[metric] for score in scores], ddof=1)) if draws > 1 else None
+        value = average.corpus[metric]
+        summary[metric] = rounded({"value": value, "low": low, "high": high, "n": n, "spread": spread, "draws": draws})
+    return summary
+
 
 PROTOCOL = {
     "metrics": "pycocoevalcap 1.2: PTB tokens, lower case, no punctuation; corpus level; CIDEr with its factor 10",

@@ -4,8 +4,7 @@ import html
 import re
 from collections.abc import Iterable, Mapping
 
-from rsvlm.scoring.comparison import NAMED, OURS, ComparisonTable, comparison_tables
-from rsvlm.scoring.fairness import ABOVE, BELOW, LEVEL
+from rsvlm.scoring.comparison import ABOVE, BELOW, LEVEL, NAMED, OURS, ComparisonTable, comparison_tables
 
 TITLE = "Comparison with published figures"
 LEGEND = (

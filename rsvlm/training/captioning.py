@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rsvlm import paths
 from rsvlm.files import fingerprint_values
 from rsvlm.kernels import contrastive_loss
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import save_captioner
+from rsvlm.models.devices import log_line
 from rsvlm.models.features import Features
-from rsvlm.models.progress import log_line
+from rsvlm.study import paths
 from rsvlm.training.captioning_batches import Batch, CaptioningSettings, Example, TrainingBatches, validation_batches
 from rsvlm.training.checkpoints import (
     flatten_optimizer,

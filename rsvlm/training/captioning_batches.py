@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from rsvlm.models.capret import CapRet
-from rsvlm.models.features import Features
-from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS, caption_prompt
-from rsvlm.models.sequences import PackedRows, Row, pack_rows
-from rsvlm.models.visual_inputs import MEAN, UPRIGHT, VisualInput, read_visual
+from rsvlm.models.features import MEAN, UPRIGHT, Features, VisualInput, read_visual
+from rsvlm.models.prompts import (
+    CAPTION_PROMPT,
+    CAPTION_PROMPTS,
+    RETRIEVAL_PROMPTS,
+    PackedRows,
+    Row,
+    caption_prompt,
+    pack_rows,
+)
 
 CAPTION_CHOICES, VIEW_CHOICES, KEEP_CHOICES = ("distinct", "released"), ("all", "upright"), ("best", "last")
 

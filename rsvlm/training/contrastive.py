@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from rsvlm import paths
 from rsvlm.files import fingerprint_values
 from rsvlm.kernels import contrastive_loss
-from rsvlm.models.devices import autocast, choose_precision
+from rsvlm.models.devices import autocast, choose_precision, log_line
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.pixels import Pixels, fingerprint_images, open_pixels, prefetch
-from rsvlm.models.progress import log_line
+from rsvlm.study import paths
 from rsvlm.training.augmentation import Augmentation, augment, stored_size
 from rsvlm.training.checkpoints import (
     flatten_optimizer,

@@ -1,8 +1,11 @@
-"""Looking around in a finished study: free-text search, images like one, an image from outside."""
+"""Looking around in a finished study: free-text search, images like one, an image from outside.
+
+Images as the search box and the dialogue show them: a small picture with what is known of it, as values of JSON.
+"""
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,24 +13,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsvlm import paths
 from rsvlm.data.table import SPLITS, load_table, rows_of
 from rsvlm.files import read_json
+from rsvlm.models.candidates import Pools, choose_captions, gather_candidates, judge_candidates
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import load_captioner
 from rsvlm.models.devices import choose_device
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import Features, encode_images, encode_texts, load_features
 from rsvlm.models.generation import beam_captions, caption_log_likelihoods, embed_captions_ret, sample_captions
-from rsvlm.params import read_section
-from rsvlm.scoring.baselines import caption_space, consensus_pool, find_neighbours
-from rsvlm.scoring.choice import Pools, choose_captions, gather_candidates, judge_candidates
-from rsvlm.scoring.cider_vectors import CiderSpace
+from rsvlm.models.neighbours import CiderSpace, caption_space, consensus_pool, find_neighbours
 from rsvlm.scoring.fusion import HUB_QUERY
 from rsvlm.scoring.runs import read_captions
+from rsvlm.study import paths
+from rsvlm.study.config import read_section
 from rsvlm.viewing.caption_entries import known_runs
 from rsvlm.viewing.search_index import SearchIndex, load_index, mask_of, saved_methods
-from rsvlm.viewing.thumbnails import make_thumbnail
+from rsvlm.viewing.thumbnails import ThumbnailCache, make_thumbnail
 
 NO_CAPTIONER = "no captioner yet: run the stage finetune_lora (notebook 40_finetune_lora), then this cell again"
 LARGEST_FILE = 64_000_000  # bytes of a file from outside
@@ -291,3 +293,62 @@ def _in_memory(features: Features) -> Features:
 
 def _plain(caption: str) -> str:
     return caption.strip().capitalize()
+
+
+def show_image(archive: Archive, cache: ThumbnailCache, image_id: str) -> dict[str, object]:
+    """``{"id", "name", "label", "split", "picture", "trouble", "references", "said"}`` of an image of the archive.
+
+    Raises:
+        ValueError: there is no such image.
+    """
+    if image_id not in archive.table.index:
+        raise ValueError(f"no image {image_id!r} in the archive")
+    row = archive.table.loc[image_id]
+    picture, trouble = None, None
+    try:
+        picture = cache.make([row["path"]])[row["path"]].uri
+    except (OSError, ValueError) as error:  # said in the picture's place, the others are shown
+        trouble = str(error)
+    run, own = next(iter(archive.runs.items()), ("", {}))
+    return {
+        "id": image_id,
+        "name": image_id.split("/", 1)[-1],
+        "label": row["label"] or "",
+        "split": row["split"],
+        "picture": picture,
+        "trouble": trouble,
+        "references": list(dict.fromkeys(row["captions"])),
+        "said": {"run": run, "text": own[image_id]} if image_id in own else None,
+    }
+
+
+def show_hits(
+    archive: Archive, cache: ThumbnailCache, hits: Sequence[tuple[str, float]], right: frozenset[str] = frozenset()
+) -> list[dict[str, object]]:
+    """The images of a search with their scores, best first, and whether they are right answers."""
+    return [
+        show_image(archive, cache, image_id) | {"score": round(score, 4), "right": image_id in right}
+        for image_id, score in hits
+    ]
+
+
+def find_images(archive: Archive, words: str, count: int, split: str | None) -> list[str]:
+    """Ids of the first images whose id, class or captions hold all words, case ignored; those of a split, or all."""
+    wanted = words.lower().split()
+    found: list[str] = []
+    for image_id, own, label, captions in zip(
+        archive.table["image_id"], archive.table["split"], archive.table["label"], archive.table["captions"], strict=True
+    ):
+        if split is not None and own != split:
+            continue
+        text = " ".join([image_id, label or "", *captions]).lower()
+        if all(word in text for word in wanted):
+            found.append(image_id)
+            if len(found) == count:
+                break
+    return found
+
+
+def shown_captions(captions: Mapping[str, str]) -> list[dict[str, str]]:
+    """Captions by run as a list, in their order."""
+    return [{"run": run, "text": text} for run, text in captions.items()]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from rsvlm import paths
 from rsvlm.files import read_json
 from rsvlm.scoring.runs import RESERVED, read_captions, run_files
+from rsvlm.study import paths
 from rsvlm.viewing.page import format_score, read_reported
 
 BASELINES = ("consensus", "nearest", "shuffled")

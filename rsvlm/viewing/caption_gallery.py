@@ -1,25 +1,164 @@
-"""The caption gallery: what the captioner says of each image, beside the baselines and the references, on one page."""
+"""The caption gallery: what its view is told, the nearest training images, and its page.
+
+The training images most like an image: did the model copy what is said of them?
+
+Read straight from the features' files with numpy: a page of captions needs no torch.
+
+What the caption gallery's view is told, as values of JSON: the same for the notebook's widget and the static page.
+
+The caption gallery: what the captioner says of each image, beside the baselines and the references, on one page.
+"""
 
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
-from rsvlm import paths
 from rsvlm.data.images import open_image
 from rsvlm.data.table import load_table
+from rsvlm.files import read_json
+from rsvlm.study import paths
 from rsvlm.viewing.caption_entries import BASELINES, CORPUS_METRICS, Entry, rank_entries, read_corpus_scores, sort_runs
-from rsvlm.viewing.gallery_data import copied_captions, gallery_item, gallery_setting
-from rsvlm.viewing.neighbours import nearest_training, open_training_images
-from rsvlm.viewing.page import choose_sample, format_score, histogram_paths, render_page, write_page
+from rsvlm.viewing.page import WORD, choose_sample, format_score, histogram_paths, mark_words, render_page, write_page
 from rsvlm.viewing.plots import BLUE, MUTED, VERMILION, figure, without_axes
-from rsvlm.viewing.records import Records, read_records
-from rsvlm.viewing.records_cache import open_records
+from rsvlm.viewing.records import DIGITS, FIRST_METRICS, Records, open_records, read_records
 from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail, shrink
+
+QUERIES = 64  # images that are looked up together
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """The embeddings of a study's images, and which of them are training images."""
+
+    vectors: np.ndarray  # (N, D) rows of length 1, a memory map
+    row_of: dict[str, int]
+    training: np.ndarray  # rows of training images
+    image_ids: list[str]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A training image and its cosine to the image it is near to."""
+
+    image_id: str
+    cosine: float
+
+
+def open_training_images(table: pd.DataFrame) -> TrainingImages | None:
+    """The training images of the table with their embeddings; None where no features were made or nothing was trained on.
+
+    Raises:
+        ValueError: the features' files do not fit each other; names the folder.
+    """
+    folder = paths.FEATURES
+    if not (folder / "meta.json").is_file():
+        return None
+    image_ids = read_json(folder / "meta.json")["image_ids"]
+    vectors = np.load(folder / "image_embeddings.npy", mmap_mode="r")
+    if len(vectors) != len(image_ids):
+        raise ValueError(f"{folder}: {len(vectors)} embeddings for {len(image_ids)} images; run encode_images again")
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    training = [row_of[name] for name in table.loc[table["split"] == "train", "image_id"] if name in row_of]
+    return TrainingImages(vectors, row_of, np.array(training, dtype=np.int64), image_ids) if training else None
+
+
+def nearest_training(images: TrainingImages, image_ids: Sequence[str], count: int = 3) -> list[list[Neighbour]]:
+    """For each image its ``count`` nearest training images by cosine, nearest first, itself left out.
+
+    Raises:
+        ValueError: an image has no features; names it.
+    """
+    unknown = next((image_id for image_id in image_ids if image_id not in images.row_of), None)
+    if unknown is not None:
+        raise ValueError(f"image {unknown!r} has no features; run the stage encode_images again")
+    rows = np.array([images.row_of[image_id] for image_id in image_ids], dtype=np.int64)
+    found = []
+    for block in np.array_split(rows, -(-len(rows) // QUERIES) or 1):
+        cosines = (images.vectors @ images.vectors[block].T)[images.training]  # (training images, queries)
+        for row, own in zip(block.tolist(), cosines.T, strict=True):
+            order = np.lexsort((images.training, -own))[: count + 1]
+            near = [(int(images.training[i]), float(own[i])) for i in order if images.training[i] != row][:count]
+            found.append([Neighbour(images.image_ids[other], round(cosine, 4)) for other, cosine in near])
+    return found
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether two captions have the same words in the same order, case and punctuation ignored."""
+    return WORD.findall(one.lower()) == WORD.findall(other.lower())
+
+
+def gallery_setting(
+    records: Records, *, run: str, rival: str | None = None, metric: str = "CIDEr", size: int
+) -> dict[str, object]:
+    """What the view knows before its first page: runs, metrics, the ends of their bars, and what can be filtered.
+
+    Args:
+        run: the run whose captions stand first.
+        rival: gaps are measured against it as long as no other run is compared with.
+        metric: the one that orders at first; another where it was not measured.
+        size: images of a page.
+    """
+    metrics = sorted(records.metrics, key=lambda name: name != metric)
+    return {
+        "run": run,
+        "rival": rival,
+        "runs": records.runs,
+        "metric": metrics[0] if metrics else metric,
+        "metrics": metrics,
+        "bars": [name for name in FIRST_METRICS if name in metrics],
+        "tops": {name: _top(records, name) for name in metrics},
+        "sources": sorted(set(records.sources)),
+        "splits": sorted(set(records.splits)),
+        "labels": sorted(set(records.labels) - {""}),
+        "knowsSeen": len(set(records.seen) - {None}) == 2,
+        "images": len(records),
+        "size": size,
+    }
+
+
+def gallery_item(entry: Entry, *, picture: str | None = None, marks: dict | None = None) -> dict[str, object]:
+    """One image for the view.
+
+    Args:
+        picture: data URI of its thumbnail; None: it follows.
+        marks: run -> ``{"kinds": [...], "note": text}``.
+    """
+    texts = [text for text, _ in entry.references]
+    return {
+        "id": entry.image_id,
+        "name": entry.image_id.split("/", 1)[-1],
+        "source": entry.source,
+        "split": entry.split,
+        "label": entry.label,
+        "seen": entry.seen,
+        "references": [[text, times] for text, times in entry.references],
+        "said": {run: mark_words(said, texts) for run, said in entry.captions.items()},
+        "scores": {
+            run: {name: round(value, DIGITS) for name, value in own.items()} for run, own in entry.scores.items()
+        },
+        "picture": picture,
+        "marks": marks or {},
+    }
+
+
+def copied_captions(entry: Entry, captions: Sequence[str]) -> dict[str, list[str]]:
+    """run -> those of the captions of another image that have the very words of what the run says of this one."""
+    copied = {run: [text for text in captions if same_words(text, said)] for run, said in entry.captions.items()}
+    return {run: own for run, own in copied.items() if own}
+
+
+def _top(records: Records, metric: str) -> float:
+    """The right end of a metric's bars: 1 for fractions, the next whole number for CIDEr."""
+    highest = [np.nanmax(own[metric]) for own in records.scores.values() if metric in own]
+    return float(max(1, math.ceil(max(highest, default=1.0))))
+
 
 PAGE = "captions.html"
 SCRIPTS, STYLES = ("dom.js", "gallery.js", "captions.js"), ("gallery.css",)

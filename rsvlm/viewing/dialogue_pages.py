@@ -7,14 +7,14 @@ from pathlib import Path
 from IPython.display import HTML, DisplayHandle, display
 from markupsafe import Markup
 
-from rsvlm import paths
 from rsvlm.data.images import open_image
 from rsvlm.files import whole_folder, write_text
 from rsvlm.models.dialogue import Conversation, Turn, context_length
+from rsvlm.models.features import VisualInput, choose_view, read_visual
 from rsvlm.models.prompts import caption_prompt
-from rsvlm.models.visual_inputs import VisualInput, choose_view, read_visual
-from rsvlm.params import read_section
-from rsvlm.scoring.embedding_spaces import load_space
+from rsvlm.scoring.retrieval import load_space
+from rsvlm.study import paths
+from rsvlm.study.config import read_section
 from rsvlm.viewing.browse import Archive, pools_of
 from rsvlm.viewing.thumbnails import encode_jpeg, make_thumbnail, shrink
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from rsvlm import paths
 from rsvlm.files import append_line
+from rsvlm.study import paths
 
 KINDS = ("good", "wrong object", "wrong count", "hallucinated", "wrong relation", "note")
 ERRORS = KINDS[1:5]

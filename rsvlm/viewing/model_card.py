@@ -8,11 +8,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from rsvlm import paths
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.table import SPLITS
 from rsvlm.files import read_json, write_text
-from rsvlm.params import read_params
+from rsvlm.study import paths
+from rsvlm.study.config import read_params
 
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "METEOR", "ROUGE_L")
 RUNS = {

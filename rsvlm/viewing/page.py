@@ -1,19 +1,29 @@
-"""Self-contained HTML pages from Jinja2 templates: everything escaped, no network, no kernel.
+"""Self-contained HTML pages, and widgets whose page asks and whose kernel answers.
+
+Self-contained HTML pages from Jinja2 templates: everything escaped, no network, no kernel.
 
 A page holds its style, its script and its pictures. What comes from the data (captions, file names, labels) reaches the
 page only through Jinja2's autoescape or its ``tojson`` filter. A content security policy in the page allows the one
 script by its hash and forbids every connection: even a text that slipped through could neither run nor call home.
+
+Widgets whose page asks and whose kernel answers: the ground of the gallery, the search box and the dialogue.
+
+A page sends ``{"ask": id, "what": name, "given": {...}}``, perhaps with bytes; the method ``answer_NAME`` is called with
+what is given, and its result goes back as ``{"ask": id, "answer": ...}``. An error goes back as its text, to be shown
+where the question was asked: JupyterLab hides what a callback raises.
 """
 
 import base64
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import anywidget
 import numpy as np
+import traitlets
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -188,3 +198,52 @@ def histogram_paths(
             steps.append(f"L{width * position / bins:.1f} {y:.1f}L{width * (position + 1) / bins:.1f} {y:.1f}")
         paths[name] = "".join(steps) + f"L{width:g} {height:g}Z"
     return paths, top, highest
+
+
+TOLD = (ValueError, OSError, RuntimeError, ImportError)  # errors with a message for the reader
+
+
+def widget_script(*names: str) -> str:
+    """The ES module of a widget, of the package's script files."""
+    return read_template("dom.js", "kernel.js", *names)
+
+
+def widget_style(*names: str) -> str:
+    """The style sheet inside a widget's shadow root."""
+    return read_template("page.css", *names, "widget.css")
+
+
+class AnsweringWidget(anywidget.AnyWidget):
+    """A widget that answers its page's questions; see the module's text."""
+
+    sheet = traitlets.Unicode().tag(sync=True)  # style sheet of the shadow root
+    setting = traitlets.Dict().tag(sync=True)  # what the page knows before it asks
+
+    def __init__(self, **traits: object) -> None:
+        super().__init__(**traits)
+        self._tell: Callable[[object], None] = lambda _: None
+        self.on_msg(self.receive)
+
+    def receive(self, _: object, message: dict, buffers: Sequence[memoryview] = ()) -> None:
+        """Answer one message of the page."""
+        ask, what = message.get("ask"), message.get("what")
+        answer = getattr(self, f"answer_{what}", None)
+        if not callable(answer):
+            self.send({"ask": ask, "error": f"there is no answer to {what!r}"})
+            return
+        given = dict(message.get("given") or {})
+        if buffers:
+            given["buffers"] = [bytes(buffer) for buffer in buffers]
+        self._tell = lambda part: self.send({"ask": ask, "part": part})
+        try:
+            result = answer(**given)
+        except Exception as error:
+            self.send({"ask": ask, "error": f"{type(error).__name__}: {error}"})
+            if not isinstance(error, TOLD):
+                raise  # a fault of the program: into the log, too
+        else:
+            self.send({"ask": ask, "answer": result})
+
+    def tell(self, part: object) -> None:
+        """Send a part of the answer that is being made."""
+        self._tell(part)

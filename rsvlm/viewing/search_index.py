@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsvlm import paths
 from rsvlm.extras import import_extra
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.models.features import load_features
-from rsvlm.scoring.embedding_spaces import EmbeddingSpace, load_space
 from rsvlm.scoring.fusion import make_parts
-from rsvlm.viewing.retrieval_entries import METHODS, combination_options, read_combination
+from rsvlm.scoring.retrieval import EmbeddingSpace, load_space
+from rsvlm.study import paths
+from rsvlm.viewing.retrieval_gallery import METHODS, combination_options, read_combination
 
 META = "index.json"
 TIES = 32  # more than asked for, so that equal scores at the end of a result stand in the images' order

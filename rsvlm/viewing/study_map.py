@@ -16,8 +16,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from rsvlm import paths
 from rsvlm.files import read_json
+from rsvlm.study import paths
 from rsvlm.viewing.page import format_score
 from rsvlm.viewing.plots import BLUE, MUTED, ORANGE, PAPER, figure
 

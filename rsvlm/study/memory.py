@@ -1,0 +1,437 @@
+"""How much memory a stage needs, told before it starts, and refused where there is less.
+
+The estimate reads configurations and file headers only: no model is loaded, torch is not imported. It counts what
+grows with parameters, models and data: weights, what training keeps of them, activations until the backward pass,
+logits, caches; the numbers of values a token or a pixel were counted from the layers' formulas and held against
+measured runs (within a factor of two). ``RSVLM_MEMORY=ignore`` starts a stage regardless.
+"""
+
+import ctypes.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+from rsvlm.files import read_json, read_json_lines
+from rsvlm.study import paths
+
+SWITCH = "RSVLM_MEMORY"
+LIBRARIES = 0.75e9  # Python with torch, transformers and pandas
+CUDA_CONTEXT = 0.6e9
+LETTERS_A_TOKEN = 4.5
+LONG = 0.75  # share of the captions that are no longer than one is counted: batches are padded to their longest
+WORKING = 1.15  # gradients of activations that are alive together, and what an allocator cannot fill
+# Convolutions' outputs of EfficientNet-Lite2 a pixel of its input: stem, 21 blocks (a test counts them), head
+EFFICIENTNET_VALUES = (
+    *(8.0, 12.0, 31.5, 19.5, 19.5, 12.0, 9.75, 9.75, 5.97, 4.47, 4.47, 4.47),
+    *(4.59, 6.09, 6.09, 6.09, 3.72, 2.64, 2.64, 2.64, 2.64, 2.78, 1.25),
+)
+# What a transformer layer keeps for the backward pass, values a token and unit of width: norms, queries, keys, values,
+# attention, and the four times wider middle before and after its activation (Korthikanti et al. 2022, section 4)
+TOWER_VALUES = 17
+STATISTICS = "the mean and spread of the features"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the memory that a stage needs: bytes, what for, the parameters that lower it, and whether on the GPU."""
+
+    size: float
+    what: str
+    lower: tuple[str, ...] = ()
+    on_device: bool = True
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The size of a causal language model."""
+
+    parameters: int
+    width: int
+    middle: int
+    layers: int
+    key_width: int  # of keys, and of values: heads that have their own x width of a head
+    vocabulary: int
+
+
+SMOLLM2 = Decoder(134_515_008, 576, 1536, 30, 192, 49_152)
+RANDOM_LLAMA = Decoder(43_168, 32, 64, 2, 16, 384)
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The size of a transformer tower: its width, layers, and tokens an input at most."""
+
+    width: int
+    layers: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The size of a dual encoder; ``vision`` None: EfficientNet-Lite2 at ``image_size``."""
+
+    parameters: int
+    text: Tower
+    vision: Tower | None
+    image_size: int
+
+
+MINILM = Tower(384, 6, 64)
+RANDOM_CLIP = Encoder(55_937, Tower(32, 2, 48), Tower(32, 2, 17), 32)
+
+
+class SizeUnknown(Exception):
+    """The size of a model cannot be told before it is there."""
+
+
+def check_memory(stage: str, values: dict, log: Callable[[str], None], *, file: str = "params.yaml") -> None:
+    """Log what a stage needs and what is free, in one line.
+
+    Raises:
+        ValueError: less is free than needed; says how much, what most of it is for and which parameters lower it.
+    """
+    if stage not in ESTIMATES:
+        return
+    try:
+        parts = ESTIMATES[stage](values)
+    except SizeUnknown as unknown:
+        log(f"[{stage}] memory: not estimated ({unknown})")
+        return
+    on_gpu = values["device"] != "cpu" and gpu_memory() is not None
+    for place, free, own in (
+        ("GPU memory", gpu_memory() if on_gpu else 0, [part for part in parts if on_gpu and part.on_device]),
+        ("memory", free_memory(), [part for part in parts if not (on_gpu and part.on_device)]),
+    ):
+        needed = sum(part.size for part in own) + (CUDA_CONTEXT if place.startswith("GPU") else LIBRARIES)
+        if not own:
+            continue
+        largest = max(own, key=lambda part: part.size)
+        log(
+            f"[{stage}] {place}: about {_gigabytes(needed)} needed, most of it for {largest.what} "
+            f"({_gigabytes(largest.size)}); {_gigabytes(free)} free"
+        )
+        if needed > free and os.environ.get(SWITCH) != "ignore":
+            levers = " or ".join(f"{name} ({values[name]})" for name in largest.lower if values.get(name) is not None)
+            raise ValueError(
+                f"{file}, section {stage!r}: about {_gigabytes(needed)} of {place} are needed, but "
+                f"{_gigabytes(free)} are free. {_gigabytes(largest.size)} of it are for {largest.what}"
+                f"{f': lower {levers}' if levers else ''}{_elsewhere(largest, values)}. The estimate is right within "
+                f"a factor of two: {SWITCH}=ignore in the environment starts the stage regardless"
+            )
+
+
+def free_memory() -> float:
+    """Bytes that a new process can take: what the machine has, or what a container's limit leaves if that is less."""
+    return min([psutil.virtual_memory().available, *cgroup_free()])
+
+
+def cgroup_free(root: Path = Path("/")) -> list[float]:
+    """Bytes left below each memory limit that holds for this process (Linux control groups, versions 1 and 2)."""
+    listed = root / "proc/self/cgroup"
+    lines = listed.read_text().splitlines() if listed.is_file() else []
+    left = []
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers == "":
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            top = root / "sys/fs/cgroup/memory"
+        else:
+            continue
+        inside = top / own.lstrip("/")  # inside a container the path may be the host's, which is not there
+        for folder in dict.fromkeys([inside, *inside.parents, top]):
+            if folder.is_relative_to(top) and (folder / names[0]).is_file():
+                limit = (folder / names[0]).read_text().strip()
+                if limit != "max" and int(limit) < 2**60:  # version 1 writes a huge number for none
+                    statistics = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                    used = int((folder / names[1]).read_text()) - int(statistics.get(names[2], 0))
+                    left.append(max(0, int(limit) - used))
+    return left
+
+
+@cache
+def gpu_memory() -> float | None:
+    """Free bytes of the GPU that torch takes first, None without one. Another process asks: a CUDA context stays."""
+    if ctypes.util.find_library("cuda") is None:
+        return None
+    ask = "import torch; print(torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else '')"
+    answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=120).stdout.strip()
+    return float(answer) if answer else None
+
+
+def estimate_adapt_encoder(values: dict) -> list[Part]:
+    """The parts of contrastive training: weights, what AdamW and checkpoints keep of them, both towers' activations."""
+    encoder = encoder_size(values["encoder"], values["image_size"])
+    training = values["train"] == "all"
+    trained = encoder.parameters if training else 0
+    images, texts = values["batch_size"], values["batch_size"] * values["captions_per_image"]
+    average = 2 if values["average_decay"] else 0
+    number = _bytes_of(values["precision"], values["device"], mixed=3.5)
+    side = values["crop_size"] or encoder.image_size
+    if encoder.vision is None:
+        kept = sum(EFFICIENTNET_VALUES[values["freeze_blocks"] + 1 if values["freeze_blocks"] else 0 :])
+        # without a backward pass only the widest block's maps are alive together
+        image = side**2 * (kept if training else max(EFFICIENTNET_VALUES)) * number
+    else:
+        image = _tower(encoder.vision, encoder.vision.tokens, training, number)
+    tokens = min(encoder.text.tokens, caption_tokens() + 2)
+    return [
+        Part(4 * encoder.parameters, "weights", ("encoder",)),
+        Part(12 * trained, "gradients and AdamW's moments", ("encoder",)),
+        Part((4 + 16 + 4 * average) * trained, "the best weights so far and a checkpoint", ("encoder",), False),
+        Part(
+            images * (image * WORKING + 4 * 12 * side**2),
+            "the images of a batch",
+            ("batch_size", "crop_size", "image_size"),
+        ),
+        Part(
+            texts * _tower(encoder.text, tokens, training, number) * WORKING,
+            "the captions of a batch",
+            ("captions_per_image", "batch_size"),
+        ),
+        Part(6 * 4 * images * texts, "similarities of a batch", ("captions_per_image", "batch_size")),
+    ]
+
+
+def estimate_encode_images(values: dict) -> list[Part]:
+    """The parts of encoding: weights, the pixels of some batches in all views, and one layer's activations."""
+    encoder = encoder_size(str(paths.ENCODER), None)
+    side = encoder.image_size
+    if encoder.vision is None:
+        image = side**2 * max(EFFICIENTNET_VALUES) * 4
+    else:
+        image = _tower(encoder.vision, encoder.vision.tokens, False, 4)
+    pixels = side**2 * 3 * (4 + values["views"] + 3 * 4)  # bytes: three batches ahead, views, float32
+    return [
+        Part(4 * encoder.parameters, "weights"),
+        Part(values["batch_size"] * (image * WORKING + pixels), "the images of a batch", ("batch_size",)),
+    ]
+
+
+def estimate_finetune_lora(values: dict) -> list[Part]:
+    """The parts of captioner training: the frozen decoder, its activations a row, logits, and the features read."""
+    decoder, meta = decoder_size(values["language_model"]), features_meta()
+    P, V, G = meta["dims"]["pooled"], meta["views"], meta["grid"] ** 2 if values["use_grid"] else 0
+    H, B, caption = decoder.width, values["batch_size"], caption_tokens()
+    number = _bytes_of(values["dtype"], values["device"])
+    captions = values["captions_per_image"] or captions_an_image()
+    retrieval = values["retrieval_weight"] > 0 or values["ret_token_weight"] > 0
+    row = 12 + values["visual_tokens"] + G + (values["neighbour_captions"] + captions) * (caption + 1)
+    row += (caption + 8) if retrieval else 0
+    labels = B * (captions * (caption + 1) + retrieval)
+    # values a token that the backward pass of a frozen LLaMA layer needs; norms and adapters compute in float32
+    adapters = len(values["lora_targets"]) if values["lora_rank"] else 0
+    layer = 8 * H + (4 * H * adapters if number < 4 else 8 * H * bool(adapters)) + number * (4 * H + 3 * decoder.middle)
+    lora = values["lora_rank"] * adapters * 2 * H * decoder.layers  # a target is about H x H
+    trained = lora + P * H * (values["visual_tokens"] + bool(G)) + (P + H) * values["retrieval_dim"]
+    rows = min(4096, len(meta["image_ids"]))
+    return [
+        Part(number * decoder.parameters, "the language model's weights", ("language_model", "dtype")),
+        Part(16 * trained, "what trains, with gradients and moments", ("lora_rank", "visual_tokens", "retrieval_dim")),
+        Part(20 * trained, "the best weights so far and a checkpoint", ("lora_rank", "visual_tokens"), False),
+        Part(
+            B * row * layer * decoder.layers * WORKING,
+            "the rows of a batch",
+            ("batch_size", "captions_per_image", "neighbour_captions", "visual_tokens"),
+        ),
+        Part(4 * B * row**2, "attention masks", ("captions_per_image", "batch_size")),
+        Part(4 * 4 * labels * decoder.vocabulary, "logits of a batch", ("batch_size", "captions_per_image")),
+        # two views of the training images as they are joined, and all views of some while they are read
+        Part((24 * rows + 14 * min(rows, 256) * V) * (1 + G) * P, STATISTICS, ("use_grid",), False),
+        Part(
+            8 * (B + values["retrieval_negatives"]) * (P + values["retrieval_dim"]),
+            "features of other images",
+            ("retrieval_negatives",),
+        ),
+    ]
+
+
+def estimate_generate_captions(values: dict) -> list[Part]:
+    """The parts of captioning: the decoder, its cache a running row, logits, and the reading of candidates."""
+    config = _read(paths.CAPTIONER / "config.json", "no captioner yet")
+    decoder, meta = decoder_size(config["language_model"]), features_meta()
+    shape, near = config["settings"], config["prompting"]["neighbour_captions"]
+    number = _bytes_of(config["dtype"], values["device"])
+    V, G, P = meta["views"], shape["grid_cells"], meta["dims"]["pooled"]
+    B, caption = values["batch_size"], caption_tokens()
+    prefix = 12 + shape["visual_tokens"] + G + near * (caption + 1)
+    rows = B * max(values["beams"], values["samples"], 1)
+    # beams: the words' logits, with [RET], as log-probabilities, as totals; draws: shares and their sums in float64
+    logits = 4 * 4 * B * values["beams"], 32 * B * values["samples"]
+    parts = [
+        Part(number * decoder.parameters, "the language model's weights"),
+        Part(
+            number * rows * (prefix + values["max_new_tokens"]) * 2 * decoder.key_width * (decoder.layers + 2),
+            "keys and values of captions in the making",
+            ("batch_size", "samples" if values["samples"] > values["beams"] else "beams", "max_new_tokens"),
+        ),
+        Part(
+            max(logits) * decoder.vocabulary,
+            "logits of captions in the making",
+            ("batch_size", "samples" if logits[1] > logits[0] else "beams"),
+        ),
+        Part(number * B * prefix * 3 * (decoder.width + decoder.middle), "the prompts of a batch", ("batch_size",)),
+        Part(14 * B * V * (1 + G) * P, "features of a batch", ("batch_size",), False),
+    ]
+    if any(values["likelihood_weights"]):
+        read = values["beams"] + values["samples"] + values["pool_candidates"]
+        images, tokens = max(1, B // 4), read * (caption + 1)
+        size = 3 * 4 * images * tokens * decoder.vocabulary + 3 * 4 * min(8, images) * (prefix + tokens) ** 2
+        parts.append(
+            Part(size, "the likelihoods of candidates", ("batch_size", "samples", "pool_candidates", "beams"))
+        )
+    return parts
+
+
+ESTIMATES = {
+    "adapt_encoder": estimate_adapt_encoder,
+    "encode_images": estimate_encode_images,
+    "finetune_lora": estimate_finetune_lora,
+    "generate_captions": estimate_generate_captions,
+}
+
+
+def decoder_size(name: str) -> Decoder:
+    """The size of a language model by name. SizeUnknown where it is not on this machine, or no kin of LLaMA."""
+    known = {"packaged:smollm2-135m": SMOLLM2, "random:llama": RANDOM_LLAMA}
+    if name in known:
+        return known[name]
+    folder = model_folder(name)
+    config = _read(folder / "config.json", f"{name} has no config.json here")
+    try:
+        H, heads = config["hidden_size"], config["num_attention_heads"]
+        keys = config.get("num_key_value_heads", heads) * (config.get("head_dim") or H // heads)
+        sizes = H, config["intermediate_size"], config["num_hidden_layers"], keys, config["vocab_size"]
+    except KeyError as error:
+        raise SizeUnknown(f"{folder / 'config.json'} has no {error}") from error
+    return Decoder(count_parameters(folder), *sizes)
+
+
+def encoder_size(name: str, image_size: int | None) -> Encoder:
+    """The size of an encoder by name, at an input of ``image_size``. SizeUnknown where it is not on this machine."""
+    if name == "random:clip":
+        return RANDOM_CLIP
+    if name == "packaged:efficientnet-lite2-minilm":
+        return Encoder(27_773_385, MINILM, None, image_size or 224)
+    folder = model_folder(name)
+    config = _read(folder / "config.json", f"{name} has no config.json here")
+    if "vision_config" not in config:
+        return Encoder(count_parameters(folder), MINILM, None, image_size or config.get("image_size", 224))
+    vision, text = config["vision_config"], config["text_config"]
+    side = vision.get("image_size", 224)
+    patches = (side // vision.get("patch_size", 32)) ** 2
+    return Encoder(
+        count_parameters(folder),
+        Tower(text.get("hidden_size", 512), text.get("num_hidden_layers", 12), text.get("max_position_embeddings", 77)),
+        Tower(vision.get("hidden_size", 768), vision.get("num_hidden_layers", 12), patches + 1),
+        side,
+    )
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model: a path, or what was downloaded of a name on the Hugging Face hub."""
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    from transformers.utils import cached_file  # without torch
+
+    try:
+        return Path(cached_file(name, "config.json", local_files_only=True)).parent
+    except (OSError, ValueError) as error:
+        raise SizeUnknown(f"{name} is not on this machine yet") from error
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in a folder's safetensors files, by their headers."""
+    from safetensors import SafetensorError, safe_open
+
+    whole = folder / "model.safetensors"
+    files = [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors"))
+    total = 0
+    try:
+        for path in files:
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():
+                    size = 1
+                    for side in file.get_slice(name).get_shape():
+                        size *= side
+                    total += size
+    except SafetensorError as error:
+        raise SizeUnknown(f"{path}: {error}") from error
+    if not total:
+        raise SizeUnknown(f"{folder} has no safetensors yet")
+    return total
+
+
+@cache
+def _captions(table: Path) -> tuple[int, int]:
+    """(tokens of a rather long caption, captions of an image with rather many)."""
+    if not table.is_file():
+        raise SizeUnknown("no caption table yet")
+    rows = read_json_lines(table)
+    letters = sorted(len(caption) for row in rows for caption in row["captions"])
+    counts = sorted(len(row["captions"]) for row in rows)
+    if not letters:
+        raise SizeUnknown("the caption table is empty")
+    return int(letters[int(LONG * (len(letters) - 1))] / LETTERS_A_TOKEN) + 2, counts[int(LONG * (len(counts) - 1))]
+
+
+def caption_tokens() -> int:
+    """Tokens of a rather long caption of this study."""
+    return _captions(paths.IMAGE_TABLE)[0]
+
+
+def captions_an_image() -> int:
+    """Captions of an image with rather many, in this study."""
+    return _captions(paths.IMAGE_TABLE)[1]
+
+
+def features_meta() -> dict:
+    """What meta.json says of this study's features."""
+    return _read(paths.FEATURES / "meta.json", "no features yet")
+
+
+def _read(path: Path, otherwise: str) -> dict:
+    if not path.is_file():
+        raise SizeUnknown(otherwise)
+    return read_json(path)
+
+
+def _tower(tower: Tower, tokens: int, training: bool, number: float) -> float:
+    """Bytes of activations an input of that many tokens; without a backward pass a layer's are alive together."""
+    return TOWER_VALUES * tower.width * tokens * number * (tower.layers if training else 1)
+
+
+def _bytes_of(name: str, device: str, mixed: float = 2) -> float:
+    """Bytes a number in a precision or dtype; ``mixed`` where bf16 is used. "auto" is what the machine has."""
+    if name == "auto":
+        on_gpu = device != "cpu" and gpu_memory() is not None
+        name = "bf16" if on_gpu or _has_bf16() else "fp32"
+    return {"fp32": 4, "float32": 4}.get(name, mixed)
+
+
+@cache
+def _has_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16, as the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(errors="replace") if cpuinfo.is_file() else ""
+    return "avx512_bf16" in text or "amx_bf16" in text
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB"
+
+
+def _elsewhere(part: Part, values: dict) -> str:
+    """What to do where the lever is another stage's parameter, or none of this section's."""
+    if part.what == STATISTICS:
+        return " or encode_images' grid and views"
+    if not any(name in values for name in part.lower):
+        return ": take a smaller language_model in finetune_lora"
+    return ""

@@ -1,0 +1,102 @@
+"""A stage's processes: one run at a time, and none that outlives who started it.
+
+A stage that went on after a killed ``dvc`` would overwrite the outs of the next run, made from newer parameters.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+from filelock import FileLock, Timeout
+
+from rsvlm.study import paths
+
+SHELLS = {"sh", "ash", "bash", "busybox", "dash", "fish", "ksh", "zsh"}  # DVC runs a command through one of them
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LOOK_EVERY = 0.5  # seconds
+
+
+class StageRuns(RuntimeError):
+    """Another process runs this stage. The message names it and what to do."""
+
+
+@contextmanager
+def only_run(stage: str) -> Iterator[None]:
+    """Holds the stage's lock. The system frees it when this process ends, however it ends.
+
+    Raises:
+        StageRuns: another process holds it; at once.
+    """
+    file = paths.LOCKS / f"{stage}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        holder = file.read_text(encoding="utf-8").strip() or "unknown"
+        raise StageRuns(
+            f"[{stage}] another run of this stage is under way: process {holder} holds {file}."
+            f" Wait for its end, or end it (`kill {holder}`), then try again"
+        ) from None
+    try:
+        file.write_text(f"{os.getpid()}\n", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def end_with_dvc() -> None:
+    """Let this process and its children end when the DVC that started it is gone, killed ones included.
+
+    Without DVC (a run from a shell, under nohup perhaps) nothing changes.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return
+    _end_with_parent()
+    elders = []  # DVC, and the shells between
+    for elder in psutil.Process().parents():
+        elders.append(elder)
+        if elder.name() not in SHELLS:
+            break
+    threading.Thread(target=_watch, args=(elders,), daemon=True, name="end-with-dvc").start()
+
+
+def join_stage(stage: str, runner: int) -> None:
+    """Make this kernel the stage's: its notebook writes the study, and it ends with its runner, killed or not.
+
+    ipykernel looks after its parent every second, but not at a killed one's while it starts.
+
+    Args:
+        runner: the process that started the kernel.
+    """
+    _end_with_parent()
+    if runner not in {elder.pid for elder in psutil.Process().parents()}:
+        os._exit(1)  # killed before this line
+    paths.running_stage = stage
+
+
+def _end_with_parent() -> None:
+    """On Linux the system ends this process the moment its parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _watch(elders: list[psutil.Process]) -> None:
+    while all(map(_lives, elders)):
+        time.sleep(LOOK_EVERY)
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(1)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

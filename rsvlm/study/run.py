@@ -1,0 +1,202 @@
+"""Run one stage's notebook with its own section of params.yaml.
+
+``python -m rsvlm.study.run finetune_lora`` checks names and types of the section against the notebook's parameters
+cell, runs the stripped copy from ``build/notebooks`` in the project's root, streams what the cells print, removes what
+changes from run to run, and writes ``reports/notebooks/40_finetune_lora.ipynb`` whole. A failed run leaves its copy in
+``.rsvlm/failed/`` and no result.
+
+papermill's command line is not used: it turns ``false`` into a word, ``1e-4`` too, and only warns of unknown names.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+
+from rsvlm.files import write_text
+from rsvlm.study import paths
+from rsvlm.study.config import check_section, check_values, declared_parameters, read_section
+from rsvlm.study.memory import check_memory
+from rsvlm.study.processes import StageRuns, end_with_dvc, only_run
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+# Set for the notebook's kernel. The first four are there for equal bytes on a rerun, whoever runs it and how.
+KERNEL_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "MATPLOTLIBRC": str(Path(__file__).with_name("matplotlibrc")),
+    "SOURCE_DATE_EPOCH": "0",  # matplotlib writes this date into SVG and PDF
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # torch's deterministic mode asks for it on GPUs
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the kernel's debugger warns on stderr otherwise
+}
+KERNEL_DEFAULTS = {
+    # Threads spin briefly before they sleep: not at all costs a third of the speed, for long makes shared cores crawl
+    "GOMP_SPINCOUNT": "10000",
+    "TOKENIZERS_PARALLELISM": "false",
+    # glibc gives every large block back to the system and takes it anew, page by page: half of a training step's time
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "MALLOC_TOP_PAD_": "256000000",
+}
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised, or the kernel died. The message names the cell, the error and the failed copy."""
+
+
+def find_notebook(stage: str, folder: Path | None = None) -> Path:
+    """The notebook ``NN_stage.ipynb`` in a folder.
+
+    Raises:
+        FileNotFoundError: there is none, or more than one; names the folder and what to do.
+    """
+    folder = folder or paths.STRIPPED
+    found = sorted(folder.glob(f"[0-9][0-9]_{stage}.ipynb"))
+    if len(found) != 1:
+        raise FileNotFoundError(
+            f"{folder}: {'several notebooks' if found else 'no notebook'} NN_{stage}.ipynb;"
+            " `dvc repro strip` (or `python -m rsvlm.study.strip`) makes the copies that run"
+        )
+    return found[0]
+
+
+def run_notebook(stage: str, params_file: Path | None = None, log: Callable[[str], None] | None = None) -> Path:
+    """The path of the executed notebook, after running a stage.
+
+    Raises:
+        ValueError: the section does not fit the notebook (before anything runs).
+        NotebookFailed: a cell raised or the kernel died.
+    """
+    log = log or (lambda text: print(text, file=sys.stderr, flush=True))
+    params_file = params_file or paths.PARAMS
+    source = find_notebook(stage)
+    shown = f"notebooks/{source.name}"
+    declared = declared_parameters(nbformat.read(source, as_version=4), shown)
+    values = check_section(
+        read_section(params_file, stage), declared, file=str(params_file), section=stage, notebook=shown
+    )
+    check_values(values, paths.ROOT, file=str(params_file), section=stage)
+    check_memory(stage, values, log, file=str(params_file))
+
+    log(f"[{stage}] {shown}")
+    started = time.monotonic()
+    target = paths.EXECUTED / source.name
+    running = paths.FAILED / source.name  # what a failed or killed run leaves; a whole one moves on
+    running.parent.mkdir(parents=True, exist_ok=True)
+    running.unlink(missing_ok=True)
+    try:
+        _execute(stage, source, running, values)
+    except (PapermillExecutionError, DeadKernelError, KeyboardInterrupt) as error:
+        raise NotebookFailed(_explain(stage, shown, error, running)) from error
+    write_text(target, nbformat.writes(without_traces(nbformat.read(running, as_version=4))) + "\n")
+    running.unlink()
+    log(f"[{stage}] done in {time.monotonic() - started:.0f} s")
+    return target
+
+
+def without_traces(notebook: NotebookNode) -> NotebookNode:
+    """The executed notebook without what differs between two runs with the same seed.
+
+    Dropped: papermill's and the kernel's times, the random id of the injected cell, stderr (progress bars), widget
+    views. Printed text that reached the notebook in pieces is joined: where it is cut depends on the clock.
+    """
+    metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info") if key in notebook.metadata}
+    notebook.metadata = nbformat.from_dict(metadata)
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if "injected-parameters" in tags:
+            cell.id = "injected-parameters"
+        if cell.cell_type == "code":
+            cell.outputs = _joined(output for output in cell.outputs if not _is_passing(output))
+    return notebook
+
+
+def _execute(stage: str, source: Path, target: Path, values: dict) -> None:
+    os.environ.update(KERNEL_ENVIRONMENT)
+    for name, value in KERNEL_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    root, ipython = paths.ROOT, paths.CACHE / "ipython"
+    ipython.mkdir(parents=True, exist_ok=True)
+    os.environ["IPYTHONDIR"] = str(ipython)  # no start-up files or history of the user's own: equal bytes
+    os.environ["RSVLM_ROOT"] = str(root)  # a relative one would mean another folder inside the kernel
+    packages = [
+        str(root),
+        str(Path(__file__).parents[2]),
+        *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)),
+    ]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(packages))
+    # Told to this kernel alone: a variable of the environment would reach whatever the kernel starts
+    join = f"__import__('rsvlm.study.processes').study.processes.join_stage({stage!r}, {os.getpid()})"
+    # papermill's own reading of the parameters cell knows no `int | None`; names and types were checked before
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    papermill.execute_notebook(
+        str(source),
+        str(target),
+        parameters=values,
+        kernel_name="python3",
+        cwd=str(root),
+        progress_bar=False,
+        stdout_file=sys.stdout,
+        stderr_file=sys.stderr,
+        start_timeout=300,  # a cold, busy machine takes its time to start a kernel
+        extra_arguments=[
+            "--IPKernelApp.log_level=ERROR",  # it warns of its own transport at every start
+            f"--IPKernelApp.exec_lines={join}",
+        ],
+    )
+
+
+def _is_passing(output: NotebookNode) -> bool:
+    if output.output_type == "stream":
+        return output.name == "stderr"
+    return WIDGET in output.get("data", {})
+
+
+def _joined(outputs) -> list[NotebookNode]:
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        if output.output_type == "stream" and joined and joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def _explain(stage: str, shown: str, error: BaseException, kept: Path) -> str:
+    place = f"; the copy with its outputs: {kept}" if kept.is_file() else ""
+    if isinstance(error, PapermillExecutionError):
+        return f"{error}\n[{stage}] {shown}, cell {error.cell_index + 1}: {error.ename}: {error.evalue}{place}"
+    if isinstance(error, KeyboardInterrupt):
+        return f"[{stage}] {shown}: stopped by hand{place}"
+    return f"[{stage}] {shown}: the kernel died (out of memory?): {error}{place}"
+
+
+def main() -> int:
+    """Run the stage named on the command line; 0 when its notebook ran to the end."""
+    parser = argparse.ArgumentParser(description="Run a stage's notebook with its section of params.yaml.")
+    parser.add_argument("stage", help="a section of params.yaml, such as finetune_lora")
+    parser.add_argument("--params", type=Path, help="another parameter file")
+    arguments = parser.parse_args()
+    try:
+        end_with_dvc()
+        find_notebook(arguments.stage)
+        with only_run(arguments.stage):
+            run_notebook(arguments.stage, arguments.params)
+    except (ValueError, FileNotFoundError, NotebookFailed, StageRuns) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
