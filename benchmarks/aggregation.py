@@ -21,14 +21,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rsvlm.data.catalogue import REMOTECLIP_IMAGES  # noqa: E402
-from rsvlm.data.fingerprints import fingerprint_images  # noqa: E402
-from rsvlm.data.listings import find_images  # noqa: E402
-from rsvlm.data.overlap import find_twins, verbatim_share  # noqa: E402
-from rsvlm.data.sources import list_source, parse_source  # noqa: E402
-from rsvlm.data.table import load_table, save_table  # noqa: E402
-from rsvlm.files import write_json  # noqa: E402
-from rsvlm.study.recording import provenance  # noqa: E402
+from rsvlm.data.catalogue import REMOTECLIP_IMAGES
+from rsvlm.data.fingerprints import fingerprint_images
+from rsvlm.data.listings import find_images
+from rsvlm.data.overlap import find_near_duplicates, verbatim_share
+from rsvlm.data.sources import list_source, parse_source
+from rsvlm.data.table import load_table, save_table
+from rsvlm.files import write_json
+from rsvlm.study.recording import provenance
 
 WORDS = "some many green white large small two houses trees roads ships planes fields beside near in a river".split()
 SOURCE = {"name": "big", "format": "caption_table", "annotations": {"train": "big.csv"}, "images": "images"}
@@ -88,8 +88,8 @@ def audit_images(folder: Path) -> dict[str, float]:
         prints = fingerprint_images(paths, cache=folder / "cache")
         seconds[name] = clock() - start
     start = clock()
-    find_twins(rows, [], {row["image_id"]: one for row, one in zip(rows, prints, strict=True)}, True)
-    seconds["twins"] = clock() - start
+    find_near_duplicates(rows, [], {row["image_id"]: one for row, one in zip(rows, prints, strict=True)}, True)
+    seconds["near_duplicates"] = clock() - start
     start = clock()
     verbatim_share(rows)
     seconds["captions compared"] = clock() - start

@@ -83,7 +83,9 @@ def make_records(root: Path, records: int, pictures: Path | None) -> None:
     names = [row["image_id"] for row in rows]
     tables = []
     for run in RUNS:
-        write_json_lines(paths.GENERATED / f"{run}.jsonl", [{"image_id": name, "caption": sentence()} for name in names])
+        write_json_lines(
+            paths.GENERATED / f"{run}.jsonl", [{"image_id": name, "caption": sentence()} for name in names]
+        )
         for references in ("released", "distinct"):
             head = {"run": run, "source": "made", "split": "test", "image_id": names, "references": references}
             scores = {metric: draw.random(records).round(6) for metric in METRICS}
@@ -96,7 +98,7 @@ def measure_gallery() -> dict[str, float]:
     """Opening and paging the gallery, and what it holds in memory."""
     from rsvlm.viewing.widgets import caption_gallery
 
-    query, rows = {"run": "captioner", "rival": "consensus"}, {}
+    query, rows = {"run": "captioner", "baseline": "consensus"}, {}
     for name in ("the first time", "again"):
         held, start = memory(), time.perf_counter()
         gallery = caption_gallery()
@@ -113,7 +115,10 @@ def measure_gallery() -> dict[str, float]:
         "words in all texts": {"words": "river boats", "place": "all"},
     }
     for name, more in questions.items():
-        pages = [timed(lambda first=first, more=more: gallery.answer_page(query | more, first, 24)) for first in range(0, 480, 24)]
+        pages = [
+            timed(lambda first=first, more=more: gallery.answer_page(query | more, first, 24))
+            for first in range(0, 480, 24)
+        ]
         rows[f"gallery: a page, {name}: first, ms"] = pages[0]
         rows[f"gallery: a page, {name}: median of the next, ms"] = statistics.median(pages[1:])
     ids = gallery.records.image_ids
@@ -139,11 +144,15 @@ def measure_search(images: int, dimensions: int) -> dict[str, float]:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     made = faiss.IndexFlatIP(dimensions)
     made.add(vectors)
-    index = SearchIndex("dual_encoder", [f"made/{number:06}.png" for number in range(images)], {"dual_encoder": 1.0}, made)
+    index = SearchIndex(
+        "dual_encoder", [f"made/{number:06}.png" for number in range(images)], {"dual_encoder": 1.0}, made
+    )
     within = np.arange(images) % 3 == 0
     rows = {}
     for name, mask in (("all images", None), ("a third of them", within)):
-        times = [timed(lambda row=row, mask=mask: index.search(vectors[row : row + 1], 12, within=mask)) for row in range(20)]
+        times = [
+            timed(lambda row=row, mask=mask: index.search(vectors[row : row + 1], 12, within=mask)) for row in range(20)
+        ]
         rows[f"search: {name}: median, ms"] = statistics.median(times)
         rows[f"search: {name}: slowest, ms"] = max(times)
     return rows

@@ -23,15 +23,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a checkout without an installation
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from rsvlm.data.sources import Source, list_source  # noqa: E402
-from rsvlm.files import write_json  # noqa: E402
-from rsvlm.scoring.captions import ScoringTools, score_captions  # noqa: E402
-from rsvlm.scoring.content_cache import ContentCache  # noqa: E402
-from rsvlm.scoring.java_metrics import find_java  # noqa: E402
-from rsvlm.study.paths import ROOT  # noqa: E402
-from rsvlm.study.recording import provenance  # noqa: E402
+from rsvlm.data.sources import Source, list_source
+from rsvlm.files import write_json
+from rsvlm.scoring.captions import ScoringTools, score_captions
+from rsvlm.scoring.content_cache import ContentCache
+from rsvlm.scoring.java_metrics import find_java
+from rsvlm.study.paths import ROOT
+from rsvlm.study.recording import provenance
 
 CHANGED = 0.1
 AGREEMENT = 1e-9
@@ -47,7 +47,7 @@ class Annotations:
             key: [{"image_id": key, "caption": text} for text in texts] for key, texts in captions.items()
         }
 
-    def getImgIds(self) -> list[str]:  # noqa: N802
+    def getImgIds(self) -> list[str]:
         """The images."""
         return list(self.imgToAnns)
 
@@ -107,9 +107,7 @@ def main() -> int:
     listed = [image for image in listing.images if image.split == options.split]
     references = {image.name: list(image.captions) for image in listed[: options.images or None]}
     ids = list(references)
-    generated = {
-        key: references[ids[(place + 1) % len(ids)] if place % 2 else key][0] for place, key in enumerate(ids)
-    }
+    generated = {key: references[ids[(place + 1) % len(ids)] if place % 2 else key][0] for place, key in enumerate(ids)}
     evaluation = without_spice()(Annotations(references), Annotations({key: [text] for key, text in generated.items()}))
     score_captions({"a": "a"}, {"a": ["a"]}, tokens={"a": "a"})  # imports on our side; theirs are done
 

@@ -75,7 +75,11 @@ def named_places(stage: str) -> set[str]:
     ]
     names = set()
     for node in (node for source in sources for node in ast.walk(ast.parse(source))):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("paths", "places"):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("paths", "places")
+        ):
             names.add(node.attr)
     return {name for name in names if name.isupper()}
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,7 +130,7 @@ def closure(requirements: list) -> dict[str, set[str]]:
     return asked
 
 
-@lru_cache(maxsize=None)
+@cache
 def applies(text: str, extras: frozenset[str]) -> bool:
     """Whether a marker holds on one of the machines, for one of the extras asked for."""
     from packaging.markers import Marker
@@ -306,7 +306,7 @@ def _asked_by(name: str) -> list[str]:
         return []
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pyproject() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 

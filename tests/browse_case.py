@@ -18,14 +18,22 @@ SMOKE = paths.ROOT / "params" / "smoke.yaml"
 
 
 def build_study(
-    root, *, test: int = 4, train: int = 4, nasty_name: bool = False, scored: bool = False, more_runs: tuple[str, ...] = ()
+    root,
+    *,
+    test: int = 4,
+    train: int = 4,
+    nasty_name: bool = False,
+    scored: bool = False,
+    more_runs: tuple[str, ...] = (),
 ) -> list[dict]:
     """The rows of test and training pictures, after captions, features and an index of theirs were made in ``root``."""
     rows = []
     for number in range(test + train):
         name = NASTY_NAME if nasty_name and number == 1 else f"{number}.png"
         path = root / name
-        Image.fromarray(np.full((32, 32, 3), (30 * number % 255, 90, 240 - 30 * number % 240), dtype=np.uint8)).save(path)
+        Image.fromarray(np.full((32, 32, 3), (30 * number % 255, 90, 240 - 30 * number % 240), dtype=np.uint8)).save(
+            path
+        )
         rows.append(
             {
                 "image_id": f"s/{name}",
@@ -47,7 +55,16 @@ def build_study(
         write_json_lines(paths.GENERATED / f"{run}.jsonl", [row | {"caption": f"Caption {test + 1}"} for row in said])
     if scored:
         scores = [
-            [run, "s", "test", row["image_id"], references, number % 2 == 0, number + (run == "nearest") * 0.5, 0.1 * number]
+            [
+                run,
+                "s",
+                "test",
+                row["image_id"],
+                references,
+                number % 2 == 0,
+                number + (run == "nearest") * 0.5,
+                0.1 * number,
+            ]
             for run in ("captioner", "nearest")
             for references in ("released", "distinct")
             for number, row in enumerate(rows[:test])
@@ -74,8 +91,8 @@ def add_captioner() -> None:
     np.save(paths.RET_EMBEDDINGS / "text.npy", np.full((1, 4), 0.5, dtype=np.float32))
     write_json(paths.RET_EMBEDDINGS / "image_ids.json", tested)
     write_json(paths.RET_EMBEDDINGS / "texts.json", ["a"])
-    weights = {"dual_encoder": 0.75, "ret": 0.25, "neighbours": 0.5, "hubs": 0.5}
-    combined = {"weights": weights, "neighbours": 2, "temperature": 0.05, "hub_neighbours": 3}
+    weights = {"dual_encoder": 0.75, "ret": 0.25, "neighbours": 0.5, "hubness": 0.5}
+    combined = {"weights": weights, "neighbours": 2, "temperature": 0.05, "hubness_neighbours": 3}
     write_json(paths.METRICS / "score_retrieval.json", {"protocol": {"combined": combined}})
     weights = {"pool": 1.0, "samples": 0.0, "likelihood": 1.0}
     write_json(paths.METRICS / "generate_captions.json", {"weights": weights})

@@ -59,7 +59,7 @@ def variants(width: int) -> dict[str, Variant]:
     half = {"rows": "*fp16", "columns": "*fp16"}
     add("group_maxima", triton_topk.group_maxima_kernel, "half", half, GROUP=GROUP)
     for two_way in (False, True):
-        bits = {name: "*i32" for name in ("above_rows", "near_rows", "above_columns", "near_columns")}
+        bits = dict.fromkeys(("above_rows", "near_rows", "above_columns", "near_columns"), "*i32")
         add(f"compare, {1 + two_way} way", triton_ranks.compare_kernel, "half", half | bits, TWO_WAY=two_way)
     for kind, precision in (("fp16", "half"), ("bf16", "half"), ("fp32", "tf32"), ("fp32", "ieee")):
         name = f"{kind} {precision}" if kind == "fp32" else kind

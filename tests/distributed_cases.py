@@ -47,7 +47,7 @@ def run(rank: int, world: int, folder: Path) -> None:
         group = dist.new_group(list(range(size)))
         if rank >= size:
             continue
-        (a, b), (c, d) = (cuts[rank:rank + 2] for cuts in CUTS[size])
+        (a, b), (c, d) = (cuts[rank : rank + 2] for cuts in CUTS[size])
         model = DistributedDataParallel(Towers(weights), process_group=group)
         features = model(images[a:b], texts[c:d])
         for part in features[:2]:
@@ -73,8 +73,13 @@ def run(rank: int, world: int, folder: Path) -> None:
     except ValueError as error:
         said = str(error)
     try:
-        contrastive_loss(images[:3], texts[:3], 1.0, torch.zeros(3, 3 * world + (rank == 2), dtype=torch.bool),
-                         group=dist.group.WORLD)
+        contrastive_loss(
+            images[:3],
+            texts[:3],
+            1.0,
+            torch.zeros(3, 3 * world + (rank == 2), dtype=torch.bool),
+            group=dist.group.WORLD,
+        )
     except ValueError as error:
         said += f"\n{error}"
     (folder / f"said_{rank}.txt").write_text(said)

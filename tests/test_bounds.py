@@ -78,8 +78,8 @@ def test_all_that_lies_outside_is_listed_at_once():
 
 
 def test_a_long_list_of_numbers_to_try_is_refused():
-    with pytest.raises(ValueError, match=f"'hub_weights' holds {LONGEST_LIST + 1} values, at most {LONGEST_LIST}"):
-        check("score_retrieval", hub_weights=[0.0] * (LONGEST_LIST + 1))
+    with pytest.raises(ValueError, match=f"'hubness_weights' holds {LONGEST_LIST + 1} values, at most {LONGEST_LIST}"):
+        check("score_retrieval", hubness_weights=[0.0] * (LONGEST_LIST + 1))
 
 
 def test_null_stands_for_itself():

@@ -121,14 +121,26 @@ def test_the_gallery_answers_its_page(study):
     (study / f"{ids[0][2:]}").unlink()
     assert "no such image file" in ask("pictures", image_ids=ids)["broken"][ids[0]]
     assert "no such image file" in ask("detail", image_id=ids[0])["trouble"]
-    assert ask("page", query=query | {"order": "sideways"}, first=0, count=3).startswith("ValueError: order: 'sideways'")
+    assert ask("page", query=query | {"order": "sideways"}, first=0, count=3).startswith(
+        "ValueError: order: 'sideways'"
+    )
     assert "no image 's/6.png'" in ask("detail", image_id="s/6.png")  # a training image is not in the gallery
     assert "no answer to 'secrets'" in ask("secrets")
 
 
 def test_marks_of_the_gallery_are_on_the_disk_before_it_says_so(study):
     ask = talk_to(caption_gallery(who="Ada"))
-    mark = {"image_id": "s/1.png", "run": "captioner", "kind": "hallucinated", "on": 1, "note": "", "caption": SCRIPT, "source": "s", "label": "river", "key": "k1"}
+    mark = {
+        "image_id": "s/1.png",
+        "run": "captioner",
+        "kind": "hallucinated",
+        "on": 1,
+        "note": "",
+        "caption": SCRIPT,
+        "source": "s",
+        "label": "river",
+        "key": "k1",
+    }
     assert ask("mark", mark=mark) == {"saved": "captions.csv"}
     saved = read_marks()
     assert [(one.who, one.kind, one.caption, one.label) for one in saved] == [("Ada", "hallucinated", SCRIPT, "river")]
@@ -212,7 +224,9 @@ def test_an_exported_text_stays_a_text():
     from rsvlm.models.dialogue import Turn
 
     nasty = "![x](http://e.org/x.png) <script>1</script> [a](b) &lt; `c` # d"
-    text = dialogue_markdown([Turn("you", nasty), Turn("model", "", ("s/a](x).png",), (0.5,), True)], {"s/a](x).png": "image_01.jpg"})
+    text = dialogue_markdown(
+        [Turn("you", nasty), Turn("model", "", ("s/a](x).png",), (0.5,), True)], {"s/a](x).png": "image_01.jpg"}
+    )
     for mark in ("](http", "<", "[a](b)", "`c`"):
         assert mark not in text.replace("\\", "\\ ")
     assert "&amp;lt\\;" in text

@@ -97,7 +97,7 @@ def test_feature_statistics_are_the_same_in_blocks(features, monkeypatch):
     whole = make_captioner(features)
     monkeypatch.setattr("rsvlm.models.captioner.STATISTICS_BLOCK", 5)
     blocks = make_captioner(features)
-    for name in ("pooled_mean", "pooled_spread", "grid_mean", "grid_spread"):
+    for name in ("pooled_mean", "pooled_std", "grid_mean", "grid_std"):
         assert torch.equal(getattr(whole, name), getattr(blocks, name))
 
 

@@ -36,16 +36,20 @@ def metrics():
         "consensus": {"ucm": own, "blue_marble": own},
         "captioner": {"ucm": own, "<script>alert(1)</script>|": own},
         "zz_other": {"ucm": own},
-        "human": {"ucm": own | {"released": own["released"] | {"CIDEr": figure(3.88) | {"spread": 0.023}}}},
+        "human": {"ucm": own | {"released": own["released"] | {"CIDEr": figure(3.88) | {"standard_deviation": 0.023}}}},
         "protocol": {"split": "test", "sources": {"ucm": {"images": 210, "training_images": 1680}}},
         "paired": {"ucm": {}},
     }
-    recalls = {"i2t_r1": figure(0.2), "mean_recall": figure(0.55), "i2t_median_rank": figure(5.0)}
+    recalls = {
+        "image_to_text_recall_at_1": figure(0.2),
+        "mean_recall": figure(0.55),
+        "image_to_text_median_rank": figure(5.0),
+    }
     method = {
         "ucm": {
             "by_image": recalls,
             "by_text": {"mean_recall": figure(0.8)},
-            "ceiling": {"mean_recall": figure(0.704), "i2t_r1": figure(0.328)},
+            "ceiling": {"mean_recall": figure(0.704), "image_to_text_recall_at_1": figure(0.328)},
         }
     }
     retrieval = {"ret": method, "combined": method, "protocol": {"split": "test", "name": "remoteclip"}}
@@ -79,9 +83,9 @@ def test_caption_table_puts_ours_beside_published_on_one_scale(metrics):
 def test_retrieval_table_is_in_percent_with_the_ceiling(metrics):
     table = retrieval_table(metrics, "ucm").cells.set_index("model")
     assert table.loc["both combined", "mean recall"] == "55.0 [45.0, 65.0]"
-    assert table.loc["AMFMN", "mean recall"] == "46.1" and table.loc["AMFMN", "I2T R@1"] == "16.7"
+    assert table.loc["AMFMN", "mean recall"] == "46.1" and table.loc["AMFMN", "IMAGE_TO_TEXT R@1"] == "16.7"
     ceiling = table[table["kind"] == "ceiling"]
-    assert ceiling["mean recall"].tolist() == ["70.4"] and ceiling["I2T R@1"].tolist() == ["32.8"]
+    assert ceiling["mean recall"].tolist() == ["70.4"] and ceiling["IMAGE_TO_TEXT R@1"].tolist() == ["32.8"]
 
 
 def test_a_source_without_a_literature_says_so(metrics):
@@ -117,7 +121,7 @@ def test_published_figures_are_on_the_scale_and_consistent():
     assert len({(row.task, row.source, row.name) for row in PUBLISHED}) == len(PUBLISHED)
     for row in PUBLISHED:
         assert all(0 < value < (6 if metric == "CIDEr" else 1) for metric, value in row.values.items()), row
-        if "i2t_r1" in row.values:  # mean recall is the mean of the six
+        if "image_to_text_recall_at_1" in row.values:  # mean recall is the mean of the six
             six = [value for name, value in row.values.items() if name != "mean_recall"]
             assert row.values["mean_recall"] == pytest.approx(sum(six) / 6, abs=6e-4), row.name
     assert published_for("captions", "UCM_Captions") == published_for("captions", "ucm") != []
@@ -145,7 +149,9 @@ def test_a_cell_is_coloured_only_where_the_comparison_is_fair(metrics):
     assert standing(metrics, "captions", "ucm", "human", "CIDEr") is None  # one reference fewer
     assert standing(metrics, "captions", "ucm", "captioner", "SPICE") is None  # not run
     assert standing(metrics, "retrieval", "ucm", "combined", "mean_recall") == "level"  # [.45, .65], FBCLM .616
-    assert standing(metrics, "retrieval", "ucm", "combined", "i2t_r1") == "level"  # [.1, .3], FBCLM .2857
+    assert (
+        standing(metrics, "retrieval", "ucm", "combined", "image_to_text_recall_at_1") == "level"
+    )  # [.1, .3], FBCLM .2857
     notes = " ".join(unfair_notes(metrics, "captions", "ucm"))
     assert "recalled, not verified: BITA" in notes and "generalist; this study is a specialist: " in notes
     assert "RSGPT" not in notes
@@ -200,7 +206,7 @@ def test_the_picture_shows_runs_references_and_ceilings(metrics):
     matplotlib.use("agg")
     from rsvlm.viewing.score_figures import comparison_figure, run_label
 
-    names = [(method, way) for method in ("combined", "ceiling") for way in ("i2t", "t2i")]
+    names = [(method, way) for method in ("combined", "ceiling") for way in ("image_to_text", "text_to_image")]
     rows = [(method, "ucm", "by_image", way, k, k / 20) for method, way in names for k in range(1, 21)]
     curves = pd.DataFrame(rows, columns=["method", "source", "match", "direction", "k", "recall"])
     drawn = comparison_figure(metrics, curves, "ucm")

@@ -22,8 +22,9 @@ from rsvlm.viewing.training_figures import before_and_after, training_curves
 
 torch.set_num_threads(1)
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 200), "white": (230, 230, 230)}
-QUICK = AdaptSettings(epochs=3, batch_size=8, image_lr=1e-3, text_lr=1e-3, projection_lr=1e-3, checkpoint_every=2,
-                      precision="fp32")
+QUICK = AdaptSettings(
+    epochs=3, batch_size=8, image_lr=1e-3, text_lr=1e-3, projection_lr=1e-3, checkpoint_every=2, precision="fp32"
+)
 
 
 @pytest.fixture
@@ -37,9 +38,16 @@ def table(tmp_path, monkeypatch) -> pd.DataFrame:
         name = list(COLOURS)[i % 4]
         picture = np.clip(np.array(COLOURS[name]) + generator.integers(-25, 25, (40, 40, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
-        rows.append({"image_id": f"toy/{i}.png", "source": "toy", "split": "val" if i >= 16 else "train",
-                     "path": str(tmp_path / f"{i}.png"), "label": name,
-                     "captions": [f"A {name} field.", f"There is a {name} field number {i}."]})
+        rows.append(
+            {
+                "image_id": f"toy/{i}.png",
+                "source": "toy",
+                "split": "val" if i >= 16 else "train",
+                "path": str(tmp_path / f"{i}.png"),
+                "label": name,
+                "captions": [f"A {name} field.", f"There is a {name} field number {i}."],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -208,8 +216,9 @@ def test_nan_stops_with_step_rate_and_checkpoint(encoder, table, monkeypatch):
         adapt(encoder, table)
 
 
-@pytest.mark.parametrize("wrong", [{"train": "text"}, {"epochs": -1}, {"image_lr": float("nan")}, {"batch_size": 1},
-                                   {"warmup_share": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"train": "text"}, {"epochs": -1}, {"image_lr": float("nan")}, {"batch_size": 1}, {"warmup_share": 1.0}]
+)
 def test_settings_check_themselves(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AdaptSettings(**wrong)

@@ -1,4 +1,4 @@
-"""From sources to the one table: counts, refusals, limits, twins, and nothing half-written."""
+"""From sources to the one table: counts, refusals, limits, near-duplicates, and nothing half-written."""
 
 import json
 import shutil
@@ -22,13 +22,13 @@ from rsvlm.study import paths
 SPLIT_OF = ["train", "train", "train", "train", "val", "test"]
 
 
-def make_source(root, name="s", splits=tuple(SPLIT_OF), captions=("a river .", "a river ."), twin=None):
+def make_source(root, name="s", splits=tuple(SPLIT_OF), captions=("a river .", "a river ."), duplicate=None):
     """A source in Karpathy's format with one small picture an entry; returns its settings."""
     folder = root / name / "imgs"
     folder.mkdir(parents=True)
     entries = []
     for number, split in enumerate(splits):
-        seed = number if twin is None or number != twin[0] else twin[1]
+        seed = number if duplicate is None or number != duplicate[0] else duplicate[1]
         pixels = np.random.default_rng([len(name), *name.encode(), seed]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
         sentences = [{"raw": text} for text in captions]
@@ -69,9 +69,9 @@ def test_rows_and_report(tmp_path):
 
 def test_a_source_may_adapt_the_encoder_alone(tmp_path):
     more = make_source(tmp_path, "more", splits=("train", "train", "val", "test")) | {"use": "adapt"}
-    shutil.copy(tmp_path / "more/imgs/1.png", tmp_path / "twin.png")
+    shutil.copy(tmp_path / "more/imgs/1.png", tmp_path / "copy.png")
     own = make_source(tmp_path)
-    shutil.copy(tmp_path / "twin.png", tmp_path / "s/imgs/5.png")  # a test image that the other source trains with
+    shutil.copy(tmp_path / "copy.png", tmp_path / "s/imgs/5.png")  # a test image that the other source trains with
     (tmp_path / "more/imgs/3.png").unlink()
     with pytest.raises(FileNotFoundError, match="more: 1 of 4 images"):
         run(tmp_path, own, more)
@@ -79,10 +79,10 @@ def test_a_source_may_adapt_the_encoder_alone(tmp_path):
     metrics = write_aggregated(rows, report, **folders(tmp_path))
     tables = [tmp_path / "aggregated" / name for name in ("images.jsonl", "adapt.jsonl")]
     assert set(load_table(tables[0])["source"]) == {"s"}
-    assert load_table(tables[1])["image_id"].tolist() == ["more/0.png"], "its twin of a test image left"
+    assert load_table(tables[1])["image_id"].tolist() == ["more/0.png"], "its near-duplicate of a test image left"
     both = load_adapt_table(*tables)
     assert both["image_id"].tolist()[0] == "more/0.png" and len(both) == 7
-    assert metrics["twins_dropped_from_train"] == 1
+    assert metrics["near_duplicates_dropped_from_train"] == 1
     assert metrics["sources"]["more"]["images_used"] == {"train": 1, "val": 0, "test": 0}
     assert report["sources"]["more"]["images_left_out_by_use"] == 1 and report["sources"]["s"]["use"] == "all"
     assert "(adapts the encoder alone)" in (tmp_path / "cards/mixture.md").read_text(encoding="utf-8")
@@ -194,23 +194,23 @@ def test_a_validation_split_is_drawn_by_groups_of_near_duplicates(tmp_path):
     for drop, kept in ((True, 18), (False, 20)):
         seen = set()
         for seed in range(6):
-            rows, report = run(tmp_path, source, seed=seed, drop_train_twins_of_test=drop)
+            rows, report = run(tmp_path, source, seed=seed, drop_train_near_duplicates_of_test=drop)
             split_of = {row["image_id"].split("/")[1]: row["split"] for row in rows}
             counts = report["sources"]["s"]["images"]
             assert counts["test"] == 2 and counts["train"] + counts["val"] == kept
             assert counts["val"] == round(0.3 * kept) == report["sources"]["s"]["images_drawn_for_validation"]
             assert len({split_of[f"{n}.png"] for n in (2, 3, 4)}) == 1
             assert drop or split_of["6.png"] == split_of["7.png"] == "train", "what shows a test image never validates"
-            assert report["twins"]["pairs_between_splits"]["train_and_val"] == 0
+            assert report["near_duplicates"]["pairs_between_splits"]["train_and_val"] == 0
             ends = {
                 (row["first_split"], row["second_split"])
-                for row in report["twins"]["list"]
+                for row in report["near_duplicates"]["list"]
                 if row["first"] == "s/2.png"
             }
             assert ends == {(split_of["2.png"],) * 2}
             seen.add(split_of["2.png"])
         assert seen == {"train", "val"}
-    again = [row["split"] for row in run(tmp_path, source, seed=5, drop_train_twins_of_test=False)[0]]
+    again = [row["split"] for row in run(tmp_path, source, seed=5, drop_train_near_duplicates_of_test=False)[0]]
     assert again == [row["split"] for row in rows]
     with pytest.raises(ValueError, match="has_one: val_share, but .* has 1 validation images already"):
         run(tmp_path, make_source(tmp_path, "has_one") | {"val_share": 0.5})
@@ -255,14 +255,16 @@ def test_other_scripts_are_kept_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize("drop", [True, False])
-def test_train_twins_of_test_images(tmp_path, drop):
-    rows, report = run(tmp_path, make_source(tmp_path, twin=(1, 5)), drop_train_twins_of_test=drop)
+def test_training_near_duplicates_of_test_images(tmp_path, drop):
+    rows, report = run(tmp_path, make_source(tmp_path, duplicate=(1, 5)), drop_train_near_duplicates_of_test=drop)
     assert ("s/1.png" in {row["image_id"] for row in rows}) is not drop
-    twins = report["twins"]
-    assert twins["pairs"] == twins["pairs_of_equal_files"] == 1 and twins["dropped_from_train"] == int(drop)
-    assert twins["pairs_between_splits"] == {"train_and_val": 0, "train_and_test": 1, "val_and_test": 0}
-    assert twins["images_with_a_twin"]["s/test"] == {"s/train": 1, "s/val": 0, "s/test": 0}
-    assert twins["list"] == [
+    duplicates = report["near_duplicates"]
+    assert duplicates["pairs"] == duplicates["pairs_of_equal_files"] == 1 and duplicates["dropped_from_train"] == int(
+        drop
+    )
+    assert duplicates["pairs_between_splits"] == {"train_and_val": 0, "train_and_test": 1, "val_and_test": 0}
+    assert duplicates["images_with_a_near_duplicate"]["s/test"] == {"s/train": 1, "s/val": 0, "s/test": 0}
+    assert duplicates["list"] == [
         {
             "first": "s/1.png",
             "second": "s/5.png",
@@ -430,13 +432,25 @@ def test_real_ucm(shared_data):
     assert report["verbatim"]["ucm/test"]["ucm/train"] == pytest.approx(0.5457, abs=1e-4)
     assert len({row["label"] for row in rows}) == 21
     assert all(row["published"] == row["found"] for row in facts["published"]) and len(facts["published"]) == 5
-    pairs = report["twins"]["list"]
+    pairs = report["near_duplicates"]["list"]
     assert [(row["first"], row["second"]) for row in pairs if row["exact"]] == [("ucm/102.jpg", "ucm/103.jpg")]
     # Of the 17 that show the same ground by eye (two of them a like object elsewhere) those beyond doubt; the last few
     # points may differ from one CPU to another.
     same_ground = {(row["first"], row["second"]) for row in pairs if row["kind"] == "same_ground"}
-    assert same_ground >= {(f"ucm/{a}.jpg", f"ucm/{b}.jpg") for a, b in (
-        (128, 129), (130, 131), (156, 169), (161, 162), (168, 169), (169, 170), (1853, 1856), (242, 246), (260, 261))}
+    assert same_ground >= {
+        (f"ucm/{a}.jpg", f"ucm/{b}.jpg")
+        for a, b in (
+            (128, 129),
+            (130, 131),
+            (156, 169),
+            (161, 162),
+            (168, 169),
+            (169, 170),
+            (1853, 1856),
+            (242, 246),
+            (260, 261),
+        )
+    }
     assert len(same_ground) < 25 and all(row["exact"] or row["kind"] == "same_ground" for row in pairs)
 
 

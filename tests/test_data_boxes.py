@@ -614,11 +614,11 @@ def test_boxes_become_a_source_of_a_study(tmp_path, images):
     }
     assert lists.is_dir()
     options = {"data_root": str(tmp_path), "cache": tmp_path / "cache", "log": lambda line: None}
-    rows, report = aggregate_sources([source], drop_train_twins_of_test=False, **options)
+    rows, report = aggregate_sources([source], drop_train_near_duplicates_of_test=False, **options)
     assert [(row["image_id"], row["label"], len(row["captions"])) for row in rows] == [
         ("yard/b.png", "plane", 5),
         ("yard/a.png", "ship", 5),
         ("yard/c.png", "plane", 5),
     ]
     assert report["sources"]["yard"]["boxes"] == 4 and rows[0]["resolution"] == 0.5
-    assert report["twins"]["pairs_of_equal_files"] == 1, "a.png and b.png are the same green picture"
+    assert report["near_duplicates"]["pairs_of_equal_files"] == 1, "a.png and b.png are the same green picture"

@@ -73,7 +73,7 @@ def test_the_blue_marble_card_is_of_the_default_study():
     facts = load_measured("blue_marble", CARDS)
     tiles = read_params(ROOT / "params" / "blue_marble.yaml")["aggregate_data"]["sources"][0]["tiles"]
     assert facts["images_read"] == sum(facts["splits_read"].values()) == tiles and facts["captions_listed"] == 5 * tiles
-    assert not facts["images_with_a_twin"]
+    assert not facts["images_with_a_near_duplicate"]
     page = (CARDS / "blue_marble.md").read_text(encoding="utf-8")
     assert f"{tiles:,} pictures of land" in page
 
@@ -200,7 +200,7 @@ def test_cards_are_renewed_from_a_run(study, tmp_path):
     assert {path.name: path.read_bytes() for path in folder.glob("*.md")} == {
         path.name: path.read_bytes() for path in CARDS.glob("*.md")
     }
-    report["twins"].pop("list")
+    report["near_duplicates"].pop("list")
     assert renew_cards(rows, report, folder) == ["rsicd"]
     assert "| images | 10,921 | 4 |" in (folder / "rsicd.md").read_text(encoding="utf-8")
     assert load_measured("rsicd", folder)["examples"]["atypical"]["image_id"] == "rsicd/field_0.png"
@@ -224,7 +224,7 @@ def test_a_folder_of_known_sources_is_audited(study, tmp_path, capsys):
     assert (
         report["verbatim"]["rsitmd/test"]["rsicd/train"] == 1.0 and report["verbatim"]["rsicd/test"]["rsicd/train"] == 0
     )
-    assert "rsitmd/test" not in report["twins"]["images_with_a_twin"]
+    assert "rsitmd/test" not in report["near_duplicates"]["images_with_a_near_duplicate"]
     assert "rsicd: 3 of 4 listed images read" in capsys.readouterr().out
     assert main(["audit", str(tmp_path / "out"), "--out", str(tmp_path / "nowhere")]) == 1
     assert "holds the annotations of no known source" in capsys.readouterr().err
@@ -234,7 +234,11 @@ def test_a_folder_of_known_sources_is_audited(study, tmp_path, capsys):
     "arguments, missing, said",
     [
         (["raw"], "spellchecker", ["needs pyspellchecker: python -m pip install pyspellchecker", "--no-spelling"]),
-        (["raw", "--no-spelling"], "faiss", ["the search for twins needs faiss-cpu: python -m pip install faiss-cpu"]),
+        (
+            ["raw", "--no-spelling"],
+            "faiss",
+            ["the search for near-duplicates needs faiss-cpu: python -m pip install faiss-cpu"],
+        ),
         (["nowhere", "--no-spelling"], None, ["nowhere: no such folder"]),
         (["empty", "--no-spelling"], None, ["holds the annotations of no known source", "data/raw/README.md"]),
         (["raw", "--no-spelling", "--out", "file"], None, ["file: cannot be written to", "--out FOLDER"]),
@@ -299,7 +303,7 @@ def test_the_model_card_holds_what_was_measured():
                 "adapts_encoder_alone": 1,
             },
         },
-        "twins_dropped_from_train": 3,
+        "near_duplicates_dropped_from_train": 3,
     }
     params = read_params(ROOT / "params" / "blue_marble.yaml")
     page = model_card(metrics, data, params)

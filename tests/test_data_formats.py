@@ -234,7 +234,11 @@ def test_columns_of_other_names_and_repeated_ones(tmp_path):
             r"line 2 is not UTF-8 text: byte 12 is 0xFC \(in Windows-1252 'ü'\); save it as UTF-8",
         ),
         ("t.csv", "image,caption".encode("utf-16"), "line 1 starts with the byte order mark of UTF-16"),
-        ("t.csv.gz", gzip.compress(b"image,caption,split\n" + b"a.jpg,x,train\n" * 99, mtime=0)[:40], "not a whole gzip file"),
+        (
+            "t.csv.gz",
+            gzip.compress(b"image,caption,split\n" + b"a.jpg,x,train\n" * 99, mtime=0)[:40],
+            "not a whole gzip file",
+        ),
         ("t.json.gz", b"[]", "not a whole gzip file"),
         (
             "t.jsonl",
@@ -403,4 +407,4 @@ def test_sources_that_are_only_compared_enter_nothing(tmp_path, shared_data):
     assert {row["source"] for row in rows} == {"ucm"} and len(rows) == 15
     assert report["sources"]["sydney"]["images"] == {"train": 497, "val": 58, "test": 58}
     assert report["verbatim"]["sydney/test"]["sydney/train"] > 0.2
-    assert "sydney/test" not in report["twins"]["images_with_a_twin"]
+    assert "sydney/test" not in report["near_duplicates"]["images_with_a_near_duplicate"]

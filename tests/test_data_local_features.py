@@ -12,7 +12,7 @@ from rsvlm.data.blue_marble import load_maps
 from rsvlm.data.duplicates import find_pairs
 from rsvlm.data.fingerprints import fingerprint_images
 from rsvlm.data.local_features import LEAST_SIDE, candidate_pairs, compare_features, find_same_ground, take_features
-from rsvlm.data.overlap import find_twins
+from rsvlm.data.overlap import find_near_duplicates
 
 SIDE = 224
 # Left upper corners in NASA's Blue Marble, all land: the Alps, Iran, the Rockies, the Andes, ...
@@ -191,7 +191,7 @@ def test_training_views_of_a_test_image_leave_and_are_counted_by_kind(pictures, 
         for place, split in zip(chosen, splits, strict=True)
     ]
     known = {row["image_id"]: prints[place] for row, place in zip(rows, chosen, strict=True)}
-    kept, pairs, report = find_twins(rows, [], known, drop_from_train=True, cache=cache)
+    kept, pairs, report = find_near_duplicates(rows, [], known, drop_from_train=True, cache=cache)
     assert [row["image_id"] for row in kept] == [row["image_id"] for row in rows[1:]]
     assert [(pair["kind"], pair["dropped"]) for pair in pairs] == [
         ("same_ground", [rows[0]["image_id"]]), ("same_ground", []),
@@ -199,5 +199,5 @@ def test_training_views_of_a_test_image_leave_and_are_counted_by_kind(pictures, 
     assert report["by_kind"]["same_ground"] == {"pairs": 2, "train_and_test": 1, "dropped_from_train": 1}
     assert report["by_kind"]["copy"] == {"pairs": 0, "train_and_test": 0, "dropped_from_train": 0}
     assert report["same_ground"]["switched_on"] and report["same_ground"]["images"] == 5
-    kept, pairs, report = find_twins(rows, [], known, drop_from_train=True, same_ground=False)
+    kept, pairs, report = find_near_duplicates(rows, [], known, drop_from_train=True, same_ground=False)
     assert len(kept) == 5 and pairs == [] and report["same_ground"]["switched_on"] is False

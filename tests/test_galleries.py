@@ -190,7 +190,7 @@ def test_caption_page_stands_alone_and_texts_stay_texts(root):
     assert written["bytes"] == (paths.GALLERIES / "captions.html").stat().st_size
     assert "Not made in this study: shuffled" in page.text
     data = read_data(paths.GALLERIES / "captions.html")
-    assert len(data["items"]) == 12 and data["setting"]["rival"] == "consensus" and data["setting"]["knowsSeen"]
+    assert len(data["items"]) == 12 and data["setting"]["baseline"] == "consensus" and data["setting"]["knowsSeen"]
     texts = [text for item in data["items"] for text, _ in item["references"]]
     texts += [words_of(pieces) for item in data["items"] for pieces in item["said"].values()]
     assert {*NASTY, "", "A River with $boats$"} <= set(texts)  # read back with each character
@@ -201,7 +201,10 @@ def test_caption_page_stands_alone_and_texts_stay_texts(root):
 
 def test_caption_page_shows_the_nearest_training_images(root):
     rows = make_study(root, images=4)
-    training = [row | {"image_id": f"t/{number}", "split": "train", "captions": ["A river with boats"]} for number, row in enumerate(rows)]
+    training = [
+        row | {"image_id": f"t/{number}", "split": "train", "captions": ["A river with boats"]}
+        for number, row in enumerate(rows)
+    ]
     save_table(rows + training, paths.IMAGE_TABLE)
     make_vectors(rows + training)
     caption_gallery.write_caption_gallery(neighbours=2)
@@ -235,7 +238,7 @@ def test_caption_page_without_scores_baselines_and_metrics(root, images):
     page = check_stands_alone(paths.GALLERIES / "captions.html")
     setting = read_data(paths.GALLERIES / "captions.html")["setting"]
     assert written["runs"] == ["captioner"] and setting["images"] == images and not page.all("table")
-    assert setting["metrics"] == setting["bars"] == [] and setting["rival"] is None
+    assert setting["metrics"] == setting["bars"] == [] and setting["baseline"] is None
     caption_gallery.draw_caption_preview(read_entries()[0], run="captioner", metric="CIDEr", best=True)
 
 
@@ -349,7 +352,10 @@ def test_retrieval_page_stands_alone_and_texts_stay_texts(root):
 
 def test_retrieval_page_shows_recalls_with_the_ceiling(root):
     make_vectors(make_study(root))
-    entry = {"mean_recall": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 12}, "t2i_r1": {"value": 0.125}}
+    entry = {
+        "mean_recall": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 12},
+        "text_to_image_recall_at_1": {"value": 0.125},
+    }
     kinds = {
         "by_image": entry,
         "by_text": {"mean_recall": {"value": 0.75}},
@@ -373,8 +379,8 @@ def test_combined_search_uses_the_weights_that_were_chosen(root):
     ]
     save_table(rows + extra, paths.IMAGE_TABLE)
     make_vectors(rows + extra)
-    weights = {"dual_encoder": 1.0, "ret": 0.0, "neighbours": 0.5, "hubs": 0.0}
-    chosen = {"weights": weights, "neighbours": 2, "temperature": 0.05, "hub_neighbours": 3}
+    weights = {"dual_encoder": 1.0, "ret": 0.0, "neighbours": 0.5, "hubness": 0.0}
+    chosen = {"weights": weights, "neighbours": 2, "temperature": 0.05, "hubness_neighbours": 3}
     write_json(paths.METRICS / "score_retrieval.json", {"protocol": {"combined": chosen}})
     paths.RET_EMBEDDINGS.mkdir()
     names = {"image": "image_ids", "text": "texts"}

@@ -25,9 +25,13 @@ from rsvlm.viewing.caption_gallery import write_caption_gallery
 from rsvlm.viewing.marks import read_marks
 from rsvlm.viewing.records import Query, draw_order, read_records, select_rows
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (`make test` does it where there is a Chromium)")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed (`make test` does it where there is a Chromium)"
+)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the pages were not tried in a browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: the pages were not tried in a browser"
+)
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCREENSHOTS = PROJECT / "build" / "screenshots"
@@ -44,7 +48,14 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, place in paths.PLACES.items():
             patch.setattr(paths, name, root / place)
-        build_study(root, test=TEST_IMAGES, train=6, nasty_name=True, scored=True, more_runs=("consensus", "beam", "constant", "shuffled"))
+        build_study(
+            root,
+            test=TEST_IMAGES,
+            train=6,
+            nasty_name=True,
+            scored=True,
+            more_runs=("consensus", "beam", "constant", "shuffled"),
+        )
         add_captioner()
         write_caption_gallery(baselines=["nearest"], neighbours=2)
         shutil.copy(PROJECT / "dvc.yaml", root)
@@ -108,7 +119,7 @@ def static(study, browser):
         {"order": "best"},
         {"order": "worst"},
         {"order": "median", "metric": "METEOR"},
-        {"order": "best", "measure": "gap", "rival": "nearest"},
+        {"order": "best", "measure": "gap", "baseline": "nearest"},
         {"words": "caption 2", "place": "references"},
         {"words": NASTY_NAME[:4], "place": "all"},
         {"label": "river", "low": 3.0, "high": 20.0, "order": "worst"},
@@ -118,9 +129,11 @@ def static(study, browser):
 def test_the_page_answers_as_the_kernel_does(study, static, query):
     records = read_records(["captioner", "nearest"], split="test")
     rows, _ = select_rows(records, Query("captioner", **query), drawn=draw_order(records))
-    asked = json.dumps({"run": "captioner", "rival": None, "metric": "CIDEr", "measure": "score", "order": "random", "words": "", "place": "said", "source": "",
+    asked = json.dumps({"run": "captioner", "baseline": None, "metric": "CIDEr", "measure": "score", "order": "random", "words": "", "place": "said", "source": "",
                         "split": "", "label": "", "seen": "", "mark": "", "low": None, "high": None} | query)  # fmt: skip
-    shown = static.page.evaluate(f"openPage(JSON.parse(document.getElementById('data').textContent)).page({asked}, 0, 999).then(found => found.items.map(item => item.id))")
+    shown = static.page.evaluate(
+        f"openPage(JSON.parse(document.getElementById('data').textContent)).page({asked}, 0, 999).then(found => found.items.map(item => item.id))"
+    )
     assert shown == [records.image_ids[row] for row in rows] and (shown or not query)
 
 
@@ -154,7 +167,13 @@ def test_the_page_works_by_mouse_and_keyboard(static):
     assert page.evaluate("document.activeElement.closest('.card').dataset.id") == ids_of(page)[0]  # back where one was
 
 
-@pytest.mark.parametrize(("name", "options"), [("dark", {"color_scheme": "dark"}), ("zoomed", {"viewport": {"width": 640, "height": 450}, "device_scale_factor": 2})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dark", {"color_scheme": "dark"}),
+        ("zoomed", {"viewport": {"width": 640, "height": 450}, "device_scale_factor": 2}),
+    ],
+)
 def test_the_page_is_readable_in_the_dark_and_at_twice_the_size(study, browser, name, options):
     watched = Watched(browser, offline=True, **options)
     watched.page.goto((paths.GALLERIES / "captions.html").as_uri())
@@ -201,8 +220,26 @@ class Lab:
         settings = scratch / "settings" / "@jupyterlab" / "apputils-extension"
         settings.mkdir(parents=True)
         (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
-        own = {name: str(scratch / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_WORKSPACES_DIR")}
-        environment = os.environ | own | {"RSVLM_ROOT": str(root), "PYTHONPATH": str(PROJECT), "JUPYTERLAB_SETTINGS_DIR": str(scratch / "settings"), "OMP_NUM_THREADS": "1"}
+        own = {
+            name: str(scratch / name)
+            for name in (
+                "JUPYTER_CONFIG_DIR",
+                "JUPYTER_DATA_DIR",
+                "JUPYTER_RUNTIME_DIR",
+                "IPYTHONDIR",
+                "JUPYTERLAB_WORKSPACES_DIR",
+            )
+        }
+        environment = (
+            os.environ
+            | own
+            | {
+                "RSVLM_ROOT": str(root),
+                "PYTHONPATH": str(PROJECT),
+                "JUPYTERLAB_SETTINGS_DIR": str(scratch / "settings"),
+                "OMP_NUM_THREADS": "1",
+            }
+        )
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", f"--port={self.port}",
                    "--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={root}"]  # fmt: skip
         self.log = (scratch / "lab.log").open("w+")
@@ -210,7 +247,9 @@ class Lab:
         wait_until(self._answers, "JupyterLab")
 
     def ask(self, place: str) -> object:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/{place}", headers={"Authorization": f"token {self.token}"})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/{place}", headers={"Authorization": f"token {self.token}"}
+        )
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
@@ -223,7 +262,9 @@ class Lab:
 
     def kernel_pids(self) -> list[int]:
         """Process ids of the kernels that this server started."""
-        own = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True).stdout
+        own = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True
+        ).stdout
         return [int(line.split()[0]) for line in own.splitlines() if "ipykernel" in line]
 
     def close(self) -> None:
@@ -257,7 +298,9 @@ def notebook(lab, browser):
 
 def run_all(page, until=None):
     """Run all cells, or those above a place, once the kernel is ready."""
-    page.wait_for_function("() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.sessionContext?.isReady && window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'")
+    page.wait_for_function(
+        "() => window.jupyterapp && window.jupyterapp.shell.currentWidget?.sessionContext?.isReady && window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
+    )
     if until is None:
         page.evaluate("window.jupyterapp.commands.execute('runmenu:run-all')")
     else:
@@ -337,7 +380,10 @@ def test_an_image_is_enlarged_and_marked(notebook, study):
     notebook.shoot("enlarged")
     page.keyboard.press("Escape")
     playwright.expect(gallery.locator("article.card").first.locator(".chip.marks")).to_have_text("hallucinated, note")
-    assert [(mark.image_id, mark.kind, mark.note) for mark in read_marks()] == [("s/0.png", "hallucinated", ""), ("s/0.png", "note", 'a note, "quoted"')]
+    assert [(mark.image_id, mark.kind, mark.note) for mark in read_marks()] == [
+        ("s/0.png", "hallucinated", ""),
+        ("s/0.png", "note", 'a note, "quoted"'),
+    ]
     gallery.locator("summary", has_text="Error table").click()
     playwright.expect(gallery.locator(".errors tbody tr")).to_have_count(2)
     gallery.locator("summary", has_text="Error table").click()
@@ -418,7 +464,10 @@ def test_the_widgets_follow_the_dark_theme(notebook):
     gallery = gallery_of(page)
     gallery.scroll_into_view_if_needed()
     page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-    wait_until(lambda: gallery.evaluate("shell => getComputedStyle(shell).backgroundColor") == "rgb(17, 22, 28)", "the dark theme")
+    wait_until(
+        lambda: gallery.evaluate("shell => getComputedStyle(shell).backgroundColor") == "rgb(17, 22, 28)",
+        "the dark theme",
+    )
     notebook.shoot("gallery_dark")
 
 

@@ -49,7 +49,7 @@ def test_the_loss_of_all_rows_and_the_gradient_that_ddp_wants(found, size):
         told = torch.load(found / f"{size}_{rank}.pt")
         assert told["loss"].item() == pytest.approx(loss.item(), rel=5e-7)
         for name, cuts, part in (("images", image_cuts, features[0]), ("texts", text_cuts, features[1])):
-            right = size * part.grad[cuts[rank]:cuts[rank + 1]]
+            right = size * part.grad[cuts[rank] : cuts[rank + 1]]
             assert (told[name] - right).norm() <= 2e-6 * part.grad.norm() * size
         for name, parameter in model.named_parameters():  # DDP's mean has made them those of the whole loss
             assert (told[name] - parameter.grad).norm() <= 2e-6 * parameter.grad.norm()
@@ -61,8 +61,10 @@ def test_without_positives_pairs_lie_on_the_diagonal_of_each_process(found, size
     features = cases.Towers(weights)(images, texts)
     image_cuts, text_cuts = cases.CUTS[size]
     own = [min(image_cuts[r + 1] - image_cuts[r], text_cuts[r + 1] - text_cuts[r]) for r in range(size)]
-    rows = [torch.cat([part[cuts[r]:cuts[r] + n] for r, n in enumerate(own)])
-            for part, cuts in zip(features, (image_cuts, text_cuts))]
+    rows = [
+        torch.cat([part[cuts[r] : cuts[r] + n] for r, n in enumerate(own)])
+        for part, cuts in zip(features, (image_cuts, text_cuts))
+    ]
     right = contrastive_loss(*rows, torch.tensor(9.0))
     for rank in range(size):
         assert torch.load(found / f"{size}_{rank}.pt")["diagonal"].item() == pytest.approx(right.item(), rel=1e-6)

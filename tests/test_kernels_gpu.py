@@ -1,4 +1,4 @@
-"""The Triton twins on a real GPU: the cases of the interpreter, bfloat16, and sizes that only a GPU can do."""
+"""The Triton backends on a real GPU: the cases of the interpreter, bfloat16, and sizes that only a GPU can do."""
 
 import importlib.util
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rsvlm.kernels import contrastive_loss, force_twin, similarity_topk, two_way_ranks
+from rsvlm.kernels import contrastive_loss, force_backend, similarity_topk, two_way_ranks
 
 CASES = Path(__file__).with_name("triton_cases.py")
 GPU = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
-WHY = "no NVIDIA GPU here: the Triton twins are only interpreted and compiled"
+WHY = "no NVIDIA GPU here: the Triton backends are only interpreted and compiled"
 pytestmark = pytest.mark.skipif(not GPU, reason=WHY)
 
 
@@ -31,7 +31,7 @@ def test_the_same_bits_as_on_a_cpu(width):
     texts[2000:2400] = texts[:400]
     positives = torch.arange(1094) * 5, torch.arange(5465)
     on_gpu = [part.cuda() for part in (images, texts)]
-    with force_twin("triton"):
+    with force_backend("triton"):
         found = similarity_topk(*on_gpu, 10), *two_way_ranks(*on_gpu, tuple(part.cuda() for part in positives))
     right = similarity_topk(images, texts, 10), *two_way_ranks(images, texts, positives)
     for one, other in zip(found, right):
@@ -44,7 +44,7 @@ def test_rows_beyond_two_to_the_31_elements():
     items[-1, 0] = items[2_900_000, 0] = 1
     queries = torch.zeros(2, 768, dtype=torch.float16, device="cuda")
     queries[:, 0] = 1
-    with force_twin("triton"):
+    with force_backend("triton"):
         indices = similarity_topk(queries, items, 3, normalize=False)[1]
     assert indices.tolist() == [[2_900_000, 3_099_999, 0]] * 2
 
@@ -59,9 +59,9 @@ def test_a_large_batch_stays_small_in_memory(dtype):
     scale = torch.tensor(50.0, device="cuda", requires_grad=True)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with force_twin("triton"):
+    with force_backend("triton"):
         contrastive_loss(images, texts, scale).backward()
     assert torch.cuda.max_memory_allocated() - before < 2**31, "half of one float32 matrix of logits"
-    with force_twin("torch"):
+    with force_backend("torch"):
         right = contrastive_loss(*(part.detach().requires_grad_() for part in (images, texts)), scale.detach())
     assert torch.isfinite(images.grad).all() and torch.isfinite(right)

@@ -19,9 +19,7 @@ def csr(lists):
 def reference(queries, items, lists, normalize=True):
     queries, items = np.asarray(queries, dtype=np.float64), np.asarray(items, dtype=np.float64)
     if normalize:
-        queries, items = (
-            x / np.maximum(np.sqrt((x**2).sum(1, keepdims=True)), 1e-12) for x in (queries, items)
-        )
+        queries, items = (x / np.maximum(np.sqrt((x**2).sum(1, keepdims=True)), 1e-12) for x in (queries, items))
     scores = (queries @ items.T).astype(np.float32)
     rows = []
     for row, own in zip(scores, lists, strict=True):

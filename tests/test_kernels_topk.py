@@ -16,9 +16,7 @@ def reference(queries, items, k, normalize=True):
     """Scores and indices by a full float64 matrix and a stable sort: nothing clever."""
     queries, items = np.asarray(queries, dtype=np.float64), np.asarray(items, dtype=np.float64)
     if normalize:
-        queries, items = (
-            x / np.maximum(np.sqrt((x**2).sum(1, keepdims=True)), 1e-12) for x in (queries, items)
-        )
+        queries, items = (x / np.maximum(np.sqrt((x**2).sum(1, keepdims=True)), 1e-12) for x in (queries, items))
     scores = (queries @ items.T).astype(np.float32)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     found = np.take_along_axis(scores, order, axis=1)
@@ -361,7 +359,7 @@ def test_a_sum_in_fixed_order_does_not_depend_on_its_company():
     for width in (1, 2, 3, 100, 513):
         values = torch.randn(64, width, dtype=torch.float64)
         together = sum_in_fixed_order(values.clone())
-        alone = torch.cat([sum_in_fixed_order(values[i:i + 1].clone()) for i in range(64)])
+        alone = torch.cat([sum_in_fixed_order(values[i : i + 1].clone()) for i in range(64)])
         strided = sum_in_fixed_order(values.T.contiguous().T.clone(memory_format=torch.preserve_format))
         assert torch.equal(together, alone) and torch.equal(together, strided)
         assert torch.allclose(together, values.sum(1), rtol=0, atol=1e-12 * width)

@@ -1,4 +1,4 @@
-"""The Triton twins run in Triton's interpreter, on the CPU; in a process of its own, as Triton decides on import."""
+"""The Triton backends run in Triton's interpreter, on the CPU; in a process of its own, as Triton decides on import."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ CASES = Path(__file__).with_name("triton_cases.py")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed: `make test` does it")
-def test_the_triton_twins_in_the_interpreter():
+def test_the_triton_backends_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=CASES.parents[1])

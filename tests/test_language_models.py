@@ -92,7 +92,9 @@ BROKEN = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"no weights \(model.safetensors, or model.saf"),
     "a torn tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
     "adapters to another model": (
-        lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "nobody/x", "peft_type": "LORA"}'),
+        lambda f: (f / "adapter_config.json").write_text(
+            '{"base_model_name_or_path": "nobody/x", "peft_type": "LORA"}'
+        ),
         "adapter_config.json tells of adapters to another model",
     ),
     "a missing part": (

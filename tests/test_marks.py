@@ -12,7 +12,9 @@ import pytest
 from rsvlm.files import append_line
 from rsvlm.viewing.marks import COLUMNS, KINDS, Mark, error_table, marks_of, read_marks, save_mark, standing_marks
 
-MARK = Mark("2026-01-02T03:04:05+00:00", "Ada", "captioner", "s/1.png", "s", "river", "wrong count", 1, "", "A river.", "k0")
+MARK = Mark(
+    "2026-01-02T03:04:05+00:00", "Ada", "captioner", "s/1.png", "s", "river", "wrong count", 1, "", "A river.", "k0"
+)
 
 
 def test_marks_come_back_as_they_were_saved(tmp_path):
@@ -33,7 +35,13 @@ def test_marks_come_back_as_they_were_saved(tmp_path):
 
 def test_a_mark_taken_back_does_not_stand_and_one_sent_twice_counts_once(tmp_path):
     path = tmp_path / "captions.csv"
-    for mark in (MARK, MARK, replace(MARK, on=0, key="k1"), replace(MARK, kind="good", key="k2"), replace(MARK, who="Eve", key="k3")):
+    for mark in (
+        MARK,
+        MARK,
+        replace(MARK, on=0, key="k1"),
+        replace(MARK, kind="good", key="k2"),
+        replace(MARK, who="Eve", key="k3"),
+    ):
         save_mark(mark, path)
     assert [mark.key for mark in read_marks(path)] == ["k0", "k1", "k2", "k3"]
     standing = standing_marks(read_marks(path))
@@ -97,14 +105,23 @@ def test_the_error_table_counts_images_by_class_and_kind():
     table = error_table(marks, run="captioner")
     assert list(table.index) == ["(no class)", "river", "all"]
     river = table.loc["river"]
-    assert (river["wrong count"], river["hallucinated"], river["good"], river["marked"], river["wrong"]) == (1, 1, 1, 2, 1)
+    assert (river["wrong count"], river["hallucinated"], river["good"], river["marked"], river["wrong"]) == (
+        1,
+        1,
+        1,
+        2,
+        1,
+    )
     assert river["wrong, %"] == 50.0 and table.loc["(no class)", "marked"] == 0
     assert table.loc["all", "note"] == 1 and error_table(marks).loc["all", "wrong"] == 2
     empty = error_table([])
     assert list(empty.index) == ["all"] and empty.loc["all", list(KINDS)].sum() == 0
 
 
-@pytest.mark.parametrize(("change", "message"), [({"kind": "odd"}, "'odd' is none of good"), ({"who": ""}, "needs who"), ({"note": "x" * 2001}, "2001 characters")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"kind": "odd"}, "'odd' is none of good"), ({"who": ""}, "needs who"), ({"note": "x" * 2001}, "2001 characters")],
+)
 def test_marks_check_themselves(change, message):
     with pytest.raises(ValueError, match=message):
         replace(MARK, **change)

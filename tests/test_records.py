@@ -20,7 +20,9 @@ def records(root):  # noqa: F811
 def ask(records, marks=None, **query):
     """Image numbers in the order of the answer, and the values."""
     rows, values = select_rows(records, Query(run="captioner", **query), drawn=draw_order(records, seed=0), marks=marks)
-    return [1 if records.image_ids[row].endswith(NAME) else int(records.image_ids[row].split("/")[-1][:-4]) for row in rows], values
+    return [
+        1 if records.image_ids[row].endswith(NAME) else int(records.image_ids[row].split("/")[-1][:-4]) for row in rows
+    ], values
 
 
 def test_what_is_read(records):
@@ -44,14 +46,16 @@ def test_orders(records):
 
 
 def test_gaps(records):
-    _, gaps = ask(records, order="best", measure="gap", rival="consensus")
+    _, gaps = ask(records, order="best", measure="gap", baseline="consensus")
     assert np.allclose(gaps, -1.0)
-    _, gaps = ask(records, order="best", measure="gap", rival="nearest")
+    _, gaps = ask(records, order="best", measure="gap", baseline="nearest")
     assert np.allclose(gaps, 0.0)
 
 
 def test_filters(records):
-    assert set(records.sources[select_rows(records, Query("captioner", source="beta<b>"), drawn=draw_order(records))[0]]) == {"beta<b>"}
+    assert set(
+        records.sources[select_rows(records, Query("captioner", source="beta<b>"), drawn=draw_order(records))[0]]
+    ) == {"beta<b>"}
     assert sorted(ask(records, low=2.0, high=3.0)[0]) == [4, 5, 6]
     assert sorted(ask(records, seen="yes")[0]) == [0, 2, 4, 6, 8, 10]
     assert ask(records, label="nowhere")[0] == []
@@ -63,7 +67,11 @@ def test_filters(records):
 
 
 def test_marks_filter(records):
-    marks = {("captioner", "alpha/4.png"): {"good"}, ("captioner", "alpha/5.png"): {"wrong count"}, ("nearest", "alpha/7.png"): {"good"}}
+    marks = {
+        ("captioner", "alpha/4.png"): {"good"},
+        ("captioner", "alpha/5.png"): {"wrong count"},
+        ("nearest", "alpha/7.png"): {"good"},
+    }
     assert sorted(ask(records, marks, mark="any")[0]) == [4, 5]
     assert ask(records, marks, mark="good")[0] == [4]
     assert len(ask(records, marks, mark="none")[0]) == 10 and len(ask(records, {}, mark="none")[0]) == 12

@@ -45,7 +45,9 @@ def test_the_readme_quotes_the_record(folder):
     for method, by_source in metrics["retrieval"].items():
         for scores in by_source.values():
             recall = scores["mean_recall"]
-            quoted.append((method, f"{100 * recall['value']:.1f} [{100 * recall['low']:.1f}, {100 * recall['high']:.1f}]"))
+            quoted.append(
+                (method, f"{100 * recall['value']:.1f} [{100 * recall['low']:.1f}, {100 * recall['high']:.1f}]")
+            )
     missing = [f"{name}: {text}" for name, text in quoted if text not in readme]
     assert not missing, f"README.md does not say what {folder.name} holds: {missing}"
     assert folder.name.rsplit("_", 1)[0] in study_names()

@@ -13,7 +13,7 @@ from rsvlm.kernels import Ranks, hits
 from rsvlm.scoring.fusion import (
     choose_weights,
     combine_spaces,
-    hub_space,
+    hubness_space,
     make_parts,
     neighbour_space,
     unit_rows,
@@ -34,7 +34,7 @@ from rsvlm.scoring.retrieval import (
 from rsvlm.scoring.retrieval_study import score_methods
 
 torch.set_num_threads(1)
-SIX = [f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in KS]
+SIX = [f"{direction}_r{k}" for direction in ("image_to_text", "text_to_image") for k in KS]
 
 
 def random_set(n_images=20, seed=0, distinct=None):
@@ -54,7 +54,7 @@ def published_recalls(scores, row_image):
     right = torch.zeros_like(scores, dtype=torch.bool)
     right[torch.arange(len(row_image)), torch.from_numpy(row_image)] = True
     values = {}
-    for name, matrix, marks in (("t2i", scores, right), ("i2t", scores.T, right.T)):
+    for name, matrix, marks in (("text_to_image", scores, right), ("image_to_text", scores.T, right.T)):
         for k in KS:
             best = matrix.topk(k, dim=1).indices
             values[f"{name}_r{k}"] = marks.gather(1, best).any(dim=1).double().mean().item()
@@ -90,8 +90,8 @@ def test_expected_recall_is_the_mean_over_shuffled_ties():
         draws.append(places)
     draws = np.array(draws)
     for k in (1, 3, 5, 10):
-        np.testing.assert_allclose(hits(ranks["i2t"], k).mean(), (draws <= k).mean(), atol=0.02)
-    np.testing.assert_allclose(first_places(ranks["i2t"]), draws.mean(axis=0), atol=0.6)
+        np.testing.assert_allclose(hits(ranks["image_to_text"], k).mean(), (draws <= k).mean(), atol=0.02)
+    np.testing.assert_allclose(first_places(ranks["image_to_text"]), draws.mean(axis=0), atol=0.6)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 10])
@@ -110,10 +110,15 @@ def test_a_model_that_scores_all_alike_gets_chance():
     _, _, ids, captions, texts = random_set(30)
     scores = score_retrieval(np.ones((30, 4)), np.ones((150, 4)), ids, captions, texts, resamples=0)["by_image"]
     for k in KS:
-        assert scores[f"t2i_r{k}"]["value"] == pytest.approx(k / 30, abs=1e-6)
-        assert scores[f"i2t_r{k}"]["value"] == pytest.approx(1 - comb(145, k) / comb(150, k), abs=1e-6)
-        assert (scores[f"t2i_r{k}"]["optimistic"], scores[f"t2i_r{k}"]["pessimistic"]) == (1, 0)
-    assert scores["t2i_median_rank"]["value"] == pytest.approx(15.5)
+        assert scores[f"text_to_image_recall_at_{k}"]["value"] == pytest.approx(k / 30, abs=1e-6)
+        assert scores[f"image_to_text_recall_at_{k}"]["value"] == pytest.approx(
+            1 - comb(145, k) / comb(150, k), abs=1e-6
+        )
+        assert (
+            scores[f"text_to_image_recall_at_{k}"]["optimistic"],
+            scores[f"text_to_image_recall_at_{k}"]["pessimistic"],
+        ) == (1, 0)
+    assert scores["text_to_image_median_rank"]["value"] == pytest.approx(15.5)
 
 
 def test_equal_texts_are_right_answers_by_text_only():
@@ -123,10 +128,14 @@ def test_equal_texts_are_right_answers_by_text_only():
     texts = ["A field .", "a field .", "a pond ."]
     scores = score_retrieval(images, text[[0, 1, 2]], ["1", "2", "3"], captions, texts, resamples=0)
     # image 2 finds the row of image 1 tied with its own; text 2 finds image 1 first
-    assert scores["by_image"]["i2t_r1"]["value"] == pytest.approx((0.5 + 0.5 + 1) / 3, abs=1e-6)
-    assert scores["by_image"]["t2i_r1"]["value"] == pytest.approx(2 / 3, abs=1e-6)
-    assert scores["by_text"]["i2t_r1"]["value"] == scores["by_text"]["t2i_r1"]["value"] == 1
-    assert scores["ceiling"]["t2i_r1"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert scores["by_image"]["image_to_text_recall_at_1"]["value"] == pytest.approx((0.5 + 0.5 + 1) / 3, abs=1e-6)
+    assert scores["by_image"]["text_to_image_recall_at_1"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert (
+        scores["by_text"]["image_to_text_recall_at_1"]["value"]
+        == scores["by_text"]["text_to_image_recall_at_1"]["value"]
+        == 1
+    )
+    assert scores["ceiling"]["text_to_image_recall_at_1"]["value"] == pytest.approx(2 / 3, abs=1e-6)
 
 
 def test_the_ceiling_is_what_an_oracle_scores():
@@ -151,8 +160,8 @@ def test_intervals_hold_the_value_and_are_the_same_at_every_run():
     assert other["by_image"]["mean_recall"] != runs[0]["by_image"]["mean_recall"]
     for name, entry in runs[0]["by_image"].items():
         assert entry["low"] <= entry["value"] <= entry["high"], name
-        assert entry["n"] == (200 if name.startswith("t2i") else 40)
-    recall = runs[0]["by_image"]["i2t_r5"]
+        assert entry["n"] == (200 if name.startswith("text_to_image") else 40)
+    recall = runs[0]["by_image"]["image_to_text_recall_at_5"]
     error = np.sqrt(recall["value"] * (1 - recall["value"]) / 40)
     assert recall["high"] - recall["low"] == pytest.approx(2 * 1.96 * error, rel=0.25)
 
@@ -163,9 +172,13 @@ def test_images_are_drawn_with_their_captions():
     test = retrieval_set([str(i) for i in range(N)], [[f"{i} {j}" for j in range(5)] for i in range(N)])
     zeros, rows = np.zeros(5 * N, dtype=int), np.repeat(np.arange(N) % 2, 5) * 30
     ranks = Ranks(np.zeros(5 * N), rows, zeros, zeros + 1)
-    scores = summarise_ranks(test, {"i2t": Ranks(*(part[::5] for part in ranks)), "t2i": ranks}, resamples=500)
-    assert scores["t2i_r1"] == {**scores["i2t_r1"], "n": 250}
-    assert scores["t2i_r1"]["high"] - scores["t2i_r1"]["low"] == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(N), rel=0.2)
+    scores = summarise_ranks(
+        test, {"image_to_text": Ranks(*(part[::5] for part in ranks)), "text_to_image": ranks}, resamples=500
+    )
+    assert scores["text_to_image_recall_at_1"] == {**scores["image_to_text_recall_at_1"], "n": 250}
+    assert scores["text_to_image_recall_at_1"]["high"] - scores["text_to_image_recall_at_1"]["low"] == pytest.approx(
+        2 * 1.96 * 0.5 / np.sqrt(N), rel=0.2
+    )
 
 
 def test_median_ranks_are_those_of_the_drawn_images():
@@ -175,23 +188,27 @@ def test_median_ranks_are_those_of_the_drawn_images():
         test = retrieval_set([str(i) for i in range(N)], [[f"{i} {j}" for j in range(1 + i % 3)] for i in range(N)])
         places, zeros = random.integers(0, 40, size=len(test.captions)), np.zeros(len(test.captions), dtype=int)
         ranks = Ranks(zeros, places, zeros, zeros + 1)
-        ranks = {"i2t": Ranks(*(part[:N] for part in ranks)), "t2i": ranks}
+        ranks = {"image_to_text": Ranks(*(part[:N] for part in ranks)), "text_to_image": ranks}
         scores = summarise_ranks(test, ranks, resamples=150, seed=3)
-        assert scores["i2t_median_rank"]["value"] == np.median(places[:N]) + 1
-        assert scores["t2i_median_rank"]["value"] == np.median(places) + 1
+        assert scores["image_to_text_median_rank"]["value"] == np.median(places[:N]) + 1
+        assert scores["text_to_image_median_rank"]["value"] == np.median(places) + 1
         again = np.random.default_rng(3)
         drawn = np.concatenate([again.multinomial(N, np.full(N, 1 / N), size=(size,)) for size in (100, 50)])
         medians = [np.median(np.repeat(places, counts[test.row_image])) + 1 for counts in drawn]
         expected = np.percentile(medians, [2.5, 97.5])
-        assert [scores["t2i_median_rank"][end] for end in ("low", "high")] == pytest.approx(expected.tolist())
+        assert [scores["text_to_image_median_rank"][end] for end in ("low", "high")] == pytest.approx(expected.tolist())
 
 
 def test_a_repeated_file_counts_once():
     images, text, ids, captions, texts = random_set(6)
     once = score_retrieval(images, text, ids, captions, texts, resamples=0)
     again = score_retrieval(
-        np.concatenate([images, images[:1]]), text, [*ids, ids[0]], [captions[0][:3], *captions[1:], captions[0][3:]],
-        texts, resamples=0,
+        np.concatenate([images, images[:1]]),
+        text,
+        [*ids, ids[0]],
+        [captions[0][:3], *captions[1:], captions[0][3:]],
+        texts,
+        resamples=0,
     )
     assert once == again
 
@@ -288,18 +305,18 @@ def test_a_hub_loses_its_mean_score_against_the_training_items_most_like_it():
     table = small_table()
     space = space_of(table, 0)
     training, tests = table[table["split"] == "train"], retrieval_sets(table, "test")["one"]
-    hubs = hub_space(space, training, tests.image_ids, tests.texts, neighbours=3)
+    hubs = hubness_space(space, training, tests.image_ids, tests.texts, neighbours=3)
     images, texts = space.images(tests.image_ids), space.text(tests.texts)
     means = np.stack([space.text(own).mean(0) for own in training["captions"]])
     image_loss = np.sort(images @ means.T, axis=1)[:, -3:].mean(1)
     text_loss = np.sort(texts @ space.images(list(training["image_id"])).T, axis=1)[:, -3:].mean(1)
     expected = -image_loss[:, None] - text_loss[None]
     np.testing.assert_allclose(hubs.image_vectors @ hubs.text_vectors.T, expected, atol=1e-6)
-    everything = hub_space(space, training, tests.image_ids, [], neighbours=10**6)
+    everything = hubness_space(space, training, tests.image_ids, [], neighbours=10**6)
     np.testing.assert_allclose(everything.image_vectors[:, 1], -(images @ means.T).mean(1), atol=1e-6)
     for neighbours, bank in ((0, training), (3, training[:0])):
         with pytest.raises(ValueError, match="at least 1 each"):
-            hub_space(space, bank, tests.image_ids, tests.texts, neighbours=neighbours)
+            hubness_space(space, bank, tests.image_ids, tests.texts, neighbours=neighbours)
 
 
 def test_a_text_that_fits_every_training_image_yields_to_the_one_that_fits_this_image():
@@ -307,9 +324,9 @@ def test_a_text_that_fits_every_training_image_yields_to_the_one_that_fits_this_
     training = pd.DataFrame({"image_id": ["t1", "t2"], "captions": [["A hub ."], ["A hub ."]]})
     vectors = np.stack([np.array([0.55, 0.1, 0.0, 0.83]), hub, hub])
     space = EmbeddingSpace(["i", "t1", "t2"], vectors, ["A hub .", "Other .", "Own ."], np.stack([hub, other, own]))
-    hubs = hub_space(space, training, ["i"], space.texts, neighbours=2)
+    hubs = hubness_space(space, training, ["i"], space.texts, neighbours=2)
     plain = combine_spaces({"a": space}, {"a": 1.0}, ["i"], space.texts)
-    less = combine_spaces({"a": space, "hubs": hubs}, {"a": 1.0, "hubs": 0.75}, ["i"], space.texts)
+    less = combine_spaces({"a": space, "hubness": hubs}, {"a": 1.0, "hubness": 0.75}, ["i"], space.texts)
     assert (plain.image_vectors @ plain.text_vectors.T).argmax() == 0
     assert (less.image_vectors @ less.text_vectors.T).argmax() == 2
 
@@ -320,18 +337,24 @@ def test_weights_are_the_best_of_the_grid_on_validation_and_the_simplest_among_e
     texts = sorted({caption for own in scored["captions"] for caption in own})
     parts = make_parts(
         space_of(table, 0, signal=0.2), space_of(table, 1, signal=3.0), training, list(scored["image_id"]), texts,
-        neighbours=3, temperature=0.1, hub_neighbours=4,
+        neighbours=3, temperature=0.1, hubness_neighbours=4,
     )  # fmt: skip
     grid = weight_grid([1.0, 0.0, 0.5], [0.0, 0.5], [0.25, 0.0])
-    assert grid[0] == {"dual_encoder": 1.0, "ret": 0.0, "neighbours": 0.0, "hubs": 0.0} and len(grid) == 12
+    assert grid[0] == {"dual_encoder": 1.0, "ret": 0.0, "neighbours": 0.0, "hubness": 0.0} and len(grid) == 12
     weights, tried = choose_weights(parts, retrieval_sets(table, "val"), grid)
     assert weights["ret"] > 0
     best = tried["mean_recall"].max()
     assert tried.loc[tried["mean_recall"] == best].index[0] == grid.index(weights)
     assert {"recall_one", "recall_two"} <= set(tried.columns)
-    same = {part: parts["ret"] for part in parts}
+    same = dict.fromkeys(parts, parts["ret"])
     assert choose_weights(same, retrieval_sets(table, "val"), grid[:3])[0] == grid[0]
-    for bad in ([[], [0.0], [0.0]], [[1.5], [0.0], [0.0]], [[0.5], [-1.0], [0.0]], [[0.5], [0.0], [-1.0]], [[0.5], [0.0], []]):
+    for bad in (
+        [[], [0.0], [0.0]],
+        [[1.5], [0.0], [0.0]],
+        [[0.5], [-1.0], [0.0]],
+        [[0.5], [0.0], [-1.0]],
+        [[0.5], [0.0], []],
+    ):
         with pytest.raises(ValueError, match="weights"):
             weight_grid(*bad)
 
@@ -359,7 +382,7 @@ def test_a_report_of_methods_and_sources_agrees_with_itself():
             one.images(own.image_ids), one.text_vectors, own.image_ids,
             list(table.set_index("image_id").loc[own.image_ids, "captions"]), one.texts, resamples=20, seed=1,
         )  # fmt: skip
-        more = {f"{way}_{name}" for way in ("i2t", "t2i") for name in ("map", "p5", "p10")}
+        more = {f"{way}_{name}" for way in ("image_to_text", "text_to_image") for name in ("map", "p5", "p10")}
         assert direct[match] == {name: entry for name, entry in scores.items() if name not in more}
         assert more < set(scores) and direct["ceiling"] == report.metrics[method][source]["ceiling"]
     with pytest.raises(ValueError, match="no image in the split 'dev'"):
@@ -397,7 +420,9 @@ def test_curves_and_table_show_every_method_and_the_ceiling():
         "dual encoder", "[RET]", "perfect model, ties at random",
     ]  # fmt: skip
     line = drawn.axes[0].lines[1]
-    assert line.get_ydata()[9] == pytest.approx(report.metrics["ret"]["one"]["by_image"]["i2t_r10"]["value"], abs=1e-6)
+    assert line.get_ydata()[9] == pytest.approx(
+        report.metrics["ret"]["one"]["by_image"]["image_to_text_recall_at_10"]["value"], abs=1e-6
+    )
     matplotlib.pyplot.close(drawn)
     shown = retrieval_table(report.metrics)
     assert list(shown.loc["two"].index) == ["dual encoder", "[RET]", "perfect model, ties at random"]

@@ -76,11 +76,11 @@ def test_the_same_embeddings_give_clip_benchmarks_recall():
     ours = score_retrieval(image_vectors, text_vectors, [str(i) for i in range(N)], captions, texts, resamples=0)
     six = []
     for k in (1, 5, 10):
-        t2i = (clip_benchmark_recall(scores, pairs, k) > 0).float().mean().item()
-        i2t = (clip_benchmark_recall(scores.T, pairs.T, k) > 0).float().mean().item()
-        assert ours["by_image"][f"t2i_r{k}"]["value"] == pytest.approx(t2i, abs=1e-6)
-        assert ours["by_image"][f"i2t_r{k}"]["value"] == pytest.approx(i2t, abs=1e-6)
-        six += [t2i, i2t]
+        text_to_image = (clip_benchmark_recall(scores, pairs, k) > 0).float().mean().item()
+        image_to_text = (clip_benchmark_recall(scores.T, pairs.T, k) > 0).float().mean().item()
+        assert ours["by_image"][f"text_to_image_recall_at_{k}"]["value"] == pytest.approx(text_to_image, abs=1e-6)
+        assert ours["by_image"][f"image_to_text_recall_at_{k}"]["value"] == pytest.approx(image_to_text, abs=1e-6)
+        six += [text_to_image, image_to_text]
     assert ours["by_image"]["mean_recall"]["value"] == pytest.approx(np.mean(six), abs=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_where_texts_tie_clip_benchmark_lies_within_the_bounds():
     pairs[torch.arange(len(test.captions)), torch.from_numpy(test.row_image)] = True
     for k in (1, 5, 10):
         theirs = (clip_benchmark_recall(scores.T, pairs.T, k) > 0).float().mean().item()
-        entry = ours[f"i2t_r{k}"]
+        entry = ours[f"image_to_text_recall_at_{k}"]
         assert entry["pessimistic"] - 1e-6 <= theirs <= entry["optimistic"] + 1e-6
         assert entry["pessimistic"] <= entry["value"] <= entry["optimistic"]
 
@@ -136,14 +136,14 @@ def test_ranks_equal_brute_force_in_double_precision(case, n_images, rule):
     else:
         own = [set(test.row_text[test.row_image == i]) for i in range(n_images)]
         right = np.array([[text in texts_of for text in test.row_text] for texts_of in own])
-    for direction, scores, marks in (("i2t", exact, right), ("t2i", exact.T, right.T)):
+    for direction, scores, marks in (("image_to_text", exact, right), ("text_to_image", exact.T, right.T)):
         found = np.stack([ranks[direction].greater, ranks[direction].equal, ranks[direction].tied])
         np.testing.assert_array_equal(found, brute_ranks(scores, marks), err_msg=direction)
     precision, back = precision_scores(test, images, texts, rule)
     for name in ("greater", "equal", "tied"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(ranks["t2i"], name))
+        np.testing.assert_array_equal(getattr(back, name), getattr(ranks["text_to_image"], name))
     assert all(np.isfinite(values).all() for own in precision.values() for values in own.values())
-    assert hits(ranks["i2t"], 1000).min() == 1  # more asked than there are
+    assert hits(ranks["image_to_text"], 1000).min() == 1  # more asked than there are
 
 
 def test_nan_is_refused_by_name():
@@ -182,11 +182,13 @@ def test_precision_agrees_with_sorting_where_nothing_ties():
     scores = images @ texts[test.row_text].T
     for image in range(N):
         order, right = np.argsort(-scores[image]), np.flatnonzero(test.row_image == image)
-        assert precision["i2t"]["map"][image] == pytest.approx(average_precision(order, right), abs=1e-9)
-        assert precision["i2t"]["p5"][image] == pytest.approx(np.isin(order[:5], right).mean(), abs=1e-9)
-    first = rank_retrieval(test, images, texts, "by_image")["t2i"].greater + 1  # one right answer: reciprocal rank
-    np.testing.assert_allclose(precision["t2i"]["map"], 1 / first)
-    np.testing.assert_allclose(precision["t2i"]["p10"], (first <= 10) / 10)
+        assert precision["image_to_text"]["map"][image] == pytest.approx(average_precision(order, right), abs=1e-9)
+        assert precision["image_to_text"]["p5"][image] == pytest.approx(np.isin(order[:5], right).mean(), abs=1e-9)
+    first = (
+        rank_retrieval(test, images, texts, "by_image")["text_to_image"].greater + 1
+    )  # one right answer: reciprocal rank
+    np.testing.assert_allclose(precision["text_to_image"]["map"], 1 / first)
+    np.testing.assert_allclose(precision["text_to_image"]["p10"], (first <= 10) / 10)
 
 
 # Protocols and classes
@@ -225,7 +227,10 @@ def test_protocols_are_named_and_texts_are_encoded_in_their_form():
     assert scores["ret"]["s"]["remoteclip"] == scores["dual_encoder"]["s"]["raw"]
     report = score_methods(spaces, {"s": test}, resamples=20)
     whole = with_protocols(report.metrics, scores)
-    assert whole["ret"]["s"]["protocols"]["remoteclip"]["i2t_r5"] == whole["ret"]["s"]["by_image"]["i2t_r5"]
+    assert (
+        whole["ret"]["s"]["protocols"]["remoteclip"]["image_to_text_recall_at_5"]
+        == whole["ret"]["s"]["by_image"]["image_to_text_recall_at_5"]
+    )
     json.dumps(whole, allow_nan=False)
     with pytest.raises(ValueError, match="unknown protocol 'clip'; known: remoteclip, raw"):
         find_protocols(["clip"])
@@ -239,7 +244,9 @@ def test_recall_of_a_class_is_that_of_its_images_and_captions():
     labels = {image_id: "even" if i % 2 == 0 else "odd" for i, image_id in enumerate(test.image_ids[:10])}
     found = class_recalls(test, ranks, labels)
     assert {name: own["images"] for name, own in found.items()} == {"even": 5, "odd": 5}
-    assert found["odd"]["i2t_r5"] == pytest.approx(hits(ranks["i2t"], 5)[1:10:2].mean(), abs=1e-6)
+    assert found["odd"]["image_to_text_recall_at_5"] == pytest.approx(
+        hits(ranks["image_to_text"], 5)[1:10:2].mean(), abs=1e-6
+    )
     assert found["even"]["captions"] == np.isin(test.row_image, [0, 2, 4, 6, 8]).sum()
     assert class_recalls(test, ranks, {}) == {}
 
@@ -255,7 +262,7 @@ def test_a_reordering_puts_its_images_first_and_leaves_the_rest():
     same = Reordering(order[:, :4], np.take_along_axis(scores, order[:, :4], axis=1))
     plain, before = precision_scores(test, images, texts, "by_image")
     kept, after = precision_scores(test, images, texts, "by_image", same)
-    np.testing.assert_allclose(kept["t2i"]["map"], plain["t2i"]["map"])
+    np.testing.assert_allclose(kept["text_to_image"]["map"], plain["text_to_image"]["map"])
     np.testing.assert_array_equal(after.greater, before.greater)
     turned = Reordering(order[:, :4], -same.scores)
     _, ranks = precision_scores(test, images, texts, "by_image", turned)
@@ -290,8 +297,11 @@ def test_re_ranking_follows_a_captioner_that_knows_and_ignores_one_that_does_not
     assert record["weight"] == 0.5 and record["top"] == 6 and record["tried"][0]["weight"] == 0.0
     report = score_methods({"plain": both, "reranked": method}, sets[1], resamples=20)
     plain, better = (report.metrics[name]["s"]["by_text"] for name in ("plain", "reranked"))
-    assert better["t2i_r1"]["value"] > plain["t2i_r1"]["value"]
-    assert better["i2t_r1"] == plain["i2t_r1"] and better["t2i_map"]["value"] > plain["t2i_map"]["value"]
+    assert better["text_to_image_recall_at_1"]["value"] > plain["text_to_image_recall_at_1"]["value"]
+    assert (
+        better["image_to_text_recall_at_1"] == plain["image_to_text_recall_at_1"]
+        and better["text_to_image_map"]["value"] > plain["text_to_image_map"]["value"]
+    )
     assert isinstance(method, Method)
 
     candidates = {"s": find_candidates(validation, both, 6, guesses)}

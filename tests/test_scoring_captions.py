@@ -232,6 +232,6 @@ def test_draws_are_averaged_with_their_spread(tools, tokens):
     summary = summarize_draws(scores, average)
     values = [score.corpus["BLEU-1"] for score in scores]
     assert summary["BLEU-1"]["value"] == pytest.approx(np.mean(values), abs=1e-6)
-    assert summary["BLEU-1"]["spread"] == pytest.approx(np.std(values, ddof=1), abs=1e-6)
+    assert summary["BLEU-1"]["standard_deviation"] == pytest.approx(np.std(values, ddof=1), abs=1e-6)
     assert summary["CIDEr"]["draws"] == 2 and summary["SPICE"]["value"] is None
     assert isinstance(scores[0].per_image, pd.DataFrame) and len(average.drawn["CIDEr"]) == 50

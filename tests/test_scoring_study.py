@@ -16,7 +16,7 @@ from rsvlm.scoring.runs import read_captions, read_runs
 from rsvlm.scoring.texts import class_names, describe_texts, hallucinated_classes
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-RECALLS = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)] + ["mean_recall"]
+RECALLS = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)] + ["mean_recall"]
 RUN_CELLS = """
 import json, sys
 import matplotlib; matplotlib.use("Agg")
@@ -72,7 +72,12 @@ def study(scratch_root):
     protocol = {"split": "test", "name": "remoteclip"}
     write_json(scratch_root / "reports/metrics/score_retrieval.json", methods | {"protocol": protocol})
     names = [(method, source) for method in ("dual_encoder", "ceiling") for source in ("ucm", "blue_marble")]
-    curves = [(*name, "by_image", way, k, k / 20) for name in names for way in ("i2t", "t2i") for k in range(1, 21)]
+    curves = [
+        (*name, "by_image", way, k, k / 20)
+        for name in names
+        for way in ("image_to_text", "text_to_image")
+        for k in range(1, 21)
+    ]
     (scratch_root / "reports/scores").mkdir()
     columns = ["method", "source", "match", "direction", "k", "recall"]
     pd.DataFrame(curves, columns=columns).to_csv(scratch_root / "reports/scores/retrieval_curves.csv", index=False)
@@ -194,7 +199,9 @@ def test_other_models_captions_stand_beside_the_studys_runs(tmp_path):
     assert list(read_runs(generated, others, table)) == ["beam", "blip2"]
 
     write_json_lines(others / "Captioner.jsonl", line)
-    with pytest.raises(ValueError, match=r"user/Captioner.jsonl: 'captioner' is a run of the study .*generated/captioner.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"user/Captioner.jsonl: 'captioner' is a run of the study .*generated/captioner.jsonl"
+    ):
         read_runs(generated, others, table)
     (others / "Captioner.jsonl").rename(others / "human.jsonl")
     with pytest.raises(ValueError, match="'human' cannot be a run's name"):

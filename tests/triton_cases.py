@@ -1,4 +1,4 @@
-"""The Triton twins against the torch twins and float64, on small and nasty inputs.
+"""The Triton backends against the torch backends and float64, on small and nasty inputs.
 
 Not collected by itself: tests/test_kernels_triton.py runs it in Triton's interpreter, tests/test_kernels_gpu.py on a
 GPU. The interpreter multiplies bfloat16 wrongly (Triton 3.9), so that type is tried on a GPU only.
@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from rsvlm.kernels import (
     contrastive_loss,
-    force_twin,
+    force_backend,
     retrieval_ranks,
     similarity_topk,
     tiles,
@@ -41,10 +41,10 @@ def guarded(matrix):
 
 
 def both(function, *arguments, **options):
-    """What the torch twin and the Triton twin return."""
-    with force_twin("torch"):
+    """What the torch backend and the Triton backend return."""
+    with force_backend("torch"):
         plain = function(*arguments, **options)
-    with force_twin("triton"):
+    with force_backend("triton"):
         return plain, function(*arguments, **options)
 
 
@@ -70,7 +70,7 @@ def small_launches(monkeypatch):
 @pytest.mark.parametrize(
     ("n", "m", "width", "k"), [(1, 1, 1, 1), (3, 33, 15, 40), (7, 129, 48, 5), (4, 257, 100, 31), (2, 300, 768, 3)]
 )
-def test_topk_is_the_same_in_both_twins(n, m, width, k, cosine):
+def test_topk_is_the_same_in_both_near_duplicates(n, m, width, k, cosine):
     queries, items = guarded(random_matrix(n, width, 0)), guarded(random_matrix(m, width, 1))
     assert same_bits(*both(similarity_topk, queries, items, k, normalize=cosine))
 
@@ -124,7 +124,7 @@ def test_the_scan_lists_what_may_be_best_and_bounds_the_rest():
 
 @pytest.mark.parametrize("cosine", [True, False])
 @pytest.mark.parametrize(("n", "m", "width"), [(1, 1, 1), (33, 31, 15), (127, 129, 48), (129, 130, 100)])
-def test_ranks_are_the_same_in_both_twins(n, m, width, cosine):
+def test_ranks_are_the_same_in_both_near_duplicates(n, m, width, cosine):
     queries, items = guarded(random_matrix(n, width, 7)), guarded(random_matrix(m, width, 8))
     generator = torch.Generator().manual_seed(n)
     counts = torch.randint(0, 3, (n,), generator=generator)
@@ -192,7 +192,7 @@ def loss_and_gradients(loss, images, texts, scale, positives):
 
 def compare_with_float64(images, texts, scale, positives):
     """The loss and its gradients against the whole matrix in float64, on the same rounded features."""
-    with force_twin("triton"):
+    with force_backend("triton"):
         found = loss_and_gradients(contrastive_loss, images, texts, torch.tensor(scale, device=DEVICE), positives)
     doubles = images.double(), texts.double(), torch.tensor(scale, dtype=torch.float64, device=DEVICE)
     right = loss_and_gradients(dense, *doubles, positives)
@@ -239,7 +239,7 @@ def test_the_loss_of_several_launches_twice_the_same(small_launches, dtype):
     images, texts = (normalize(random_matrix(n, 24, n), dim=1).to(dtype) for n in (300, 100))
     positives = some_positives(300, 100)
     compare_with_float64(images, texts, 30.0, positives)
-    with force_twin("triton"):
+    with force_backend("triton"):
         first, again = (
             loss_and_gradients(contrastive_loss, images, texts, torch.tensor(30.0, device=DEVICE), positives)
             for _ in range(2)
@@ -249,7 +249,7 @@ def test_the_loss_of_several_launches_twice_the_same(small_launches, dtype):
 
 def test_one_tower_alone_strides_and_mixed_types():
     base = random_matrix(40, 30, 18)
-    with force_twin("triton"):
+    with force_backend("triton"):
         images = base[:, ::2].detach().requires_grad_()
         texts = base[:, 1::2].half()
         contrastive_loss(images, texts, torch.tensor(5.0, device=DEVICE)).backward()
@@ -262,7 +262,7 @@ def test_a_new_number_of_rows_compiles_nothing_anew():
     if INTERPRETED:
         pytest.skip("the interpreter compiles nothing")
     kernel = triton_infonce.log_sums_kernel
-    with force_twin("triton"):
+    with force_backend("triton"):
         for n, m in ((64, 64), (65, 31), (1, 1), (16, 160)):
             images, texts = random_matrix(n, 64, 1, torch.float16), random_matrix(m, 64, 2, torch.float16)
             contrastive_loss(images, texts, 1.0, some_positives(n, m))

@@ -95,11 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
                 find_same_ground=not chosen.no_same_ground,
                 check_spelling=not chosen.no_spelling,
             )
-            write_json_lines(chosen.out / "twins.jsonl", report["twins"].pop("list"))
+            write_json_lines(chosen.out / "near_duplicates.jsonl", report["near_duplicates"].pop("list"))
             write_json(chosen.out / "report.json", report)
-            print(f"written: {chosen.out}; pairs of near-duplicates: {report['twins']['pairs']}")
-            for kind, scope in search_scope(report["twins"]["same_ground"]).items():
-                counts = report["twins"]["by_kind"][kind]
+            print(f"written: {chosen.out}; pairs of near-duplicates: {report['near_duplicates']['pairs']}")
+            for kind, scope in search_scope(report["near_duplicates"]["same_ground"]).items():
+                counts = report["near_duplicates"]["by_kind"][kind]
                 print(
                     f"  {kind}: {counts['pairs']}, of them {counts['train_and_test']} between training and test; {scope}"
                 )

@@ -1,6 +1,6 @@
 """From the sources of a study to one caption table, with a report of everything that was dropped or looks odd.
 
-Reading order: annotation files, images on disk, splits, then every image opened once, size limits, twins, validation
+Reading order: annotation files, images on disk, splits, then every image opened once, size limits, near-duplicates, validation
 splits that are drawn, checks of the whole.
 """
 
@@ -17,7 +17,7 @@ from rsvlm.data.fingerprints import Fingerprint, fingerprint_images
 from rsvlm.data.images import ImageError
 from rsvlm.data.listings import NAMES_SHOWN, FoundImage, ListedImage, Listing, find_images
 from rsvlm.data.names import SPLITS, check_fixes, fixes_report
-from rsvlm.data.overlap import find_twins, verbatim_share
+from rsvlm.data.overlap import find_near_duplicates, verbatim_share
 from rsvlm.data.sources import Source, list_source, missing_split, parse_source, parse_sources
 from rsvlm.data.table import save_table
 from rsvlm.extras import import_extra
@@ -25,7 +25,7 @@ from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_l
 from rsvlm.study import paths
 
 TABLE, ADAPT = "images.jsonl", "adapt.jsonl"  # the table, and the rows that adapt the encoder alone
-TWINS = "twins.jsonl"  # every pair of twin images, beside the table
+NEAR_DUPLICATES = "near_duplicates.jsonl"  # every pair of near-duplicates, beside the table
 
 
 def aggregate_sources(
@@ -33,7 +33,7 @@ def aggregate_sources(
     *,
     data_root: str,
     allow_missing_images: bool = False,
-    drop_train_twins_of_test: bool = True,
+    drop_train_near_duplicates_of_test: bool = True,
     find_same_ground: bool = True,
     max_images_per_split: int | None = None,
     check_spelling: bool = False,
@@ -51,7 +51,7 @@ def aggregate_sources(
         sources: dicts, see rsvlm.data.sources.Source.
         data_root: folder that the sources' paths start from, relative to the project's root or absolute.
         allow_missing_images: leave out images that are missing or cannot be opened, and count them; else they stop it.
-        drop_train_twins_of_test: leave out training images that show what a test image shows, see rsvlm.data.duplicates.
+        drop_train_near_duplicates_of_test: leave out training images that show what a test image shows, see rsvlm.data.duplicates.
         find_same_ground: look for the same ground at another zoom, shift or date, see rsvlm.data.local_features.
         max_images_per_split: images a source and split at most, drawn at random (seed); None = all.
         check_spelling: list words that an English dictionary does not know; needs the extra ``audit``.
@@ -71,7 +71,7 @@ def aggregate_sources(
         parsed,
         data_root,
         allow_missing=allow_missing_images,
-        drop=drop_train_twins_of_test,
+        drop=drop_train_near_duplicates_of_test,
         same_ground=find_same_ground,
         most=max_images_per_split,
         spelling=check_spelling,
@@ -133,7 +133,7 @@ def _survey(
 
     All files are listed, and missing ones and splits told, before the first image is opened.
     """
-    import_extra("faiss", "the search for twins")  # now rather than after all images were read
+    import_extra("faiss", "the search for near-duplicates")  # now rather than after all images were read
     if spelling:
         english_dictionary()
     rows, others, prints, report = [], [], {}, {"sources": {}}
@@ -154,11 +154,11 @@ def _survey(
         (others if one.source.use == "audit" else rows).extend(new)
         prints |= new_prints
     shares = {source.name: source.val_share for source in sources if source.val_share}
-    rows, pairs, report["twins"] = find_twins(
+    rows, pairs, report["near_duplicates"] = find_near_duplicates(
         rows, others, prints, drop, shares, seed, same_ground=same_ground, cache=cache, log=log
     )
-    report["twins"]["list"] = pairs
-    for name, count in report["twins"].pop("drawn_for_validation").items():
+    report["near_duplicates"]["list"] = pairs
+    for name, count in report["near_duplicates"].pop("drawn_for_validation").items():
         report["sources"][name]["images_drawn_for_validation"] = count
     rows.sort(key=lambda row: (row["source"], row["split"], row["image_id"]))
     report["verbatim"] = verbatim_share([*rows, *others])
@@ -337,7 +337,7 @@ def _check_splits(present: set[str], report: dict) -> None:
 
 
 def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, cards: Path, metrics: Path) -> dict:
-    """The stage's metrics; writes them, both tables, the twins, ``report.json`` and the sources' filled cards.
+    """The stage's metrics; writes them, both tables, the near-duplicates, ``report.json`` and the sources' filled cards.
 
     Args:
         aggregated: folder of the tables and the report.
@@ -348,9 +348,11 @@ def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, cards:
     with whole_folder(aggregated) as scratch:
         save_table([row for row in rows if row["source"] not in adapting], scratch / TABLE)
         save_table([row for row in rows if row["source"] in adapting], scratch / ADAPT)
-        write_json_lines(scratch / TWINS, report["twins"]["list"])
-        twins = {key: value for key, value in report["twins"].items() if key != "list"}  # has a file of its own
-        write_json(scratch / "report.json", report | {"twins": twins})
+        write_json_lines(scratch / NEAR_DUPLICATES, report["near_duplicates"]["list"])
+        duplicates = {
+            key: value for key, value in report["near_duplicates"].items() if key != "list"
+        }  # has a file of its own
+        write_json(scratch / "report.json", report | {"near_duplicates": duplicates})
     tables = [aggregated / name for name in ((TABLE, ADAPT) if adapting else (TABLE,))]
     with whole_folder(cards) as scratch:
         write_study_cards(scratch, rows, report, tables)
@@ -376,12 +378,12 @@ def metrics_of(report: dict) -> dict:
         for name, facts in report["sources"].items()
         if facts["use"] != "audit"
     }
-    twins = report["twins"]
+    duplicates = report["near_duplicates"]
     return {
         "sources": metrics,
-        "twins_dropped_from_train": twins["dropped_from_train"],
-        "pairs_of_twins": twins["pairs"],
-        "pairs_of_twins_between_train_and_test": twins["pairs_between_splits"]["train_and_test"],
-        "near_duplicates": twins["by_kind"],
-        "looked_for_same_ground": {key: int(value) for key, value in twins["same_ground"].items()},
+        "near_duplicates_dropped_from_train": duplicates["dropped_from_train"],
+        "pairs_of_near_duplicates": duplicates["pairs"],
+        "pairs_of_near_duplicates_between_train_and_test": duplicates["pairs_between_splits"]["train_and_test"],
+        "near_duplicates": duplicates["by_kind"],
+        "looked_for_same_ground": {key: int(value) for key, value in duplicates["same_ground"].items()},
     }

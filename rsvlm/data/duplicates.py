@@ -10,7 +10,7 @@ Three steps, each cheaper than comparing all pairs in the next one's way:
    and compares a hash with a three-thousandth of the others.
 2. The grey pictures, turned alike and shifted into each other, must correlate by at least COARSE.
 3. The fine detail of the two files, what a blur takes away, must correlate by at least DETAIL: of hashes and small
-   pictures alone every straight beach and every runway would be the twin of another.
+   pictures alone every straight beach and every runway would be the near-duplicate of another.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,10 @@ from rsvlm.extras import import_extra
 KINDS = ("equal_files", "copy", "same_ground")  # a copy is of the same shot and shows all or nearly all of it
 DISTANCE = 9  # bits of 64 in which two hashes may differ
 PARTS, PART_BITS, FLIPS = 3, 21, 2  # long parts make small buckets, whose size is what a large audit takes time for
-COARSE, DETAIL = 0.80, 0.85  # least correlations; benchmarks/twins.py shows what they find and what they refuse
+COARSE, DETAIL = (
+    0.80,
+    0.85,
+)  # least correlations; benchmarks/near_duplicates.py shows what they find and what they refuse
 CONTRAST = 3.0  # standard deviation of the grey picture, of 255, below which there is nothing to compare
 QUERIES = 20_000  # at a time, so that memory stays bounded
 COARSE_SIDE, DETAIL_SIDE = 32, 64  # pixels
@@ -60,7 +63,7 @@ class Pair:
 
 
 def find_pairs(prints: list[Fingerprint], detail: float = DETAIL) -> list[Pair]:
-    """All pairs of twins, sorted. Images without contrast pair only with files equal to theirs.
+    """All pairs of near-duplicates, sorted. Images without contrast pair only with files equal to theirs.
 
     Args:
         prints: one an image.
@@ -75,7 +78,7 @@ def find_pairs(prints: list[Fingerprint], detail: float = DETAIL) -> list[Pair]:
         for number, first in enumerate(places)
         for second in places[number + 1 :]
     ]
-    for a, b, turn, value in _twins_of(prints, sorted(places[0] for places in same.values()), detail):
+    for a, b, turn, value in _near_duplicates_of(prints, sorted(places[0] for places in same.values()), detail):
         for one in same[prints[a].sha256]:
             for other in same[prints[b].sha256]:
                 name = TURN_NAMES[turn if one < other else _inverse(turn)]
@@ -98,7 +101,9 @@ def detail_correlation(first: Image.Image, second: Image.Image) -> float:
     return max(_best_match(a, b), _best_match(a, _detail(second, cropped)), _best_match(_detail(first, cropped), b))
 
 
-def _twins_of(prints: list[Fingerprint], places: list[int], least: float) -> Iterator[tuple[int, int, int, float]]:
+def _near_duplicates_of(
+    prints: list[Fingerprint], places: list[int], least: float
+) -> Iterator[tuple[int, int, int, float]]:
     """(a, b, turn of b against a, correlation of the detail) of each pair among some places that passes all steps."""
     open_grey = lru_cache(maxsize=512)(lambda place: open_image(prints[place].path).convert("L"))
     coarse: dict[tuple[int, int], dict[int, float]] = {}
@@ -123,7 +128,7 @@ def _alike(prints: list[Fingerprint], places: list[int]) -> Iterator[tuple[int, 
         return
     turned = np.concatenate([prints[place].turned for place in places])
     cropped = np.concatenate([prints[place].cropped for place in places])
-    faiss = import_extra("faiss", "the search for twins")
+    faiss = import_extra("faiss", "the search for near-duplicates")
     index = faiss.IndexBinaryMultiHash(8 * BYTES, PARTS, PART_BITS)
     index.nflip = FLIPS
     index.add(turned)

@@ -1,7 +1,7 @@
 """What the audit knows of an image file: SHA-256, size, perceptual hashes and a small grey picture, cached by content.
 
 The hashes are ImageHash's pHash (64 bits). Of each image they are taken of its eight flips and quarter turns and of
-five crops, so that a twin that was turned, mirrored or trimmed still meets one of them (see ``rsvlm.data.duplicates``).
+five crops, so that a near-duplicate that was turned, mirrored or trimmed still meets one of them (see ``rsvlm.data.duplicates``).
 
 The cache is one SQLite file with a row for each content (SHA-256): a killed run goes on where it was, a file that was
 moved or copied is not decoded again, and a file that changed is.

@@ -43,7 +43,7 @@ NEAREST = 10  # candidates an image, and as many of its mirror image
 RATIO = 0.8  # of the distances to the nearest and the second descriptor (Lowe 2004)
 TOLERANCE = 3.0  # pixels between a point and its match's fitted place
 OCTAVES, DEGREES = 0.5, 25.0  # by which a match's change of size and direction may differ from the fitted ones
-MATCHES, FEW_MATCHES, SHARE = 15, 8, 0.3  # benchmarks/twins.py shows what they find and refuse
+MATCHES, FEW_MATCHES, SHARE = 15, 8, 0.3  # benchmarks/near_duplicates.py shows what they find and refuse
 LEAST_OVERLAP, MOST_ZOOM = 0.3, 2.5
 A_BATCH = 32  # images a worker takes at a time
 PAIRS_A_BATCH = 256
@@ -125,8 +125,8 @@ def find_same_ground(
             for one in same[first]:
                 for other in same[second]:
                     pair = _in_list_order(one, other, bool(mirrored), row)
-                    rival = found.get((pair.first, pair.second))
-                    if rival is None or rival.matches < pair.matches:
+                    baseline = found.get((pair.first, pair.second))
+                    if baseline is None or baseline.matches < pair.matches:
                         found[pair.first, pair.second] = pair
     return sorted(pair for key, pair in found.items() if key not in skip), counts
 

@@ -12,7 +12,7 @@ from rsvlm.data.fingerprints import Fingerprint
 from rsvlm.data.local_features import LEAST_SIDE, find_same_ground
 from rsvlm.data.table import SPLITS
 
-# Percent of planted near-duplicates that are found, as recorded in benchmarks/results/twins_cpu_2_cores.json.
+# Percent of planted near-duplicates that are found, as recorded in benchmarks/results/near_duplicates_cpu_2_cores.json.
 RECALL = {
     "copy": {
         "re-encoded, JPEG quality 60": 100.0,
@@ -27,7 +27,7 @@ RECALL = {
 }
 
 
-def find_twins(
+def find_near_duplicates(
     rows: list[dict],
     others: list[dict],
     prints: dict[str, Fingerprint],
@@ -86,7 +86,7 @@ def find_twins(
         "pairs": len(listed),
         "pairs_of_equal_files": sum(row["exact"] for row in listed),
         "pairs_between_splits": between,
-        "images_with_a_twin": _shared_images(pairs, known),
+        "images_with_a_near_duplicate": _shared_images(pairs, known),
         "images_too_even_to_compare": len(without_contrast(ordered)),
         "dropped_from_train": len(dropped),
         "drawn_for_validation": drawn,
@@ -150,7 +150,7 @@ def search_scope(same_ground: Mapping | None) -> dict[str, str]:
     """Kind of near-duplicate -> what was looked for, and how much of what was planted among real images that finds.
 
     Args:
-        same_ground: ``report["twins"]["same_ground"]``, or None where it was not looked for.
+        same_ground: ``report["near_duplicates"]["same_ground"]``, or None where it was not looked for.
     """
     planted = {kind: ", ".join(f"{how} {share:g} %" for how, share in ways.items()) for kind, ways in RECALL.items()}
     scope = {"equal_files": "all", "copy": f"of planted ones are found: {planted['copy']}"}
@@ -187,13 +187,13 @@ def verbatim_share(rows: list[dict]) -> dict[str, dict[str, float]]:
 
 
 def _shared_images(pairs: list[Pair], known: list[dict]) -> dict[str, dict[str, int]]:
-    """``{"ucm/test": {"rsicd/train": 3}}``: images of the first with a twin in the second; only parts with files."""
+    """``{"ucm/test": {"rsicd/train": 3}}``: images of the first with a near-duplicate in the second; only parts with files."""
     parts = sorted({_part(row) for row in known}, key=lambda part: _in_order((part, None)))
-    twins: dict[tuple[str, str], set[int]] = {}
+    duplicates: dict[tuple[str, str], set[int]] = {}
     for pair in pairs:
         for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
-            twins.setdefault((_part(known[one]), _part(known[other])), set()).add(one)
-    return {part: {other: len(twins.get((part, other), ())) for other in parts} for part in parts}
+            duplicates.setdefault((_part(known[one]), _part(known[other])), set()).add(one)
+    return {part: {other: len(duplicates.get((part, other), ())) for other in parts} for part in parts}
 
 
 def _as_row(pair: Pair, known: list[dict], dropped: dict[str, str]) -> dict:

@@ -29,10 +29,7 @@ FILE_A_SPLIT = {
     "coco_captions": ("annotations",),
     "coco_boxes": ("annotations", "classes", "captions"),
 }
-FOLDER = {
-    format: ("annotations", "splits", "split", "classes", "captions")
-    for format in ("voc_boxes", "dota_boxes", "yolo_boxes")
-} | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels", "min_share")}
+FOLDER = dict.fromkeys(("voc_boxes", "dota_boxes", "yolo_boxes"), ("annotations", "splits", "split", "classes", "captions")) | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels", "min_share")}
 COMMON = ("name", "format", "images", "fixes", "resolution", "use", "allow_missing_images", "val_share")
 KEYS = {
     "blue_marble": ("name", "format", "tiles", "tile_pixels", "resolution"),
@@ -190,6 +187,7 @@ class Source:
             raise ValueError(f"{where}: val_share must be between 0 and 1, is {self.val_share!r}")
         if self.use != "all":
             raise ValueError(f"{where}: val_share is for sources whose `use` is all; this one's is {self.use!r}")
+
     def _check_paths(self, where: str) -> None:
         if self.format in TABLE and not isinstance(self.annotations, Mapping):
             if not isinstance(self.annotations, str):

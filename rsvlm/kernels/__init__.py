@@ -1,15 +1,15 @@
 """Similarity without the similarity matrix: exact top-k, exact retrieval ranks, contrastive loss.
 
 Each function works through the queries x items matrix in tiles, so memory is bounded by one tile whatever the sizes.
-Each has two twins, torch and Triton; ``twins`` says which of them runs.
+Each has two backends, torch and Triton; ``backends`` says which of them runs.
 """
 
-from rsvlm.kernels.backends import force_scan, force_twin, twins_for
+from rsvlm.kernels.backends import backends_for, force_backend, force_scan
 from rsvlm.kernels.infonce import contrastive_loss
 from rsvlm.kernels.ranks import TIE_RULES, Ranks, hits, retrieval_ranks, transpose_positives, two_way_ranks
 from rsvlm.kernels.topk import count_rungs, merge_topk, similarity_topk
 
 __all__ = [
-    "TIE_RULES", "Ranks", "contrastive_loss", "count_rungs", "force_scan", "force_twin", "hits", "merge_topk",
-    "retrieval_ranks", "similarity_topk", "transpose_positives", "twins_for", "two_way_ranks",
+    "TIE_RULES", "Ranks", "contrastive_loss", "count_rungs", "force_scan", "force_backend", "hits", "merge_topk",
+    "retrieval_ranks", "similarity_topk", "transpose_positives", "backends_for", "two_way_ranks",
 ]  # fmt: skip

@@ -1,10 +1,10 @@
-"""Which twin of a kernel runs: the choice is made here and nowhere else.
+"""Which backend of a kernel runs: the choice is made here and nowhere else.
 
-Every kernel has two twins of one meaning: torch (any device, in tiles) and Triton (NVIDIA GPUs). Top-k and ranks are
+Every kernel has two backends of one meaning: torch (any device, in tiles) and Triton (NVIDIA GPUs). Top-k and ranks are
 the same bits with either; the loss agrees within rounding. ``RSVLM_KERNELS=torch`` or ``=triton`` in the environment
-forces one, ``force_twin`` does so for a block of code. An error inside a twin is never caught to try the other.
+forces one, ``force_backend`` does so for a block of code. An error inside a backend is never caught to try the other.
 
-On a CPU the torch twin of top-k scans by FAISS (in float32) or by torch in float32 or bfloat16, whichever multiplies
+On a CPU the torch backend of top-k scans by FAISS (in float32) or by torch in float32 or bfloat16, whichever multiplies
 faster there, and that of ranks by torch; the answer has the same bits with all. ``RSVLM_SCAN=faiss``, ``=float32`` or
 ``=bfloat16`` forces one, ``force_scan`` for a block of code.
 """
@@ -25,7 +25,7 @@ import torch
 from rsvlm.kernels.tiles import rounds_once
 
 OPERATIONS = ("similarity_topk", "retrieval_ranks", "contrastive_loss")
-TWINS = ("torch", "triton")
+BACKENDS = ("torch", "triton")
 VARIABLE = "RSVLM_KERNELS"
 SCANS = ("faiss", "float32", "bfloat16")
 SCAN_VARIABLE = "RSVLM_SCAN"
@@ -35,10 +35,10 @@ OLDEST_GPU = (8, 0)  # compute capability; the kernels are compiled and checked 
 log = logging.getLogger("rsvlm.kernels")
 _forced: ContextVar[str | None] = ContextVar("forced", default=None)
 _forced_scan: ContextVar[str | None] = ContextVar("forced_scan", default=None)
-_said: set[tuple[str, "Twin"]] = set()
+_said: set[tuple[str, "Backend"]] = set()
 
 
-class Twin(NamedTuple):
+class Backend(NamedTuple):
     """A choice and why it was made."""
 
     name: str  # "torch" or "triton"
@@ -57,46 +57,46 @@ class Scan(NamedTuple):
         return torch.bfloat16 if self.name == "bfloat16" else torch.float32
 
 
-def choose_twin(operation: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Twin:
-    """The twin that runs ``operation`` for tensors on ``device``; logged the first time it is chosen for a reason.
+def choose_backend(operation: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Backend:
+    """The backend that runs ``operation`` for tensors on ``device``; logged the first time it is chosen for a reason.
 
     Args:
         operation: one of OPERATIONS.
         dtype: the type it computes with.
 
     Raises:
-        ValueError: an unknown operation, or a forced twin that is unknown or cannot run here.
+        ValueError: an unknown operation, or a forced backend that is unknown or cannot run here.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation {operation!r}: expected one of {', '.join(OPERATIONS)}")
     device = torch.device(device)
     obstacle = _why_not_triton(device, dtype)
-    forced, by = _forced.get(), "force_twin"
+    forced, by = _forced.get(), "force_backend"
     if forced is None:
         forced, by = os.environ.get(VARIABLE) or None, f"{VARIABLE}={os.environ.get(VARIABLE)}"
     if forced is not None:
-        if forced not in TWINS:
-            raise ValueError(f"{by}: {forced!r} is no twin; expected one of {', '.join(TWINS)}")
+        if forced not in BACKENDS:
+            raise ValueError(f"{by}: {forced!r} is no backend; expected one of {', '.join(BACKENDS)}")
         if forced == "triton" and obstacle:
             raise ValueError(f"{by}: {operation} cannot run in Triton: {obstacle}")
-        twin = Twin(forced, f"forced by {by}")
+        backend = Backend(forced, f"forced by {by}")
     else:
-        twin = Twin("torch", obstacle) if obstacle else Twin("triton", "the tensors are on an NVIDIA GPU")
-    if (operation, twin) not in _said:
-        _said.add((operation, twin))
-        log.info("%s runs in %s: %s", operation, *twin)
-    return twin
+        backend = Backend("torch", obstacle) if obstacle else Backend("triton", "the tensors are on an NVIDIA GPU")
+    if (operation, backend) not in _said:
+        _said.add((operation, backend))
+        log.info("%s runs in %s: %s", operation, *backend)
+    return backend
 
 
-def twins_for(device: torch.device | str, *operations: str) -> dict[str, dict[str, str]]:
-    """For the metrics of a stage: operation -> {"twin", "reason"} on ``device``, for Triton also its "version".
+def backends_for(device: torch.device | str, *operations: str) -> dict[str, dict[str, str]]:
+    """For the metrics of a stage: operation -> {"backend", "reason"} on ``device``, for Triton also its "version".
 
-    Where an operation scans in the torch twin, "scan" and "scan_reason" say how.
+    Where an operation scans in the torch backend, "scan" and "scan_reason" say how.
     """
     found = {}
     for operation in sorted(operations):
-        name, reason = choose_twin(operation, device)
-        found[operation] = {"twin": name, "reason": reason}
+        name, reason = choose_backend(operation, device)
+        found[operation] = {"backend": name, "reason": reason}
         if name == "triton":
             found[operation]["version"] = importlib.metadata.version("triton")
         elif operation != "contrastive_loss":
@@ -106,8 +106,8 @@ def twins_for(device: torch.device | str, *operations: str) -> dict[str, dict[st
 
 
 @contextmanager
-def force_twin(name: str) -> Iterator[None]:
-    """Within it every kernel runs in the twin ``name``, whatever the environment says."""
+def force_backend(name: str) -> Iterator[None]:
+    """Within it every kernel runs in the backend ``name``, whatever the environment says."""
     token = _forced.set(name)
     try:
         yield
@@ -116,7 +116,7 @@ def force_twin(name: str) -> Iterator[None]:
 
 
 def choose_scan(operation: str, device: torch.device | str) -> Scan:
-    """How the torch twins of top-k and ranks scan on ``device``; only a CPU has the choice, and only top-k FAISS.
+    """How the torch backends of top-k and ranks scan on ``device``; only a CPU has the choice, and only top-k FAISS.
 
     Raises:
         ValueError: a forced scan that is unknown or not installed, or whose products are not what the error bound takes

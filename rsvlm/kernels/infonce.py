@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from rsvlm.kernels import torch_infonce
-from rsvlm.kernels.backends import choose_twin
+from rsvlm.kernels.backends import choose_backend
 from rsvlm.kernels.ranks import Positives, check_positives
 from rsvlm.kernels.tiles import spans
 
@@ -69,7 +69,7 @@ def sum_own_rows(rows: Tensor, n_own: int, group: "dist.ProcessGroup | None") ->
     counts = [count for (count,) in agree(None, [n_own], rows.device, group)]
     dist.all_reduce(rows, group=group)
     before = sum(counts[: rank_and_size(group)[0]])
-    return rows[before:before + n_own]
+    return rows[before : before + n_own]
 
 
 def merge_log_sums(log_sums: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
@@ -155,10 +155,10 @@ class _SymmetricLoss(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, images: Tensor, texts: Tensor, scale: Tensor, rows: Tensor, columns: Tensor, group
     ) -> Tensor:
-        twin = _implementation(images.device, scale.dtype)
-        own_images, own_texts = twin.prepare(images, texts)
+        backend = _implementation(images.device, scale.dtype)
+        own_images, own_texts = backend.prepare(images, texts)
         every_text = share_rows(own_texts, group)
-        row_sums, column_sums = twin.log_sums(own_images, every_text, scale)
+        row_sums, column_sums = backend.log_sums(own_images, every_text, scale)
         column_sums = merge_log_sums(column_sums, group)
 
         logits = scale * _pair_products(own_images, every_text, rows, columns, scale.dtype)
@@ -179,10 +179,19 @@ class _SymmetricLoss(torch.autograd.Function):
             (logits - column_sums[columns]).exp() - (logits - column_right[columns]).exp()
         )
         ctx.save_for_backward(
-            images, texts, scale, row_sums, column_sums, row_weight, column_weight, rows, columns, at_positives,
+            images,
+            texts,
+            scale,
+            row_sums,
+            column_sums,
+            row_weight,
+            column_weight,
+            rows,
+            columns,
+            at_positives,
             *([] if group is None else [every_text]),
         )
-        ctx.group, ctx.twin = group, twin
+        ctx.group, ctx.backend = group, backend
         return (row_loss / n_rows + column_loss / n_columns) / 2
 
     @staticmethod
@@ -193,12 +202,17 @@ class _SymmetricLoss(torch.autograd.Function):
             ctx.saved_tensors
         )
         to_images, to_texts, to_scale = ctx.needs_input_grad[:3]
-        own_images, own_texts = ctx.twin.prepare(images, texts)
+        own_images, own_texts = ctx.backend.prepare(images, texts)
         every_text = rest[0] if rest else own_texts
         by_images = to_images or (to_scale and not to_texts)
-        for_images, for_texts = ctx.twin.products(
-            own_images, every_text, scale, (row_sums, column_sums), (row_weight, column_weight),
-            (rows, columns, values), (by_images, to_texts),
+        for_images, for_texts = ctx.backend.products(
+            own_images,
+            every_text,
+            scale,
+            (row_sums, column_sums),
+            (row_weight, column_weight),
+            (rows, columns, values),
+            (by_images, to_texts),
         )
         grads: list[Tensor | None] = [None] * 6
         size = rank_and_size(ctx.group)[1]
@@ -215,8 +229,8 @@ class _SymmetricLoss(torch.autograd.Function):
 
 
 def _implementation(device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The chosen twin: a module with ``prepare``, ``log_sums`` and ``products``."""
-    if choose_twin("contrastive_loss", device, dtype).name == "triton":
+    """The chosen backend: a module with ``prepare``, ``log_sums`` and ``products``."""
+    if choose_backend("contrastive_loss", device, dtype).name == "triton":
         from rsvlm.kernels import triton_infonce  # only here: triton is optional
 
         return triton_infonce

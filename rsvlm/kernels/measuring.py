@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from rsvlm.kernels.backends import SCANS, choose_scan, force_scan, twins_for
+from rsvlm.kernels.backends import SCANS, backends_for, choose_scan, force_scan
 from rsvlm.kernels.infonce import contrastive_loss
 from rsvlm.kernels.ranks import two_way_ranks
 from rsvlm.kernels.tiles import spans
@@ -52,7 +52,11 @@ class Case(NamedTuple):
 
 
 def measure(
-    sizes: Sizes, device: str = "cpu", *, repeats: int = 3, seed: int = 0,
+    sizes: Sizes,
+    device: str = "cpu",
+    *,
+    repeats: int = 3,
+    seed: int = 0,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict:
     """Times, memory and agreement of every case: {"rows": [...], "growth": [...], "rate", "kernels", "sizes"}.
@@ -77,13 +81,16 @@ def measure(
         case = search_case(sizes._replace(items=n_items), device, seed)
         some = case._replace(methods={name: case.methods[name] for name in (OURS, "matmul + topk")})
         growth += [row | {"items": n_items} for row in _measure_case(some, device, repeats, rate, log)]
-    kernels = twins_for(device, *(case.operation for case in cases))
+    kernels = backends_for(device, *(case.operation for case in cases))
     return {"rows": rows, "growth": growth, "gflops": rate, "kernels": kernels, "sizes": sizes._asdict()}
 
 
 def search_case(
-    sizes: Sizes, device: str, seed: int,
-    vectors: Callable[..., tuple[Tensor, Tensor]] | None = None, kind: str = "random",
+    sizes: Sizes,
+    device: str,
+    seed: int,
+    vectors: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    kind: str = "random",
 ) -> Case:
     """Top-k by inner product of unit vectors: ``matched_vectors`` or what else ``vectors`` draws, called ``kind``."""
     queries, items = (vectors or matched_vectors)(sizes.queries, sizes.items, sizes.width, device, seed)
@@ -168,9 +175,7 @@ def loss_case(sizes: Sizes, device: str, seed: int) -> Case:
     return Case("contrastive_loss", f"{sizes.batch:,} x {sizes.width}, with gradients", flop, methods, agreement)
 
 
-def matched_vectors(
-    n: int, m: int, width: int, device: str, seed: int, noise: float = 1.5
-) -> tuple[Tensor, Tensor]:
+def matched_vectors(n: int, m: int, width: int, device: str, seed: int, noise: float = 1.5) -> tuple[Tensor, Tensor]:
     """Unit vectors (n, D) and (m, D), the first made from the second with ``noise`` of so many times their length."""
     generator = torch.Generator().manual_seed(seed)
     items = normalize(torch.randn(m, width, generator=generator), dim=1)

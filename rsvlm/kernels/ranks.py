@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsvlm.kernels.backends import choose_twin
+from rsvlm.kernels.backends import choose_backend
 from rsvlm.kernels.tiles import Matrix, Rows, check_matrices, exact_tile, pair_scores, spans
 from rsvlm.kernels.torch_ranks import QUERY_ROWS, Band, Pairs, Place
 from rsvlm.kernels.torch_ranks import scan_bands as scan_in_torch
@@ -97,7 +97,7 @@ def retrieval_ranks(
         positives: right answers in CSR form, int64: query q has the items ids[offsets[q]:offsets[q + 1]]; offsets has
             length Q + 1. An id may repeat; it counts once.
         normalize: cosine (True; a zero vector scores 0) or plain inner product (False).
-        block: items in one tile of the torch twin; memory is one tile plus O(Q + M + positives).
+        block: items in one tile of the torch backend; memory is one tile plus O(Q + M + positives).
         certified: pairs that the scan leaves undecided are scored exactly. False counts them as ``equal``: then
             ``greater`` and ``greater + equal`` bracket the exact values.
 
@@ -148,8 +148,8 @@ def _rank(
 
 
 def _scan(queries: Rows, items: Rows, best: Tensor, best_of_items: Tensor | None, block: int) -> Iterator[Band | Place]:
-    """What the chosen twin finds, part by part of the matrix."""
-    if choose_twin("retrieval_ranks", queries.device).name == "triton":
+    """What the chosen backend finds, part by part of the matrix."""
+    if choose_backend("retrieval_ranks", queries.device).name == "triton":
         from rsvlm.kernels.triton_ranks import scan_bands as scan_in_triton  # only here: triton is optional
 
         return scan_in_triton(queries, items, best, best_of_items)
@@ -193,7 +193,7 @@ def _count_exactly(
             tile = exact_tile(queries, items, queries.exact(slice(first, last)), item_rows, own, start)
             # Positives are neither greater nor equal: those of a span of queries lie together in ``known``.
             span = torch.searchsorted(known, torch.tensor([first, last], device=known.device) * max(len(items), 1))
-            pairs = known[int(span[0]):int(span[1])]
+            pairs = known[int(span[0]) : int(span[1])]
             row, column = pairs // max(len(items), 1), pairs % max(len(items), 1)
             inside = (column >= start) & (column < stop)
             tile[row[inside] - first, column[inside] - start] = torch.nan

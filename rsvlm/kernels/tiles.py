@@ -311,7 +311,7 @@ def rounding_of(dtype: torch.dtype, device: torch.device) -> float:
     """What share of a scanned score, or of the true one, the rounding of a product's result can take.
 
     A CPU's product of bfloat16 matrices is added up in float32 and comes back rounded to bfloat16; torch 2.13 has none
-    there that returns float32. Float32 products, and the Triton twin's, come back as they were added up.
+    there that returns float32. Float32 products, and the Triton backend's, come back as they were added up.
     """
     return 1.01 * HALF_STEP[torch.bfloat16] if dtype == torch.bfloat16 and device.type == "cpu" else 0.0
 

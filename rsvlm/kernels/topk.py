@@ -3,7 +3,7 @@
 A scan in low precision proposes candidates for each query and bounds everything else. The candidates are scored
 exactly; where the bound leaves no doubt, the k best of them are the answer. Doubt climbs a ladder: more candidates
 where items crowd; then a finer scan of the doubtful queries alone; last, as with hundreds of exact ties at the
-k-th place, exact scores throughout. So the answer has the same bits with either twin, whatever scans, for every block
+k-th place, exact scores throughout. So the answer has the same bits with either backend, whatever scans, for every block
 size and however the items are split.
 """
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rsvlm.kernels.backends import choose_scan, choose_twin
+from rsvlm.kernels.backends import choose_backend, choose_scan
 from rsvlm.kernels.tiles import HALF_STEP, Matrix, Rows, check_matrices, exact_tile, pair_scores, spans
 from rsvlm.kernels.torch_topk import QUERIES, QUERY_ROWS, Candidates, scan_in_faiss
 from rsvlm.kernels.torch_topk import scan_topk as scan_in_torch
@@ -43,7 +43,7 @@ def similarity_topk(
         items: (M, D), likewise; read ``block`` rows at a time, once for every 8,192 queries. M < 2**32.
         k: how many items a query, at least 1.
         normalize: cosine (True; a zero vector scores 0) or plain inner product (False).
-        block: items in one tile of the torch twin; FAISS is given at least 16,384. Memory beyond the result is about
+        block: items in one tile of the torch backend; FAISS is given at least 16,384. Memory beyond the result is about
             block * 4,096 bytes, at most 40 for each of 8,192 * (2 k + 256) candidates, O((Q + block) * k), and what
             rows of another type or length than wanted take in float32: (8,192 + block) * D * 4 bytes.
         offset: index of the first item, where ``items`` is a part of more: ``merge_topk`` puts the parts together.
@@ -111,12 +111,14 @@ class _Rung(NamedTuple):
 
 def _ladder(device: torch.device, k: int, width: int) -> list[_Rung]:
     """What a query climbs until it is settled, fastest first; beyond the last rung all items are scored exactly."""
-    if choose_twin("similarity_topk", device).name == "triton":
+    if choose_backend("similarity_topk", device).name == "triton":
         from rsvlm.kernels.triton_topk import scan_topk as scan_in_triton  # only here: triton is optional
 
         return [_Rung("triton", None, lambda queries, span, items, k, block: scan_in_triton(queries, items, k))]
     names = list(dict.fromkeys([choose_scan("similarity_topk", device).name, "float32"]))
-    rungs = [_Rung(name, QUERIES, partial(scan_in_torch, dtype=getattr(torch, name))) for name in names if name != "faiss"]
+    rungs = [
+        _Rung(name, QUERIES, partial(scan_in_torch, dtype=getattr(torch, name))) for name in names if name != "faiss"
+    ]
     if "faiss" in names and k <= MOST_IN_FAISS and width:
         rungs.insert(0, _Rung("faiss", QUERIES, scan_in_faiss))
     return rungs

@@ -1,4 +1,4 @@
-"""The torch twin of the contrastive loss: log-sums and gradient products over tiles of the logits."""
+"""The torch backend of the contrastive loss: log-sums and gradient products over tiles of the logits."""
 
 import torch
 from torch import Tensor

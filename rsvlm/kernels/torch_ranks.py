@@ -1,4 +1,4 @@
-"""The torch twin of the scan behind retrieval_ranks: a tile of a matrix product against two thresholds a row."""
+"""The torch backend of the scan behind retrieval_ranks: a tile of a matrix product against two thresholds a row."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

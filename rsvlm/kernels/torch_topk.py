@@ -1,4 +1,4 @@
-"""The torch twin of the scan behind similarity_topk: tiles of a matrix product, of which little is looked at twice.
+"""The torch backend of the scan behind similarity_topk: tiles of a matrix product, of which little is looked at twice.
 
 Of each query the scan lists the items that may be among its k best by the scan's own error bound: few where items lie
 apart, many where they crowd. So doubt is met with more candidates first; only a query whose list would grow beyond

@@ -1,4 +1,4 @@
-"""The Triton twin of the contrastive loss.
+"""The Triton backend of the contrastive loss.
 
 Forward: a tile of logits leaves the log-sum of each of its rows and columns; torch adds up these few. Backward: a tile
 of logits is computed anew, turned into the loss's derivative by each logit, and written in the features' precision; two

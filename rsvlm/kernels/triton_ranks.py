@@ -1,4 +1,4 @@
-"""The Triton twin of the scan behind retrieval_ranks.
+"""The Triton backend of the scan behind retrieval_ranks.
 
 Every tile of scores is compared with the thresholds of its rows and, for both directions at once, of its columns. Of a
 tile stay two counts, and one bit a pair for what the scan cannot decide, packed 32 to a number.
@@ -64,9 +64,7 @@ def compare_kernel(
         tl.store(near_columns + word, pack(inside & (tile >= low) & (tile <= high), ROWS, COLUMNS), mask=has_word)
 
 
-def scan_bands(
-    queries: Rows, items: Rows, best: Tensor, best_of_items: Tensor | None
-) -> Iterator[Band | Place]:
+def scan_bands(queries: Rows, items: Rows, best: Tensor, best_of_items: Tensor | None) -> Iterator[Band | Place]:
     """A Band for each part of the matrix, or only the place of a part in which too much is in doubt.
 
     Args:
@@ -95,9 +93,7 @@ def scan_bands(
             yield Band(*place, counts[0], pairs[0], *other)
 
 
-def _compare(
-    rows: Tensor, columns: Tensor, bounds: list[tuple[Tensor, Tensor]]
-) -> tuple[list[Tensor], list[Tensor]]:
+def _compare(rows: Tensor, columns: Tensor, bounds: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
     """(counts above the bounds, packed marks between them), each for the rows and, with two bounds, for the columns."""
     shape, (n_rows, n_columns) = SHAPES["half"], (len(rows), len(columns))
     tall, wide = n_tiles(n_rows, n_columns, shape)

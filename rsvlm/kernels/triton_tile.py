@@ -15,8 +15,8 @@ from torch import Tensor
 # Multiply and add in one instruction: what Triton 3.9 does unasked and 3.10 no longer will.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-import triton  # noqa: E402  reads the setting
-import triton.language as tl  # noqa: E402
+import triton
+import triton.language as tl
 
 STEP = 64  # widths are filled up to a multiple of this
 GROUP_OF_TILES = 8  # rows of tiles that are worked on together, so that they find the columns in the cache

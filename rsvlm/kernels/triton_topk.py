@@ -1,4 +1,4 @@
-"""The Triton twin of the scan behind similarity_topk.
+"""The Triton backend of the scan behind similarity_topk.
 
 The matrix of scores is never written. Of each query and each group of 32 neighbouring items only the highest score is.
 The k items that score highest lie in the k groups with the highest maxima, so a second kernel looks at those groups

@@ -103,23 +103,23 @@ class CapRet(nn.Module):
         embeddings = language_model.get_input_embeddings().weight
         H, device = embeddings.shape[1], embeddings.device
         sample = embeddings[:: max(1, len(embeddings) // 4096)].float()
-        spread, centre = sample.std().item(), sample.mean(0).cpu()
+        std, centre = sample.std().item(), sample.mean(0).cpu()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             if settings.lora_rank:
                 _add_lora(language_model, settings)
-            self.visual_projection = _linear(P, H * settings.visual_tokens, spread / math.sqrt(P))
-            self.grid_projection = _linear(P, H, spread / math.sqrt(P)) if G else None
-            self.visual_position = nn.Parameter(torch.randn(settings.tokens_per_image, H) * spread / 10)
+            self.visual_projection = _linear(P, H * settings.visual_tokens, std / math.sqrt(P))
+            self.grid_projection = _linear(P, H, std / math.sqrt(P)) if G else None
+            self.visual_position = nn.Parameter(torch.randn(settings.tokens_per_image, H) * std / 10)
             self.image_projection = _linear(P, R, 1 / math.sqrt(P))
             self.text_projection = _linear(H, R, 1 / math.sqrt(H))
-            self.ret_input = nn.Parameter(centre + torch.randn(H) * spread)
+            self.ret_input = nn.Parameter(centre + torch.randn(H) * std)
             tied = language_model.get_output_embeddings().weight is embeddings
-            self.ret_output = None if tied else nn.Parameter(torch.randn(H) * spread)
+            self.ret_output = None if tied else nn.Parameter(torch.randn(H) * std)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         for name, shape in (("pooled", (P,)), ("grid", (P,))):
             self.register_buffer(f"{name}_mean", torch.zeros(shape))
-            self.register_buffer(f"{name}_spread", torch.ones(shape))
+            self.register_buffer(f"{name}_std", torch.ones(shape))
         self.to(device)
 
     @property
@@ -153,9 +153,9 @@ class CapRet(nn.Module):
         for name, values in (("pooled", pooled), ("grid", grid)):
             if values is not None:
                 values = values.reshape(-1, values.shape[-1]).float().to(self.device)
-                spread = values.std(0, correction=0)
+                std = values.std(0, correction=0)
                 getattr(self, f"{name}_mean").copy_(values.mean(0))
-                getattr(self, f"{name}_spread").copy_(spread.clamp(min=max(1e-6, FEATURE_FLOOR * spread.mean().item())))
+                getattr(self, f"{name}_std").copy_(std.clamp(min=max(1e-6, FEATURE_FLOOR * std.mean().item())))
 
     def visual_tokens(self, pooled: Tensor, grid: Tensor | None = None) -> Tensor:
         """(B, n, H) inputs for the language model: ``visual_tokens`` of the pooled features, then one a grid cell.
@@ -267,7 +267,7 @@ class CapRet(nn.Module):
 
     def _standard(self, features: Tensor, kind: str) -> Tensor:
         features = features.to(self.device, torch.float32)
-        return (features - getattr(self, f"{kind}_mean")) / getattr(self, f"{kind}_spread")
+        return (features - getattr(self, f"{kind}_mean")) / getattr(self, f"{kind}_std")
 
     @torch.no_grad()
     def _check_logits(self) -> None:
@@ -287,9 +287,9 @@ class CapRet(nn.Module):
             )
 
 
-def _linear(inputs: int, outputs: int, spread: float) -> nn.Linear:
+def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:
     layer = nn.Linear(inputs, outputs)
-    nn.init.normal_(layer.weight, std=spread)
+    nn.init.normal_(layer.weight, std=std)
     nn.init.zeros_(layer.bias)
     return layer
 

@@ -39,7 +39,7 @@ def build_captioner(
 
     Args:
         language_model: see ``rsvlm.models.language_models``.
-        training_rows: rows of ``features`` whose mean and spread standardise all features: training images only.
+        training_rows: rows of ``features`` whose mean and standard deviation standardise all features: training images only.
         use_grid: whether grid cells become visual tokens (where the features have them).
         dtype: of the frozen language model; what trains is float32.
         shape: more fields of CapRetSettings, such as lora_rank.

@@ -20,8 +20,12 @@ class ClipEncoder(DualEncoder):
 
     def __init__(self, name: str, model, tokenizer, mean: list[float], std: list[float]):
         super().__init__(
-            name, model.config.vision_config.image_size, model.config.vision_config.hidden_size,
-            model.config.projection_dim, [255 * value for value in mean], [255 * value for value in std],
+            name,
+            model.config.vision_config.image_size,
+            model.config.vision_config.hidden_size,
+            model.config.projection_dim,
+            [255 * value for value in mean],
+            [255 * value for value in std],
         )
         self.clip, self.tokenizer, self.image_mean, self.image_std = model, tokenizer, list(mean), list(std)
 
@@ -48,11 +52,15 @@ class ClipEncoder(DualEncoder):
             raise ValueError(f"{what}: its model_type is {config.model_type!r}, but an encoder must be 'clip'")
         own_size = config.vision_config.image_size
         if image_size not in (None, own_size):
-            raise ValueError(f"image_size: {name} takes {own_size} pixels only (its position embeddings are fixed), "
-                             f"not {image_size}; leave image_size empty")
+            raise ValueError(
+                f"image_size: {name} takes {own_size} pixels only (its position embeddings are fixed), "
+                f"not {image_size}; leave image_size empty"
+            )
         if Path(name).is_dir() and not any((Path(name) / f).is_file() for f in ("tokenizer.json", "vocab.json")):
-            raise ValueError(f"{what}: no tokenizer (tokenizer.json, or vocab.json and merges.txt) in the "
-                             "folder, so captions cannot be encoded: copy it from where the weights come from")
+            raise ValueError(
+                f"{what}: no tokenizer (tokenizer.json, or vocab.json and merges.txt) in the "
+                "folder, so captions cannot be encoded: copy it from where the weights come from"
+            )
         try:
             model = load_pretrained(CLIPModel, name, what, dtype=torch.float32)
             tokenizer = load_tokenizer(name, what)
@@ -62,8 +70,9 @@ class ClipEncoder(DualEncoder):
             processing, _ = ImageProcessingMixin.get_image_processor_dict(name)
         except OSError:
             processing = {}
-        return cls(name, model, tokenizer, processing.get("image_mean", IMAGE_MEAN),
-                   processing.get("image_std", IMAGE_STD))
+        return cls(
+            name, model, tokenizer, processing.get("image_mean", IMAGE_MEAN), processing.get("image_std", IMAGE_STD)
+        )
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -86,15 +95,19 @@ class ClipEncoder(DualEncoder):
     def text_features(self, texts: list[str]) -> Tensor:
         longest = self.clip.config.text_config.max_position_embeddings
         batch = self.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        outputs = self.clip.text_model(input_ids=batch["input_ids"].to(self.device),
-                                       attention_mask=batch["attention_mask"].to(self.device))
+        outputs = self.clip.text_model(
+            input_ids=batch["input_ids"].to(self.device), attention_mask=batch["attention_mask"].to(self.device)
+        )
         return self.clip.text_projection(outputs.pooler_output)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         clip = self.clip
         projections = [*clip.visual_projection.parameters(), *clip.text_projection.parameters(), clip.logit_scale]
-        return {"image": list(clip.vision_model.parameters()), "text": list(clip.text_model.parameters()),
-                "projection": projections}
+        return {
+            "image": list(clip.vision_model.parameters()),
+            "text": list(clip.text_model.parameters()),
+            "projection": projections,
+        }
 
     def image_blocks(self) -> list[list[nn.Module]]:
         vision = self.clip.vision_model
@@ -103,10 +116,20 @@ class ClipEncoder(DualEncoder):
     def _save_into(self, folder: Path) -> None:
         self.clip.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        write_json(folder / "preprocessor_config.json", {
-            "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True,
-            "do_normalize": True, "do_rescale": True, "do_convert_rgb": True, "resample": 3, "rescale_factor": 1 / 255,
-            "size": {"shortest_edge": self.image_size},
-            "crop_size": {"height": self.image_size, "width": self.image_size},
-            "image_mean": self.image_mean, "image_std": self.image_std,
-        })
+        write_json(
+            folder / "preprocessor_config.json",
+            {
+                "image_processor_type": "CLIPImageProcessor",
+                "do_resize": True,
+                "do_center_crop": True,
+                "do_normalize": True,
+                "do_rescale": True,
+                "do_convert_rgb": True,
+                "resample": 3,
+                "rescale_factor": 1 / 255,
+                "size": {"shortest_edge": self.image_size},
+                "crop_size": {"height": self.image_size, "width": self.image_size},
+                "image_mean": self.image_mean,
+                "image_std": self.image_std,
+            },
+        )

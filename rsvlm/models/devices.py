@@ -32,7 +32,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """"fp32" or "bf16"; "auto" is bf16 where the hardware multiplies in it, because elsewhere it only costs time.
+    """ "fp32" or "bf16"; "auto" is bf16 where the hardware multiplies in it, because elsewhere it only costs time.
 
     Raises:
         ValueError: ``name`` is none of auto, fp32, bf16.

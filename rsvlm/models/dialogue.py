@@ -147,9 +147,9 @@ def stream_reply(
     words: list[int] = []
     for _ in range(max_new_tokens):
         with torch.inference_mode():
-            chances = rows.log_probabilities(ret_bias)
-            chances[:, _would_repeat(words, no_repeat)] = -torch.inf
-            token = chances.argmax(-1)
+            log_probabilities = rows.log_probabilities(ret_bias)
+            log_probabilities[:, _would_repeat(words, no_repeat)] = -torch.inf
+            token = log_probabilities.argmax(-1)
             if token.item() == captioner.eos_id:
                 break
             rows.advance(token)

@@ -164,8 +164,9 @@ def _load_folder_or_hub(name: str, image_size: int | None) -> DualEncoder:
     if folder.is_dir():
         config = folder / "config.json"
         if not config.is_file():
-            raise FileNotFoundError(f"encoder folder {name}: no config.json in it (expected config.json, "
-                                    "model.safetensors and a tokenizer)")
+            raise FileNotFoundError(
+                f"encoder folder {name}: no config.json in it (expected config.json, model.safetensors and a tokenizer)"
+            )
         kind = read_json(config).get("model_type")
         if kind == MODEL_TYPE:
             return PackagedEncoder.from_folder(folder, image_size)

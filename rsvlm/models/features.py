@@ -65,8 +65,16 @@ class Features:
 
 @torch.no_grad()
 def encode_images(
-    encoder: DualEncoder, table: pd.DataFrame, folder: Path, *, views: int = 8, grid: int = 3, batch_size: int = 32,
-    capitalise: bool = True, precision: str = "auto", log: Callable[[str], None] = log_line,
+    encoder: DualEncoder,
+    table: pd.DataFrame,
+    folder: Path,
+    *,
+    views: int = 8,
+    grid: int = 3,
+    batch_size: int = 32,
+    capitalise: bool = True,
+    precision: str = "auto",
+    log: Callable[[str], None] = log_line,
 ) -> Features:
     """The features of all images and captions of ``table``, now in ``folder``.
 
@@ -93,8 +101,9 @@ def encode_images(
     image_ids, image_paths = table["image_id"].tolist(), table["path"].tolist()
     fingerprint = encoder.fingerprint()
     N, V, G, P, D = len(table), views, grid * grid, encoder.feature_dim, encoder.embedding_dim
-    key = fingerprint_values(fingerprint, image_ids, fingerprint_images(image_paths), views, grid, batch_size,
-                             precision)
+    key = fingerprint_values(
+        fingerprint, image_ids, fingerprint_images(image_paths), views, grid, batch_size, precision
+    )
     scratch = paths.CACHE / f"features_{key[:20]}"
     layout = {"pooled": ((N, V, P), "float16"), "image_embeddings": ((N, D), "float32")}
     if grid:
@@ -108,23 +117,32 @@ def encode_images(
             shutil.move(scratch / f"{name}.npy", made / f"{name}.npy")
         np.save(made / "text_embeddings.npy", encode_texts(encoder, texts, capitalise=capitalise, precision=precision))
         write_json(made / "texts.json", texts)
-        write_json(made / "meta.json", {
-            "encoder_fingerprint": fingerprint, "image_list_fingerprint": fingerprint_values(image_ids),
-            "image_ids": image_ids, "views": V, "grid": grid, "capitalise": capitalise, "precision": precision,
-            "dims": {"pooled": P, "embedding": D, "image_size": encoder.image_size},
-        })
+        write_json(
+            made / "meta.json",
+            {
+                "encoder_fingerprint": fingerprint,
+                "image_list_fingerprint": fingerprint_values(image_ids),
+                "image_ids": image_ids,
+                "views": V,
+                "grid": grid,
+                "capitalise": capitalise,
+                "precision": precision,
+                "dims": {"pooled": P, "embedding": D, "image_size": encoder.image_size},
+            },
+        )
     shutil.rmtree(scratch)
     return load_features(folder)
 
 
 @torch.no_grad()
-def encode_texts(encoder: DualEncoder, texts: Sequence[str], *, capitalise: bool = True,
-                 precision: str = "fp32") -> np.ndarray:
+def encode_texts(
+    encoder: DualEncoder, texts: Sequence[str], *, capitalise: bool = True, precision: str = "fp32"
+) -> np.ndarray:
     """Normalised embeddings (M, D), float32, of captions."""
     result = np.zeros((len(texts), encoder.embedding_dim), dtype=np.float32)
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))  # little padding in a batch
     for start in range(0, len(order), TEXT_BATCH):
-        chosen = order[start:start + TEXT_BATCH]
+        chosen = order[start : start + TEXT_BATCH]
         with autocast(precision, encoder.device):
             rows = encoder.text_features([texts[i].capitalize() if capitalise else texts[i] for i in chosen])
         result[chosen] = F.normalize(rows.float(), dim=-1).cpu().numpy()
@@ -164,8 +182,11 @@ def load_features(folder: Path | None = None) -> Features:
         raise ValueError(f"{folder / 'meta.json'}: the key {error} is missing: {remedy}") from error
     if fingerprint_values(image_ids) != listed:
         raise ValueError(f"{folder / 'meta.json'}: image_ids are not those the features were made of: {remedy}")
-    shapes = {"pooled": (len(image_ids), V, P), "image_embeddings": (len(image_ids), D),
-              "text_embeddings": (len(texts), D)}
+    shapes = {
+        "pooled": (len(image_ids), V, P),
+        "image_embeddings": (len(image_ids), D),
+        "text_embeddings": (len(texts), D),
+    }
     if G:
         shapes["grid"] = (len(image_ids), V, G, P)
     arrays = {}
@@ -179,12 +200,27 @@ def load_features(folder: Path | None = None) -> Features:
             raise ValueError(f"{path}: damaged ({error}): {remedy}") from error
         if arrays[name].shape != shape:
             raise ValueError(f"{path}: shape {arrays[name].shape}, but meta.json tells of {shape}: {remedy}")
-    return Features(arrays["pooled"], arrays.get("grid"), arrays["image_embeddings"], arrays["text_embeddings"], texts,
-                    image_ids, meta)
+    return Features(
+        arrays["pooled"],
+        arrays.get("grid"),
+        arrays["image_embeddings"],
+        arrays["text_embeddings"],
+        texts,
+        image_ids,
+        meta,
+    )
 
 
-def _fill(encoder: DualEncoder, pixels: Pixels, image_ids: list[str], scratch: Path, layout: dict, grid: int,
-          batch_size: int, precision: str) -> None:
+def _fill(
+    encoder: DualEncoder,
+    pixels: Pixels,
+    image_ids: list[str],
+    scratch: Path,
+    layout: dict,
+    grid: int,
+    batch_size: int,
+    precision: str,
+) -> None:
     """Write the arrays of ``layout`` into ``scratch``, continuing behind the blocks that are there."""
     N = len(pixels)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -193,11 +229,15 @@ def _fill(encoder: DualEncoder, pixels: Pixels, image_ids: list[str], scratch: P
     done = read_json(progress)["images"] if whole else 0
     size = sum(np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     check_free_space(scratch, int(size * (N - done) / N), f"features of {N} images")
-    arrays = {name: GrowingArray(scratch / f"{name}.npy", shape, dtype, done)
-              for name, (shape, dtype) in layout.items()}
+    arrays = {
+        name: GrowingArray(scratch / f"{name}.npy", shape, dtype, done) for name, (shape, dtype) in layout.items()
+    }
     # Batches end where blocks end: a continued run sees the same batches, so the same bits.
-    batches = [range(start, min(start + batch_size, block + BLOCK, N))
-               for block in range(done, N, BLOCK) for start in range(block, min(block + BLOCK, N), batch_size)]
+    batches = [
+        range(start, min(start + batch_size, block + BLOCK, N))
+        for block in range(done, N, BLOCK)
+        for start in range(block, min(block + BLOCK, N), batch_size)
+    ]
     V = layout["pooled"][0][1]
     bar = tqdm(total=N, initial=done, unit="img", desc="encode_images", file=sys.stderr, mininterval=2)
     for rows, batch in prefetch(lambda part: (part, pixels.read(part)), batches):
@@ -205,8 +245,10 @@ def _fill(encoder: DualEncoder, pixels: Pixels, image_ids: list[str], scratch: P
         for name, array in arrays.items():
             bad = ~np.isfinite(made[name]).reshape(len(rows), -1).all(axis=1)
             if bad.any():
-                raise ValueError(f"{image_ids[rows[int(bad.argmax())]]}: its features ({name}) are not finite; the "
-                                 "encoder's weights are damaged, or too large for float16")
+                raise ValueError(
+                    f"{image_ids[rows[int(bad.argmax())]]}: its features ({name}) are not finite; the "
+                    "encoder's weights are damaged, or too large for float16"
+                )
             array.append(made[name])
         bar.update(len(rows))
         if rows[-1] + 1 == N or (rows[-1] + 1) % BLOCK == 0:
@@ -227,8 +269,10 @@ def _encode_batch(encoder: DualEncoder, batch: Tensor, views: int, grid: int, pr
         pooled.append(view_pooled.float().cpu())
         if view_cells is not None:
             cells.append(view_cells.float().cpu())
-    made = {"pooled": torch.stack(pooled, 1).numpy().astype(np.float16),
-            "image_embeddings": F.normalize(embeddings, dim=-1).cpu().numpy()}
+    made = {
+        "pooled": torch.stack(pooled, 1).numpy().astype(np.float16),
+        "image_embeddings": F.normalize(embeddings, dim=-1).cpu().numpy(),
+    }
     if cells:
         made["grid"] = torch.stack(cells, 1).numpy().astype(np.float16)
     return made

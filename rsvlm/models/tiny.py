@@ -35,12 +35,20 @@ def make_tiny_clip(folder: Path, *, seed: int = 0, image_size: int = 32) -> Path
         single="<|startoftext|> $A <|endoftext|>", special_tokens=[("<|startoftext|>", bos), ("<|endoftext|>", eos)]
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<|startoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>",
-        model_max_length=48, padding_side="right",
+        tokenizer_object=backend,
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        model_max_length=48,
+        padding_side="right",
     )
     layers = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, projection_dim=16)
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=48, bos_token_id=bos, eos_token_id=eos, pad_token_id=eos,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=48,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=eos,
         **layers,
     )
     vision = CLIPVisionConfig(image_size=image_size, patch_size=8, **layers)
@@ -50,13 +58,23 @@ def make_tiny_clip(folder: Path, *, seed: int = 0, image_size: int = 32) -> Path
     with whole_folder(folder) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        write_json(scratch / "preprocessor_config.json", {
-            "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True,
-            "do_normalize": True, "do_rescale": True, "do_convert_rgb": True, "resample": 3,
-            "size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size},
-            "rescale_factor": 1 / 255, "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
-        })
+        write_json(
+            scratch / "preprocessor_config.json",
+            {
+                "image_processor_type": "CLIPImageProcessor",
+                "do_resize": True,
+                "do_center_crop": True,
+                "do_normalize": True,
+                "do_rescale": True,
+                "do_convert_rgb": True,
+                "resample": 3,
+                "size": {"shortest_edge": image_size},
+                "crop_size": {"height": image_size, "width": image_size},
+                "rescale_factor": 1 / 255,
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+            },
+        )
     return folder
 
 
@@ -68,13 +86,26 @@ def make_tiny_llama(folder: Path, *, seed: int = 0) -> Path:
 
     backend = _train_tokenizer(["<unk>", "<s>", "</s>", "<pad>"])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-        model_max_length=512, padding_side="right",
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=512,
+        padding_side="right",
     )
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=False,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
     )
     model = _seeded(lambda: LlamaForCausalLM(config), seed)
     folder = Path(folder)
@@ -91,7 +122,9 @@ def _train_tokenizer(special_tokens: list[str]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE, special_tokens=special_tokens, show_progress=False,
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=special_tokens,
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)

@@ -130,9 +130,9 @@ def average_draws(scores: Sequence[CaptionScores], *, seed: int, resamples: int)
 
 
 def summarize_draws(scores: Sequence[CaptionScores], average: DrawnRun) -> dict[str, dict]:
-    """metric -> {"value", "low", "high", "n", "spread", "draws"}: means over several draws of the held-out caption.
+    """metric -> {"value", "low", "high", "n", "standard_deviation", "draws"}: means over several draws of the held-out caption.
 
-    The interval is over images, each draw's corpus score averaged; ``spread`` is the draws' standard deviation.
+    The interval is over images, each draw's corpus score averaged; ``standard_deviation`` is the draws' standard deviation.
 
     Args:
         average: what ``average_draws`` gives for the same scores.
@@ -144,9 +144,11 @@ def summarize_draws(scores: Sequence[CaptionScores], average: DrawnRun) -> dict[
             summary[metric] = not_run(n, scores[0].reasons[metric])
             continue
         low, high = percentile_interval(average.drawn[metric])
-        spread = float(np.std([score.corpus[metric] for score in scores], ddof=1)) if draws > 1 else None
+        deviation = float(np.std([score.corpus[metric] for score in scores], ddof=1)) if draws > 1 else None
         value = average.corpus[metric]
-        summary[metric] = rounded({"value": value, "low": low, "high": high, "n": n, "spread": spread, "draws": draws})
+        summary[metric] = rounded(
+            {"value": value, "low": low, "high": high, "n": n, "standard_deviation": deviation, "draws": draws}
+        )
     return summary
 
 

@@ -185,7 +185,7 @@ def scores_from(
     image_ids: Sequence[str], statistics: dict[str, np.ndarray], reasons: Mapping[str, str] | None = None
 ) -> CaptionScores:
     """CaptionScores made of per-image statistics."""
-    corpus: dict[str, float | None] = {metric: None for metric in METRICS}
+    corpus: dict[str, float | None] = dict.fromkeys(METRICS)
     columns = {"image_id": list(image_ids)}
     for metric in METRICS:
         if metric in statistics:

@@ -132,11 +132,11 @@ RUN_LABELS = {
 HELD_OUT_DISTINCT = "one reference, held out, no copy of it left"
 PARTS = ("distinct", "seen", "unseen")
 CAPTION_EXTRAS = tuple(f"CIDEr_{part}" for part in PARTS)
-RECALLS = (*(f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)), "mean_recall")
+RECALLS = (*(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)), "mean_recall")
 RETRIEVAL_EXTRAS = ("mean_recall_by_text",)
 CAPTION_TITLES = {f"CIDEr_{part}": f"CIDEr {part}" for part in PARTS}
 RECALL_TITLES = {
-    **{f"{way}_r{k}": f"{way.upper()} R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)},
+    **{f"{way}_r{k}": f"{way.upper()} R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)},
     "mean_recall": "mean recall",
     "mean_recall_by_text": "mean recall by text",
 }
@@ -351,15 +351,15 @@ def _published_row(row: Published, source: str, metric: str, value: float) -> di
 
 
 def _cell(entry: Mapping | None, *, percent: bool = False, interval: bool = False) -> str:
-    """A figure as text, with spread and interval where asked; why it was not run; empty when unknown."""
+    """A figure as text, with standard deviation and interval where asked; why it was not run; empty when unknown."""
     entry = entry or {}
     if not _is_number(entry.get("value")):
         reason = str(entry.get("reason", ""))
         return reason.split(" (")[0] if reason.startswith("not run") else ""
     scale, digits = (100, 1) if percent else (1, 3)
     text = f"{scale * entry['value']:.{digits}f}"
-    if interval and _is_number(entry.get("spread")):
-        text += f" ± {scale * entry['spread']:.{digits}f}"
+    if interval and _is_number(entry.get("standard_deviation")):
+        text += f" ± {scale * entry['standard_deviation']:.{digits}f}"
     if interval and _is_number(entry.get("low")) and _is_number(entry.get("high")):
         text += f" [{scale * entry['low']:.{digits}f}, {scale * entry['high']:.{digits}f}]"
     return text

@@ -13,7 +13,7 @@ The parts of the study's combined method:
 2. the captioner's ``[RET]`` embeddings;
 3. neighbours: an image stands for the captions of the training images that look most like it, so a query text is held
    against texts. Only training images are neighbours;
-4. hubs: a text that is close to many images, and an image that is close to many texts, is a poor answer to any single
+4. hubness correction: a text that is close to many images, and an image that is close to many texts, is a poor answer to any single
    query ("There is a piece of farmland ." fits every field). It loses what it scores on average against the training
    items most like it (CSLS, Conneau et al. 2018, arXiv:1710.04087, with training items as the bank, as in QB-Norm,
    Bogolin et al. 2022, arXiv:2112.12777). Only training items are in the bank: no test item tells of another.
@@ -90,8 +90,10 @@ def caption_encoder(features: Features, encoder: Path) -> Callable[[list[str], b
     )
 
 
-PARTS = ("dual_encoder", "ret", "neighbours", "hubs")
-HUB_QUERY = np.array([[0.0, 1.0]], dtype=np.float32)  # a text that looks for images: what it loses itself is one constant
+PARTS = ("dual_encoder", "ret", "neighbours", "hubness")
+HUBNESS_QUERY = np.array(
+    [[0.0, 1.0]], dtype=np.float32
+)  # a text that looks for images: what it loses itself is one constant
 Weights = dict[str, float]
 
 
@@ -149,10 +151,10 @@ def neighbour_space(
     return EmbeddingSpace(list(image_ids), vectors.astype(np.float32), space.texts, unit_rows(space.text_vectors))
 
 
-def hub_space(
+def hubness_space(
     space: EmbeddingSpace, training: pd.DataFrame, image_ids: list[str], texts: list[str], *, neighbours: int
 ) -> EmbeddingSpace:
-    """A space of two dimensions whose inner product is minus what an image and a text lose as hubs.
+    """A space of two dimensions whose inner product is minus what the hubness correction takes from an image and a text.
 
     A text loses its mean cosine to the ``neighbours`` training images nearest to it; an image its mean inner product
     with the ``neighbours`` nearest caption means of training images. For a given text the first is a constant, and for
@@ -168,7 +170,9 @@ def hub_space(
         ValueError: neighbours is below 1, or there is no training image.
     """
     if neighbours < 1 or len(training) == 0:
-        raise ValueError(f"hub_neighbours = {neighbours} and {len(training)} training images: at least 1 each is needed")
+        raise ValueError(
+            f"hubness_neighbours = {neighbours} and {len(training)} training images: at least 1 each is needed"
+        )
     k = min(neighbours, len(training))
     means = caption_means(space, list(training["captions"]))
     of_images, _ = similarity_topk(unit_rows(space.images(image_ids)), means, k, normalize=False)
@@ -188,16 +192,16 @@ def make_parts(
     *,
     neighbours: int,
     temperature: float,
-    hub_neighbours: int,
+    hubness_neighbours: int,
 ) -> dict[str, EmbeddingSpace]:
     """The space of each of ``PARTS`` for these images and texts.
 
     Raises:
-        ValueError: see neighbour_space and hub_space.
+        ValueError: see neighbour_space and hubness_space.
     """
     near = neighbour_space(dual, training, image_ids, neighbours=neighbours, temperature=temperature)
-    hubs = hub_space(dual, training, image_ids, texts, neighbours=hub_neighbours)
-    return dict(zip(PARTS, (dual, ret, near, hubs), strict=True))
+    hubness = hubness_space(dual, training, image_ids, texts, neighbours=hubness_neighbours)
+    return dict(zip(PARTS, (dual, ret, near, hubness), strict=True))
 
 
 def combine_spaces(
@@ -223,23 +227,23 @@ def combine_spaces(
 
 
 def weight_grid(
-    ret_weights: list[float], neighbour_weights: list[float], hub_weights: list[float]
+    ret_weights: list[float], neighbour_weights: list[float], hubness_weights: list[float]
 ) -> list[Weights]:
     """All combinations: [RET] has weight w, the dual encoder 1 - w, the others their own; the simplest first.
 
     Raises:
         ValueError: a list is empty, w is not within 0..1, or another weight is below 0.
     """
-    if not ret_weights or not neighbour_weights or not hub_weights:
-        raise ValueError("ret_weights, neighbour_weights and hub_weights: expected at least one number each")
-    if not all(0 <= weight <= 1 for weight in ret_weights) or min(*neighbour_weights, *hub_weights) < 0:
+    if not ret_weights or not neighbour_weights or not hubness_weights:
+        raise ValueError("ret_weights, neighbour_weights and hubness_weights: expected at least one number each")
+    if not all(0 <= weight <= 1 for weight in ret_weights) or min(*neighbour_weights, *hubness_weights) < 0:
         raise ValueError(
-            f"ret_weights {ret_weights} must lie in 0..1, neighbour_weights {neighbour_weights} and hub_weights "
-            f"{hub_weights} from 0 on"
+            f"ret_weights {ret_weights} must lie in 0..1, neighbour_weights {neighbour_weights} and hubness_weights "
+            f"{hubness_weights} from 0 on"
         )
     return [
-        {"dual_encoder": round(1 - ret, 6), "ret": float(ret), "neighbours": float(near), "hubs": float(hubs)}
-        for near, ret, hubs in product(sorted(neighbour_weights), sorted(ret_weights), sorted(hub_weights))
+        {"dual_encoder": round(1 - ret, 6), "ret": float(ret), "neighbours": float(near), "hubness": float(hubness)}
+        for near, ret, hubness in product(sorted(neighbour_weights), sorted(ret_weights), sorted(hubness_weights))
     ]
 
 
@@ -366,7 +370,7 @@ def rerank(
     weight, tried = choose_weight(validation, space, known, weights)
     found = {source: find_candidates(test, space, k, likelihood) for source, test in tests.items()}
     method = Method(space, {source: own.reorder(weight) for source, own in found.items()})
-    validated = [{"weight": value, "t2i_recall": recall} for value, recall in tried.items()]
+    validated = [{"weight": value, "text_to_image_recall": recall} for value, recall in tried.items()]
     return method, {"top": k, "weight": weight, "chosen_on": "val", "tried": validated}
 
 

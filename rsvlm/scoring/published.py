@@ -11,7 +11,15 @@ code, splits and tokenisation: a difference in the second decimal says nothing.
 from dataclasses import dataclass
 
 CAPTION_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
-RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "mean_recall")
+RECALLS = (
+    "image_to_text_recall_at_1",
+    "image_to_text_recall_at_5",
+    "image_to_text_recall_at_10",
+    "text_to_image_recall_at_1",
+    "text_to_image_recall_at_5",
+    "text_to_image_recall_at_10",
+    "mean_recall",
+)
 STATUSES = ("read", "second-hand", "recalled")
 KINDS = ("specialist", "generalist", "zero-shot")
 TEST_IMAGES = {"ucm": 210, "sydney": 58, "rsicd": 1093, "nwpu": 3150, "rsitmd": 452}  # of the official splits

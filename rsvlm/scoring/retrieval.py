@@ -7,8 +7,8 @@ Images and texts as vectors in one space, found by image id and by caption.
 Image-text retrieval in RemoteCLIP's protocol, with what the protocol leaves open said in numbers.
 
 The protocol (``retrieval.py`` of RemoteCLIP, after CLIP_benchmark): the images of a split, each file once; all their
-caption rows, copies included; cosine similarity; image to text (i2t) R@K is the share of images with one of their own
-captions among the K best rows, text to image (t2i) R@K the share of caption rows whose own image is among the K best
+caption rows, copies included; cosine similarity; image to text (image_to_text) R@K is the share of images with one of their own
+captions among the K best rows, text to image (text_to_image) R@K the share of caption rows whose own image is among the K best
 images; mean recall is the mean of R@1, R@5, R@10 both ways. It passes ``raw.capitalize()`` to the encoder.
 
 Left open, and answered here:
@@ -192,7 +192,7 @@ def _find(rows: dict[str, int], names: list[str], what: str) -> np.ndarray:
 
 KS = (1, 5, 10)
 CURVE_KS = tuple(range(1, 21))
-DIRECTIONS = ("i2t", "t2i")
+DIRECTIONS = ("image_to_text", "text_to_image")
 DIGITS = 6  # of a fraction in a file
 RESAMPLES_AT_ONCE = 100
 
@@ -200,7 +200,7 @@ RESAMPLES_AT_ONCE = 100
 def rank_retrieval(
     test: RetrievalSet, image_vectors: np.ndarray, text_vectors: np.ndarray, rule: str, *, normalize: bool = True
 ) -> dict[str, Ranks]:
-    """Rank counts by direction: "i2t" of each image, "t2i" of each caption row (numpy arrays).
+    """Rank counts by direction: "image_to_text" of each image, "text_to_image" of each caption row (numpy arrays).
 
     Args:
         image_vectors: (N, D), in the order of test.image_ids.
@@ -210,7 +210,7 @@ def rank_retrieval(
     """
     rows = np.asarray(text_vectors)[test.row_text]  # (C, D); equal texts get the very same vector
     there, back = two_way_ranks(np.asarray(image_vectors), rows, test.positives(rule), normalize=normalize)
-    return {"i2t": _as_numpy(there), "t2i": _as_numpy(back)}
+    return {"image_to_text": _as_numpy(there), "text_to_image": _as_numpy(back)}
 
 
 def perfect_ranks(test: RetrievalSet) -> dict[str, Ranks]:
@@ -221,8 +221,8 @@ def perfect_ranks(test: RetrievalSet) -> dict[str, Ranks]:
     images_with = np.bincount(ids, minlength=C)  # the text of each row
     one, none = np.ones(N + C, dtype=np.float32), np.zeros(N + C, dtype=np.int64)
     return {
-        "i2t": Ranks(one[:N], none[:N], np.diff(offsets) - own_rows, own_rows),
-        "t2i": Ranks(one[:C], none[:C], images_with - own_images, own_images),
+        "image_to_text": Ranks(one[:N], none[:N], np.diff(offsets) - own_rows, own_rows),
+        "text_to_image": Ranks(one[:C], none[:C], images_with - own_images, own_images),
     }
 
 
@@ -262,7 +262,7 @@ def summarise_ranks(
     summary = {}
     for name, value in values.items():
         low, high = np.percentile(draws[name], [2.5, 97.5]) if resamples else (None, None)
-        n = len(test.captions) if name.startswith("t2i") else len(test.image_ids)
+        n = len(test.captions) if name.startswith("text_to_image") else len(test.image_ids)
         summary[name] = {"value": rounded(value), "low": rounded(low), "high": rounded(high), "n": n}
         for ties, bound in bounds.items():
             if name in bound:
@@ -283,7 +283,7 @@ def draw_recalls(
     Methods on the same test set are drawn alike for the same seed, so that their differences are paired.
     """
     N = len(test.image_ids)
-    owners = {"i2t": np.arange(N), "t2i": test.row_image}
+    owners = {"image_to_text": np.arange(N), "text_to_image": test.row_image}
     queries = {direction: np.bincount(owners[direction], minlength=N) for direction in DIRECTIONS}
     scored = {f"{way}_r{k}": (way, hits(ranks[way], k)) for way in DIRECTIONS for k in KS}
     for way, own in (precision or {}).items():

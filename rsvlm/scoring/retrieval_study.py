@@ -60,7 +60,7 @@ def precision_scores(
 ) -> tuple[dict[str, dict[str, np.ndarray]], Ranks]:
     """(direction -> {"map", "p5", "p10"} -> of each query, ranks from text to image). By inner product.
 
-    Queries are images for "i2t" and caption rows for "t2i". The ranks are those that ``rank_retrieval`` counts, unless
+    Queries are images for "image_to_text" and caption rows for "text_to_image". The ranks are those that ``rank_retrieval`` counts, unless
     ``reordering`` changes them.
 
     Args:
@@ -74,21 +74,23 @@ def precision_scores(
     back = np.lexsort((owners, ids))
     back_offsets = np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=len(test.captions)))])
     images, texts = (np.asarray(part, dtype=np.float32) for part in (image_vectors, text_vectors))
-    found = {name: {"i2t": np.zeros(len(images)), "t2i": np.zeros(len(test.captions))} for name in NAMES}
+    found = {
+        name: {"image_to_text": np.zeros(len(images)), "text_to_image": np.zeros(len(test.captions))} for name in NAMES
+    }
     ranks = Ranks(np.zeros(len(test.captions)), *(np.zeros(len(test.captions), dtype=np.int64) for _ in range(3)))
     rows_of_text = np.split(np.argsort(test.row_text, kind="stable"), np.cumsum(np.bincount(test.row_text))[:-1])
 
     for image, scores in _score_rows(images, texts):
         own = ids[offsets[image] : offsets[image + 1]]
         for name, value in _precisions(_levels(scores[test.row_text], own)).items():
-            found[name]["i2t"][image] = value
+            found[name]["image_to_text"][image] = value
     for text, scores in _score_rows(texts, images):
         if reordering is not None:
             scores = _reordered(scores, reordering.images[text], reordering.scores[text])
         for row in rows_of_text[text]:
             levels = _levels(scores, owners[back[back_offsets[row] : back_offsets[row + 1]]])
             for name, value in _precisions(levels).items():
-                found[name]["t2i"][row] = value
+                found[name]["text_to_image"][row] = value
             best = (levels.score[0], levels.above[0], levels.size[0] - levels.right[0], levels.right[0])
             for part, value in zip(ranks, best, strict=True):
                 part[row] = value
@@ -304,7 +306,7 @@ def score_methods(
                 reordering = own.reordering.get(source)
                 precision, reordered = precision_scores(test, *vectors, rule, reordering)
                 if reordering is not None:
-                    ranks = ranks | {"t2i": reordered}
+                    ranks = ranks | {"text_to_image": reordered}
                 options = {"precision": precision, "resamples": resamples, "seed": seed}
                 metrics[method][source][rule] = summarise_ranks(test, ranks, **options)
                 names = {"method": method, "source": source, "match": rule}
@@ -324,14 +326,22 @@ def image_scores(test: RetrievalSet, ranks: dict[str, Ranks]) -> pd.DataFrame:
     """One row an image: its own ranks and hits as a query, and the means over its captions as queries."""
     N = len(test.image_ids)
     counts = np.bincount(test.row_image, minlength=N)
-    there, back = ranks["i2t"], ranks["t2i"]
+    there, back = ranks["image_to_text"], ranks["text_to_image"]
     columns = {"image_id": test.image_ids, "captions": counts}
-    columns |= {"i2t_greater": there.greater, "i2t_equal": there.equal, "i2t_tied": there.tied}
-    columns["i2t_rank"] = first_places(there).round(DIGITS)
-    columns |= {f"i2t_r{k}": hits(there, k).round(DIGITS) for k in KS}
-    columns["t2i_rank"] = (np.bincount(test.row_image, first_places(back), minlength=N) / counts).round(DIGITS)
+    columns |= {
+        "image_to_text_greater": there.greater,
+        "image_to_text_equal": there.equal,
+        "image_to_text_tied": there.tied,
+    }
+    columns["image_to_text_rank"] = first_places(there).round(DIGITS)
+    columns |= {f"image_to_text_recall_at_{k}": hits(there, k).round(DIGITS) for k in KS}
+    columns["text_to_image_rank"] = (np.bincount(test.row_image, first_places(back), minlength=N) / counts).round(
+        DIGITS
+    )
     for k in KS:
-        columns[f"t2i_r{k}"] = (np.bincount(test.row_image, hits(back, k), minlength=N) / counts).round(DIGITS)
+        columns[f"text_to_image_recall_at_{k}"] = (
+            np.bincount(test.row_image, hits(back, k), minlength=N) / counts
+        ).round(DIGITS)
     return pd.DataFrame(columns)
 
 
@@ -349,7 +359,8 @@ def class_recalls(test: RetrievalSet, ranks: dict[str, Ranks], labels: Mapping[s
     for name in sorted(classes):
         rows = np.isin(test.row_image, classes[name])
         recalls = {
-            key: float(values[classes[name] if key.startswith("i2t") else rows].mean()) for key, values in hit.items()
+            key: float(values[classes[name] if key.startswith("image_to_text") else rows].mean())
+            for key, values in hit.items()
         }
         recalls["mean_recall"] = float(np.mean(list(recalls.values())))
         found[name] = {"images": len(classes[name]), "captions": int(rows.sum())}

@@ -142,8 +142,8 @@ BOUNDS = {
     # score_retrieval
     "ret_weights": Bound("the dual encoder has the rest up to 1", ge=0, le=1),
     "neighbour_weights": Bound(WEIGHT, ge=0, le=1000),
-    "hub_weights": Bound(WEIGHT, ge=0, le=1000),
-    "hub_neighbours": Bound("what is near to 100,000 training items is no hub, but everything", ge=1, le=100_000),
+    "hubness_weights": Bound(WEIGHT, ge=0, le=1000),
+    "hubness_neighbours": Bound("what is near to 100,000 training items is no hub, but everything", ge=1, le=100_000),
     "rerank_top": Bound("0 leaves it out; each costs a pass of the captioner for every text", ge=0, le=1000),
     "rerank_weights": Bound(WEIGHT, ge=0, le=1000),
     # galleries

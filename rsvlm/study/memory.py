@@ -34,7 +34,7 @@ EFFICIENTNET_VALUES = (
 # What a transformer layer keeps for the backward pass, values a token and unit of width: norms, queries, keys, values,
 # attention, and the four times wider middle before and after its activation (Korthikanti et al. 2022, section 4)
 TOWER_VALUES = 17
-STATISTICS = "the mean and spread of the features"
+STATISTICS = "the mean and standard deviation of the features"
 
 
 @dataclass(frozen=True)
@@ -284,9 +284,7 @@ def estimate_generate_captions(values: dict) -> list[Part]:
         read = values["beams"] + values["samples"] + values["pool_candidates"]
         images, tokens = max(1, B // 4), read * (caption + 1)
         size = 3 * 4 * images * tokens * decoder.vocabulary + 3 * 4 * min(8, images) * (prefix + tokens) ** 2
-        parts.append(
-            Part(size, "the likelihoods of candidates", ("batch_size", "samples", "pool_candidates", "beams"))
-        )
+        parts.append(Part(size, "the likelihoods of candidates", ("batch_size", "samples", "pool_candidates", "beams")))
     return parts
 
 

@@ -152,4 +152,3 @@ def workspace(stage: str) -> Workspace:
 def _overlap(a: str, b: str) -> bool:
     """Whether one of two relative paths is the other or lies in it; the root holds none of them."""
     return f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/")
-

@@ -83,7 +83,9 @@ def code_fingerprint() -> str:
 def git_commit() -> str | None:
     """The commit that is checked out at the project's root, None without git or before the first commit."""
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True, timeout=20
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -15,7 +15,15 @@ from rsvlm.study import paths
 from rsvlm.study.studies import study_in_place
 
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "METEOR", "ROUGE_L")
-RECALLS = ("mean_recall", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+RECALLS = (
+    "mean_recall",
+    "image_to_text_recall_at_1",
+    "image_to_text_recall_at_5",
+    "image_to_text_recall_at_10",
+    "text_to_image_recall_at_1",
+    "text_to_image_recall_at_5",
+    "text_to_image_recall_at_10",
+)
 HEADLINE_RUNS = ("captioner", "consensus", "shuffled")
 
 

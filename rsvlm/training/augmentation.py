@@ -53,10 +53,13 @@ def augment(pixels: Tensor, size: int, generator: np.random.Generator, settings:
     factors = generator.uniform(1 - settings.brightness, 1 + settings.brightness, B)
 
     cosine, sine = np.array([1, 0, -1, 0])[turns], np.array([0, 1, 0, -1])[turns]
-    affine = np.stack([
-        np.stack([side * cosine * mirrors, -side * sine, shifts[:, 0]], -1),
-        np.stack([side * sine * mirrors, side * cosine, shifts[:, 1]], -1),
-    ], 1)  # (B, 2, 3)
+    affine = np.stack(
+        [
+            np.stack([side * cosine * mirrors, -side * sine, shifts[:, 0]], -1),
+            np.stack([side * sine * mirrors, side * cosine, shifts[:, 1]], -1),
+        ],
+        1,
+    )  # (B, 2, 3)
     places = F.affine_grid(torch.from_numpy(affine).float().to(pixels.device), [B, 3, size, size], align_corners=False)
     cropped = F.grid_sample(pixels.float(), places, mode="bilinear", padding_mode="reflection", align_corners=False)
     factors = torch.from_numpy(factors).float().to(pixels.device)

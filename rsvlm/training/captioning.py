@@ -212,13 +212,13 @@ class _Training:
         at = torch.cat([packed.predict_at, packed.before_ret])
         labels = torch.cat([packed.labels, torch.full_like(packed.before_ret, captioner.ret_id)])
         # index_select, not indexing: its gradient is summed in a fixed order
-        costs = captioner.negative_log_likelihoods(hidden.index_select(0, at), labels)
+        nll = captioner.negative_log_likelihoods(hidden.index_select(0, at), labels)
         n = len(packed.labels)
         weight = batch.weights.to(device).index_select(0, packed.owners)
-        losses = {"caption_loss": (costs[:n] * weight).sum() / weight.sum()}
+        losses = {"caption_loss": (nll[:n] * weight).sum() / weight.sum()}
         losses["retrieval_loss"] = losses["ret_token_loss"] = torch.zeros((), device=device)
         if batch.positives is not None:
-            losses["ret_token_loss"] = costs[n:].mean()
+            losses["ret_token_loss"] = nll[n:].mean()
             losses["retrieval_loss"] = contrastive_loss(
                 captioner.embed_images(self._drop(batch.pooled)),
                 captioner.embed_ret(hidden.index_select(0, packed.ret_at)),

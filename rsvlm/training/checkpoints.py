@@ -41,8 +41,13 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
         shutil.rmtree(torn)
     with whole_folder(target) as scratch:
         # safetensors refuses tensors that share memory or have gaps: tied weights, views, channels_last
-        save_file({name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                   for name, tensor in sorted(tensors.items())}, scratch / "tensors.safetensors")
+        save_file(
+            {
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in sorted(tensors.items())
+            },
+            scratch / "tensors.safetensors",
+        )
         write_json(scratch / "state.json", {"step": step, "state": state})
     for old in _steps(folder)[:-KEEP]:
         shutil.rmtree(old)
@@ -91,7 +96,7 @@ def unflatten_optimizer(
     entries = {int(index): dict(values) for index, values in state["state"].items()}
     for name, tensor in tensors.items():
         if name.startswith(prefix):
-            index, key = name[len(prefix):].split(".", 1)
+            index, key = name[len(prefix) :].split(".", 1)
             entries.setdefault(int(index), {})[key] = tensor
     groups = [dict(group) for group in state["param_groups"]]
     for group in groups:

@@ -85,8 +85,15 @@ class AdaptSettings:
     def __post_init__(self):
         if self.train not in TRAINABLE:
             raise ValueError(f"train: {self.train!r} is none of {', '.join(TRAINABLE)}")
-        for name, least in (("epochs", 0), ("batch_size", 2), ("captions_per_image", 1), ("freeze_blocks", 0),
-                            ("eval_every", 1), ("checkpoint_every", 1), ("seed", 0)):
+        for name, least in (
+            ("epochs", 0),
+            ("batch_size", 2),
+            ("captions_per_image", 1),
+            ("freeze_blocks", 0),
+            ("eval_every", 1),
+            ("checkpoint_every", 1),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: at least {least} is needed, got {getattr(self, name)}")
         for name in ("image_lr", "text_lr", "projection_lr", "clip_norm"):
@@ -125,8 +132,13 @@ class AdaptResult:
 
 
 def adapt_encoder(
-    encoder: DualEncoder, table: pd.DataFrame, settings: AdaptSettings = AdaptSettings(), *,
-    save_to: Path | None = None, checkpoints: Path | None = None, cache_gigabytes: float = 4.0,
+    encoder: DualEncoder,
+    table: pd.DataFrame,
+    settings: AdaptSettings = AdaptSettings(),
+    *,
+    save_to: Path | None = None,
+    checkpoints: Path | None = None,
+    cache_gigabytes: float = 4.0,
     log: Callable[[str], None] = log_line,
 ) -> AdaptResult:
     """Train ``encoder`` in place on the table's training images; it ends as its best epoch by validation recall.
@@ -149,8 +161,10 @@ def adapt_encoder(
     train, val = rows["train"], rows["val"]
     precision = choose_precision(settings.precision, encoder.device)
     crop_size = _choose_crop_size(encoder, settings.augmentation)
-    log(f"{encoder.name}: {encoder.image_size} px, {crop_size} px in training, {precision} on {encoder.device}, "
-        f"{torch.get_num_threads()} CPU threads; {len(train)} training and {len(val)} validation images")
+    log(
+        f"{encoder.name}: {encoder.image_size} px, {crop_size} px in training, {precision} on {encoder.device}, "
+        f"{torch.get_num_threads()} CPU threads; {len(train)} training and {len(val)} validation images"
+    )
     val_pixels = open_pixels(val["path"].tolist(), encoder.image_size, cache_gigabytes=cache_gigabytes, log=log)
 
     def measure(epoch: int) -> dict:
@@ -169,15 +183,23 @@ def adapt_encoder(
         return AdaptResult(recall, recall, 0, 0, 0, 0, precision, [before], [])
     steps_per_epoch = len(train) // settings.batch_size
     if steps_per_epoch == 0:
-        raise ValueError(f"batch_size: {settings.batch_size} is more than the {len(train)} training images; "
-                         f"take {len(train)} or less")
+        raise ValueError(
+            f"batch_size: {settings.batch_size} is more than the {len(train)} training images; "
+            f"take {len(train)} or less"
+        )
     folder = (checkpoints or paths.CHECKPOINTS / "adapt_encoder") / fingerprint_values(
-        asdict(settings), precision, str(encoder.device.type), encoder.fingerprint(),
-        train[["image_id", "captions"]].values.tolist(), val[["image_id", "captions"]].values.tolist(),
-        fingerprint_images(train["path"].tolist()), fingerprint_images(val["path"].tolist()),
+        asdict(settings),
+        precision,
+        str(encoder.device.type),
+        encoder.fingerprint(),
+        train[["image_id", "captions"]].values.tolist(),
+        val[["image_id", "captions"]].values.tolist(),
+        fingerprint_images(train["path"].tolist()),
+        fingerprint_images(val["path"].tolist()),
     )[:16]
-    pixels = open_pixels(train["path"].tolist(), stored_size(encoder.image_size), cache_gigabytes=cache_gigabytes,
-                         log=log)
+    pixels = open_pixels(
+        train["path"].tolist(), stored_size(encoder.image_size), cache_gigabytes=cache_gigabytes, log=log
+    )
     devices = [encoder.device] if encoder.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
@@ -190,8 +212,16 @@ def adapt_encoder(
     return result
 
 
-def _train(encoder: DualEncoder, pixels: Pixels, captions: list[list[str]], settings: AdaptSettings, precision: str,
-           folder: Path, measure: Callable[[int], dict], log: Callable[[str], None]) -> AdaptResult:
+def _train(
+    encoder: DualEncoder,
+    pixels: Pixels,
+    captions: list[list[str]],
+    settings: AdaptSettings,
+    precision: str,
+    folder: Path,
+    measure: Callable[[int], dict],
+    log: Callable[[str], None],
+) -> AdaptResult:
     """The training loop: from the last checkpoint under ``folder`` to the last step."""
     trained, optimizer = _build_optimizer(encoder, settings)
     steps_per_epoch = len(pixels) // settings.batch_size
@@ -200,8 +230,15 @@ def _train(encoder: DualEncoder, pixels: Pixels, captions: list[list[str]], sett
     state = _restore(folder, trained, optimizer, log)
     if state is None:
         first = measure(0)
-        state = {"step": 0, "validation": [first], "best_epoch": 0, "curve": [], "losses": [], "best": _copy(trained),
-                 "average": {name: p.detach().clone() for name, p in trained.items() if settings.average_decay}}
+        state = {
+            "step": 0,
+            "validation": [first],
+            "best_epoch": 0,
+            "curve": [],
+            "losses": [],
+            "best": _copy(trained),
+            "average": {name: p.detach().clone() for name, p in trained.items() if settings.average_decay},
+        }
     crop_size = _choose_crop_size(encoder, settings.augmentation)
     choices = [sorted(set(own)) for own in captions]
     own_texts = [set(own) for own in captions]
@@ -209,12 +246,18 @@ def _train(encoder: DualEncoder, pixels: Pixels, captions: list[list[str]], sett
     def read_batch(step: int) -> tuple[np.ndarray, Tensor]:
         epoch, position = divmod(step, steps_per_epoch)
         order = np.random.default_rng([settings.seed, 1, epoch]).permutation(len(pixels))
-        rows = order[position * settings.batch_size:(position + 1) * settings.batch_size]
+        rows = order[position * settings.batch_size : (position + 1) * settings.batch_size]
         return rows, pixels.read(rows)
 
     encoder.train(settings.train == "all")
-    bar = tqdm(total=total * settings.batch_size, initial=state["step"] * settings.batch_size, unit="img",
-               desc="adapt_encoder", file=sys.stderr, mininterval=2)
+    bar = tqdm(
+        total=total * settings.batch_size,
+        initial=state["step"] * settings.batch_size,
+        unit="img",
+        desc="adapt_encoder",
+        file=sys.stderr,
+        mininterval=2,
+    )
     batches = prefetch(read_batch, range(state["step"], total))
     for step, (rows, batch) in enumerate(batches, start=state["step"]):
         generator = np.random.default_rng([settings.seed, 2, step])
@@ -238,11 +281,16 @@ def _train(encoder: DualEncoder, pixels: Pixels, captions: list[list[str]], sett
         bar.update(settings.batch_size)
         bar.set_postfix(loss=f"{value:.3f}", refresh=False)
         if done % curve_every == 0 or done == total:
-            state["curve"].append({
-                "step": done, "epoch": round(done / steps_per_epoch, 4), "loss": float(np.mean(state["losses"])),
-                "logit_scale": encoder.logit_scale.exp().item(), "image_learning_rate": learning_rate,
-                "gradient_norm": norm.item(),
-            })
+            state["curve"].append(
+                {
+                    "step": done,
+                    "epoch": round(done / steps_per_epoch, 4),
+                    "loss": float(np.mean(state["losses"])),
+                    "logit_scale": encoder.logit_scale.exp().item(),
+                    "image_learning_rate": learning_rate,
+                    "gradient_norm": norm.item(),
+                }
+            )
             state["losses"] = []
         epoch, inside = divmod(done, steps_per_epoch)
         if inside == 0 and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
@@ -259,8 +307,17 @@ def _train(encoder: DualEncoder, pixels: Pixels, captions: list[list[str]], sett
     after = next(row for row in state["validation"] if row["epoch"] == state["best_epoch"])
     before, after = ({k: v for k, v in row.items() if k != "epoch"} for row in (state["validation"][0], after))
     parameters = sum(parameter.numel() for parameter in trained.values())
-    return AdaptResult(before, after, state["best_epoch"], settings.epochs, total, parameters, precision,
-                       state["validation"], state["curve"])
+    return AdaptResult(
+        before,
+        after,
+        state["best_epoch"],
+        settings.epochs,
+        total,
+        parameters,
+        precision,
+        state["validation"],
+        state["curve"],
+    )
 
 
 def one_cycle(step: int, total: int, warmup_share: float) -> tuple[float, float]:
@@ -313,8 +370,10 @@ def _choose_crop_size(encoder: DualEncoder, augmentation: Augmentation) -> int:
     """The side of the training input. ValueError when the encoder takes no other size than its own."""
     size = augmentation.crop_size or encoder.image_size
     if size != encoder.image_size and not encoder.any_image_size:
-        raise ValueError(f"crop_size: {encoder.name} takes {encoder.image_size} pixels only (its position embeddings "
-                         f"are fixed), not {size}; leave crop_size empty")
+        raise ValueError(
+            f"crop_size: {encoder.name} takes {encoder.image_size} pixels only (its position embeddings "
+            f"are fixed), not {size}; leave crop_size empty"
+        )
     return size
 
 
@@ -330,8 +389,12 @@ def _build_optimizer(encoder: DualEncoder, settings: AdaptSettings) -> tuple[dic
     rates = {"image": settings.image_lr, "text": settings.text_lr, "projection": settings.projection_lr}
     chosen = {part: [p for p in parameters if p.requires_grad] for part, parameters in groups.items()}
     optimizer = torch.optim.AdamW(
-        [{"params": parameters, "lr": rates[part], "highest": rates[part]} for part, parameters in chosen.items()
-         if parameters], weight_decay=settings.weight_decay,
+        [
+            {"params": parameters, "lr": rates[part], "highest": rates[part]}
+            for part, parameters in chosen.items()
+            if parameters
+        ],
+        weight_decay=settings.weight_decay,
     )
     return {name: p for name, p in encoder.named_parameters() if p.requires_grad}, optimizer
 
@@ -345,8 +408,13 @@ def _set_rates(optimizer: torch.optim.Optimizer, settings: AdaptSettings, step: 
     return optimizer.param_groups[0]["lr"]
 
 
-def _draw_texts(rows: np.ndarray, choices: list[list[str]], own_texts: list[set[str]], captions_per_image: int,
-                generator: np.random.Generator) -> tuple[list[str], Tensor]:
+def _draw_texts(
+    rows: np.ndarray,
+    choices: list[list[str]],
+    own_texts: list[set[str]],
+    captions_per_image: int,
+    generator: np.random.Generator,
+) -> tuple[list[str], Tensor]:
     """(texts drawn for the images of a batch, which of them are each image's own (B, M) bool)."""
     texts = []
     for row in rows:
@@ -361,8 +429,10 @@ def _compute_loss(encoder: DualEncoder, images: Tensor, texts: list[str], positi
         pooled, _ = encoder.image_features(encoder.normalize(images))
         image_embeddings, text_embeddings = encoder.project_images(pooled), encoder.text_features(texts)
     return contrastive_loss(
-        F.normalize(image_embeddings.float(), dim=-1), F.normalize(text_embeddings.float(), dim=-1),
-        encoder.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE), positives.to(encoder.device),
+        F.normalize(image_embeddings.float(), dim=-1),
+        F.normalize(text_embeddings.float(), dim=-1),
+        encoder.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE),
+        positives.to(encoder.device),
     )
 
 
@@ -375,14 +445,21 @@ def _save(folder: Path, trained: dict[str, Tensor], optimizer: torch.optim.Optim
     save_checkpoint(folder, state["step"], tensors, {**rest, "optimizer": optimizer_state})
 
 
-def _restore(folder: Path, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer,
-             log: Callable[[str], None]) -> dict | None:
+def _restore(
+    folder: Path, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer, log: Callable[[str], None]
+) -> dict | None:
     """The state of the last checkpoint, its weights and moments put in place; None without one."""
     found = load_last_checkpoint(folder, log)
     if found is None:
         return None
-    kept = {kind: {name.removeprefix(f"{kind}."): tensor for name, tensor in found.tensors.items()
-                   if name.startswith(f"{kind}.")} for kind in ("model", "best", "average")}
+    kept = {
+        kind: {
+            name.removeprefix(f"{kind}."): tensor
+            for name, tensor in found.tensors.items()
+            if name.startswith(f"{kind}.")
+        }
+        for kind in ("model", "best", "average")
+    }
     _put(kept["model"], trained)
     average = {name: tensor.to(trained[name].device) for name, tensor in kept["average"].items()}
     state = dict(found.state) | {"best": kept["best"], "average": average}
@@ -391,8 +468,9 @@ def _restore(folder: Path, trained: dict[str, Tensor], optimizer: torch.optim.Op
     return state
 
 
-def _diverged(step: int, loss: float, norm: float, settings: AdaptSettings, learning_rate: float,
-              folder: Path) -> FloatingPointError:
+def _diverged(
+    step: int, loss: float, norm: float, settings: AdaptSettings, learning_rate: float, folder: Path
+) -> FloatingPointError:
     kept = sorted(path for path in folder.glob("step_*") if path.is_dir())
     last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
     return FloatingPointError(

@@ -38,8 +38,9 @@ def embed_texts(encoder: DualEncoder, texts: Sequence[str], *, precision: str = 
     return rows[[row_of[text] for text in texts]]
 
 
-def measure_recall(encoder: DualEncoder, pixels: Pixels, captions: Sequence[Sequence[str]], *,
-                   precision: str = "fp32") -> dict[str, float]:
+def measure_recall(
+    encoder: DualEncoder, pixels: Pixels, captions: Sequence[Sequence[str]], *, precision: str = "fp32"
+) -> dict[str, float]:
     """Recall at 1, 5 and 10 both ways and their mean, as fractions, by image id.
 
     An image's right answers are its own captions, a caption's right answer is its image, as in RemoteCLIP's protocol;
@@ -72,15 +73,21 @@ def measure_zero_shot(encoder: DualEncoder, rows: pd.DataFrame, *, precision: st
     prompts = [PROMPT.format(label.replace("_", " ")) for label in labels]
     named = (images @ embed_texts(encoder, prompts, precision=precision).T).argmax(1)
     truth = torch.tensor([labels.index(label) for label in labelled["label"]])
-    return {"accuracy": float((named == truth).double().mean()), "images": len(labelled), "labels": len(labels),
-            "chance": 1 / len(labels)}
+    return {
+        "accuracy": float((named == truth).double().mean()),
+        "images": len(labelled),
+        "labels": len(labels),
+        "chance": 1 / len(labels),
+    }
 
 
 def check_captions(rows: pd.DataFrame, split: str) -> None:
     """Raise ValueError when a split is empty or one of its images has no caption."""
     if len(rows) == 0:
-        raise ValueError(f"the split {split!r} holds no image: adapt_encoder trains on 'train' and chooses its best "
-                         "epoch on 'val'; see the table of splits in aggregate_data's report")
+        raise ValueError(
+            f"the split {split!r} holds no image: adapt_encoder trains on 'train' and chooses its best "
+            "epoch on 'val'; see the table of splits in aggregate_data's report"
+        )
     empty = [image_id for image_id, own in zip(rows["image_id"], rows["captions"]) if len(own) == 0]
     if empty:
         raise ValueError(f"{len(empty)} images of the split {split!r} have no caption, the first is {empty[0]}")

@@ -23,7 +23,7 @@ from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import Features, encode_images, encode_texts, load_features
 from rsvlm.models.generation import beam_captions, caption_log_likelihoods, embed_captions_ret, sample_captions
 from rsvlm.models.neighbours import CiderSpace, caption_space, consensus_pool, find_neighbours
-from rsvlm.scoring.fusion import HUB_QUERY
+from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.runs import read_captions
 from rsvlm.study import paths
 from rsvlm.study.config import read_section
@@ -192,7 +192,9 @@ def similar_images(archive: Archive, image_id: str, results: int = 12, *, split:
     return Search([hit for hit in found.hits if hit[0] != image_id][:results], searched=found.searched)
 
 
-def describe_file(archive: Archive, content: bytes, name: str, results: int = 12, split: str | None = None) -> Described:
+def describe_file(
+    archive: Archive, content: bytes, name: str, results: int = 12, split: str | None = None
+) -> Described:
     """What the study says of an image file from outside, and the images like it.
 
     It is encoded and captioned as the study's own test images were, by the same code and parameters; without a
@@ -258,7 +260,9 @@ def _captions(archive: Archive, features: Features, name: str) -> dict[str, str]
     own = [list(dict.fromkeys([*beams[0], *(drawn[0] if drawn else [])]))]
     candidates = gather_candidates(own, pools, params["pool_candidates"])
     weights = read_json(paths.METRICS / "generate_captions.json")["weights"]
-    likelihoods = caption_log_likelihoods(captioner, features, [name], candidates, **given) if weights["likelihood"] else None
+    likelihoods = (
+        caption_log_likelihoods(captioner, features, [name], candidates, **given) if weights["likelihood"] else None
+    )
     judged = judge_candidates(candidates, pools, samples=drawn, likelihoods=likelihoods)
     chosen = choose_captions(candidates, judged, weights)[0]
     return {"captioner": chosen, "beam": beams[0][0], "consensus": pools.ranked[0][0][0]}
@@ -266,7 +270,7 @@ def _captions(archive: Archive, features: Features, name: str) -> dict[str, str]
 
 def _parts_of(archive: Archive, text: str, parts: Sequence[str]) -> dict[str, np.ndarray]:
     """part of a method -> (1, D_part), the text in its space."""
-    made = {"hubs": HUB_QUERY}
+    made = {"hubness": HUBNESS_QUERY}
     if "dual_encoder" in parts or "neighbours" in parts:
         capitalise = bool(archive.features.meta.get("capitalise", True))
         dual = encode_texts(archive.encoder, [text], capitalise=capitalise)
@@ -337,7 +341,11 @@ def find_images(archive: Archive, words: str, count: int, split: str | None) -> 
     wanted = words.lower().split()
     found: list[str] = []
     for image_id, own, label, captions in zip(
-        archive.table["image_id"], archive.table["split"], archive.table["label"], archive.table["captions"], strict=True
+        archive.table["image_id"],
+        archive.table["split"],
+        archive.table["label"],
+        archive.table["captions"],
+        strict=True,
     ):
         if split is not None and own != split:
             continue

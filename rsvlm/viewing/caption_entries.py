@@ -80,7 +80,9 @@ def read_image_scores(references: str = "released", path: Path | None = None) ->
     path = path or paths.SCORES / "captions.csv"
     if not path.is_file():
         return pd.DataFrame({"run": [], "image_id": []})
-    table = pd.read_csv(path, dtype={"run": "category", "image_id": str, "references": "category", "source": "category"})
+    table = pd.read_csv(
+        path, dtype={"run": "category", "image_id": str, "references": "category", "source": "category"}
+    )
     missing = [name for name in ("run", "image_id") if name not in table]
     if missing:
         raise ValueError(f"{path}: no column {missing[0]!r}; run the stage score_captions again")

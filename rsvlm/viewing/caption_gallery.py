@@ -95,20 +95,20 @@ def same_words(one: str, other: str) -> bool:
 
 
 def gallery_setting(
-    records: Records, *, run: str, rival: str | None = None, metric: str = "CIDEr", size: int
+    records: Records, *, run: str, baseline: str | None = None, metric: str = "CIDEr", size: int
 ) -> dict[str, object]:
     """What the view knows before its first page: runs, metrics, the ends of their bars, and what can be filtered.
 
     Args:
         run: the run whose captions stand first.
-        rival: gaps are measured against it as long as no other run is compared with.
+        baseline: gaps are measured against it as long as no other run is compared with.
         metric: the one that orders at first; another where it was not measured.
         size: images of a page.
     """
     metrics = sorted(records.metrics, key=lambda name: name != metric)
     return {
         "run": run,
-        "rival": rival,
+        "baseline": baseline,
         "runs": records.runs,
         "metric": metrics[0] if metrics else metric,
         "metrics": metrics,
@@ -198,8 +198,8 @@ def write_caption_gallery(
     entries = [records.entry(row) for row in range(len(records))]
     sample = choose_sample(len(entries), rank_entries(entries, run, metric), images, seed)
     shown = [entries[position] for position in sample.positions]
-    rival = records.runs[1] if len(records.runs) > 1 else None
-    setting = gallery_setting(records, run=run, rival=rival, metric=metric, size=len(shown))
+    baseline = records.runs[1] if len(records.runs) > 1 else None
+    setting = gallery_setting(records, run=run, baseline=baseline, metric=metric, size=len(shown))
     setting |= {"images": len(shown), "labels": sorted({entry.label for entry in shown if entry.label})}
     near = _training(shown, neighbours)
     values = {
@@ -208,14 +208,14 @@ def write_caption_gallery(
         "references": references,
         "run": run,
         "runs": records.runs,
-        "rival": rival,
+        "baseline": baseline,
         "absent": records.absent,
         "metric": setting["metric"] if setting["metrics"] else "",
         "sample": sample,
         "shown": len(shown),
         "neighbours": bool(near["training"]),
         "corpus": _corpus_table(read_corpus_scores(references)),
-        "histogram": _histogram(records, [name for name in (run, rival) if name], metric),
+        "histogram": _histogram(records, [name for name in (run, baseline) if name], metric),
     }
 
     def render(pictures: dict[str, str]) -> str:

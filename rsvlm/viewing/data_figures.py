@@ -193,12 +193,16 @@ def draw_overlap(report: dict) -> Figure:
     Left, images of the row with a near-duplicate in the column; right, percent of the row's captions that occur word for word in
     the column (within a part: that another of its images has too).
     """
-    twins, captions = report["twins"]["images_with_a_twin"], report["verbatim"]
-    side = 1.6 + 0.42 * max(len(twins), len(captions), 4)
+    duplicates, captions = report["near_duplicates"]["images_with_a_near_duplicate"], report["verbatim"]
+    side = 1.6 + 0.42 * max(len(duplicates), len(captions), 4)
     drawn, (left, right) = figure(2 * side + 1.5, side + 0.6, columns=2)
-    counts = np.array([[row[name] for name in twins] for row in twins.values()], dtype=float).reshape(len(twins), -1)
+    counts = np.array([[row[name] for name in duplicates] for row in duplicates.values()], dtype=float).reshape(
+        len(duplicates), -1
+    )
     shares = np.array([[row[name] for name in captions] for row in captions.values()])
-    _draw_matrix(left, counts, list(twins), "Images with a near-duplicate", "{:.0f}", float(max(counts.max(initial=0), 1)))
+    _draw_matrix(
+        left, counts, list(duplicates), "Images with a near-duplicate", "{:.0f}", float(max(counts.max(initial=0), 1))
+    )
     _draw_matrix(right, 100 * shares, list(captions), "Captions found word for word, %", "{:.0f}", 100)
     left.set_ylabel("of these ...")
     for axes in (left, right):
@@ -208,13 +212,13 @@ def draw_overlap(report: dict) -> Figure:
 
 def near_duplicates_table(report: dict) -> pd.DataFrame:
     """One row a kind of near-duplicate: pairs found, what left training, and how far the search reaches."""
-    twins = report["twins"]
-    scope = search_scope(twins["same_ground"])
+    duplicates = report["near_duplicates"]
+    scope = search_scope(duplicates["same_ground"])
     rows = {
         KIND_NAMES[kind]: {
-            "pairs": twins["by_kind"][kind]["pairs"],
-            "between training and test": twins["by_kind"][kind]["train_and_test"],
-            "training images dropped": twins["by_kind"][kind]["dropped_from_train"],
+            "pairs": duplicates["by_kind"][kind]["pairs"],
+            "between training and test": duplicates["by_kind"][kind]["train_and_test"],
+            "training images dropped": duplicates["by_kind"][kind]["dropped_from_train"],
             "what the search finds": scope[kind],
         }
         for kind in KINDS
@@ -222,13 +226,13 @@ def near_duplicates_table(report: dict) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("near-duplicates")
 
 
-def draw_twins(report: dict, most: int = 6) -> Figure | None:
+def draw_near_duplicates(report: dict, most: int = 6) -> Figure | None:
     """Pairs of near-duplicates side by side: first those between training and test, then the weakest; None without any.
 
     The weakest: of the same ground those with the fewest matches, then copies with the lowest correlation.
     """
     pairs = sorted(
-        report["twins"]["list"],
+        report["near_duplicates"]["list"],
         key=lambda pair: (
             {pair["first_split"], pair["second_split"]} != {"train", "test"},
             -KINDS.index(pair["kind"]),
@@ -248,7 +252,9 @@ def draw_twins(report: dict, most: int = 6) -> Figure | None:
             axes.imshow(open_image(pair[f"{which}_path"]), interpolation="bilinear")
             gone = ", dropped" if pair[which] in pair["dropped"] else ""
             axes.set_title(f"{pair[which]}\n{pair[f'{which}_split']}{gone}", fontsize=7, fontweight="normal")
-        grid[row, 2 * column].text(0, -0.05, _how_alike(pair), transform=grid[row, 2 * column].transAxes, va="top", fontsize=7.5)
+        grid[row, 2 * column].text(
+            0, -0.05, _how_alike(pair), transform=grid[row, 2 * column].transAxes, va="top", fontsize=7.5
+        )
     return drawn
 
 

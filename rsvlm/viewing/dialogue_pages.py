@@ -74,7 +74,9 @@ def limits_of(talk: Conversation) -> list[str]:
     steps = config.get("training", {}).get("steps")
     trained = f" in {steps} steps" if steps else ""
     told = config.get("prompting", {}).get("neighbour_captions", 0)
-    brings = f"brings up to {talk.images} of {len(talk.image_ids)} images" if len(talk.image_ids) else "finds no images yet"
+    brings = (
+        f"brings up to {talk.images} of {len(talk.image_ids)} images" if len(talk.image_ids) else "finds no images yet"
+    )
     return [
         f"{config.get('language_model', 'The language model')} was trained{trained} to caption images of this study and to "
         "find them from a caption, and for nothing else.",
@@ -83,7 +85,9 @@ def limits_of(talk: Conversation) -> list[str]:
         "It was trained on one image at a time: what was said of a first image colours what it says of a second. Start "
         "afresh for another image.",
         f"With each image it is told {told} {'caption' if told == 1 else 'captions'} of similar training images, as in "
-        "training." if told else "It sees the image and nothing else.",
+        "training."
+        if told
+        else "It sees the image and nothing else.",
         f"When it emits [RET] it {brings}. An answer has at most {talk.max_new_tokens} tokens, the whole dialogue "
         f"{context_length(talk.captioner)}.",
     ]

@@ -135,7 +135,7 @@ def _data(data: Mapping) -> list[str]:
         title += " (adapts the encoder alone)" if facts["adapts_encoder_alone"] else ""
         cells = " | ".join(f"{facts['images_used'][split]:,}" for split in SPLITS)
         lines.append(f"| {title} | {cells} | {facts['captions_used']['train']:,} |")
-    dropped = data["twins_dropped_from_train"]
+    dropped = data["near_duplicates_dropped_from_train"]
     return [*lines, "", f"{dropped:,} training images were left out because a test image shows the same."]
 
 
@@ -172,7 +172,7 @@ def _retrieval(retrieval: Mapping) -> list[str]:
             if scores:
                 cells = " | ".join(
                     _figure(scores.get(key), 100, 1, key == "mean_recall")
-                    for key in ("mean_recall", "i2t_r1", "t2i_r1")
+                    for key in ("mean_recall", "image_to_text_recall_at_1", "text_to_image_recall_at_1")
                 )
                 lines.append(f"| {words} | {cells} |")
         lines.append("")

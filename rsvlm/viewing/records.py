@@ -130,9 +130,9 @@ class Query:
     """
 
     run: str
-    rival: str | None = None  # the run that gaps are measured against
+    baseline: str | None = None  # the run that gaps are measured against
     metric: str = "CIDEr"
-    measure: str = "score"  # score, or gap: the run's score less the rival's
+    measure: str = "score"  # score, or gap: the run's score less the baseline's
     order: str = "random"
     words: str = ""  # all of them must occur, case ignored
     place: str = "said"
@@ -249,13 +249,13 @@ def select_rows(
     Raises:
         ValueError: the query names an unknown run.
     """
-    for run in (query.run, query.rival):
+    for run in (query.run, query.baseline):
         if run is not None and run not in records.said:
             raise ValueError(f"run {run!r} is none of {', '.join(records.runs)}")
     values = records.values(query.run, query.metric).round(DIGITS)
     if query.measure == "gap":
-        rival = records.values(query.rival, query.metric).round(DIGITS) if query.rival else np.nan
-        values = (values - rival).round(DIGITS)
+        baseline = records.values(query.baseline, query.metric).round(DIGITS) if query.baseline else np.nan
+        values = (values - baseline).round(DIGITS)
     fits = np.ones(len(records), dtype=bool)
     for column, wanted in (
         (records.sources, query.source),
@@ -355,13 +355,17 @@ def keep_records(key: str, records: Records) -> None:
     columns = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in columns.items()}
     with whole_folder(_place(key)) as scratch:
         write_text(scratch / "columns.json", json.dumps(columns | {"scores": names}, ensure_ascii=False))
-        np.savez(scratch / "scores.npz", **{str(n): records.scores[run][metric] for n, (run, metric) in enumerate(names)})
+        np.savez(
+            scratch / "scores.npz", **{str(n): records.scores[run][metric] for n, (run, metric) in enumerate(names)}
+        )
     kept = sorted(paths.CACHE.glob("records_*/columns.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for old in kept[KEPT:]:
         shutil.rmtree(old.parent, ignore_errors=True)
 
 
-def open_records(runs: Sequence[str] | None = None, *, split: str | None = None, references: str = "released") -> Records:
+def open_records(
+    runs: Sequence[str] | None = None, *, split: str | None = None, references: str = "released"
+) -> Records:
     """What ``read_records`` gives, from the cache where nothing has changed; large studies are kept there.
 
     Raises:

@@ -28,7 +28,15 @@ from rsvlm.viewing.plots import GREEN, MUTED, RULE, figure
 from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail, shrink
 
 METHODS = ("dual_encoder", "ret", "combined")
-RECALLS = ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10", "mean_recall")
+RECALLS = (
+    "text_to_image_recall_at_1",
+    "text_to_image_recall_at_5",
+    "text_to_image_recall_at_10",
+    "image_to_text_recall_at_1",
+    "image_to_text_recall_at_5",
+    "image_to_text_recall_at_10",
+    "mean_recall",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Query:
-    """One search: a caption that looks for images ("t2i"), or an image that looks for captions ("i2t")."""
+    """One search: a caption that looks for images ("text_to_image"), or an image that looks for captions ("image_to_text")."""
 
     direction: str
     source: str
@@ -75,7 +83,9 @@ def read_method(method: str, table: pd.DataFrame, split: str) -> EmbeddingSpace:
     image_ids = list(rows["image_id"])
     texts = sorted({caption for own in rows["captions"] for caption in own})
     training = table[table["split"] == "train"]
-    spaces = make_parts(dual, load_space(paths.RET_EMBEDDINGS), training, image_ids, texts, **combination_options(chosen))
+    spaces = make_parts(
+        dual, load_space(paths.RET_EMBEDDINGS), training, image_ids, texts, **combination_options(chosen)
+    )
     return combine_spaces(spaces, chosen["weights"], image_ids, texts)
 
 
@@ -85,7 +95,7 @@ def search_captions(space: EmbeddingSpace, tests: dict[str, RetrievalSet], resul
     for source, test in tests.items():
         right = _images_by_text(test)
         vectors = space.text(test.texts), space.images(test.image_ids)
-        queries += _search(*vectors, right, "t2i", source, test.texts, test.image_ids, results)
+        queries += _search(*vectors, right, "text_to_image", source, test.texts, test.image_ids, results)
     return queries
 
 
@@ -97,7 +107,7 @@ def search_images(space: EmbeddingSpace, tests: dict[str, RetrievalSet], results
         for image, text in zip(test.row_image.tolist(), test.row_text.tolist(), strict=True):
             own[image].add(text)
         vectors = space.images(test.image_ids), space.text(test.texts)
-        queries += _search(*vectors, own, "i2t", source, test.image_ids, test.texts, results)
+        queries += _search(*vectors, own, "image_to_text", source, test.image_ids, test.texts, results)
     return queries
 
 
@@ -128,7 +138,7 @@ def read_recalls() -> list[dict]:
 
 
 def read_combination() -> dict:
-    """``{"weights", "neighbours", "temperature", "hub_neighbours"}`` of the combined method, as the stage score_retrieval chose them.
+    """``{"weights", "neighbours", "temperature", "hubness_neighbours"}`` of the combined method, as the stage score_retrieval chose them.
 
     Raises:
         ValueError: they were not chosen yet.
@@ -145,7 +155,7 @@ def read_combination() -> dict:
 
 def combination_options(chosen: dict) -> dict:
     """What ``make_parts`` needs beside the spaces, of what ``read_combination`` gives."""
-    return {name: chosen[name] for name in ("neighbours", "temperature", "hub_neighbours")}
+    return {name: chosen[name] for name in ("neighbours", "temperature", "hubness_neighbours")}
 
 
 def _recalls(entries: dict) -> dict:

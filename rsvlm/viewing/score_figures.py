@@ -106,7 +106,7 @@ def _value(entry: Mapping) -> float:
     return found["value"] if found else 0.0
 
 
-TITLES = {"i2t": "image to text", "t2i": "text to image"}
+TITLES = {"image_to_text": "image to text", "text_to_image": "text to image"}
 LABELS = {
     "dual_encoder": "dual encoder",
     "ret": "[RET]",
@@ -114,7 +114,15 @@ LABELS = {
     "reranked": "combined, re-ranked",
     "ceiling": "perfect model, ties at random",
 }
-RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "mean_recall")
+RECALLS = (
+    "image_to_text_recall_at_1",
+    "image_to_text_recall_at_5",
+    "image_to_text_recall_at_10",
+    "text_to_image_recall_at_1",
+    "text_to_image_recall_at_5",
+    "text_to_image_recall_at_10",
+    "mean_recall",
+)
 NOT_METHODS = ("paired", "protocol")
 
 
@@ -240,7 +248,10 @@ def _methods(metrics: dict) -> dict:
     return {method: sources for method, sources in metrics.items() if method not in NOT_METHODS}
 
 
-KINDS_COMPARISON_FIGURES = {"CIDEr": ("references as released", BLUE, "o"), "CIDEr_distinct": ("distinct references", ORANGE, "s")}
+KINDS_COMPARISON_FIGURES = {
+    "CIDEr": ("references as released", BLUE, "o"),
+    "CIDEr_distinct": ("distinct references", ORANGE, "s"),
+}
 
 
 def comparison_figure(metrics: Mapping, curves: pd.DataFrame, source: str) -> Figure:

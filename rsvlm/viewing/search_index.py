@@ -30,7 +30,9 @@ class SearchIndex:
 
     method: str
     image_ids: list[str]
-    weights: dict[str, float]  # how much each part of the vectors counts; one part of weight 1 where nothing is combined
+    weights: dict[
+        str, float
+    ]  # how much each part of the vectors counts; one part of weight 1 where nothing is combined
     faiss_index: object
 
     @cached_property
@@ -48,9 +50,7 @@ class SearchIndex:
         """(1, D): the query of these parts, each (1, D_part) of length 1, weighted as the images are."""
         return np.hstack([np.sqrt(weight) * parts[part] for part, weight in self.weights.items()]).astype(np.float32)
 
-    def search(
-        self, vector: np.ndarray, count: int, *, within: np.ndarray | None = None
-    ) -> list[tuple[str, float]]:
+    def search(self, vector: np.ndarray, count: int, *, within: np.ndarray | None = None) -> list[tuple[str, float]]:
         """(image id, score) of the ``count`` best, best first, ties in the images' order.
 
         Args:

@@ -220,7 +220,9 @@ def list_pages() -> Markdown:
         lines.append(f"- executed notebooks: {links}")
     if absent:
         lines.append(f"- not there yet: {', '.join(absent)}; `make study` makes them")
-    lines.append("- [90_browse](90_browse.ipynb): the gallery to filter and mark in, the search box, a dialogue with the captioner")
+    lines.append(
+        "- [90_browse](90_browse.ipynb): the gallery to filter and mark in, the search box, a dialogue with the captioner"
+    )
     return Markdown("\n".join(lines))
 
 

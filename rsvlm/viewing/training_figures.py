@@ -26,9 +26,15 @@ from rsvlm.viewing.thumbnails import shrink
 
 
 def training_curves(
-    curve: pd.DataFrame, validation: Sequence[dict] = (), *, losses: Sequence[str] = ("loss",),
-    metric: str = "mean_recall", metric_label: str = "validation mean recall, %", scale: float = 100.0,
-    best_epoch: int | None = None, title: str | None = None,
+    curve: pd.DataFrame,
+    validation: Sequence[dict] = (),
+    *,
+    losses: Sequence[str] = ("loss",),
+    metric: str = "mean_recall",
+    metric_label: str = "validation mean recall, %",
+    scale: float = 100.0,
+    best_epoch: int | None = None,
+    title: str | None = None,
 ) -> Figure:
     """Loss over the steps on the left and, with ``validation`` rows, a measure over the epochs on the right.
 
@@ -69,8 +75,16 @@ def _draw_validation(axes, validation, metric, metric_label, scale, best_epoch) 
     title = "Validation"
     if best_epoch in epochs:
         value = values[epochs.index(best_epoch)]
-        axes.plot([best_epoch], [value], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=ORANGE,
-                  markeredgewidth=1.8, linestyle="")
+        axes.plot(
+            [best_epoch],
+            [value],
+            marker="o",
+            markersize=11,
+            markerfacecolor="none",
+            markeredgecolor=ORANGE,
+            markeredgewidth=1.8,
+            linestyle="",
+        )
         title = f"Validation (ring: kept, {value:.3g})"
     axes.set(xlabel="epoch", ylabel=metric_label, title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -80,13 +94,16 @@ def nearest_images(features: Features, image_ids: Sequence[str], among: Sequence
     """The ``count`` images of ``among`` nearest to each image, itself left out: image_id, rank, neighbour, cosine."""
     among = list(among)
     items = features.image_embeddings[features.rows(among)]
-    scores, places = similarity_topk(features.image_embeddings[features.rows(image_ids)], items,
-                                     min(count + 1, len(among)))
+    scores, places = similarity_topk(
+        features.image_embeddings[features.rows(image_ids)], items, min(count + 1, len(among))
+    )
     rows = []
     for image_id, own_scores, own_places in zip(image_ids, scores.tolist(), places.tolist()):
         found = [(among[place], score) for place, score in zip(own_places, own_scores) if among[place] != image_id]
-        rows += [{"image_id": image_id, "rank": rank, "neighbour": name, "cosine": round(score, 4)}
-                 for rank, (name, score) in enumerate(found[:count], start=1)]
+        rows += [
+            {"image_id": image_id, "rank": rank, "neighbour": name, "cosine": round(score, 4)}
+            for rank, (name, score) in enumerate(found[:count], start=1)
+        ]
     return pd.DataFrame(rows)
 
 

@@ -62,8 +62,8 @@ class CaptionGallery(AnsweringWidget):
     ) -> None:
         run = records.runs[0]
         others = [*(name for name in BASELINES if name in records.runs), *records.runs]
-        rival = next((name for name in others if name != run), None)
-        setting = gallery_setting(records, run=run, rival=rival, **more)
+        baseline = next((name for name in others if name != run), None)
+        setting = gallery_setting(records, run=run, baseline=baseline, **more)
         study = fingerprint_values(str(paths.ROOT))[:12]
         super().__init__(setting=setting | {"marks": True, "kinds": list(KINDS), "study": study})
         self.records, self.who, self.neighbours, self.cache = records, who, neighbours, cache
@@ -133,7 +133,10 @@ class CaptionGallery(AnsweringWidget):
     def answer_errors(self, run: str) -> dict:
         """``{"columns", "rows"}`` of the error table of one run."""
         table = error_table(self._marks(), run=run).reset_index()
-        rows = [[None if isinstance(cell, float) and np.isnan(cell) else cell for cell in row] for row in table.to_numpy(object).tolist()]
+        rows = [
+            [None if isinstance(cell, float) and np.isnan(cell) else cell for cell in row]
+            for row in table.to_numpy(object).tolist()
+        ]
         return {"columns": list(table.columns), "rows": rows}
 
     def _rows(self, query: dict) -> np.ndarray:
@@ -238,12 +241,22 @@ class SearchBox(AnsweringWidget):
         if self.archive.has_captioner and "captioner" not in vars(self.archive):
             self.tell({"status": "loading the captioner …"})
         said = describe_file(self.archive, buffers[0], name, self.results, split or None)
-        image = {"id": name, "name": name, "label": "", "split": "from outside", "picture": said.picture, "references": []}
+        image = {
+            "id": name,
+            "name": name,
+            "label": "",
+            "split": "from outside",
+            "picture": said.picture,
+            "references": [],
+        }
         return self._show(said.like) | {"image": image, "captions": shown_captions(said.captions)}
 
     def _show(self, found: Search) -> dict:
         times = {"encode": round(1000 * found.encode_seconds, 1), "search": round(1000 * found.search_seconds, 1)}
-        return {"hits": show_hits(self.archive, self.cache, found.hits, found.right), "searched": found.searched} | times
+        return {
+            "hits": show_hits(self.archive, self.cache, found.hits, found.right),
+            "searched": found.searched,
+        } | times
 
     def _examples(self) -> list[str]:
         rows = self.archive.table

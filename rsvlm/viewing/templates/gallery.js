@@ -109,14 +109,14 @@ function mountGallery(root, source, setting) {
 }
 
 function startQuery(setting) {
-  return { run: setting.run, rival: setting.rival, metric: setting.metric, measure: "score", order: "random", words: "", place: "said",
+  return { run: setting.run, baseline: setting.baseline, metric: setting.metric, measure: "score", order: "random", words: "", place: "said",
     source: "", split: "", label: "", seen: "", mark: "", low: null, high: null };
 }
-const readQuery = (shared) => ({ ...shared.query, rival: rivalOf(shared) });
+const readQuery = (shared) => ({ ...shared.query, baseline: baselineOf(shared) });
 // Gaps and ticks are against the first run compared with, or else against the usual one.
-function rivalOf(shared) {
+function baselineOf(shared) {
   const { query, compared } = shared;
-  return compared[0] || (query.rival !== query.run ? query.rival : null);
+  return compared[0] || (query.baseline !== query.run ? query.baseline : null);
 }
 const scoreOf = (item, run, metric) => {
   const value = run && item.scores[run] ? item.scores[run][metric] : undefined;
@@ -125,7 +125,7 @@ const scoreOf = (item, run, metric) => {
 function measured(item, query) {
   const own = scoreOf(item, query.run, query.metric);
   if (query.measure !== "gap") return own;
-  const other = scoreOf(item, query.rival, query.metric);
+  const other = scoreOf(item, query.baseline, query.metric);
   return own === null || other === null ? null : Math.round(1e4 * (own - other)) / 1e4; // as rsvlm.viewing.records.DIGITS
 }
 
@@ -188,12 +188,12 @@ function makeTools(setting, shared, update) {
     }
     for (const button of segments.children) button.setAttribute("aria-pressed", String(button.dataset.order === query.order));
     const gap = form.querySelector("[name=measure] [value=gap]");
-    if (gap) gap.textContent = `gap to ${rivalOf(shared) || "another run"}`;
+    if (gap) gap.textContent = `gap to ${baselineOf(shared) || "another run"}`;
     update();
   }
   for (const button of segments.children) button.setAttribute("aria-pressed", String(button.dataset.order === query.order));
   const gap = form.querySelector("[name=measure] [value=gap]");
-  if (gap) gap.textContent = `gap to ${rivalOf(shared)}`;
+  if (gap) gap.textContent = `gap to ${baselineOf(shared)}`;
   const own = form.querySelector(`[name=compare][value="${CSS.escape(query.run)}"]`);
   if (own) own.disabled = true;
   return form;
@@ -231,16 +231,16 @@ function drawWords(pieces) {
 }
 const plainWords = (pieces) => (pieces || []).map((piece) => (typeof piece === "string" ? piece : piece[0])).join("");
 
-function drawBars(item, run, rival, setting) {
-  const bars = setting.bars.filter((name) => scoreOf(item, run, name) !== null || scoreOf(item, rival, name) !== null);
+function drawBars(item, run, baseline, setting) {
+  const bars = setting.bars.filter((name) => scoreOf(item, run, name) !== null || scoreOf(item, baseline, name) !== null);
   if (bars.length === 0) return null;
   return make("div", { class: "bars" }, bars.map((name) => {
-    const own = scoreOf(item, run, name), other = scoreOf(item, rival, name);
-    const label = `${name} ${showNumber(own)}${other === null ? "" : `, ${rival} ${showNumber(other)}`}`;
+    const own = scoreOf(item, run, name), other = scoreOf(item, baseline, name);
+    const label = `${name} ${showNumber(own)}${other === null ? "" : `, ${baseline} ${showNumber(other)}`}`;
     const part = (value) => Math.min(1, Math.max(0, value / setting.tops[name])).toFixed(3);
     return make("div", { class: "bar", role: "img", "aria-label": label }, make("span", {}, name), make("span", { class: "track" },
       own === null ? null : make("i", { parts: { "--own-part": part(own) } }),
-      other === null ? null : make("u", { parts: { "--rival-part": part(other) } })), make("span", { class: "value" }, showNumber(own)));
+      other === null ? null : make("u", { parts: { "--baseline-part": part(other) } })), make("span", { class: "value" }, showNumber(own)));
   }));
 }
 
@@ -274,7 +274,7 @@ function drawCard(item, setting, shared) {
   const words = shown.map((run) => make("div", { class: "run" },
     shown.length > 1 ? make("h3", {}, run, make("span", {}, setting.metrics.length ? `${query.metric} ${showNumber(scoreOf(item, run, query.metric))}` : "")) : null,
     make("p", { class: "said" }, run in item.said ? drawWords(item.said[run]) : make("span", { class: "empty" }, "(no caption from this run)")),
-    drawBars(item, run, shown.length > 1 ? null : query.rival, setting)));
+    drawBars(item, run, shown.length > 1 ? null : query.baseline, setting)));
   return make("article", { class: "card", "data-id": item.id },
     make("button", { type: "button", class: "open", "aria-label": `Enlarge ${item.name}` }, drawPicture(item, setting, query.run),
       make("span", { class: "chip" }, item.label || item.name), order ? make("span", { class: "chip order" }, order) : null,

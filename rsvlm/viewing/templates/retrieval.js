@@ -7,9 +7,9 @@
     const item = page.items[position];
     const seen = [...card.querySelectorAll("[data-image]")].map((thumb) => page.images[thumb.dataset.image]);
     const names = seen.map((image) => `${image.id} ${image.label}`).join(" ");
-    return { card, item, position, text: `${card.textContent} ${item.direction === "i2t" ? names : ""}`.toLowerCase() };
+    return { card, item, position, text: `${card.textContent} ${item.direction === "image_to_text" ? names : ""}`.toLowerCase() };
   });
-  const choice = { direction: "t2i", order: "random" };
+  const choice = { direction: "text_to_image", order: "random" };
 
   function update() {
     const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);

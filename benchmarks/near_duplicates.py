@@ -1,6 +1,6 @@
 """How many planted near-duplicates the audit finds, how many different pictures it takes for such, and how long it takes.
 
-``python benchmarks/twins.py FOLDER... [--images 400] [--out FILE]`` measures the two searches of the audit:
+``python benchmarks/near_duplicates.py FOLDER... [--images 400] [--out FILE]`` measures the two searches of the audit:
 
 - copies: draws images from the folders, alters a copy of each in every way, and searches originals and copies;
 - the same ground: draws as many other images, makes of each two views that overlap in one way, and searches them among
@@ -23,12 +23,12 @@ from PIL import Image, ImageEnhance, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rsvlm.data.duplicates import find_pairs, without_contrast  # noqa: E402
-from rsvlm.data.fingerprints import fingerprint_images, usable_cores  # noqa: E402
-from rsvlm.data.images import EXTENSIONS, open_image  # noqa: E402
-from rsvlm.data.local_features import LEAST_SIDE, find_same_ground  # noqa: E402
-from rsvlm.files import write_json  # noqa: E402
-from rsvlm.study.recording import provenance  # noqa: E402
+from rsvlm.data.duplicates import find_pairs, without_contrast
+from rsvlm.data.fingerprints import fingerprint_images, usable_cores
+from rsvlm.data.images import EXTENSIONS, open_image
+from rsvlm.data.local_features import LEAST_SIDE, find_same_ground
+from rsvlm.files import write_json
+from rsvlm.study.recording import provenance
 
 
 def crop(image: Image.Image, draw: random.Random, keep: float = 0.95) -> Image.Image:
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--images", type=int, default=400, help="originals drawn")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/twins.json"))
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/near_duplicates.json"))
     arguments = parser.parse_args()
     files = sorted(
         path for folder in arguments.folders for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS

@@ -1,4 +1,4 @@
-"""Twin images: planted ones are found however they were altered, different ones are not, and the cache holds."""
+"""Near-duplicates: planted ones are found however they were altered, different ones are not, and the cache holds."""
 
 import os
 import sqlite3
@@ -15,7 +15,7 @@ from rsvlm.data import fingerprints
 from rsvlm.data.duplicates import detail_correlation, find_pairs, without_contrast
 from rsvlm.data.fingerprints import TURN_NAMES, TURNS, fingerprint_images
 from rsvlm.data.images import ImageError
-from rsvlm.data.overlap import find_twins, verbatim_share
+from rsvlm.data.overlap import find_near_duplicates, verbatim_share
 
 
 def scene(seed, size=160):
@@ -67,7 +67,7 @@ def prints(pictures):
     return fingerprint_images([*originals, *copies.values()], cache=folder / "cache")
 
 
-def test_every_planted_twin_is_found_and_nothing_else(pictures, prints):
+def test_every_planted_near_duplicate_is_found_and_nothing_else(pictures, prints):
     pairs = find_pairs(prints)
     assert [(pair.first, pair.second) for pair in pairs] == [(n, 20 + n) for n in range(len(ALTERED))]
     assert not any(pair.exact for pair in pairs) and all(0.85 <= pair.correlation <= 1 for pair in pairs)
@@ -85,7 +85,7 @@ def test_places_in_the_list_do_not_matter(prints):
     }
 
 
-def test_equal_files_and_twins_of_equal_files(pictures, tmp_path):
+def test_equal_files_and_near_duplicates_of_equal_files(pictures, tmp_path):
     originals, copies, _ = pictures
     same = tmp_path / "same.png"
     same.write_bytes(originals[0].read_bytes())
@@ -110,15 +110,15 @@ def test_detail_correlation_of_itself_its_shift_and_another():
 
 def test_hash_search_agrees_with_comparing_all_pairs(prints):
     """faiss' multi-index search finds every pair of hashes within the distance, as a plain loop does."""
-    from rsvlm.data import duplicates as twins
+    from rsvlm.data import duplicates as near_duplicates
 
-    index_pairs = {(a, b, turn) for a, b, turn, _ in twins._alike(prints, list(range(len(prints))))}
+    index_pairs = {(a, b, turn) for a, b, turn, _ in near_duplicates._alike(prints, list(range(len(prints))))}
     plain = set()
     for a, one in enumerate(prints):
         for b, other in enumerate(prints):
             if a != b:
                 bits = np.unpackbits(one.cropped[:, None] ^ other.turned[None], axis=2).sum(axis=2)
-                plain |= {(a, b, int(turn)) for turn in np.flatnonzero((bits <= twins.DISTANCE).any(axis=0))}
+                plain |= {(a, b, int(turn)) for turn in np.flatnonzero((bits <= near_duplicates.DISTANCE).any(axis=0))}
     assert index_pairs == plain and len(plain) > len(ALTERED)
 
 
@@ -214,19 +214,19 @@ def rows_of(paths, splits, source="s"):
     ]
 
 
-def test_near_twins_of_test_leave_training_and_test_stays(pictures, prints):
+def test_training_images_that_show_a_test_image_leave_training_and_test_stays(pictures, prints):
     originals, copies, _ = pictures
     paths = [originals[1], copies["resized"], originals[7], originals[8], copies["mirrored"]]
     by_path = {one.path: one for one in prints}
     rows = rows_of(paths, ["train", "test", "train", "test", "val"])
     known = {row["image_id"]: by_path[path] for row, path in zip(rows, paths, strict=True)}
-    kept, pairs, report = find_twins(rows, [], known, drop_from_train=True)
+    kept, pairs, report = find_near_duplicates(rows, [], known, drop_from_train=True)
     assert [row["image_id"] for row in kept] == [row["image_id"] for row in rows[1:]]
     assert [pair["dropped"] for pair in pairs] == [[rows[0]["image_id"]]] and report["dropped_from_train"] == 1
-    kept, pairs, report = find_twins(rows, [], known, drop_from_train=False)
-    assert len(kept) == 5 and len(pairs) == 1 and report["images_with_a_twin"]["s/test"]["s/train"] == 1
+    kept, pairs, report = find_near_duplicates(rows, [], known, drop_from_train=False)
+    assert len(kept) == 5 and len(pairs) == 1 and report["images_with_a_near_duplicate"]["s/test"]["s/train"] == 1
     # A test set that is only compared protects itself too.
-    kept, _, report = find_twins(rows[:1], rows[1:2], known, drop_from_train=True)
+    kept, _, report = find_near_duplicates(rows[:1], rows[1:2], known, drop_from_train=True)
     assert kept == [] and report["dropped_from_train"] == 1
 
 
