@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: study test lab use spice strip clean help
+.PHONY: study check test lab use spice strip clean help
 
 PYTHON ?= python3
 # `make study TORCH_INDEX=https://download.pytorch.org/whl/cpu` saves gigabytes on Linux without a GPU.
@@ -25,6 +25,10 @@ unexport PYTHONHOME
 study: $(READY) .dvc/config.local ## run what is not up to date, then show the result
 	@$(BIN)/python -m dvc repro
 	@$(BIN)/python -m rsvlm.study.summary
+
+check: $(READY) $(TESTING) ## one format and lint, as ruff has them; `ruff format` and `ruff check --fix` mend most
+	@$(BIN)/python -m ruff format --check
+	@$(BIN)/python -m ruff check
 
 test: $(READY) $(TESTING) ## the whole test suite
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile

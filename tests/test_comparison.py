@@ -83,9 +83,9 @@ def test_caption_table_puts_ours_beside_published_on_one_scale(metrics):
 def test_retrieval_table_is_in_percent_with_the_ceiling(metrics):
     table = retrieval_table(metrics, "ucm").cells.set_index("model")
     assert table.loc["both combined", "mean recall"] == "55.0 [45.0, 65.0]"
-    assert table.loc["AMFMN", "mean recall"] == "46.1" and table.loc["AMFMN", "IMAGE_TO_TEXT R@1"] == "16.7"
+    assert table.loc["AMFMN", "mean recall"] == "46.1" and table.loc["AMFMN", "I2T R@1"] == "16.7"
     ceiling = table[table["kind"] == "ceiling"]
-    assert ceiling["mean recall"].tolist() == ["70.4"] and ceiling["IMAGE_TO_TEXT R@1"].tolist() == ["32.8"]
+    assert ceiling["mean recall"].tolist() == ["70.4"] and ceiling["I2T R@1"].tolist() == ["32.8"]
 
 
 def test_a_source_without_a_literature_says_so(metrics):

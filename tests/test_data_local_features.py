@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from rsvlm.data.blue_marble import load_maps
 from rsvlm.data.duplicates import find_pairs
 from rsvlm.data.fingerprints import fingerprint_images
 from rsvlm.data.local_features import LEAST_SIDE, candidate_pairs, compare_features, find_same_ground, take_features
-from rsvlm.data.overlap import find_near_duplicates
+from rsvlm.data.overlap import RECALL, find_near_duplicates
+from rsvlm.files import read_json
 
+ROOT = Path(__file__).resolve().parents[1]
 SIDE = 224
 # Left upper corners in NASA's Blue Marble, all land: the Alps, Iran, the Rockies, the Andes, ...
 PLACES = [
@@ -201,3 +204,9 @@ def test_training_views_of_a_test_image_leave_and_are_counted_by_kind(pictures, 
     assert report["same_ground"]["switched_on"] and report["same_ground"]["images"] == 5
     kept, pairs, report = find_near_duplicates(rows, [], known, drop_from_train=True, same_ground=False)
     assert len(kept) == 5 and pairs == [] and report["same_ground"]["switched_on"] is False
+
+
+def test_what_the_audit_says_of_its_recall_is_what_was_measured():
+    record = read_json(ROOT / "benchmarks/results/near_duplicates_cpu_2_cores.json")
+    for kind, measured in (("copy", record["recall"]), ("same_ground", record["same_ground"]["recall"])):
+        assert RECALL[kind] == {how: round(100 * share, 1) for how, share in measured.items()}

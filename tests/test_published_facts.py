@@ -16,7 +16,7 @@ FILES = {
     "sydney": ("sydney_captions/dataset_sydney_modified.json", "test"),
     "rsicd": ("rsicd/dataset_rsicd.json", "val"),  # this file's "val" is the official test set
 }
-SIX = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+SIX = [f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
 # CIDEr of a held-out reference, as released and with copies removed: mean and standard deviation over five draws. Where
 # the draws of the table are other random choices than ours, twice its spread is the tolerance.
 SAME_DRAWS = ("ucm", "sydney")

@@ -34,7 +34,7 @@ from rsvlm.scoring.retrieval import (
 from rsvlm.scoring.retrieval_study import score_methods
 
 torch.set_num_threads(1)
-SIX = [f"{direction}_r{k}" for direction in ("image_to_text", "text_to_image") for k in KS]
+SIX = [f"{direction}_recall_at_{k}" for direction in ("image_to_text", "text_to_image") for k in KS]
 
 
 def random_set(n_images=20, seed=0, distinct=None):
@@ -57,7 +57,7 @@ def published_recalls(scores, row_image):
     for name, matrix, marks in (("text_to_image", scores, right), ("image_to_text", scores.T, right.T)):
         for k in KS:
             best = matrix.topk(k, dim=1).indices
-            values[f"{name}_r{k}"] = marks.gather(1, best).any(dim=1).double().mean().item()
+            values[f"{name}_recall_at_{k}"] = marks.gather(1, best).any(dim=1).double().mean().item()
     return values
 
 

@@ -16,7 +16,7 @@ from rsvlm.scoring.runs import read_captions, read_runs
 from rsvlm.scoring.texts import class_names, describe_texts, hallucinated_classes
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-RECALLS = [f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)] + ["mean_recall"]
+RECALLS = [f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)] + ["mean_recall"]
 RUN_CELLS = """
 import json, sys
 import matplotlib; matplotlib.use("Agg")

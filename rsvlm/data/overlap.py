@@ -16,14 +16,24 @@ from rsvlm.data.table import SPLITS
 RECALL = {
     "copy": {
         "re-encoded, JPEG quality 60": 100.0,
-        "resized to half": 99.5,
-        "brightened by 30 %": 97.2,
-        "cropped by 5 %": 94.8,
+        "resized to half": 100.0,
+        "brightened by 30 %": 98.2,
+        "cropped by 5 %": 96.4,
         "mirrored": 100.0,
         "turned by 90 degrees": 100.0,
-        "cropped, mirrored, brightened": 95.8,
+        "cropped, mirrored, brightened": 97.6,
     },
-    "same_ground": {},
+    "same_ground": {
+        "shifted by 10 %": 100.0,
+        "shifted by 20 %": 100.0,
+        "shifted by 30 %": 94.0,
+        "shifted by 50 %": 96.0,
+        "zoomed by 1.25": 98.0,
+        "zoomed by 1.5": 94.0,
+        "zoomed by 1.5, mirrored": 86.0,
+        "zoomed by 1.5, turned by 30 degrees": 92.0,
+        "zoomed by 2": 74.0,
+    },
 }
 
 

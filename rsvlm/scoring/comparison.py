@@ -132,11 +132,12 @@ RUN_LABELS = {
 HELD_OUT_DISTINCT = "one reference, held out, no copy of it left"
 PARTS = ("distinct", "seen", "unseen")
 CAPTION_EXTRAS = tuple(f"CIDEr_{part}" for part in PARTS)
-RECALLS = (*(f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)), "mean_recall")
+RECALLS = (*(f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)), "mean_recall")
 RETRIEVAL_EXTRAS = ("mean_recall_by_text",)
 CAPTION_TITLES = {f"CIDEr_{part}": f"CIDEr {part}" for part in PARTS}
 RECALL_TITLES = {
-    **{f"{way}_r{k}": f"{way.upper()} R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)},
+    **{f"image_to_text_recall_at_{k}": f"I2T R@{k}" for k in (1, 5, 10)},
+    **{f"text_to_image_recall_at_{k}": f"T2I R@{k}" for k in (1, 5, 10)},
     "mean_recall": "mean recall",
     "mean_recall_by_text": "mean recall by text",
 }

@@ -37,7 +37,7 @@ body{max-width:120rem;margin:2rem auto;padding:0 1rem}
 LATEX_COLUMNS = (  # what fits a page
     "model", "kind", "status",
     "BLEU-1", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", "CIDEr distinct", "CIDEr unseen",
-    "IMAGE_TO_TEXT R@1", "IMAGE_TO_TEXT R@5", "IMAGE_TO_TEXT R@10", "TEXT_TO_IMAGE R@1", "TEXT_TO_IMAGE R@5", "TEXT_TO_IMAGE R@10", "mean recall",
+    "I2T R@1", "I2T R@5", "I2T R@10", "T2I R@1", "T2I R@5", "T2I R@10", "mean recall",
 )  # fmt: skip
 LATEX_SIGNS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

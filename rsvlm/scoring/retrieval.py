@@ -285,7 +285,7 @@ def draw_recalls(
     N = len(test.image_ids)
     owners = {"image_to_text": np.arange(N), "text_to_image": test.row_image}
     queries = {direction: np.bincount(owners[direction], minlength=N) for direction in DIRECTIONS}
-    scored = {f"{way}_r{k}": (way, hits(ranks[way], k)) for way in DIRECTIONS for k in KS}
+    scored = {f"{way}_recall_at_{k}": (way, hits(ranks[way], k)) for way in DIRECTIONS for k in KS}
     for way, own in (precision or {}).items():
         scored |= {f"{way}_{name}": (way, values) for name, values in own.items()}
     # per image: the sum of its queries' scores
@@ -294,7 +294,7 @@ def draw_recalls(
 
     def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
         made = {name: (weights @ totals[name]) / (weights @ queries[way]) for name, (way, _) in scored.items()}
-        made["mean_recall"] = np.mean([made[f"{way}_r{k}"] for way in DIRECTIONS for k in KS], axis=0)
+        made["mean_recall"] = np.mean([made[f"{way}_recall_at_{k}"] for way in DIRECTIONS for k in KS], axis=0)
         for way in DIRECTIONS:
             made[f"{way}_median_rank"] = _weighted_median(places[way], weights[:, owners[way]])
         return made
@@ -312,7 +312,7 @@ def draw_recalls(
 
 def _recall_values(test: RetrievalSet, ranks: dict[str, Ranks], ties: str) -> dict[str, float]:
     """The recalls under one tie rule."""
-    found = {f"{way}_r{k}": float(hits(ranks[way], k, ties).mean()) for way in DIRECTIONS for k in KS}
+    found = {f"{way}_recall_at_{k}": float(hits(ranks[way], k, ties).mean()) for way in DIRECTIONS for k in KS}
     return found | {"mean_recall": float(np.mean(list(found.values())))}
 
 

@@ -253,7 +253,7 @@ PROTOCOL = {
     "paired": "difference of two methods on the same images, resampled together; p two-sided, uncorrected",
     "unit": "fraction",
 }
-PAIRED = ("mean_recall", *(f"{way}_r{k}" for way in DIRECTIONS for k in KS))
+PAIRED = ("mean_recall", *(f"{way}_recall_at_{k}" for way in DIRECTIONS for k in KS))
 REPORTED = ("paired", "protocol")  # keys of the metrics file that are no methods
 
 
@@ -354,7 +354,7 @@ def class_recalls(test: RetrievalSet, ranks: dict[str, Ranks], labels: Mapping[s
     for number, image_id in enumerate(test.image_ids):
         if image_id in labels:
             classes.setdefault(labels[image_id], []).append(number)
-    hit = {f"{way}_r{k}": hits(ranks[way], k) for way in DIRECTIONS for k in KS}
+    hit = {f"{way}_recall_at_{k}": hits(ranks[way], k) for way in DIRECTIONS for k in KS}
     found = {}
     for name in sorted(classes):
         rows = np.isin(test.row_image, classes[name])
