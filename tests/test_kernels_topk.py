@@ -381,7 +381,7 @@ def test_nothing_behind_a_matrix_is_read():
         buffer = torch.full((n + 40, 24), torch.nan)
         buffer[:n] = torch.randn(n, 24)
         guarded[n] = buffer[:n]
-    for n, items in guarded.items():
+    for items in guarded.values():
         scores, indices = similarity_topk(guarded[65], items, 9, block=32)
         clean = similarity_topk(guarded[65].clone(), items.clone(), 9, block=32)
         assert torch.equal(indices, clean[1]) and torch.equal(scores, clean[0])

@@ -374,7 +374,8 @@ def test_a_report_of_methods_and_sources_agrees_with_itself():
         curve = report.curves.query("method == @method and source == @source and match == @match")
         for name in SIX:
             assert rows[name].mean() == pytest.approx(scores[name]["value"], abs=1e-5)
-            point = curve.query(f"direction == '{name[:3]}' and k == {name[5:]}")["recall"].item()
+            direction, k = name.split("_recall_at_")
+            point = curve.query(f"direction == {direction!r} and k == {k}")["recall"].item()
             assert point == pytest.approx(scores[name]["value"], abs=1e-6)
         one = spaces[method]
         own = tests[source]

@@ -72,7 +72,7 @@ def read_csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]
 
     def texts() -> Iterator[str]:
         nonlocal last
-        for last, text in read_lines(path):
+        for last, text in read_lines(path):  # noqa: B007 - told where the reading stops
             yield text + "\n"
 
     try:

@@ -29,7 +29,9 @@ FILE_A_SPLIT = {
     "coco_captions": ("annotations",),
     "coco_boxes": ("annotations", "classes", "captions"),
 }
-FOLDER = dict.fromkeys(("voc_boxes", "dota_boxes", "yolo_boxes"), ("annotations", "splits", "split", "classes", "captions")) | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels", "min_share")}
+FOLDER = dict.fromkeys(
+    ("voc_boxes", "dota_boxes", "yolo_boxes"), ("annotations", "splits", "split", "classes", "captions")
+) | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels", "min_share")}
 COMMON = ("name", "format", "images", "fixes", "resolution", "use", "allow_missing_images", "val_share")
 KEYS = {
     "blue_marble": ("name", "format", "tiles", "tile_pixels", "resolution"),

@@ -26,7 +26,7 @@ MOST_IN_FAISS = 1000  # k up to which FAISS scans: beyond, its selection is slow
 MORE = 6  # candidates beyond k that are nothing to speak of
 LOW_32_BITS = 0xFFFFFFFF
 
-_counts: ContextVar[Counter] = ContextVar("counts", default=Counter())
+_counts: ContextVar[Counter | None] = ContextVar("counts", default=None)
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def _ladder(device: torch.device, k: int, width: int) -> list[_Rung]:
 
 def _search(queries: Rows, items: Rows, k: int, block: int, ladder: list[_Rung]) -> Tensor:
     """Order keys (Q, k) of each query's k best items."""
-    counts = _counts.get()
+    counts = Counter() if _counts.get() is None else _counts.get()
     counts[ladder[0].name if ladder else "exact"] += len(queries)
     if not ladder:
         return _search_exactly(queries, items, k, block)
