@@ -1,3 +1,40 @@
-"""rsvlm: a reproducible study of vision-language models for captioning and retrieving remote sensing images."""
+"""Captioning and retrieving remote sensing images with vision-language models.
+
+    import rsvlm
+    encoder   = rsvlm.load_encoder("models/encoder")               # a folder, or any name that a study takes
+    captioner = rsvlm.load_captioner("models/captioner", encoder)  # carries what it needs to caption any image
+    captions  = rsvlm.caption(captioner, ["a.tif", "folder/"])     # a DataFrame: image, caption, log_probability
+    index     = rsvlm.build_index(encoder, "folder/")              # then index.search("two planes beside a hangar", k=10)
+    scores    = rsvlm.score_captions(captions, references)         # BLEU, METEOR, ROUGE_L, CIDEr
+
+Everything works in any folder; ``models/encoder`` and ``models/captioner`` are what a study leaves (``make study``).
+Images are paths, folders, PIL images or arrays. ``load_index`` reads a saved index, ``score_retrieval`` scores
+embeddings. The same from the shell: ``rsvlm --help``. ``help(rsvlm.caption)`` and the others say more.
+"""
+
+from importlib import import_module
 
 __version__ = "0.1.0"
+
+_ROOMS = {  # name -> the module it comes from; nothing is imported before it is asked for
+    "load_encoder": "rsvlm.models.encoders",
+    "load_captioner": "rsvlm.models.inference",
+    "caption": "rsvlm.models.inference",
+    "build_index": "rsvlm.models.index",
+    "load_index": "rsvlm.models.index",
+    "score_captions": "rsvlm.scoring.captions",
+    "score_retrieval": "rsvlm.scoring.retrieval",
+}
+__all__ = ["__version__", *_ROOMS]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'rsvlm' has no attribute {name!r}; it has {', '.join(_ROOMS)}")
+    found = getattr(import_module(_ROOMS[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,9 +6,11 @@ from PIL import Image
 
 from rsvlm.data.table import load_table, save_table
 from rsvlm.files import write_json, write_json_lines
-from rsvlm.models.captioner import build_captioner, save_captioner
+from rsvlm.models.candidates import training_memory
+from rsvlm.models.captioner import build_capret
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import encode_images, load_features
+from rsvlm.models.inference import Generation, save_captioner
 from rsvlm.study import paths
 from rsvlm.viewing.search_index import save_indexes
 
@@ -82,9 +84,12 @@ def add_captioner() -> None:
     training = features.rows(table.loc[table["split"] == "train", "image_id"].tolist())
     tested = table.loc[table["split"] == "test", "image_id"].tolist()
     shape = {"device": "cpu", "dtype": "float32", "retrieval_dim": 4, "lora_rank": 0}
-    captioner = build_captioner("random:llama", features, training.tolist(), **shape)
+    captioner = build_capret("random:llama", features, training.tolist(), **shape)
     captioner.config["prompting"] = {"neighbours": 3, "neighbour_temperature": 0.05, "neighbour_captions": 1}
-    save_captioner(captioner, paths.CAPTIONER)
+    weights = {"pool": 1.0, "samples": 0.0, "likelihood": 1.0}
+    generation = Generation(view="upright", beams=2, max_new_tokens=6)
+    memory = training_memory(features, table)
+    save_captioner(paths.CAPTIONER, captioner, memory, generation=generation, weights=weights, encoding=features.meta)
     paths.RET_EMBEDDINGS.mkdir()
     vectors = np.random.default_rng(0).normal(size=(len(tested), 4)).astype(np.float32)
     np.save(paths.RET_EMBEDDINGS / "image.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
@@ -94,7 +99,5 @@ def add_captioner() -> None:
     weights = {"dual_encoder": 0.75, "ret": 0.25, "neighbours": 0.5, "hubness": 0.5}
     combined = {"weights": weights, "neighbours": 2, "temperature": 0.05, "hubness_neighbours": 3}
     write_json(paths.METRICS / "score_retrieval.json", {"protocol": {"combined": combined}})
-    weights = {"pool": 1.0, "samples": 0.0, "likelihood": 1.0}
-    write_json(paths.METRICS / "generate_captions.json", {"weights": weights})
     paths.PARAMS.write_text(SMOKE.read_text(encoding="utf-8"), encoding="utf-8")
     save_indexes(table)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rsvlm.models.captioner import build_captioner
+from rsvlm.models.captioner import build_capret
 from rsvlm.models.features import Features
 
 KINDS = ("A river.", "Many white airplanes.", "Two tennis courts.", "A dense forest.")
@@ -54,4 +54,4 @@ def make_captioner(features: Features, folder=None, **shape):
     """A new captioner over the tiny LLaMA; without LoRA rank given, 4."""
     torch.set_num_threads(1)
     shape = {"retrieval_dim": 8, "lora_rank": 4, "lora_alpha": 8.0, "dtype": "float32"} | shape
-    return build_captioner(str(folder or "random:llama"), features, list(range(16)), device="cpu", **shape)
+    return build_capret(str(folder or "random:llama"), features, list(range(16)), device="cpu", **shape)

@@ -196,7 +196,7 @@ def test_a_search_box_without_captioner_and_without_index(study):
 
 
 def test_the_dialogue_pane_answers_its_page(study):
-    with pytest.raises(FileNotFoundError, match="finetune_lora"):
+    with pytest.raises(FileNotFoundError, match="generate_captions"):
         start_dialogue(browse.open_archive())
     add_captioner()
     archive = browse.open_archive()

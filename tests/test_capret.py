@@ -8,7 +8,7 @@ from captioner_case import G, P, make_captioner, make_features
 from safetensors.torch import load_file, save_file
 
 from rsvlm.models.capret import CapRet, CapRetSettings
-from rsvlm.models.captioner import load_captioner, save_captioner
+from rsvlm.models.captioner import load_capret, save_capret
 from rsvlm.models.features import MEAN, read_visual, turn_back, turn_views
 from rsvlm.models.language_models import load_language_model
 from rsvlm.models.prompts import VISUAL, Row, attention_bias, caption_prompt, pack_rows
@@ -145,7 +145,7 @@ def test_a_model_that_caps_its_logits_is_refused(tiny_models, monkeypatch):
 
 def test_saved_and_loaded_it_is_the_same(captioner, features, tmp_path, tiny_models):
     folder = tmp_path / "captioner"
-    save_captioner(captioner, folder, neighbour_captions=3)
+    save_capret(captioner, folder, neighbour_captions=3)
     assert sorted(path.name for path in folder.iterdir()) == ["captioner.safetensors", "config.json"]
     config = json.loads((folder / "config.json").read_text())
     assert config["neighbour_captions"] == 3 and config["language_model"] == "random:llama"
@@ -153,7 +153,7 @@ def test_saved_and_loaded_it_is_the_same(captioner, features, tmp_path, tiny_mod
         "embed_tokens" in name or "base_layer" in name for name in load_file(folder / "captioner.safetensors")
     )
     for merge in (False, True):
-        loaded = load_captioner(folder, "cpu", features=features, merge=merge)
+        loaded = load_capret(folder, "cpu", features=features, merge=merge)
         visual = read_visual(features, [3])
         for made in (captioner, loaded):
             tokens = made.visual_tokens(visual.pooled, visual.grid)
@@ -164,22 +164,22 @@ def test_saved_and_loaded_it_is_the_same(captioner, features, tmp_path, tiny_mod
 
 def test_loading_refuses_what_does_not_fit(captioner, features, tmp_path):
     with pytest.raises(FileNotFoundError, match="finetune_lora"):
-        load_captioner(tmp_path / "nothing", "cpu")
+        load_capret(tmp_path / "nothing", "cpu")
     folder = tmp_path / "captioner"
-    save_captioner(captioner, folder)
+    save_capret(captioner, folder)
     other = make_features(8)
     other.meta["encoder_fingerprint"] = "f" * 64
     with pytest.raises(
         ValueError, match="trained on features of the encoder eeeeeeeeeeee, but these are of ffffffffffff"
     ):
-        load_captioner(folder, "cpu", features=other)
+        load_capret(folder, "cpu", features=other)
     config = json.loads((folder / "config.json").read_text())
     write(folder, config | {"language_model_fingerprint": "0" * 64})
     with pytest.raises(ValueError, match="trained over the language model random:llama with fingerprint 000000000000"):
-        load_captioner(folder, "cpu")
+        load_capret(folder, "cpu")
     write(folder, config | {"settings": config["settings"] | {"retrieval_dim": 9}})
     with pytest.raises(ValueError, match=r"captioner.safetensors: .*image_projection.bias \(8,\) for \(9,\)"):
-        load_captioner(folder, "cpu")
+        load_capret(folder, "cpu")
     write(folder, config)
 
 
@@ -194,22 +194,22 @@ def test_loading_refuses_what_does_not_fit(captioner, features, tmp_path):
     ],
 )
 def test_weights_of_a_captioner_that_are_not_whole_are_named(captioner, tmp_path, change, message):
-    save_captioner(captioner, tmp_path / "captioner")
+    save_capret(captioner, tmp_path / "captioner")
     path = tmp_path / "captioner" / "captioner.safetensors"
     weights = load_file(path)
     change(weights)
     save_file(weights, path)
     with pytest.raises(ValueError, match=f"captioner.safetensors: .*{message}.*run the stage finetune_lora again"):
-        load_captioner(path.parent, "cpu")
+        load_capret(path.parent, "cpu")
 
 
 @pytest.mark.parametrize("size", [0, 100])
 def test_a_torn_captioner_says_so(captioner, tmp_path, size):
-    save_captioner(captioner, tmp_path / "captioner")
+    save_capret(captioner, tmp_path / "captioner")
     path = tmp_path / "captioner" / "captioner.safetensors"
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=f"captioner.safetensors: no whole safetensors file, {size} bytes"):
-        load_captioner(path.parent, "cpu")
+        load_capret(path.parent, "cpu")
 
 
 def write(folder: Path, config: dict) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from captioner_case import KINDS, make_captioner, make_features, make_table
 
-from rsvlm.models.captioner import load_captioner, save_captioner
+from rsvlm.models.captioner import load_capret, save_capret
 from rsvlm.models.prompts import CAPTION_PROMPT
 from rsvlm.training.captioning import schedule, train_captioner
 from rsvlm.training.captioning_batches import CaptioningSettings, Example, TrainingBatches, examples_of
@@ -86,9 +86,9 @@ def test_without_retrieval_its_weights_stay(features, examples, tmp_path):
 def test_the_automatic_dtype_is_kept_with_the_captioner(features, tmp_path, monkeypatch, ability, dtype):
     """Trained where the processor has bf16, it is loaded in bf16 everywhere."""
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {ability: True})
-    save_captioner(make_captioner(features, dtype="auto"), tmp_path / "captioner")
+    save_capret(make_captioner(features, dtype="auto"), tmp_path / "captioner")
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {})
-    loaded = load_captioner(tmp_path / "captioner", "cpu", features=features)
+    loaded = load_capret(tmp_path / "captioner", "cpu", features=features)
     assert loaded.config["dtype"] == dtype and str(loaded.language_model.dtype) == f"torch.{dtype}"
 
 
@@ -215,7 +215,7 @@ def test_the_saved_captioner_tells_how_it_was_trained(features, examples, tmp_pa
         checkpoints=tmp_path,
         log=lambda _: None,
     )
-    config = load_captioner(tmp_path / "captioner", "cpu", features=features).config
+    config = load_capret(tmp_path / "captioner", "cpu", features=features).config
     assert config["neighbour_captions"] == 1 and config["training"]["steps"] == 2
 
 

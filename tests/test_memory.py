@@ -30,7 +30,7 @@ def study(tmp_path, monkeypatch):
     """A study's outs as the estimate reads them, on a machine without a GPU and without bf16, 24 GB free."""
     monkeypatch.setattr(paths, "IMAGE_TABLE", tmp_path / "images.jsonl")
     monkeypatch.setattr(paths, "FEATURES", tmp_path / "features")
-    monkeypatch.setattr(paths, "CAPTIONER", tmp_path / "captioner")
+    monkeypatch.setattr(paths, "FINETUNED", tmp_path / "finetuned")
     monkeypatch.setattr(paths, "ENCODER", tmp_path / "encoder")
     monkeypatch.setattr(memory, "gpu_memory", lambda: None)
     monkeypatch.setattr(memory, "_has_bf16", lambda: False)
@@ -44,7 +44,7 @@ def study(tmp_path, monkeypatch):
     save_file({"weight": torch.zeros(1000)}, paths.ENCODER / "model.safetensors")
     settings = {"visual_tokens": 1, "grid_cells": 9}
     config = {"language_model": "packaged:smollm2-135m", "dtype": "float32", "settings": settings}
-    write(paths.CAPTIONER / "config.json", config | {"prompting": {"neighbour_captions": 2}})
+    write(paths.FINETUNED / "config.json", config | {"prompting": {"neighbour_captions": 2}})
 
 
 def write(path: Path, content: dict) -> None:
@@ -121,9 +121,9 @@ def test_the_papers_study_fits_one_gpu_of_80_gb(tiny_models, tmp_path, monkeypat
     monkeypatch.setattr(memory, "gpu_memory", lambda: 79 * GB)
     meta = {"dims": {"pooled": 1024}, "views": 8, "grid": 4, "image_ids": [f"{i}" for i in range(45_134)]}
     write(paths.FEATURES / "meta.json", meta)
-    config = json.loads((paths.CAPTIONER / "config.json").read_text())
+    config = json.loads((paths.FINETUNED / "config.json").read_text())
     config["settings"]["grid_cells"] = 16
-    write(paths.CAPTIONER / "config.json", config | {"dtype": "bfloat16"})
+    write(paths.FINETUNED / "config.json", config | {"dtype": "bfloat16"})
     lines = []
     for stage in ESTIMATES:
         check_memory(stage, section("cap4", stage), lines.append)

@@ -14,7 +14,7 @@ from rsvlm.scoring.retrieval import (
     mean_recall,
     rank_retrieval,
     retrieval_set,
-    score_retrieval,
+    score_retrieval_of_captions,
     summarise_ranks,
     with_texts_once,
 )
@@ -73,7 +73,9 @@ def test_the_same_embeddings_give_clip_benchmarks_recall():
     scores = torch.from_numpy(text_vectors @ image_vectors.T)
     pairs = torch.zeros(5 * N, N, dtype=torch.bool)
     pairs[torch.arange(5 * N), torch.arange(5 * N) // 5] = True
-    ours = score_retrieval(image_vectors, text_vectors, [str(i) for i in range(N)], captions, texts, resamples=0)
+    ours = score_retrieval_of_captions(
+        image_vectors, text_vectors, [str(i) for i in range(N)], captions, texts, resamples=0
+    )
     six = []
     for k in (1, 5, 10):
         text_to_image = (clip_benchmark_recall(scores, pairs, k) > 0).float().mean().item()

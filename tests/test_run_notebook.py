@@ -239,7 +239,7 @@ def test_a_second_run_is_refused_at_once_and_a_killed_one_bars_nobody(run, scrat
 
 
 def test_only_the_stages_own_kernel_is_the_study(run, scratch_root):
-    ask = "from rsvlm import paths; print(repr(paths.running_stage))"
+    ask = "from rsvlm.study import paths; print(repr(paths.running_stage))"
     child = f"import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', {ask!r}], text=True))"
     done = run(toy(ask, child))
     assert done.returncode == 0, done.stderr
@@ -266,7 +266,7 @@ def test_run_by_hand_a_notebook_has_its_own_outs_and_the_studys_inputs(project, 
     for folder in ("data/aggregated", "data/blue_marble", "data/features", "data/generated", "reports/metrics"):
         (project / folder).mkdir(parents=True)
     places, scratch = paths.workspace("finetune_lora"), project / "scratch" / "40_finetune_lora"
-    for name in ("CAPTIONER", "METRICS", "CURVES", "CHECKPOINTS"):
+    for name in ("FINETUNED", "METRICS", "CURVES", "CHECKPOINTS"):
         assert getattr(places, name) == scratch / paths.PLACES[name]
     for name in ("FEATURES", "IMAGE_TABLE", "ENCODER", "CACHE", "PARAMS", "ROOT", "SCORES"):
         assert getattr(places, name) == project / paths.PLACES[name]
@@ -277,7 +277,7 @@ def test_run_by_hand_a_notebook_has_its_own_outs_and_the_studys_inputs(project, 
     monkeypatch.setattr(paths, "running_stage", "finetune_lora")
     study = paths.workspace("finetune_lora")
     assert all(getattr(study, name) == project / place for name, place in paths.PLACES.items())
-    assert str(study).startswith("Run as a stage of the study: writes models/captioner")
+    assert str(study).startswith("Run as a stage of the study: writes models/finetuned")
     with pytest.raises(ValueError, match="'adapt_encoder'.* in a run of the stage 'finetune_lora'"):
         paths.workspace("adapt_encoder")
 
@@ -325,7 +325,7 @@ def test_every_module_can_be_imported_outside_a_project(tmp_path):
     done = python(IMPORT_ALL)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {}
-    done = python("from rsvlm import paths; paths.FEATURES")
+    done = python("from rsvlm.study import paths; paths.FEATURES")
     assert "no dvc.yaml above" in done.stderr and "set RSVLM_ROOT" in done.stderr
 
 

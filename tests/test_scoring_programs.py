@@ -109,7 +109,7 @@ for line in sys.stdin:
 
 def test_meteor_that_hangs_is_reported(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, "time.sleep(60)")
-    monkeypatch.setattr(meteor, "SECONDS", 0.5)
+    monkeypatch.setattr(meteor, "METEOR_SECONDS", 0.5)
     with pytest.raises(RuntimeError, match="no answer within 1 seconds"):
         meteor_statistics([("a", ["x"])])
 

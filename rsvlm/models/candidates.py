@@ -8,6 +8,7 @@ validation images by CIDEr to their references; a weight of 0 leaves a term out.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -44,6 +45,56 @@ class Pools:
         return {image_id: [text for text, _ in own[:n]] for image_id, own in zip(self.image_ids, self.ranked)}
 
 
+@dataclass(frozen=True)
+class Memory:
+    """The training images whose captions stand for images like them: what a captioner remembers of its training.
+
+    Attributes:
+        captions: image id -> its captions.
+        vectors: (N, D) float16, their embeddings in the encoder's space, in the order of ``captions``.
+    """
+
+    captions: dict[str, list[str]]
+    vectors: np.ndarray
+
+    @cached_property
+    def space(self) -> CiderSpace:
+        """The CIDEr vectors of the captions, with their idf."""
+        return caption_space(self.captions, self.captions)
+
+    def pools(
+        self, vectors: np.ndarray, image_ids: Sequence[str], *, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
+    ) -> Pools:
+        """The pools of some images; one that is remembered is never its own neighbour.
+
+        Args:
+            vectors: (n, D) of the images, in the encoder's space.
+            k: neighbours in that space.
+            temperature: of the weights exp((cosine - highest cosine) / temperature).
+
+        Raises:
+            ValueError: nothing is remembered, or nothing but the image itself.
+        """
+        near, votes = find_neighbours(
+            vectors, self.vectors, list(self.captions), k=k, temperature=temperature, query_ids=image_ids
+        )
+        ranked = consensus_pool(near, votes, self.captions, space=self.space)
+        return Pools(list(image_ids), near, votes, ranked, self.captions, self.space)
+
+
+def training_memory(features: Features, table: pd.DataFrame) -> Memory:
+    """What there is to remember of a table's training split.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    training = table[table["split"] == "train"]
+    if len(training) == 0:
+        raise ValueError("the split 'train' holds no image: there are no neighbours to take captions from")
+    captions = dict(zip(training["image_id"], training["captions"]))
+    return Memory(captions, features.image_embeddings[features.rows(list(captions))].astype(np.float16))
+
+
 def training_pools(
     features: Features,
     table: pd.DataFrame,
@@ -52,26 +103,9 @@ def training_pools(
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Pools:
-    """The pools of these images from the table's training split; an image is never its own neighbour.
-
-    Args:
-        k: neighbours in the encoder's embedding space.
-        temperature: of the weights exp((cosine - highest cosine) / temperature).
-
-    Raises:
-        ValueError: the training split is empty, or holds one image whose pool would be empty.
-    """
-    training = table[table["split"] == "train"]
-    if len(training) == 0:
-        raise ValueError("the split 'train' holds no image: there are no neighbours to take captions from")
-    captions = dict(zip(training["image_id"], training["captions"]))
-    space = caption_space(captions, captions)
-    queries, items = (features.image_embeddings[features.rows(ids)] for ids in (image_ids, list(captions)))
-    neighbours, votes = find_neighbours(
-        queries, items, list(captions), k=k, temperature=temperature, query_ids=image_ids
-    )
-    ranked = consensus_pool(neighbours, votes, captions, space=space)
-    return Pools(list(image_ids), neighbours, votes, ranked, captions, space)
+    """The pools of these images from the table's training split; see ``Memory.pools``."""
+    vectors = features.image_embeddings[features.rows(image_ids)]
+    return training_memory(features, table).pools(vectors, image_ids, k=k, temperature=temperature)
 
 
 def gather_candidates(generated: Sequence[Sequence[str]], pools: Pools, from_pool: int) -> list[list[str]]:

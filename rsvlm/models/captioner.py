@@ -4,6 +4,7 @@ A folder holds ``captioner.safetensors`` (what was trained and the features' sta
 ``config.json`` (the language model's name and fingerprint, the encoder's fingerprint, the settings).
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,7 @@ STATISTICS_BLOCK = 256  # of them read at a time: all views of an image are in m
 WEIGHTS, CONFIG = "captioner.safetensors", "config.json"
 
 
-def build_captioner(
+def build_capret(
     language_model: str,
     features: Features,
     training_rows: list[int],
@@ -70,15 +71,23 @@ def build_captioner(
     return captioner
 
 
-def save_captioner(captioner: CapRet, folder: Path, **more: object) -> None:
-    """Write the captioner's folder, whole or not at all; ``more`` JSON values go into its config.json."""
+def save_capret(
+    captioner: CapRet, folder: Path, *, beside: Callable[[Path], None] | None = None, **more: object
+) -> None:
+    """Write the captioner's folder, whole or not at all; ``more`` JSON values go into its config.json.
+
+    Args:
+        beside: is given the folder in the making, and writes what else belongs into it.
+    """
     with whole_folder(Path(folder)) as scratch:
         state = {name: tensor.cpu().contiguous().clone() for name, tensor in sorted(captioner.trained_state().items())}
         save_file(state, scratch / WEIGHTS)
         write_json(scratch / CONFIG, captioner.config | more)
+        if beside:
+            beside(scratch)
 
 
-def load_captioner(
+def load_capret(
     folder: Path,
     device: str = "auto",
     *,

@@ -41,7 +41,7 @@ class Conversation:
     """A dialogue that goes on: each answer is made from everything that was given and said before.
 
     Args:
-        captioner: as ``load_captioner`` gives it.
+        captioner: as ``load_capret`` gives it.
         image_ids, image_embeddings: the images that ``[RET]`` can find, (n, R) as ``embed_images_ret`` gives them.
         look: what the model is given of an image that was found, so that a follow-up can be about the first of them.
         images: brought by a ``[RET]``.

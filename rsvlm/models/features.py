@@ -11,15 +11,17 @@ An image's cached features as the captioner sees them: one of its views, or the 
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -132,6 +134,44 @@ def encode_images(
         )
     shutil.rmtree(scratch)
     return load_features(folder)
+
+
+@torch.no_grad()
+def encode_pictures(
+    encoder: DualEncoder,
+    pictures: Iterable[Image.Image],
+    names: Sequence[str],
+    *,
+    views: int = 1,
+    grid: int = 0,
+    precision: str = "fp32",
+    batch_size: int = 32,
+) -> Features:
+    """Features of RGB pictures in memory; nothing is written.
+
+    Args:
+        pictures: looked at ``batch_size`` at a time.
+        names: one a picture, which stand as image ids.
+        views, grid, precision: as ``encode_images`` takes them.
+    """
+    encoder.eval()
+    precision = choose_precision(precision, encoder.device)
+    pictures, parts = iter(pictures), []
+    while batch := list(islice(pictures, batch_size)):
+        parts.append(_encode_batch(encoder, encoder.prepare(batch), views, grid, precision))
+    if sum(len(part["pooled"]) for part in parts) != len(names):
+        raise ValueError(f"{len(names)} names for {sum(len(part['pooled']) for part in parts)} pictures")
+    P, D = encoder.feature_dim, encoder.embedding_dim
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+    return Features(
+        joined.get("pooled", np.zeros((0, views, P), np.float16)),
+        joined.get("grid"),
+        joined.get("image_embeddings", np.zeros((0, D), np.float32)),
+        np.zeros((0, D), np.float32),
+        [],
+        list(names),
+        {"views": views, "grid": grid, "precision": precision},
+    )
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ import pandas as pd
 
 from rsvlm.kernels import hits, similarity_topk
 from rsvlm.models.candidates import training_pools
-from rsvlm.models.captioner import load_captioner
+from rsvlm.models.captioner import load_capret
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import Features, encode_texts
 from rsvlm.models.generation import caption_log_likelihoods
@@ -390,7 +390,7 @@ def captioner_likelihood(
         table: the caption table; its training split gives the neighbours' captions of the prompts.
         image_ids: the images that will be asked about.
     """
-    captioner = load_captioner(folder, device, features=features)
+    captioner = load_capret(folder, device, features=features)
     prompting = captioner.config["prompting"]
     pools = training_pools(
         features, table, image_ids, k=prompting["neighbours"], temperature=prompting["neighbour_temperature"]

@@ -39,7 +39,7 @@ from rsvlm.scoring.java_metrics import pycocoevalcap_folder, run_java
 
 LINE_BREAKS = re.compile("[\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029]")  # all that the tokenizer may take for an end of line
 PROGRAM = "stanford-corenlp-3.4.1 PTBTokenizer -preserveLines -lowerCase"
-SECONDS, SECONDS_A_LINE = 120.0, 0.01
+TOKEN_SECONDS, TOKEN_SECONDS_A_LINE = 120.0, 0.01
 ATTEMPTS = 2
 
 
@@ -88,7 +88,7 @@ def _tokenize_lines(lines: list[str]) -> list[str]:
             str(source),
         )
         for _ in range(ATTEMPTS):
-            done = run_java(*command, folder=Path(folder), seconds=SECONDS + SECONDS_A_LINE * len(lines))
+            done = run_java(*command, folder=Path(folder), seconds=TOKEN_SECONDS + TOKEN_SECONDS_A_LINE * len(lines))
             if not done.failure:
                 break
     if done.failure:
@@ -210,7 +210,7 @@ TABLE = Path("data") / "paraphrase-en.gz"
 STATISTICS = 23
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75  # METEOR 1.5's parameters for English (Denkowski & Lavie 2014)
 STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
-SECONDS_METEOR, SECONDS_A_LINE_METEOR = 300.0, 0.5
+METEOR_SECONDS, METEOR_SECONDS_A_LINE = 300.0, 0.5
 LINES_A_PROCESS = 300  # below, a second process costs more than it saves
 BAR = " ||| "
 
@@ -299,7 +299,7 @@ def _ask(lines: list[str], own: Path, table: Path) -> list[str]:
     while len(answers) < len(lines):
         rest = lines[len(answers) :]
         text = "".join(f"{line}\n" for line in rest).encode("utf-8", "replace")
-        done = run_java(*arguments, folder=own, seconds=SECONDS_METEOR + SECONDS_A_LINE_METEOR * len(rest), text=text)
+        done = run_java(*arguments, folder=own, seconds=METEOR_SECONDS + METEOR_SECONDS_A_LINE * len(rest), text=text)
         whole = done.output.decode("utf-8", "replace").split("\n")[:-1]  # a line without an end may be half of one
         good = whole[: _first_bad(whole[: len(rest)])]
         failures = 1 if good else failures + 1

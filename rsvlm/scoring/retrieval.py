@@ -22,12 +22,13 @@ Left open, and answered here:
   captions that stand under few other images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from rsvlm.files import read_json
 from rsvlm.kernels import TIE_RULES, Ranks, hits, two_way_ranks
@@ -317,6 +318,43 @@ def _recall_values(test: RetrievalSet, ranks: dict[str, Ranks], ties: str) -> di
 
 
 def score_retrieval(
+    image_embeddings: np.ndarray,
+    text_embeddings: np.ndarray,
+    positives: Sequence[int] | Sequence[Sequence[int]],
+    *,
+    normalize: bool = True,
+    ties: str = "expected",
+) -> dict[str, float]:
+    """Recalls in 0..1 of any embeddings: ``image_to_text_recall_at_1`` to ``text_to_image_recall_at_10``, their mean.
+
+    Args:
+        image_embeddings: (N, D).
+        text_embeddings: (M, D).
+        positives: of each text the row of its image, or the rows of several images that it fits.
+        normalize: cosine (True) or inner product (False).
+        ties: among equal scores "expected" counts the chance that a right answer is among the first k.
+
+    Raises:
+        ValueError: lengths do not fit, a row that is not there, or an image without a text; named.
+    """
+    images, texts = np.asarray(image_embeddings), np.asarray(text_embeddings)
+    if len(positives) != len(texts):
+        raise ValueError(f"positives for {len(positives)} texts, but {len(texts)} text embeddings")
+    rows = [np.atleast_1d(np.asarray(own, dtype=np.int64)) for own in positives]
+    for text, own in enumerate(rows):
+        if len(own) == 0 or own.min() < 0 or own.max() >= len(images):
+            raise ValueError(f"positives of text {text}: {own.tolist()}; expected rows of the {len(images)} images")
+    lonely = sorted(set(range(len(images))) - {int(row) for own in rows for row in own})
+    if lonely:
+        raise ValueError(f"image {lonely[0]} and {len(lonely) - 1} more have no text: take them out")
+    csr = torch.from_numpy(np.cumsum([0, *map(len, rows)])), torch.from_numpy(np.concatenate(rows))
+    back, there = two_way_ranks(texts, images, csr, normalize=normalize)
+    ranks = {"image_to_text": _as_numpy(there), "text_to_image": _as_numpy(back)}
+    found = {f"{way}_recall_at_{k}": float(hits(ranks[way], k, ties).mean()) for way in DIRECTIONS for k in KS}
+    return found | {"mean_recall": float(np.mean(list(found.values())))}
+
+
+def score_retrieval_of_captions(
     image_embeddings: np.ndarray,
     text_embeddings: np.ndarray,
     image_ids: list[str],

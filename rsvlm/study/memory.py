@@ -255,7 +255,7 @@ def estimate_finetune_lora(values: dict) -> list[Part]:
 
 def estimate_generate_captions(values: dict) -> list[Part]:
     """The parts of captioning: the decoder, its cache a running row, logits, and the reading of candidates."""
-    config = _read(paths.CAPTIONER / "config.json", "no captioner yet")
+    config = _read(paths.FINETUNED / "config.json", "no captioner yet")
     decoder, meta = decoder_size(config["language_model"]), features_meta()
     shape, near = config["settings"], config["prompting"]["neighbour_captions"]
     number = _bytes_of(config["dtype"], values["device"])

@@ -35,7 +35,8 @@ PLACES = {
     "GENERATED": "data/generated",  # one JSON-lines file a run of the study
     "RET_EMBEDDINGS": "data/ret_embeddings",
     "ENCODER": "models/encoder",
-    "CAPTIONER": "models/captioner",
+    "FINETUNED": "models/finetuned",  # what finetune_lora trained
+    "CAPTIONER": "models/captioner",  # the same with all that it needs to caption any image
     "SEARCH_INDEX": "data/search_index",  # FAISS indexes of the images, for the search box
     "REPORTS": "reports",
     "EXECUTED": "reports/notebooks",

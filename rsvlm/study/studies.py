@@ -70,14 +70,14 @@ def _committed(path: Path) -> bool:
     return known.returncode == 0 and same.returncode == 0
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """``use NAME``: put a study in place."""
     parser = argparse.ArgumentParser(description="Put one of the studies of params/ in place of params.yaml.")
     parser.add_argument("command", choices=["use"])
     parser.add_argument("study")
-    arguments = parser.parse_args()
+    study = parser.parse_args(arguments).study
     try:
-        source = use_study(arguments.study)
+        source = use_study(study)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -106,11 +106,11 @@ def _aligned(cells: list[list[str]]) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Print the summary, or write the headline."""
     parser = argparse.ArgumentParser(description="Show what the study in place has found.")
     parser.add_argument("command", nargs="?", choices=["show", "headline"], default="show")
-    command = parser.parse_args().command
+    command = parser.parse_args(arguments).command
     if command == "headline":
         write_json(paths.REPORTS / "headline.json", headline(read_json(paths.REPORTS / "metrics.json")))
         return 0

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from rsvlm.files import fingerprint_values
 from rsvlm.kernels import contrastive_loss
 from rsvlm.models.capret import CapRet
-from rsvlm.models.captioner import save_captioner
+from rsvlm.models.captioner import save_capret
 from rsvlm.models.devices import log_line
 from rsvlm.models.features import Features
 from rsvlm.study import paths
@@ -112,7 +112,7 @@ def train_captioner(
     finally:
         captioner.eval()
     if save_to is not None:
-        save_captioner(captioner, save_to, **(notes or {}), training=asdict(settings), kept_step=result.kept_step)
+        save_capret(captioner, save_to, **(notes or {}), training=asdict(settings), kept_step=result.kept_step)
     remove_checkpoints(folder)
     return result
 

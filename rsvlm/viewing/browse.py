@@ -13,25 +13,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, load_table, rows_of
-from rsvlm.files import read_json
-from rsvlm.models.candidates import Pools, choose_captions, gather_candidates, judge_candidates
-from rsvlm.models.capret import CapRet
-from rsvlm.models.captioner import load_captioner
+from rsvlm.models.candidates import choose_captions
 from rsvlm.models.devices import choose_device
 from rsvlm.models.encoders import DualEncoder, load_encoder
-from rsvlm.models.features import Features, encode_images, encode_texts, load_features
-from rsvlm.models.generation import beam_captions, caption_log_likelihoods, embed_captions_ret, sample_captions
-from rsvlm.models.neighbours import CiderSpace, caption_space, consensus_pool, find_neighbours
+from rsvlm.models.features import Features, encode_pictures, encode_texts, load_features
+from rsvlm.models.generation import embed_captions_ret
+from rsvlm.models.inference import Captioner, is_finished, load_captioner, propose_captions
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.runs import read_captions
 from rsvlm.study import paths
-from rsvlm.study.config import read_section
 from rsvlm.viewing.caption_entries import known_runs
 from rsvlm.viewing.search_index import SearchIndex, load_index, mask_of, saved_methods
 from rsvlm.viewing.thumbnails import ThumbnailCache, make_thumbnail
 
-NO_CAPTIONER = "no captioner yet: run the stage finetune_lora (notebook 40_finetune_lora), then this cell again"
+NO_CAPTIONER = (
+    "no captioner yet: run the stages finetune_lora and generate_captions (`make study`), then this cell again"
+)
 LARGEST_FILE = 64_000_000  # bytes of a file from outside
 
 
@@ -60,7 +59,7 @@ class Archive:
     @property
     def has_captioner(self) -> bool:
         """Whether a captioner was trained."""
-        return (paths.CAPTIONER / "config.json").is_file()
+        return is_finished(paths.CAPTIONER)
 
     @cached_property
     def encoder(self) -> DualEncoder:
@@ -68,22 +67,15 @@ class Archive:
         return load_encoder(str(paths.ENCODER), choose_device(self.device)).eval()
 
     @cached_property
-    def captioner(self) -> CapRet:
-        """The study's captioner.
+    def captioner(self) -> Captioner:
+        """The study's captioner, with all that it needs to caption any image.
 
         Raises:
             FileNotFoundError: none was trained.
         """
         if not self.has_captioner:
             raise FileNotFoundError(NO_CAPTIONER)
-        return load_captioner(paths.CAPTIONER, self.device, features=self.features)
-
-    @cached_property
-    def training_captions(self) -> tuple[dict[str, list[str]], CiderSpace]:
-        """Training image id -> its captions, and their CIDEr vectors."""
-        rows = self.table[self.table["split"] == "train"]
-        captions = dict(zip(rows["image_id"], rows["captions"], strict=True))
-        return captions, caption_space(captions, captions)
+        return load_captioner(paths.CAPTIONER, self.encoder, device=self.device)
 
     @cached_property
     def images_of_caption(self) -> dict[str, set[str]]:
@@ -213,59 +205,20 @@ def describe_file(
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from error
         meta = archive.features.meta
-        row = {"image_id": [name], "path": [str(path)], "captions": [["image"]]}
-        own = encode_images(
-            archive.encoder, pd.DataFrame(row), Path(folder) / "features", views=meta["views"], grid=meta["grid"],
-            capitalise=meta["capitalise"], precision=meta["precision"], log=lambda _: None,
-        )  # fmt: skip
-        features = _in_memory(own)
+        encoding = {key: meta[key] for key in ("views", "grid", "precision")}
+        features = encode_pictures(archive.encoder, [open_image(path)], [name], **encoding)
     like = _like(archive, features.image_embeddings, results, split)
     captions = _captions(archive, features, name) if archive.has_captioner else {}
     return Described(captions, like, picture, features)
 
 
-def pools_of(archive: Archive, vectors: np.ndarray, image_ids: Sequence[str]) -> Pools:
-    """The captions of the nearest training images, as the captioner's prompts and its choice take them.
-
-    Args:
-        vectors: (n, D) of the images, in the encoder's space; an image that is a training image leaves itself out.
-    """
-    prompting = archive.captioner.config["prompting"]
-    captions, space = archive.training_captions
-    items = archive.features.image_embeddings[archive.features.rows(list(captions))]
-    near, votes = find_neighbours(
-        vectors, items, list(captions), k=prompting["neighbours"], temperature=prompting["neighbour_temperature"],
-        query_ids=image_ids,
-    )  # fmt: skip
-    return Pools(list(image_ids), near, votes, consensus_pool(near, votes, captions, space=space), captions, space)
-
-
 def _captions(archive: Archive, features: Features, name: str) -> dict[str, str]:
     """The captions of the runs captioner, beam and consensus, made as the stage generate_captions makes them."""
-    captioner, params = archive.captioner, read_section(paths.PARAMS, "generate_captions")
-    prompting = captioner.config["prompting"]
-    pools = pools_of(archive, features.image_embeddings, [name])
-    given = {"prompt": params["prompt"], "view": params["view"]}
-    given["neighbours"] = list(pools.top(prompting["neighbour_captions"]).values())
-    limits = {"max_new_tokens": params["max_new_tokens"]}
-    beams = beam_captions(
-        captioner, features, [name], beams=params["beams"], length_penalty=params["length_penalty"], **limits, **given
-    )
-    drawn = None
-    if params["samples"]:
-        drawn = sample_captions(
-            captioner, features, [name], samples=params["samples"], temperature=params["sample_temperature"],
-            seed=params["seed"], **limits, **given,
-        )  # fmt: skip
-    own = [list(dict.fromkeys([*beams[0], *(drawn[0] if drawn else [])]))]
-    candidates = gather_candidates(own, pools, params["pool_candidates"])
-    weights = read_json(paths.METRICS / "generate_captions.json")["weights"]
-    likelihoods = (
-        caption_log_likelihoods(captioner, features, [name], candidates, **given) if weights["likelihood"] else None
-    )
-    judged = judge_candidates(candidates, pools, samples=drawn, likelihoods=likelihoods)
-    chosen = choose_captions(candidates, judged, weights)[0]
-    return {"captioner": chosen, "beam": beams[0][0], "consensus": pools.ranked[0][0][0]}
+    captioner = archive.captioner
+    pools = captioner.pools(features.image_embeddings, [name])
+    proposed = propose_captions(captioner.model, features, [name], pools, captioner.generation)
+    chosen = choose_captions(proposed.candidates, proposed.judged, captioner.weights)[0]
+    return {"captioner": chosen, "beam": proposed.beams[0][0], "consensus": pools.ranked[0][0][0]}
 
 
 def _parts_of(archive: Archive, text: str, parts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -276,7 +229,7 @@ def _parts_of(archive: Archive, text: str, parts: Sequence[str]) -> dict[str, np
         dual = encode_texts(archive.encoder, [text], capitalise=capitalise)
         made |= {"dual_encoder": dual, "neighbours": dual}
     if "ret" in parts:
-        made["ret"] = embed_captions_ret(archive.captioner, [text])
+        made["ret"] = embed_captions_ret(archive.captioner.model, [text])
     return made
 
 
@@ -286,13 +239,6 @@ def _like(archive: Archive, vector: np.ndarray, results: int, split: str | None)
     hits = index.search(vector, results, within=within)
     searched = len(index.image_ids) if within is None else int(within.sum())
     return Search(hits, searched=searched, search_seconds=time.perf_counter() - start)
-
-
-def _in_memory(features: Features) -> Features:
-    """The features with arrays of their own: their files may go."""
-    grid = None if features.grid is None else np.array(features.grid)
-    arrays = (np.array(features.pooled), grid, np.array(features.image_embeddings), np.array(features.text_embeddings))
-    return Features(*arrays, features.texts, features.image_ids, features.meta)
 
 
 def _plain(caption: str) -> str:

@@ -14,8 +14,7 @@ from rsvlm.models.features import VisualInput, choose_view, read_visual
 from rsvlm.models.prompts import caption_prompt
 from rsvlm.scoring.retrieval import load_space
 from rsvlm.study import paths
-from rsvlm.study.config import read_section
-from rsvlm.viewing.browse import Archive, pools_of
+from rsvlm.viewing.browse import Archive
 from rsvlm.viewing.thumbnails import encode_jpeg, make_thumbnail, shrink
 
 PICTURE_PIXELS, PICTURE_BYTES = 512, 120_000  # of an exported dialogue
@@ -40,7 +39,7 @@ def start_dialogue(
     Raises:
         FileNotFoundError: no captioner was trained.
     """
-    captioner = archive.captioner
+    captioner = archive.captioner.model
     space = load_space(paths.RET_EMBEDDINGS) if paths.RET_EMBEDDINGS.is_dir() else None
     split_of = dict(zip(archive.table["image_id"], archive.table["split"], strict=True))
     wanted = (None, archive.split) if archive.split else ("train", "val", "test")
@@ -59,12 +58,12 @@ def look_at(archive: Archive, image_id: str) -> list[str | VisualInput]:
     """
     captioner = archive.captioner
     row = archive.features.rows([image_id])
-    view = choose_view(read_section(paths.PARAMS, "generate_captions")["view"])
-    visual = read_visual(archive.features, row, view, grid=captioner.settings.grid_cells > 0)
+    view = choose_view(captioner.generation.view)
+    visual = read_visual(archive.features, row, view, grid=captioner.model.settings.grid_cells > 0)
     told = captioner.config["prompting"]["neighbour_captions"]
     if not told:
         return [visual]
-    near = pools_of(archive, archive.features.image_embeddings[row], [image_id]).top(told)[image_id]
+    near = captioner.pools(archive.features.image_embeddings[row], [image_id]).top(told)[image_id]
     return [visual, caption_prompt("", near).strip()]
 
 

@@ -1,0 +1,178 @@
+"""The command ``rsvlm``: caption, embed, search and score without a study, and the doors to data and study.
+
+Exit status: 0 done; 1 bad input, told in one line; 2 wrong usage.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Caption and retrieve remote sensing images with vision-language models.",
+)
+OTHER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+Out = Annotated[
+    Path | None, typer.Option("--out", help="File for the table: .csv, .jsonl or .parquet; without it CSV is printed.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Batch = Annotated[int, typer.Option(min=1, max=4096, help="Images at a time.")]
+
+
+class Unreadable(StrEnum):
+    """What to do with a file that is no whole image."""
+
+    stop = "raise"
+    keep = "keep"
+
+
+Keep = Annotated[
+    Unreadable, typer.Option(help="'raise' stops at a file that is no whole image; 'keep' goes on and tells of it.")
+]
+
+
+@app.command()
+def caption(
+    captioner: Annotated[Path, typer.Argument(help="Folder of a captioner: models/captioner of a study.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    encoder: Annotated[str | None, typer.Option(help="The encoder it was trained with; default: beside it.")] = None,
+    out: Out = None,
+    device: Device = "auto",
+    batch_size: Batch = 32,
+    unreadable: Keep = Unreadable.stop,
+) -> None:
+    """Say what images show."""
+    _check_out(out)
+    from rsvlm.models import inference
+
+    loaded = inference.load_captioner(captioner, encoder, device=device)
+    table = inference.caption(loaded, images, batch_size=batch_size, unreadable=unreadable.value)
+    _write(table, out)
+    if unreadable is Unreadable.keep and (bad := int(table["trouble"].notna().sum())):
+        typer.echo(f"{bad} of {len(table)} images could not be read; the column 'trouble' says why", err=True)
+
+
+@app.command()
+def embed(
+    encoder: Annotated[str, typer.Argument(help="Folder or name of an encoder.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the index: vectors.npy, images.json, config.json.")],
+    device: Device = "auto",
+    batch_size: Batch = 32,
+    unreadable: Keep = Unreadable.stop,
+) -> None:
+    """Make an index of images that `rsvlm search` searches."""
+    if out.exists() and not (out / "config.json").is_file():
+        raise ValueError(f"{out}: is there already and holds no index; give another folder")
+    from rsvlm.models import index
+    from rsvlm.models.devices import choose_device
+    from rsvlm.models.encoders import load_encoder
+
+    model = load_encoder(encoder, choose_device(device))
+    made = index.build_index(model, images, batch_size=batch_size, unreadable=unreadable.value)
+    made.save(out)
+    typer.echo(f"{len(made)} images in {out}", err=True)
+
+
+@app.command()
+def search(
+    index: Annotated[Path, typer.Argument(help="Folder that `rsvlm embed` made.")],
+    query: Annotated[str, typer.Argument(help="What to look for, in words; or an image file with --image.")],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many images.")] = 10,
+    image: Annotated[bool, typer.Option("--image", help="The query is an image file.")] = False,
+    encoder: Annotated[
+        str | None, typer.Option(help="The encoder that made the index; default: as it was saved.")
+    ] = None,
+    out: Out = None,
+    device: Device = "auto",
+) -> None:
+    """Find the images that a text describes, or that look like an image."""
+    _check_out(out)
+    from rsvlm.models.devices import choose_device
+    from rsvlm.models.index import load_index
+
+    loaded = load_index(index, encoder, device=str(choose_device(device)))
+    _write(loaded.search(Path(query) if image else query, k).drop(columns="query"), out)
+
+
+@app.command()
+def score(
+    captions: Annotated[Path, typer.Argument(help="One caption an image: CSV, JSON, JSON Lines, Parquet.")],
+    references: Annotated[Path, typer.Argument(help="References of the same images: the same formats, or COCO.")],
+    spice_jars: Annotated[
+        Path | None, typer.Option(help="Folder with SPICE's jars; without it SPICE is left out.")
+    ] = None,
+    per_image: Annotated[bool, typer.Option("--per-image", help="A row an image instead of the set's scores.")] = False,
+    out: Out = None,
+) -> None:
+    """Score captions against references: BLEU, METEOR, ROUGE_L, CIDEr and, with its jars, SPICE."""
+    _check_out(out)
+    import pandas as pd
+
+    from rsvlm.scoring.caption_files import one_caption_each, read_caption_lists
+    from rsvlm.scoring.captions import ScoringTools, score_captions
+
+    said, truth = one_caption_each(read_caption_lists(captions), captions), read_caption_lists(references)
+    extra = len(truth.keys() - said.keys())
+    if extra:
+        typer.echo(f"{extra} of {len(truth)} images with references have no caption; the others are scored", err=True)
+    scores = score_captions(
+        said, {image: truth[image] for image in said if image in truth}, tools=ScoringTools(spice_jars=spice_jars)
+    )
+    corpus = pd.DataFrame(
+        [{"metric": name, "score": value, "n": len(said)} for name, value in scores.corpus.items() if value is not None]
+    )
+    _write(scores.per_image if per_image else corpus, out)
+
+
+@app.command(context_settings=OTHER, add_help_option=False)
+def data(context: typer.Context) -> None:
+    """List, get and audit the known sources, and render their cards (rsvlm data --help)."""
+    from rsvlm.data.__main__ import main as run
+
+    raise typer.Exit(run(context.args))
+
+
+@app.command(context_settings=OTHER, add_help_option=False)
+def study(context: typer.Context) -> None:
+    """The study of this project: `rsvlm study` shows its results, `rsvlm study use NAME` puts another in place."""
+    from rsvlm.study import studies, summary
+
+    if context.args[:1] == ["use"] or context.args[:1] in (["--help"], ["-h"]):
+        raise typer.Exit(studies.main(context.args))
+    raise typer.Exit(summary.main(context.args))
+
+
+def _check_out(out: Path | None) -> None:
+    if out is not None and out.suffix not in (".csv", ".jsonl", ".parquet"):
+        raise ValueError(f"{out}: the table is written as .csv, .jsonl or .parquet")
+
+
+def _write(table: object, out: Path | None) -> None:
+    """A table to a file, whole or not at all, or to the screen as CSV."""
+    if out is None:
+        typer.echo(table.to_csv(index=False), nl=False)
+        return
+    from rsvlm.files import whole_file
+
+    with whole_file(out) as scratch:
+        if out.suffix == ".csv":
+            table.to_csv(scratch, index=False)
+        elif out.suffix == ".jsonl":
+            table.to_json(scratch, orient="records", lines=True, force_ascii=False)
+        else:
+            table.to_parquet(scratch, index=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit."""
+    try:
+        app(arguments, standalone_mode=True)
+    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:  # JavaNotFound is a RuntimeError
+        typer.echo(f"rsvlm: {error}", err=True)
+        sys.exit(1)
