@@ -149,8 +149,13 @@ def study(context: typer.Context) -> None:
 
 
 def _check_out(out: Path | None) -> None:
+    """Say now rather than after the work that a table cannot be written."""
     if out is not None and out.suffix not in (".csv", ".jsonl", ".parquet"):
         raise ValueError(f"{out}: the table is written as .csv, .jsonl or .parquet")
+    if out is not None and out.suffix == ".parquet":
+        from rsvlm.extras import import_extra
+
+        import_extra("pyarrow", "a Parquet file", "give a name that ends in .csv or .jsonl")
 
 
 def _write(table: object, out: Path | None) -> None:

@@ -1,0 +1,296 @@
+"""``import rsvlm`` and the command ``rsvlm``: five lines that work in an empty folder, and one clear line on bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import rsvlm
+from rsvlm.cli import app, main
+from rsvlm.models.candidates import choose_captions, training_memory
+from rsvlm.models.captioner import build_capret
+from rsvlm.models.encoders import load_encoder
+from rsvlm.models.features import encode_pictures
+from rsvlm.models.inference import Generation, load_captioner, propose_captions, save_captioner
+from rsvlm.models.tiny import make_tiny_clip
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("A river.", "Many white airplanes.", "A dense forest.")
+WEIGHTS = {"pool": 1.0, "samples": 0.5, "likelihood": 1.0}
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Another encoder."""
+    return load_encoder(str(make_tiny_clip(tmp_path_factory.mktemp("other") / "clip", seed=1)))
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory, tiny_models):
+    """A folder with a saved tiny encoder, a tiny captioner trained with nothing, and some pictures."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("front door")
+    random = np.random.default_rng(0)
+    (folder / "pictures" / "deeper").mkdir(parents=True)
+    pictures = [Image.fromarray(random.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(9)]
+    for number, picture in enumerate(pictures[:3]):
+        picture.save(folder / "pictures" / ("deeper" if number == 2 else "") / f"{number}.png")
+    encoder = load_encoder(str(tiny_models.clip))
+    encoder.save(folder / "encoder")
+    names = [f"made/{number}.png" for number in range(9)]
+    features = encode_pictures(encoder, pictures, names, views=2, grid=2)
+    features.meta.update(encoder_fingerprint=encoder.fingerprint(), capitalise=True)
+    table = pd.DataFrame(
+        {"image_id": names, "split": ["test"] * 3 + ["train"] * 6, "captions": [[KINDS[i % 3]] * 2 for i in range(9)]}
+    )
+    shape = {"device": "cpu", "dtype": "float32", "retrieval_dim": 4, "lora_rank": 2, "lora_alpha": 4.0}
+    captioner = build_capret("random:llama", features, [3, 4, 5], **shape)
+    captioner.config["prompting"] = {"neighbours": 3, "neighbour_temperature": 0.05, "neighbour_captions": 1}
+    save_captioner(
+        folder / "captioner",
+        captioner,
+        training_memory(features, table),
+        generation=Generation(beams=2, samples=2, max_new_tokens=5),
+        weights=WEIGHTS,
+        encoding=features.meta,
+    )
+    return folder, features, table, pictures
+
+
+def test_five_lines_in_an_empty_folder(house, tmp_path):
+    folder = house[0]
+    code = f"""
+import sys, rsvlm
+assert "torch" not in sys.modules and "pandas" not in sys.modules
+encoder = rsvlm.load_encoder({str(folder / "encoder")!r})
+captioner = rsvlm.load_captioner({str(folder / "captioner")!r}, encoder)
+captions = rsvlm.caption(captioner, [{str(folder / "pictures" / "0.png")!r}, {str(folder / "pictures" / "deeper")!r}])
+index = rsvlm.build_index(encoder, {str(folder / "pictures")!r})
+print(captions.to_json(orient="records"))
+print(index.search("two planes beside a hangar", k=2).to_json(orient="records"))
+"""
+    settings = {name: value for name, value in os.environ.items() if name != "RSVLM_ROOT"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    captions, found = map(json.loads, done.stdout.splitlines()[-2:])
+    assert [Path(row["image"]).name for row in captions] == ["0.png", "2.png"]
+    assert all(row["caption"] and row["log_probability"] < 0 for row in captions)
+    assert [row["rank"] for row in found] == [1, 2] and found[0]["score"] >= found[1]["score"]
+    assert not list(tmp_path.iterdir()), "nothing is left in the folder"
+
+
+def test_the_door_shows_what_there_is():
+    assert set(rsvlm.__all__) <= set(dir(rsvlm)) and callable(rsvlm.score_retrieval)
+    assert "rsvlm.caption(captioner" in rsvlm.__doc__
+    with pytest.raises(AttributeError, match="no attribute 'capture'; it has load_encoder"):
+        rsvlm.capture
+
+
+def test_a_saved_captioner_says_what_the_stage_says(house):
+    """Notebook 50 and ``caption`` share one way: the same proposals, the same choice."""
+    folder, features, table, pictures = house
+    captioner = load_captioner(folder / "captioner")
+    ids = features.image_ids[:3]
+    pools = captioner.pools(features.image_embeddings[:3], ids)
+    proposed = propose_captions(captioner.model, features, ids, pools, captioner.generation)
+    expected = choose_captions(proposed.candidates, proposed.judged, WEIGHTS)
+    found = rsvlm.caption(captioner, pictures[:3])
+    assert found["caption"].tolist() == expected and found["image"].tolist() == ["image 1", "image 2", "image 3"]
+    assert captioner.memory.vectors.dtype == np.float16 and len(captioner.memory.captions) == 6
+    size = json.loads((folder / "captioner" / "config.json").read_text())["memory"]
+    assert size["images"] == 6 and size["captions"] == 12
+    arrays = rsvlm.caption(captioner, [np.asarray(one) for one in pictures[:3]])
+    assert arrays["caption"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ("nothing.png", FileNotFoundError, "nothing.png: no such file or folder"),
+        (np.zeros((4, 4, 5), np.uint8), ValueError, r"shape \(4, 4, 5\) and type uint8: expected"),
+        (np.zeros((4, 4, 3)), ValueError, "type float64: expected"),
+    ],
+)
+def test_images_that_are_none(house, images, error, message):
+    with pytest.raises(error, match=message):
+        rsvlm.caption(load_captioner(house[0] / "captioner"), images)
+
+
+def test_a_broken_file_stops_or_is_told_of(house, tmp_path):
+    captioner = load_captioner(house[0] / "captioner")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no image in this folder"):
+        rsvlm.caption(captioner, tmp_path / "empty")
+    broken, whole = tmp_path / "broken.png", house[0] / "pictures" / "0.png"
+    broken.write_bytes(whole.read_bytes()[:60])
+    with pytest.raises(ValueError, match="broken.png"):
+        rsvlm.caption(captioner, [broken, whole])
+    found = rsvlm.caption(captioner, [broken, whole], unreadable="keep")
+    assert found["caption"].isna().tolist() == [True, False] and "broken.png" in found["trouble"][0]
+    with pytest.raises(ValueError, match="given twice"):
+        rsvlm.caption(captioner, [whole, whole])
+
+
+def test_a_captioner_that_is_not_whole(house, other, tmp_path):
+    folder = house[0]
+    with pytest.raises(ValueError, match="trained on features of the encoder"):
+        load_captioner(folder / "captioner", other)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        load_captioner(tmp_path / "nowhere")
+    copy = tmp_path / "captioner"
+    copy.mkdir()
+    for file in (folder / "captioner").iterdir():
+        if file.name != "memory.npy":
+            (copy / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(FileNotFoundError, match="no encoder beside the captioner"):
+        load_captioner(copy)
+    with pytest.raises(FileNotFoundError, match="memory.npy: missing: run the stage generate_captions again"):
+        load_captioner(copy, folder / "encoder")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "generation"}))
+    with pytest.raises(ValueError, match="'generation' is missing: this captioner was trained but not finished"):
+        load_captioner(copy, folder / "encoder")
+
+
+def test_an_index_finds_its_own_images_and_survives_the_disk(house, other, tmp_path):
+    folder, _, _, pictures = house
+    encoder = load_encoder(str(folder / "encoder"))
+    index = rsvlm.build_index(encoder, folder / "pictures")
+    for number, name in enumerate(("0.png", "1.png", "deeper/2.png")):
+        hit = index.search(pictures[number], k=1).iloc[0]
+        assert hit["image"].endswith(name) and hit["score"] == pytest.approx(1, abs=2e-3)
+    index.save(tmp_path / "index")
+    again = rsvlm.load_index(tmp_path / "index")
+    pd.testing.assert_frame_equal(
+        again.search(["a river", "a forest"], k=5), index.search(["a river", "a forest"], k=5)
+    )
+    with pytest.raises(ValueError, match="query 1 is blank"):
+        index.search(["a", " "])
+    with pytest.raises(ValueError, match="made by the encoder"):
+        rsvlm.load_index(tmp_path / "index", other)
+    with pytest.raises(FileNotFoundError, match="no index here"):
+        rsvlm.load_index(tmp_path)
+
+
+def test_retrieval_of_any_embeddings():
+    random = np.random.default_rng(0)
+    images = random.normal(size=(20, 8))
+    texts = np.repeat(images, 2, axis=0) + 0.01 * random.normal(size=(40, 8))
+    own = np.repeat(np.arange(20), 2)
+    perfect = rsvlm.score_retrieval(images, texts, own)
+    assert perfect["mean_recall"] == 1 and perfect["text_to_image_recall_at_1"] == 1
+    shuffled = rsvlm.score_retrieval(images, texts, np.roll(own, 7))
+    assert shuffled["mean_recall"] < 0.6
+    assert (
+        rsvlm.score_retrieval(images, texts, [[row, (row + 1) % 20] for row in own])["image_to_text_recall_at_1"] == 1
+    )
+    with pytest.raises(ValueError, match=r"positives of text 1: \[20\]; expected rows of the 20 images"):
+        rsvlm.score_retrieval(images, texts[:2], [0, 20])
+    with pytest.raises(ValueError, match="image 1 and 18 more have no text"):
+        rsvlm.score_retrieval(images, texts[:1], [0])
+
+
+# The command
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def failure(capsys, *arguments):
+    """The one line on bad input."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    said = capsys.readouterr().err.strip()
+    assert stopped.value.code == 1 and "\n" not in said and said.startswith("rsvlm: ")
+    return said
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_captions_as_a_table(house, tmp_path, ending):
+    out = tmp_path / f"captions.{ending}"
+    if ending == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed: tables are not written as Parquet here")
+    done = run("caption", house[0] / "captioner", house[0] / "pictures", "--out", out)
+    assert done.exit_code == 0, done.output
+    read = {"csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True), "parquet": pd.read_parquet}[
+        ending
+    ]
+    table = read(out)
+    assert len(table) == 3 and list(table) == ["image", "caption", "log_probability"] and table["caption"].notna().all()
+
+
+def test_embed_then_search(house, tmp_path):
+    assert run("embed", house[0] / "encoder", house[0] / "pictures", "--out", tmp_path / "index").exit_code == 0
+    done = run("search", tmp_path / "index", "a river", "-k", 2)
+    assert (
+        done.exit_code == 0 and done.stdout.splitlines()[0] == "rank,image,score" and len(done.stdout.splitlines()) == 3
+    )
+    done = run("search", tmp_path / "index", house[0] / "pictures" / "1.png", "--image", "-k", 1)
+    assert "1.png" in done.stdout
+
+
+def test_bad_input_is_told_in_one_line(house, tmp_path, capsys):
+    assert "no such folder" in failure(capsys, "caption", tmp_path / "none", house[0] / "pictures")
+    assert "written as .csv" in failure(capsys, "caption", house[0] / "captioner", "a.png", "--out", "a.xlsx")
+    assert "no index here" in failure(capsys, "search", tmp_path, "a river")
+    (tmp_path / "mine").mkdir()
+    assert "give another folder" in failure(capsys, "embed", house[0] / "encoder", "a", "--out", tmp_path / "mine")
+    assert run("caption").exit_code == 2 and run("--help").exit_code == 0
+
+
+SAID = {"a.png": "a river .", "b.png": "a forest ."}
+TRUTH = {"a.png": ["a river .", "a wide river ."], "b.png": ["many trees ."]}
+
+
+def write_captions(folder: Path, form: str) -> tuple[Path, Path]:
+    said, truth = folder / f"said.{form.split('_')[-1]}", folder / f"truth.{form.split('_')[-1]}"
+    if form == "json":
+        said.write_text(json.dumps(SAID))
+        truth.write_text(json.dumps(TRUTH))
+    elif form == "coco_json":
+        said.write_text(json.dumps([{"image_id": image, "caption": text} for image, text in SAID.items()]))
+        images = [{"id": number, "file_name": image} for number, image in enumerate(TRUTH)]
+        pairs = [(number, text) for number, own in enumerate(TRUTH.values()) for text in own]
+        annotations = [{"id": n, "image_id": number, "caption": text} for n, (number, text) in enumerate(pairs)]
+        truth.write_text(json.dumps({"images": images, "annotations": annotations}))
+    elif form == "jsonl":
+        said.write_text(
+            "".join(json.dumps({"image_id": image, "caption": text}) + "\n" for image, text in SAID.items())
+        )
+        truth.write_text("".join(json.dumps({"image": image, "captions": own}) + "\n" for image, own in TRUTH.items()))
+    else:
+        pd.DataFrame({"filename": SAID.keys(), "caption": SAID.values()}).to_csv(said, index=False)
+        wide = [[image, own[0], own[1] if len(own) > 1 else ""] for image, own in TRUTH.items()]
+        pd.DataFrame(wide, columns=["filename", "caption_1", "caption_2"]).to_csv(truth, index=False)
+    return said, truth
+
+
+@pytest.mark.parametrize("form", ["json", "coco_json", "jsonl", "csv"])
+def test_anyones_captions_are_read(tmp_path, form):
+    from rsvlm.scoring.caption_files import one_caption_each, read_caption_lists
+
+    said, truth = write_captions(tmp_path, form)
+    assert one_caption_each(read_caption_lists(said), said) == SAID and read_caption_lists(truth) == TRUTH
+
+
+def test_scores_without_a_study(tmp_path, capsys):
+    said, truth = write_captions(tmp_path, "csv")
+    done = run("score", said, truth, "--out", tmp_path / "scores.csv")
+    assert done.exit_code == 0, done.output
+    scores = pd.read_csv(tmp_path / "scores.csv").set_index("metric")["score"]
+    direct = rsvlm.score_captions(SAID, TRUTH).corpus
+    assert scores["CIDEr"] == pytest.approx(direct["CIDEr"]) and scores["BLEU-1"] == pytest.approx(direct["BLEU-1"])
+    assert "SPICE" not in scores.index
+    assert "2 captions; one an image" in failure(capsys, "score", truth, truth)
+    (tmp_path / "x.csv").write_text("name,words\na,b\n")
+    assert "none of image_id" in failure(capsys, "score", tmp_path / "x.csv", truth)
+    assert "no such file" in failure(capsys, "score", tmp_path / "y.csv", truth)
