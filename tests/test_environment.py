@@ -5,11 +5,9 @@ import email
 import importlib.metadata
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -115,19 +113,6 @@ def test_hashes_are_kept_of_the_wheels_that_a_machine_may_take(machine, taken):
         "mac": "a-1.0-cp311-cp311-macosx_11_0_universal2.whl",
     }
     assert set(lock._fitting(wheels.values(), machine)) == {wheels[name] for name in taken}
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> zipfile.ZipFile:
-    """The wheel of a copy of this project, built without a network."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "rsvlm", source / "rsvlm", ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation", "-w", out, source]
-    done = subprocess.run(build, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return zipfile.ZipFile(next(out.glob("rsvlm-*.whl")))
 
 
 def test_the_wheel_asks_for_wheels_alone(wheel):

@@ -1,5 +1,6 @@
 """``import rsvlm`` and the command ``rsvlm``: five lines that work in an empty folder, and one clear line on bad input."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -23,6 +24,10 @@ from rsvlm.models.inference import Generation, load_captioner, propose_captions,
 from rsvlm.models.tiny import make_tiny_clip
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import lock  # noqa: E402  scripts/lock.py
+
 KINDS = ("A river.", "Many white airplanes.", "A dense forest.")
 WEIGHTS = {"pool": 1.0, "samples": 0.5, "likelihood": 1.0}
 
@@ -85,6 +90,32 @@ print(index.search("two planes beside a hangar", k=2).to_json(orient="records"))
     assert all(row["caption"] and row["log_probability"] < 0 for row in captions)
     assert [row["rank"] for row in found] == [1, 2] and found[0]["score"] >= found[1]["score"]
     assert not list(tmp_path.iterdir()), "nothing is left in the folder"
+
+
+def core_packages(folder: Path) -> Path:
+    """A folder with links to the packages that ``pip install .`` brings, and no other."""
+    folder.mkdir()
+    for name in lock.closure(lock.core_requirements()).keys() - {"rsvlm"}:
+        found = importlib.metadata.distribution(name)
+        for top in {file.parts[0] for file in found.files} - {"..", "__pycache__"}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(found.locate_file(top))
+    return folder
+
+
+def test_the_wheel_with_its_core_alone_captions_an_image(house, wheel, tmp_path):
+    """Unpacked as an installer does, in another folder, without the packages that only extras name."""
+    wheel.extractall(tmp_path / "installed")
+    core = core_packages(tmp_path / "core")
+    assert (core / "torch").exists() and not (core / "dvc").exists() and not (core / "faiss").exists()
+    settings = {name: value for name, value in os.environ.items() if name != "RSVLM_ROOT"}
+    settings["PYTHONPATH"] = os.pathsep.join(map(str, (tmp_path / "installed", core)))
+    (tmp_path / "empty").mkdir()
+    command = [sys.executable, "-S", "-m", "rsvlm", "caption", house[0] / "captioner", house[0] / "pictures" / "0.png"]
+    done = subprocess.run(command, cwd=tmp_path / "empty", env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    head, row = done.stdout.splitlines()
+    assert head == "image,caption,log_probability" and "0.png" in row
 
 
 def test_the_door_shows_what_there_is():

