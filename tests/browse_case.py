@@ -10,6 +10,9 @@ from rsvlm.models.captioner import build_captioner, save_captioner
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import encode_images, load_features
 from rsvlm.study import paths
+from rsvlm.study.config import read_section
+from rsvlm.study.paths import finished_study
+from rsvlm.viewing import browse
 from rsvlm.viewing.search_index import save_indexes
 
 SCRIPT = "<script>document.title='taken'</script>"
@@ -72,7 +75,7 @@ def build_study(
         columns = ["run", "source", "split", "image_id", "references", "reference_set_seen", "CIDEr", "METEOR"]
         paths.SCORES.mkdir(parents=True)
         pd.DataFrame(scores, columns=columns).to_csv(paths.SCORES / "captions.csv", index=False)
-    save_indexes(table)
+    save_indexes(table, finished_study())
     return rows
 
 
@@ -97,4 +100,10 @@ def add_captioner() -> None:
     weights = {"pool": 1.0, "samples": 0.0, "likelihood": 1.0}
     write_json(paths.METRICS / "generate_captions.json", {"weights": weights})
     paths.PARAMS.write_text(SMOKE.read_text(encoding="utf-8"), encoding="utf-8")
-    save_indexes(table)
+    save_indexes(table, finished_study())
+
+
+def open_archive() -> browse.Archive:
+    """The archive of the study in place; without parameters nothing can be captioned."""
+    generation = read_section(paths.PARAMS, "generate_captions") if paths.PARAMS.is_file() else {}
+    return browse.open_archive(finished_study(), generation)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsvlm.data.table import SPLITS, load_table, rows_of
+from rsvlm.data.table import SPLITS, rows_of
 from rsvlm.files import read_json
 from rsvlm.models.candidates import Pools, choose_captions, gather_candidates, judge_candidates
 from rsvlm.models.capret import CapRet
@@ -25,9 +25,7 @@ from rsvlm.models.generation import beam_captions, caption_log_likelihoods, embe
 from rsvlm.models.neighbours import CiderSpace, caption_space, consensus_pool, find_neighbours
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.runs import read_captions
-from rsvlm.study import paths
-from rsvlm.study.config import read_section
-from rsvlm.viewing.caption_entries import known_runs
+from rsvlm.viewing.caption_entries import StudyFiles, known_runs
 from rsvlm.viewing.search_index import SearchIndex, load_index, mask_of, saved_methods
 from rsvlm.viewing.thumbnails import ThumbnailCache, make_thumbnail
 
@@ -39,6 +37,8 @@ LARGEST_FILE = 64_000_000  # bytes of a file from outside
 class Archive:
     """The study's images with their captions; models and indexes are loaded when they are first needed."""
 
+    files: StudyFiles
+    generation: Mapping[str, object]  # how captions are made: the settings of the stage generate_captions
     table: pd.DataFrame  # indexed by image_id
     features: Features
     device: str
@@ -55,17 +55,17 @@ class Archive:
     def methods(self) -> list[str]:
         """The retrieval methods that can be searched with now."""
         without = {"ret", "combined"} if not self.has_captioner else set()
-        return [method for method in saved_methods() if method not in without]
+        return [method for method in saved_methods(self.files.search_index) if method not in without]
 
     @property
     def has_captioner(self) -> bool:
         """Whether a captioner was trained."""
-        return (paths.CAPTIONER / "config.json").is_file()
+        return (self.files.captioner / "config.json").is_file()
 
     @cached_property
     def encoder(self) -> DualEncoder:
         """The encoder that the features come from."""
-        return load_encoder(str(paths.ENCODER), choose_device(self.device)).eval()
+        return load_encoder(str(self.files.encoder), choose_device(self.device)).eval()
 
     @cached_property
     def captioner(self) -> CapRet:
@@ -76,7 +76,7 @@ class Archive:
         """
         if not self.has_captioner:
             raise FileNotFoundError(NO_CAPTIONER)
-        return load_captioner(paths.CAPTIONER, self.device, features=self.features)
+        return load_captioner(self.files.captioner, self.device, features=self.features)
 
     @cached_property
     def training_captions(self) -> tuple[dict[str, list[str]], CiderSpace]:
@@ -98,7 +98,7 @@ class Archive:
     def index(self, method: str) -> SearchIndex:
         """The saved index of a method."""
         if method not in self._indexes:
-            self._indexes[method] = load_index(method)
+            self._indexes[method] = load_index(method, self.files.search_index)
         return self._indexes[method]
 
     def within(self, method: str, split: str | None) -> np.ndarray | None:
@@ -139,17 +139,23 @@ class Described:
     features: Features = field(repr=False)  # of this image alone; its id is its file name
 
 
-def open_archive(split: str | None = "test", device: str = "cpu") -> Archive:
+def open_archive(
+    files: StudyFiles, generation: Mapping[str, object], *, split: str | None = "test", device: str = "cpu"
+) -> Archive:
     """The study's images with their features and generated captions; a split (None: all) is searched.
+
+    Args:
+        generation: how captions are made, for an image from outside and the dialogue: the settings of the stage
+            generate_captions.
 
     Raises:
         FileNotFoundError: the stages aggregate_data or encode_images have not run.
         ValueError: the split is not in the table.
     """
-    table = load_table(paths.IMAGE_TABLE).set_index("image_id", drop=False)
+    table = files.read_table().set_index("image_id", drop=False)
     rows_of(table, split=split)
-    runs = {run: read_captions(file) for run, file in known_runs().items()}
-    return Archive(table, load_features(paths.FEATURES), device, split, runs)
+    runs = {run: read_captions(file) for run, file in known_runs(files).items()}
+    return Archive(files, generation, table, load_features(files.features), device, split, runs)
 
 
 def splits_of(archive: Archive) -> list[str]:
@@ -242,7 +248,7 @@ def pools_of(archive: Archive, vectors: np.ndarray, image_ids: Sequence[str]) ->
 
 def _captions(archive: Archive, features: Features, name: str) -> dict[str, str]:
     """The captions of the runs captioner, beam and consensus, made as the stage generate_captions makes them."""
-    captioner, params = archive.captioner, read_section(paths.PARAMS, "generate_captions")
+    captioner, params = archive.captioner, archive.generation
     prompting = captioner.config["prompting"]
     pools = pools_of(archive, features.image_embeddings, [name])
     given = {"prompt": params["prompt"], "view": params["view"]}
@@ -259,7 +265,7 @@ def _captions(archive: Archive, features: Features, name: str) -> dict[str, str]
         )  # fmt: skip
     own = [list(dict.fromkeys([*beams[0], *(drawn[0] if drawn else [])]))]
     candidates = gather_candidates(own, pools, params["pool_candidates"])
-    weights = read_json(paths.METRICS / "generate_captions.json")["weights"]
+    weights = read_json(archive.files.metrics / "generate_captions.json")["weights"]
     likelihoods = (
         caption_log_likelihoods(captioner, features, [name], candidates, **given) if weights["likelihood"] else None
     )
