@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/browsing.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["RSVLM_ROOT"] = scratch  # before rsvlm is imported: it finds its folders then
+        os.environ["RSVLM_ROOT"] = scratch
         make_records(Path(scratch), arguments.records, arguments.pictures)
         rows = measure_gallery() | measure_search(arguments.images, arguments.dimensions)
     from rsvlm.files import write_json

@@ -9,9 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from rsvlm.files import cache_folder
+from rsvlm.data.aggregate import aggregate_sources
+from rsvlm.data.table import load_table, save_table
+from rsvlm.files import cache_folder, write_json_lines
+from rsvlm.models.pixels import fingerprint_images
+from rsvlm.viewing.caption_entries import StudyFiles
+from rsvlm.viewing.caption_gallery import write_caption_gallery
 
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "rsvlm"
@@ -96,3 +103,36 @@ def test_the_cache_is_where_it_is_told(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "rsvlm"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A working directory with pictures, their captions in a table, and no project above."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RSVLM_CACHE", str(tmp_path / "cache"))
+    Path("pictures").mkdir()
+    lines = ["image,caption_1,split"]
+    for number, split in enumerate(("train", "train", "val", "test")):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"pictures/{number}.png")
+        lines.append(f"{number}.png,Field {number}.,{split}")
+    Path("own.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_from_a_folder_of_pictures_to_a_gallery_without_a_project(folder):
+    source = {"name": "own", "format": "caption_table", "annotations": "own.csv", "images": "pictures"}
+    rows, report = aggregate_sources([source], data_root=".", find_same_ground=False, log=lambda line: None)
+    assert {row["path"] for row in rows} == {f"pictures/{number}.png" for number in range(4)}
+    here = StudyFiles()
+    save_table(rows, here.table)
+    (folder / "elsewhere").mkdir()
+    table = load_table(here.table, folder / "elsewhere")
+    assert table["path"].tolist()[0].startswith(str(folder / "elsewhere" / "pictures"))
+    assert load_table(here.table)["path"].tolist()[0].startswith("pictures/")
+    write_json_lines(here.generated / "captioner.jsonl", [{"image_id": "own/3.png", "caption": "A field."}])
+    written = write_caption_gallery(Path("page.html"), here)
+    assert written["page"] == "page.html" and written["images"] == 1
+    made = {path.name.split(".")[0] for path in folder.iterdir()}
+    assert made == {"pictures", "own", "images", "generated", "elsewhere", "page", "cache"}
+    assert fingerprint_images(["pictures/0.png"]) == fingerprint_images([str(folder / "pictures/0.png")])
