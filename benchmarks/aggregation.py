@@ -88,7 +88,8 @@ def audit_images(folder: Path) -> dict[str, float]:
         prints = fingerprint_images(paths, cache=folder / "cache")
         seconds[name] = clock() - start
     start = clock()
-    find_near_duplicates(rows, [], {row["image_id"]: one for row, one in zip(rows, prints, strict=True)}, True)
+    by_image = {row["image_id"]: one for row, one in zip(rows, prints, strict=True)}
+    find_near_duplicates(rows, [], by_image, True, cache=folder / "cache")
     seconds["near_duplicates"] = clock() - start
     start = clock()
     verbatim_share(rows)

@@ -2,6 +2,7 @@
 
 Every result of a stage is written beside its final place and moved there in one step, so that a killed run or a full
 disk never leaves half a file under a result's name. What a person adds line by line goes through ``append_line``.
+What can be made anew at any time is kept in ``cache_folder()``.
 """
 
 import fcntl
@@ -15,6 +16,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+
+def cache_folder() -> Path:
+    """Where copies are kept that may be deleted at any time: ``RSVLM_CACHE``, else ``rsvlm`` in the user's cache folder.
+
+    A study sets it to its own ``.rsvlm/cache``.
+    """
+    named = os.environ.get("RSVLM_CACHE")
+    if named:
+        return Path(named).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rsvlm"
 
 
 @contextmanager

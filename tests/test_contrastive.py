@@ -13,7 +13,6 @@ from rsvlm.data.images import ImageError
 from rsvlm.kernels import Ranks, hits
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.pixels import open_pixels
-from rsvlm.study import paths
 from rsvlm.training import contrastive
 from rsvlm.training.augmentation import Augmentation, augment
 from rsvlm.training.contrastive import AdaptSettings, adapt_encoder, one_cycle
@@ -30,8 +29,7 @@ QUICK = AdaptSettings(
 @pytest.fixture
 def table(tmp_path, monkeypatch) -> pd.DataFrame:
     """24 small pictures in four colours, captions that name the colour; caches below tmp_path."""
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setenv("RSVLM_CACHE", str(tmp_path / "cache"))
     generator = np.random.default_rng(0)
     rows = []
     for i in range(24):

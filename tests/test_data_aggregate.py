@@ -17,7 +17,6 @@ from rsvlm.data.overlap import draw_validation
 from rsvlm.data.source_checks import check_sources
 from rsvlm.data.sources import parse_source
 from rsvlm.data.table import load_adapt_table, load_table, rows_of, save_table
-from rsvlm.study import paths
 
 SPLIT_OF = ["train", "train", "train", "train", "val", "test"]
 
@@ -39,12 +38,12 @@ def make_source(root, name="s", splits=tuple(SPLIT_OF), captions=("a river .", "
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setenv("RSVLM_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def folders(root):
     """Where ``write_aggregated`` writes."""
-    return {name: root / name for name in ("aggregated", "cards", "metrics")}
+    return {name: root / name for name in ("aggregated", "pages", "cards", "metrics")}
 
 
 def run(root, *sources, **options):
@@ -168,8 +167,7 @@ def test_a_source_without_its_folder_of_images_may_be_gone_on_without(tmp_path):
     facts = report["sources"]["lacking"]
     assert {row["source"] for row in rows} == {"s"} and facts["files_missing"] == facts["images_listed"] == 6
     assert facts["images"] == {"train": 0, "val": 0, "test": 0} and facts["images_on_disk"] is False
-    places = {name: tmp_path / name for name in ("aggregated", "cards", "metrics")}
-    assert write_aggregated(rows, report, **places)["sources"]["lacking"]["files_missing"] == 6
+    assert write_aggregated(rows, report, **folders(tmp_path))["sources"]["lacking"]["files_missing"] == 6
     with pytest.raises(ValueError, match=r"the split train .*lacking: 4 listed, files missing in all splits: 6"):
         run(tmp_path, lacking)
 

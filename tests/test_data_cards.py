@@ -18,10 +18,9 @@ from rsvlm.data.catalogue import CAP4, KNOWN, REMOTECLIP, REMOTECLIP_IMAGES
 from rsvlm.data.croissant import describe_source
 from rsvlm.data.sources import list_source, parse_source
 from rsvlm.files import fingerprint_file, read_json
-from rsvlm.study import paths
 from rsvlm.study.config import read_params
+from rsvlm.study.model_card import model_card
 from rsvlm.viewing.data_figures import findings_table, sources_table
-from rsvlm.viewing.model_card import model_card
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "data_cards"
@@ -122,7 +121,7 @@ def test_a_page_without_markers_is_refused():
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """A source named like a known one and one of the user's own, aggregated and written."""
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("RSVLM_CACHE", str(tmp_path / "cache"))
     sources = []
     for name in ("rsicd", "own"):
         entries = []
@@ -137,7 +136,7 @@ def study(tmp_path, monkeypatch):
         sources.append({"name": name, "format": "karpathy", "annotations": f"{name}.json", "images": name})
     rows, report = aggregate_sources(sources, data_root=str(tmp_path), log=lambda line: None)
     folders = {name: tmp_path / name for name in ("aggregated", "cards", "metrics")}
-    write_aggregated(rows, report, **folders)
+    write_aggregated(rows, report, pages=CARDS, **folders)
     return rows, report, tmp_path / "cards"
 
 

@@ -14,10 +14,9 @@ from PIL import EpsImagePlugin, Image
 from rsvlm.data import fingerprints
 from rsvlm.data.boxes import image_size
 from rsvlm.data.fingerprints import fingerprint_images
-from rsvlm.data.images import MAX_PIXELS, READING, ImageError, open_file, open_image, resolve_image
+from rsvlm.data.images import MAX_PIXELS, READING, ImageError, open_file, open_image
 from rsvlm.data.mask_boxes import read_mask_boxes
 from rsvlm.models import pixels as pixel_cache
-from rsvlm.study.paths import ROOT
 from rsvlm.viewing.thumbnails import ThumbnailCache, make_thumbnail
 
 GREY, RGB, UNSPECIFIED, ASSOCIATED, ALPHA = 1, 2, 0, 1, 2  # of a TIFF's photometric interpretation and extra samples
@@ -386,8 +385,3 @@ def test_caches_of_pictures_know_how_they_were_read(tmp_path, monkeypatch):
     before = pixel_cache.fingerprint_images([str(path)])
     monkeypatch.setattr(pixel_cache, "READING", READING + 1)
     assert pixel_cache.fingerprint_images([str(path)]) != before
-
-
-def test_paths_are_below_the_root_unless_absolute(tmp_path):
-    assert resolve_image("../x/a.png") == ROOT / "../x/a.png"
-    assert resolve_image(str(tmp_path / "a.png")) == tmp_path / "a.png"

@@ -14,7 +14,6 @@ from rsvlm.models import pixels as growing
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import encode_images, load_features, turn_views
 from rsvlm.models.pixels import GrowingArray
-from rsvlm.study import paths
 from rsvlm.viewing.training_figures import draw_neighbours, nearest_images
 
 torch.set_num_threads(1)
@@ -22,7 +21,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def table(tmp_path, monkeypatch) -> pd.DataFrame:
-    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv("RSVLM_CACHE", str(tmp_path / "cache"))
     generator = np.random.default_rng(1)
     rows = []
     for i in range(10):

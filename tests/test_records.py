@@ -5,6 +5,7 @@ import pytest
 from test_galleries import NAME, NASTY, make_study, root  # noqa: F401
 
 from rsvlm.study import paths
+from rsvlm.study.paths import finished_study
 from rsvlm.viewing import records as records_cache
 from rsvlm.viewing.caption_gallery import write_caption_gallery
 from rsvlm.viewing.records import Query, draw_order, open_records, read_entries, read_records, select_rows
@@ -14,7 +15,7 @@ from rsvlm.viewing.widgets import caption_gallery
 @pytest.fixture
 def records(root):  # noqa: F811
     make_study(root)
-    return read_records()
+    return read_records(finished_study())
 
 
 def ask(records, marks=None, **query):
@@ -30,7 +31,7 @@ def test_what_is_read(records):
     entry = records.entry(records.row_of["alpha/4.png"])
     assert entry.score("captioner", "CIDEr") == 2.0 and entry.score("consensus", "CIDEr") == 3.0
     assert entry.references == (("A river runs .", 2), ("Field 4 with trees", 1)) and entry.seen is True
-    assert read_entries("captioner", ["consensus", "shuffled"])[1] == ["shuffled"]
+    assert read_entries(finished_study(), "captioner", ["consensus", "shuffled"])[1] == ["shuffled"]
 
 
 def test_orders(records):
@@ -79,7 +80,7 @@ def test_marks_filter(records):
 
 def test_what_was_not_measured_stands_last(root):  # noqa: F811
     make_study(root, scored=False)
-    records = read_records()
+    records = read_records(finished_study())
     for order in ("best", "worst", "median"):
         numbers, values = ask(records, order=order)
         assert len(numbers) == 12 and np.isnan(values).all() and numbers == ask(records)[0]
@@ -100,9 +101,9 @@ def test_queries_check_themselves(records):
 def test_a_large_study_is_read_once(root, monkeypatch):  # noqa: F811
     make_study(root)
     monkeypatch.setattr(records_cache, "LARGE", 5)
-    first = open_records()
+    first = open_records(finished_study())
     monkeypatch.setattr(records_cache, "read_records", lambda *_, **__: pytest.fail("read again"))
-    second = open_records()
+    second = open_records(finished_study())
     assert [second.entry(row) for row in range(12)] == [first.entry(row) for row in range(12)]
     assert second.metrics == first.metrics and second.runs == first.runs and second.seen.tolist() == first.seen.tolist()
     query = Query("captioner", order="worst", label="river")
@@ -113,9 +114,9 @@ def test_a_large_study_is_read_once(root, monkeypatch):  # noqa: F811
 def test_the_stage_leaves_a_large_study_ready_to_open(root, monkeypatch):  # noqa: F811
     make_study(root)
     monkeypatch.setattr(records_cache, "LARGE", 5)
-    write_caption_gallery(images=4)
+    write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), images=4)
     monkeypatch.setattr(records_cache, "read_records", lambda *_, **__: pytest.fail("read again"))
-    assert len(caption_gallery().records) == 12
+    assert len(caption_gallery(finished_study()).records) == 12
 
 
 def test_a_changed_file_is_read_anew_and_old_columns_go(root, monkeypatch):  # noqa: F811
@@ -125,5 +126,8 @@ def test_a_changed_file_is_read_anew_and_old_columns_go(root, monkeypatch):  # n
     for number in range(4):
         path = paths.GENERATED / "captioner.jsonl"
         path.write_text(path.read_text().replace("A River", f"A River{number}"))
-        assert f"A River{number}" in open_records().said["captioner"][0] + open_records().said["captioner"][5]
+        assert (
+            f"A River{number}"
+            in open_records(finished_study()).said["captioner"][0] + open_records(finished_study()).said["captioner"][5]
+        )
     assert len(list(paths.CACHE.glob("records_*"))) == 2

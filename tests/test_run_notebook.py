@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import json
 import os
 import shutil
 import signal
@@ -17,6 +16,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from ruamel.yaml import YAML
 
+from rsvlm.files import cache_folder
 from rsvlm.study import paths
 from rsvlm.study.config import CHECKERS, check_section, declared_parameters, fits, read_params, read_section
 from rsvlm.study.strip import as_text, stripped
@@ -257,6 +257,7 @@ def project(tmp_path, monkeypatch):
     """A root with the study's dvc.yaml, and nothing made yet."""
     (tmp_path / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setattr(paths, "find_root", lambda: tmp_path)
+    monkeypatch.setenv("RSVLM_CACHE", "a user's own")
     return tmp_path
 
 
@@ -270,6 +271,7 @@ def test_run_by_hand_a_notebook_has_its_own_outs_and_the_studys_inputs(project, 
         assert getattr(places, name) == scratch / paths.PLACES[name]
     for name in ("FEATURES", "IMAGE_TABLE", "ENCODER", "CACHE", "PARAMS", "ROOT", "SCORES"):
         assert getattr(places, name) == project / paths.PLACES[name]
+    assert cache_folder() == places.CACHE, "whatever the user's environment says"
     assert str(places) == "Run by hand: reads the study, writes below scratch/40_finetune_lora/ alone."
     with pytest.raises(AttributeError, match="no place 'CAPTIONR'"):
         places.CAPTIONR
@@ -294,39 +296,6 @@ def test_a_place_that_holds_other_stages_files_too_is_told_apart(project):
     assert paths.workspace("caption_gallery").GENERATED == project / "data/generated"
     with pytest.raises(ValueError, match="no stage 'finetune'"):
         paths.workspace("finetune")
-
-
-IMPORT_ALL = """
-import importlib, json, pkgutil, rsvlm
-bad = {}
-for module in pkgutil.walk_packages(rsvlm.__path__, "rsvlm."):
-    try:
-        importlib.import_module(module.name)
-    except ModuleNotFoundError as error:
-        if error.name.startswith("rsvlm"):
-            raise
-    except Exception as error:
-        bad[module.name] = repr(error)
-print(json.dumps(bad))
-"""
-
-
-def test_every_module_can_be_imported_outside_a_project(tmp_path):
-    (tmp_path / "site").mkdir()
-    (tmp_path / "empty").mkdir()
-    shutil.copytree(PROJECT / "rsvlm", tmp_path / "site" / "rsvlm", ignore=shutil.ignore_patterns("__pycache__"))
-    settings = {key: value for key, value in os.environ.items() if key != "RSVLM_ROOT"}
-    settings["PYTHONPATH"] = str(tmp_path / "site")
-
-    def python(code: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, cwd=tmp_path / "empty", env=settings, capture_output=True, text=True)
-
-    done = python(IMPORT_ALL)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {}
-    done = python("from rsvlm.study import paths; paths.FEATURES")
-    assert "no dvc.yaml above" in done.stderr and "set RSVLM_ROOT" in done.stderr
 
 
 def test_values_arrive_with_their_types():

@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 
 from rsvlm.files import write_json
-from rsvlm.study import paths
-from rsvlm.viewing import study_map
-from rsvlm.viewing.plots import COLOURS, PNG_METADATA, figure, save_figure, series_colours
-from rsvlm.viewing.study_map import (
+from rsvlm.study import paths, study_map
+from rsvlm.study.study_map import (
     FRESH,
     MISSING,
     STALE,
@@ -19,6 +17,7 @@ from rsvlm.viewing.study_map import (
     list_pages,
     read_stages,
 )
+from rsvlm.viewing.plots import COLOURS, PNG_METADATA, figure, save_figure, series_colours
 
 PROJECT = Path(__file__).resolve().parents[1]
 PIPELINE = """

@@ -1,18 +1,22 @@
-"""``python -m rsvlm.data``: list the known sources, get one, audit a folder of them, render the cards."""
+"""``python -m rsvlm.data``: list the known sources, get one, audit a folder of them, render the cards.
+
+Relative paths, the defaults too, start from the working directory.
+"""
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-from rsvlm.data.aggregate import audit_sources
+from rsvlm.data.aggregate import TABLE, audit_sources
 from rsvlm.data.audit import english_dictionary
 from rsvlm.data.cards import render_cards, renew_cards
 from rsvlm.data.catalogue import KNOWN, DownloadError, get_source
 from rsvlm.data.overlap import search_scope
 from rsvlm.data.table import load_table
 from rsvlm.files import read_json, write_json, write_json_lines
-from rsvlm.study import paths
+
+CARDS, AGGREGATED, RAW, AUDIT = Path("data_cards"), Path("data/aggregated"), Path("data/raw"), Path("reports/audit")
 
 
 def known_sources(data_root: Path) -> list[dict]:
@@ -38,6 +42,12 @@ def known_sources(data_root: Path) -> list[dict]:
     return sources
 
 
+def check_cards() -> None:
+    """NotADirectoryError where the working directory holds no cards to fill."""
+    if not CARDS.is_dir():
+        raise NotADirectoryError(f"{CARDS}: no such folder here; the cards are filled in the project's root")
+
+
 def check_writable(folder: Path, remedy: str) -> None:
     """Make a folder and write to it, so that this fails now rather than after the work.
 
@@ -59,12 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("list", help="the known sources, what is published about them, and their official places")
     get = commands.add_parser("get", help="fetch a source into data/raw; nothing is fetched without this command")
     get.add_argument("name", metavar="NAME", help=f"one of: {', '.join(KNOWN)}")
-    get.add_argument("--raw", type=Path, default=paths.ROOT / "data" / "raw", help="folder of raw data (data/raw)")
+    get.add_argument("--raw", type=Path, default=RAW, help=f"folder of raw data ({RAW})")
     audit = commands.add_parser(
         "audit", help="audit every known source in a folder: report, near-duplicates, counts, spelling"
     )
     audit.add_argument("data_root", type=Path)
-    audit.add_argument("--out", type=Path, default=paths.REPORTS / "audit")
+    audit.add_argument("--out", type=Path, default=AUDIT, help=f"folder of the report ({AUDIT})")
     audit.add_argument("--no-spelling", action="store_true", help="go without the dictionary of the extra `audit`")
     audit.add_argument("--no-same-ground", action="store_true", help="go without the search by local features")
     audit.add_argument("--cards", action="store_true", help="fill data_cards/ with what was found")
@@ -87,7 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
                 english_dictionary("leave the spelling out: --no-spelling")
             check_writable(chosen.out, "name another folder: --out FOLDER")
             if chosen.cards:
-                check_writable(paths.DATA_CARDS, "leave --cards out")
+                check_cards()
+                check_writable(CARDS, "leave --cards out")
             # Without images, or with some missing, a source is compared by its captions.
             rows, report = audit_sources(
                 sources,
@@ -104,12 +115,15 @@ def main(arguments: list[str] | None = None) -> int:
                     f"  {kind}: {counts['pairs']}, of them {counts['train_and_test']} between training and test; {scope}"
                 )
             if chosen.cards:
-                print(f"cards filled: {', '.join(renew_cards(rows, report))}")
+                print(f"cards filled: {', '.join(renew_cards(rows, report, CARDS))}")
         elif chosen.study:
-            renewed = renew_cards(load_table().to_dict("records"), read_json(paths.AGGREGATED / "report.json"))
+            check_cards()
+            table, report = load_table(AGGREGATED / TABLE), read_json(AGGREGATED / "report.json")
+            renewed = renew_cards(table.to_dict("records"), report, CARDS)
             print(f"cards filled: {', '.join(renewed)}")
         else:
-            render_cards()
+            check_cards()
+            render_cards(CARDS)
     except (ValueError, OSError, ModuleNotFoundError, DownloadError) as error:
         print(error, file=sys.stderr)
         return 1

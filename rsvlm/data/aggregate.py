@@ -22,7 +22,6 @@ from rsvlm.data.sources import Source, list_source, missing_split, parse_source,
 from rsvlm.data.table import save_table
 from rsvlm.extras import import_extra
 from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_lines
-from rsvlm.study import paths
 
 TABLE, ADAPT = "images.jsonl", "adapt.jsonl"  # the table, and the rows that adapt the encoder alone
 NEAR_DUPLICATES = "near_duplicates.jsonl"  # every pair of near-duplicates, beside the table
@@ -40,6 +39,7 @@ def aggregate_sources(
     seed: int = 0,
     cache: Path | None = None,
     tiles: Path | None = None,
+    root: Path | None = None,
     log: Callable[[str], None] = print,
 ) -> tuple[list[dict], dict]:
     """Rows of all images that are used, and the report on them.
@@ -49,15 +49,16 @@ def aggregate_sources(
 
     Args:
         sources: dicts, see rsvlm.data.sources.Source.
-        data_root: folder that the sources' paths start from, relative to the project's root or absolute.
+        data_root: folder that the sources' paths start from, absolute or relative to ``root``.
         allow_missing_images: leave out images that are missing or cannot be opened, and count them; else they stop it.
         drop_train_near_duplicates_of_test: leave out training images that show what a test image shows, see rsvlm.data.duplicates.
         find_same_ground: look for the same ground at another zoom, shift or date, see rsvlm.data.local_features.
         max_images_per_split: images a source and split at most, drawn at random (seed); None = all.
         check_spelling: list words that an English dictionary does not know; needs the extra ``audit``.
         seed: of the Blue Marble tiles, of the wording of captions made from boxes, and of that draw.
-        cache: folder of the images' fingerprints; None = the project's.
-        tiles: folder that Blue Marble's tiles are written to; None = the study's.
+        cache: folder of the images' fingerprints; None = ``cache_folder()``.
+        tiles: folder that Blue Marble's tiles are written to; None = ``blue_marble`` below ``data_root``.
+        root: folder that the rows' paths are relative to; None = the working directory.
         log: takes one line a source.
 
     Raises:
@@ -78,6 +79,7 @@ def aggregate_sources(
         seed=seed,
         cache=cache,
         tiles=tiles,
+        root=root,
         log=log,
     )
     entering = {source.name for source in parsed if source.use == "all"}
@@ -93,6 +95,7 @@ def audit_sources(
     check_spelling: bool = True,
     seed: int = 0,
     cache: Path | None = None,
+    root: Path | None = None,
     log: Callable[[str], None] = print,
 ) -> tuple[list[dict], dict]:
     """Rows of every listed image of some sources, also of those without a file, and the report on them.
@@ -110,6 +113,7 @@ def audit_sources(
         spelling=check_spelling,
         seed=seed,
         cache=cache,
+        root=root,
         log=log,
     )
     return rows, report
@@ -127,12 +131,14 @@ def _survey(
     seed: int,
     cache: Path | None,
     tiles: Path | None = None,
+    root: Path | None,
     log: Callable[[str], None],
 ) -> tuple[list[dict], list[dict], dict]:
     """Rows that are used, rows that are only compared, and the report.
 
     All files are listed, and missing ones and splits told, before the first image is opened.
     """
+    root = Path.cwd() if root is None else root.absolute()
     import_extra("faiss", "the search for near-duplicates")  # now rather than after all images were read
     if spelling:
         english_dictionary()
@@ -140,7 +146,7 @@ def _survey(
     listed = []
     for source in sources:
         allow = allow_missing if source.allow_missing_images is None else source.allow_missing_images
-        listed.append(_list_files(source, data_root, allow or source.use == "audit", seed, tiles, log))
+        listed.append(_list_files(source, data_root, allow or source.use == "audit", seed, tiles, root, log))
         report["sources"][source.name] = listed[-1].facts
     entering = [one for one in listed if one.source.use == "all"]
     if entering:
@@ -148,7 +154,7 @@ def _survey(
         drawn = any(one.source.val_share and one.facts["splits_read"].get("train") for one in entering)
         _check_splits(splits | ({"val"} if drawn else set()), report)
     for one in listed:
-        new, new_prints = _read_images(one, data_root, most, seed, cache, log)
+        new, new_prints = _read_images(one, data_root, most, seed, cache, root, log)
         name, facts = one.source.name, one.facts
         log(f"{name}: {facts.get('images_read', 0)} of {facts['images_listed']} listed images read")
         (others if one.source.use == "audit" else rows).extend(new)
@@ -188,9 +194,9 @@ class _ListedFiles:
 
 
 def _list_files(
-    source: Source, data_root: str, allow: bool, seed: int, tiles: Path | None, log: Callable[[str], None]
+    source: Source, data_root: str, allow: bool, seed: int, tiles: Path | None, root: Path, log: Callable[[str], None]
 ) -> _ListedFiles:
-    listing, folder, files = list_source(source, data_root, seed, tiles)
+    listing, folder, files = list_source(source, data_root, seed, tiles, root)
     where = files[0]
     fixes = check_fixes(source.fixes)
     facts: dict = {
@@ -229,7 +235,13 @@ def _list_files(
 
 
 def _read_images(
-    one: _ListedFiles, data_root: str, most: int | None, seed: int, cache: Path | None, log: Callable[[str], None]
+    one: _ListedFiles,
+    data_root: str,
+    most: int | None,
+    seed: int,
+    cache: Path | None,
+    root: Path,
+    log: Callable[[str], None],
 ) -> tuple[list[dict], dict[str, Fingerprint]]:
     """Rows of one source and fingerprints by image_id; its part of the report grows."""
     source, facts = one.source, one.facts
@@ -254,7 +266,7 @@ def _read_images(
             broken.append(item.name)
             continue
         sizes[f"{print_of.width}x{print_of.height}"] += 1
-        row = _row_of(source, item, data_root, print_of)
+        row = _row_of(source, item, data_root, root, print_of)
         prints[row["image_id"]] = print_of
         rows.append(row)
     facts |= {
@@ -273,13 +285,13 @@ def _read_images(
     return rows, prints
 
 
-def _row_of(source: Source, item: FoundImage, data_root: str, one: Fingerprint) -> dict:
+def _row_of(source: Source, item: FoundImage, data_root: str, root: Path, one: Fingerprint) -> dict:
     """A row of the image table."""
     return {
         "image_id": f"{source.name}/{item.name}",
         "source": source.name,
         "split": item.listed.split,
-        "path": _path_text(item, data_root),
+        "path": _path_text(item, data_root, root),
         "captions": list(item.listed.captions),
         "label": item.listed.label,
         "width": one.width,
@@ -313,13 +325,13 @@ def _limit(found: list[FoundImage], most: int | None, seed: str) -> list[FoundIm
     return kept
 
 
-def _path_text(item: FoundImage, data_root: str) -> str:
+def _path_text(item: FoundImage, data_root: str, root: Path) -> str:
     """The table's path: relative to the root, except for a ``data_root`` that was given as an absolute path outside."""
-    inside = item.path.is_relative_to(paths.ROOT)
+    inside = item.path.is_relative_to(root)
     return (
         item.path.as_posix()
         if Path(data_root).is_absolute() and not inside
-        else Path(os.path.relpath(item.path, paths.ROOT)).as_posix()
+        else Path(os.path.relpath(item.path, root)).as_posix()
     )
 
 
@@ -336,12 +348,15 @@ def _check_splits(present: set[str], report: dict) -> None:
             raise ValueError(missing_split(split, sums))
 
 
-def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, cards: Path, metrics: Path) -> dict:
+def write_aggregated(
+    rows: list[dict], report: dict, *, aggregated: Path, pages: Path, cards: Path, metrics: Path
+) -> dict:
     """The stage's metrics; writes them, both tables, the near-duplicates, ``report.json`` and the sources' filled cards.
 
     Args:
         aggregated: folder of the tables and the report.
-        cards: folder of the filled cards.
+        pages: folder of the cards that people write.
+        cards: folder of the filled ones.
         metrics: folder of the stages' metrics.
     """
     adapting = {name for name, facts in report["sources"].items() if facts["use"] == "adapt"}
@@ -355,7 +370,7 @@ def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, cards:
         write_json(scratch / "report.json", report | {"near_duplicates": duplicates})
     tables = [aggregated / name for name in ((TABLE, ADAPT) if adapting else (TABLE,))]
     with whole_folder(cards) as scratch:
-        write_study_cards(scratch, rows, report, tables)
+        write_study_cards(scratch, rows, report, tables, pages)
     numbers = metrics_of(report)
     write_json(metrics / "aggregate_data.json", numbers)
     return numbers

@@ -18,7 +18,6 @@ from rsvlm.data.croissant import describe_source, describe_table
 from rsvlm.data.names import FIXES, SPLITS
 from rsvlm.data.overlap import search_scope
 from rsvlm.files import fingerprint_file, read_json, write_json, write_text
-from rsvlm.study import paths
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 # What every card must have, in the order of the Data Cards Playbook and of Hugging Face's dataset cards.
@@ -192,12 +191,16 @@ def fill_card(page: str, block: str, where: str) -> str:
     return page[: page.index(BEGIN)] + block + page[page.index(END) + len(END) :]
 
 
-def write_study_cards(folder: Path, rows: list[dict], report: Mapping, tables: list[Path]) -> None:
-    """Put filled cards and Croissant descriptions of a study's sources, and of its tables, into a folder."""
+def write_study_cards(folder: Path, rows: list[dict], report: Mapping, tables: list[Path], pages: Path) -> None:
+    """Put filled cards and Croissant descriptions of a study's sources, and of its tables, into a folder.
+
+    Args:
+        pages: folder of the cards that people write; a source without a page there gets the start of one.
+    """
     sources = sorted(report["sources"])
     for name in sources:
         facts = measured_facts(name, rows, report)
-        page = paths.DATA_CARDS / f"{KNOWN[name].card}.md" if name in KNOWN else None
+        page = pages / f"{KNOWN[name].card}.md" if name in KNOWN else None
         text = page.read_text(encoding="utf-8") if page and page.is_file() else _own_card(name)
         write_text(folder / f"{name}.md", fill_card(text, measured_block(facts), str(page or name)))
         if name in KNOWN:
@@ -242,9 +245,9 @@ def mixture_card(report: Mapping) -> str:
     return "\n".join(lines) + "\n"
 
 
-def renew_cards(rows: list[dict], report: Mapping, folder: Path | None = None) -> list[str]:
-    """Names of the known sources whose cards in the repository were filled anew from a run."""
-    folder, renewed = folder or paths.DATA_CARDS, []
+def renew_cards(rows: list[dict], report: Mapping, folder: Path) -> list[str]:
+    """Names of the known sources whose cards in ``folder`` were filled anew from a run."""
+    renewed = []
     for name in sorted(set(report["sources"]) & set(KNOWN)):
         facts = measured_facts(name, rows, report)
         write_json(folder / "measured" / f"{name}.json", facts)
@@ -253,9 +256,8 @@ def renew_cards(rows: list[dict], report: Mapping, folder: Path | None = None) -
     return renewed
 
 
-def render_cards(folder: Path | None = None) -> None:
+def render_cards(folder: Path) -> None:
     """Fill every card and write every Croissant description from the numbers in ``measured/``."""
-    folder = folder or paths.DATA_CARDS
     for name, known in KNOWN.items():
         facts = load_measured(name, folder)
         page = folder / f"{known.card}.md"
@@ -263,9 +265,9 @@ def render_cards(folder: Path | None = None) -> None:
         write_json(folder / "croissant" / f"{name}.json", describe_source(name, facts))
 
 
-def load_measured(name: str, folder: Path | None = None) -> dict | None:
+def load_measured(name: str, folder: Path) -> dict | None:
     """The numbers that a source's card is filled with; None where it has never been measured."""
-    path = (folder or paths.DATA_CARDS) / "measured" / f"{name}.json"
+    path = folder / "measured" / f"{name}.json"
     return read_json(path) if path.is_file() else None
 
 

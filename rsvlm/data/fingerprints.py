@@ -23,8 +23,7 @@ import numpy as np
 from PIL import Image
 
 from rsvlm.data.images import READING, ImageError, check_file, open_image
-from rsvlm.files import fingerprint_file
-from rsvlm.study import paths as study_places
+from rsvlm.files import cache_folder, fingerprint_file
 
 VERSION = f"1-{READING}"  # in the cache's name: raise the first number when what a row holds changes
 SIDE = 48  # of the grey picture, pixels
@@ -90,7 +89,7 @@ def fingerprint_images(
 
     Args:
         paths: image files.
-        cache: folder of the cache; None takes the project's.
+        cache: folder of the cache; None takes ``cache_folder()``.
         processes: that decode at once; None takes one a usable core where that pays.
         log: takes a line now and then while many images are decoded.
 
@@ -127,7 +126,7 @@ def fingerprint_images(
 
 
 def open_cache(folder: Path | None) -> sqlite3.Connection:
-    """The cache of fingerprints in a folder (None: the project's), made where it is missing.
+    """The cache of fingerprints in a folder (None: ``cache_folder()``), made where it is missing.
 
     Raises:
         ValueError: the file is damaged; says to delete it.
@@ -140,8 +139,8 @@ def open_cache(folder: Path | None) -> sqlite3.Connection:
 
 
 def cache_file(folder: Path | None, name: str) -> Path:
-    """A cache's file in a folder; None takes the project's."""
-    return (folder or study_places.CACHE) / f"{name}.sqlite"
+    """A cache's file in a folder; None takes ``cache_folder()``."""
+    return (folder or cache_folder()) / f"{name}.sqlite"
 
 
 def open_base(file: Path, *tables: str) -> sqlite3.Connection:

@@ -20,8 +20,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import MAX_SAMPLESPERPIXEL, PREFIXES, ImageFileDirectory_v2
 
-from rsvlm.study import paths
-
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded: 64 MP is 192 MB as RGB
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif")
 # All that Pillow may take a file for, whatever its name: it would start Ghostscript for an EPS named .jpg. No JPEG
@@ -49,11 +47,6 @@ Tags = Mapping[int, Any]  # of a page of a TIFF
 
 class ImageError(ValueError):
     """An image file that cannot be used; the message names the file and what is wrong."""
-
-
-def resolve_image(path: str) -> Path:
-    """The file that a ``path`` of the image table means: absolute as it is, else below the project's root."""
-    return Path(path) if Path(path).is_absolute() else paths.ROOT / path
 
 
 def check_file(path: Path) -> None:
@@ -130,14 +123,14 @@ def open_image(path: Path | str) -> Image.Image:
     - the picture is turned as its EXIF orientation says.
 
     Args:
-        path: a Path, or the table's ``path`` text.
+        path: a Path, or the ``path`` of a row of the image table.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImageError: empty, truncated, no image, more than MAX_PIXELS pixels, or bands or values whose meaning the file
             does not tell; says what the file holds and how to make a picture of it.
     """
-    path = resolve_image(str(path))
+    path = Path(path)
     with open_file(path, turned=True) as image:
         pages = _read_pages(path) if image.format == "TIFF" else []
         fault = _find_fault(pages, image) if pages else None

@@ -83,7 +83,7 @@ def find_same_ground(
     Args:
         prints: one an image.
         skip: pairs (first < second) that are known already.
-        cache: folder of the cache; None takes the project's.
+        cache: folder of the cache; None takes ``cache_folder()``.
         processes: that work at once; None takes one a usable core where that pays.
         log: takes a line now and then.
 

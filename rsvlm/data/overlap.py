@@ -60,7 +60,7 @@ def find_near_duplicates(
         val_shares: source -> share of its training rows that become its validation split, see ``draw_validation``.
         seed: of that draw.
         same_ground: look for the same ground at another zoom, shift or date, too.
-        cache: folder of the local features; None = the project's.
+        cache: folder of the local features; None = ``cache_folder()``.
         log: takes a line now and then.
 
     Returns:

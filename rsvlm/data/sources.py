@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rsvlm.data.names import NUMBERS, SPLITS, check_fixes, check_split, class_words, closest_name
-from rsvlm.study import paths
 
 if TYPE_CHECKING:
     from rsvlm.data.listings import Listing
@@ -301,12 +300,12 @@ def place_of(path: str, data_root: str, root: Path | None = None) -> Path:
     """The file or folder that a source's path means.
 
     Args:
-        root: the project's; None finds it.
+        root: folder that a relative ``data_root`` starts from; None = the working directory.
 
     Raises:
         ValueError: it leads out of ``data_root``; says why and what to do.
     """
-    top = (root or paths.ROOT) / data_root
+    top = (root or Path.cwd()) / data_root
     place = Path(os.path.normpath(top / path))
     if not place.is_relative_to(os.path.normpath(top)):
         raise ValueError(
@@ -318,14 +317,15 @@ def place_of(path: str, data_root: str, root: Path | None = None) -> Path:
 
 
 def list_source(
-    source: Source, data_root: str, seed: int = 0, tiles: Path | None = None
+    source: Source, data_root: str, seed: int = 0, tiles: Path | None = None, root: Path | None = None
 ) -> tuple["Listing", Path | None, list[Path]]:
     """A source's listing, its folder of images, and the files or folders of its annotations.
 
     Args:
-        data_root: folder that paths start from, relative to the project's root or absolute.
+        data_root: folder that paths start from, absolute or relative to ``root``.
         seed: of Blue Marble's tiles and of the wording of captions made from boxes.
-        tiles: folder that Blue Marble's tiles are written to; None = the study's.
+        tiles: folder that Blue Marble's tiles are written to; None = ``blue_marble`` below ``data_root``.
+        root: None = the working directory.
 
     Raises:
         FileNotFoundError, ValueError: as the format's reader.
@@ -336,14 +336,14 @@ def list_source(
     if source.format == "blue_marble":
         from rsvlm.data.blue_marble import make_blue_marble
 
-        tiles = tiles or paths.BLUE_MARBLE
+        tiles = tiles or place_of("blue_marble", data_root, root)
         make_blue_marble(TileSettings(source.tiles, source.tile_pixels, seed), tiles)
         annotations, images = tiles / "dataset.json", tiles / "images"
         return read_karpathy(annotations, labels="field"), images, [annotations]
 
     def below(path: str) -> Path:
         try:
-            return place_of(path, data_root)
+            return place_of(path, data_root, root)
         except ValueError as error:
             raise ValueError(f"sources: {source.name}: {error}") from error
 

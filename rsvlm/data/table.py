@@ -3,7 +3,7 @@
 ``{"image_id": "ucm/1.jpg", "source": "ucm", "split": "train", "path": "...", "captions": ["..."], "label": "river",
 "width": 256, "height": 256, "resolution": 0.3}``
 
-``path`` is relative to the project's root (it may start with ``../``) or absolute. ``label`` is a class name or null.
+``path`` is absolute, or relative (it may start with ``../``) to a root that ``load_table`` is told. ``label`` is a class name or null.
 ``width`` and ``height`` are pixels of the file, ``resolution`` is metres a pixel; each may be null or left out.
 """
 
@@ -14,7 +14,6 @@ import pandas as pd
 
 from rsvlm.data.names import SPLITS
 from rsvlm.files import read_json_lines, write_json_lines
-from rsvlm.study import paths
 
 REQUIRED = ["image_id", "source", "split", "path", "captions", "label"]
 OPTIONAL = ["width", "height", "resolution"]
@@ -73,29 +72,38 @@ def save_table(rows: Iterable[dict], path: Path) -> None:
     write_json_lines(path, sorted(checked, key=lambda row: (row["source"], row["split"], row["image_id"])))
 
 
-def load_table(path: Path | None = None) -> pd.DataFrame:
+def load_table(path: Path, root: Path | None = None) -> pd.DataFrame:
     """The table with the columns COLUMNS, in the file's order; ``captions`` holds lists of str, ``label`` str or None.
+
+    Args:
+        root: folder that relative paths start from, put before them, for a table whose images are opened; None leaves
+            the paths as they are: they then start from the working directory.
 
     Raises:
         FileNotFoundError: the stage aggregate_data has not run.
         ValueError: a row is not as the table must be; names the file and the row.
     """
-    path = Path(path or paths.IMAGE_TABLE)
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no image table; run the stage aggregate_data (notebook 10_aggregate_data) first"
         )
     table = pd.DataFrame(check_rows(read_json_lines(path), str(path)), columns=COLUMNS, dtype=object)
+    if root is not None:
+        table["path"] = [str(Path(root) / own) for own in table["path"]]
     return table
 
 
-def load_adapt_table(path: Path, more: Path) -> pd.DataFrame:
+def load_adapt_table(path: Path, more: Path, root: Path | None = None) -> pd.DataFrame:
     """The table with the training images that only adapt the encoder among its rows, sorted as a table is.
+
+    Args:
+        root: as for ``load_table``.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_table``, for either file.
     """
-    table = pd.concat([load_table(path), load_table(more)], ignore_index=True)
+    table = pd.concat([load_table(path, root), load_table(more, root)], ignore_index=True)
     return table.sort_values(["source", "split", "image_id"], kind="stable", ignore_index=True)
 
 

@@ -25,11 +25,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from rsvlm.files import fingerprint_values, read_json, whole_folder, write_json
+from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_json
 from rsvlm.models.devices import autocast, choose_precision, log_line
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.pixels import GrowingArray, Pixels, check_free_space, fingerprint_images, prefetch
-from rsvlm.study import paths
 
 BLOCK = 256  # images between two marks of progress: what a kill loses
 TEXT_BATCH = 128
@@ -80,7 +79,7 @@ def encode_images(
 ) -> Features:
     """The features of all images and captions of ``table``, now in ``folder``.
 
-    Finished blocks are kept in ``paths.CACHE``, so a killed run loses at most one.
+    Finished blocks are kept in ``cache_folder()``, so a killed run loses at most one.
 
     Args:
         views: 8 = four quarter turns of the image and of its mirror image, 4 = the turns, 2 = the image and its mirror
@@ -106,7 +105,7 @@ def encode_images(
     key = fingerprint_values(
         fingerprint, image_ids, fingerprint_images(image_paths), views, grid, batch_size, precision
     )
-    scratch = paths.CACHE / f"features_{key[:20]}"
+    scratch = cache_folder() / f"features_{key[:20]}"
     layout = {"pooled": ((N, V, P), "float16"), "image_embeddings": ((N, D), "float32")}
     if grid:
         layout["grid"] = ((N, V, G, P), "float16")
@@ -201,14 +200,14 @@ def turn_views(pixels: Tensor, views: int) -> Tensor:
     return torch.stack(made, dim=1)
 
 
-def load_features(folder: Path | None = None) -> Features:
+def load_features(folder: Path) -> Features:
     """The features in ``folder``, arrays memory-mapped.
 
     Raises:
         FileNotFoundError: the folder or a file is missing.
         ValueError: a file is damaged or does not fit the others; names it.
     """
-    folder = Path(folder or paths.FEATURES)
+    folder = Path(folder)
     remedy = "run the stage encode_images again"
     if not (folder / "meta.json").is_file():
         raise FileNotFoundError(f"{folder}: no features (meta.json is missing): {remedy}")

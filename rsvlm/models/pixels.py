@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsvlm.data.images import READING, open_image, resolve_image
-from rsvlm.files import fingerprint_values, whole_file
+from rsvlm.data.images import READING, open_image
+from rsvlm.files import cache_folder, fingerprint_values, whole_file
 from rsvlm.models.devices import log_line
 from rsvlm.models.encoders import resize_images
-from rsvlm.study import paths
 
 
 class GrowingArray:
@@ -127,7 +126,7 @@ class Pixels:
 def open_pixels(
     image_paths: Sequence[str], size: int, *, cache_gigabytes: float = 4.0, log: Callable[[str], None] = log_line
 ) -> Pixels:
-    """The pixels of these images at ``size`` x ``size``, through a cache in ``paths.CACHE`` when it fits.
+    """The pixels of these images at ``size`` x ``size``, through a cache in ``cache_folder()`` when it fits.
 
     The cache is keyed by the list, each file's size and time of change, and ``size``; it is built in a scratch file.
 
@@ -142,7 +141,7 @@ def open_pixels(
                 f"{cache_gigabytes:g}: decoded anew each time"
             )
         return Pixels(image_paths, size)
-    cache = paths.CACHE / f"pixels_{fingerprint_images(image_paths, size)[:20]}.npy"
+    cache = cache_folder() / f"pixels_{fingerprint_images(image_paths, size)[:20]}.npy"
     if not cache.is_file():
         _drop_old_caches(cache_gigabytes * 1e9 - needed)
         check_free_space(cache.parent, needed, f"{len(image_paths)} decoded images")
@@ -160,8 +159,9 @@ def fingerprint_images(image_paths: Sequence[str], *more: object) -> str:
     Raises:
         FileNotFoundError: an image is missing; names it.
     """
-    stats = [resolve_image(path).stat() for path in image_paths]
-    return fingerprint_values(READING, list(image_paths), [[stat.st_size, stat.st_mtime_ns] for stat in stats], *more)
+    files = [Path(path).absolute() for path in image_paths]
+    stats = [[stat.st_size, stat.st_mtime_ns] for stat in (file.stat() for file in files)]
+    return fingerprint_values(READING, [str(file) for file in files], stats, *more)
 
 
 def decode_images(image_paths: Sequence[str], size: int) -> Tensor:
@@ -191,10 +191,11 @@ def prefetch(make: Callable[[In], Out], items: Iterable[In], depth: int = 2) -> 
 
 def _drop_old_caches(allowed: float) -> None:
     """Remove torn caches a day old, and the caches used longest ago until the rest takes ``allowed`` bytes."""
-    for torn in paths.CACHE.glob(".pixels_*.part"):
+    folder = cache_folder()
+    for torn in folder.glob(".pixels_*.part"):
         if time.time() - torn.stat().st_mtime > 86400:
             torn.unlink(missing_ok=True)
-    caches = sorted(paths.CACHE.glob("pixels_*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
+    caches = sorted(folder.glob("pixels_*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
     for cache in caches:
         total += cache.stat().st_size

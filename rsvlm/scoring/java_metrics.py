@@ -37,7 +37,6 @@ from pathlib import Path
 
 from rsvlm.files import whole_file
 from rsvlm.scoring.content_cache import ContentCache
-from rsvlm.study import paths
 
 # METEOR reads and writes numbers in the machine's locale; UTF-8 so that captions in another script survive.
 LOCALE = ("-Duser.language=en", "-Duser.country=US", "-Duser.language.format=en", "-Duser.country.format=US")
@@ -301,7 +300,7 @@ def _fetch(address: str, target: Path) -> str:
 def main() -> int:
     """Fetch the jars; 0 when all are there."""
     parser = argparse.ArgumentParser(description="Get the jars that SPICE needs from Maven's central repository.")
-    parser.add_argument("folder", nargs="?", type=Path, default=paths.ROOT / FOLDER, help=f"default: {FOLDER}")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(FOLDER), help=f"default: {FOLDER}")
     folder = parser.parse_args().folder
     try:
         get_jars(folder, log=lambda text: print(text, file=sys.stderr))

@@ -6,13 +6,18 @@ notebook finds the same files whether papermill starts it in the root or Jupyter
 for at import, which works anywhere: ``paths.FEATURES`` is the study's folder when it is read.
 
 A notebook takes its places from ``workspace("finetune_lora")``: run as a stage it writes the study, run by hand it
-writes below ``scratch/``.
+writes below ``scratch/``. One that only looks around takes ``finished_study()``. Both let the library keep its copies
+in the study's own cache (``RSVLM_CACHE``).
 """
 
 import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rsvlm.viewing.caption_entries import StudyFiles
 
 PLACES = {
     "ROOT": ".",
@@ -51,7 +56,6 @@ PLACES = {
     "FAILED": ".rsvlm/failed",
     "LOCKS": ".rsvlm/locks",  # one a stage, held while it runs
     "CACHE": ".rsvlm/cache",
-    "THUMBNAILS": ".rsvlm/cache/thumbnails.sqlite",  # of the browsing widgets
     # What notebooks run by hand make
     "SCRATCH": "scratch",
 }
@@ -130,6 +134,7 @@ def workspace(stage: str) -> Workspace:
     from ruamel.yaml import YAML  # here: rsvlm.study.studies works before anything is installed
 
     root = find_root()
+    use_own_cache()
     file = root / "dvc.yaml"
     stages = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["stages"]
     notebooks = {name.split("_", 1)[1]: name for name in stages.get("strip", {}).get("foreach", [])}
@@ -148,6 +153,34 @@ def workspace(stage: str) -> Workspace:
         outs=tuple(out for out in stages[stage]["outs"] if not out.startswith(f"{PLACES['EXECUTED']}/")),
         inputs=tuple((dep, maker) for dep, maker in deps if maker),
     )
+
+
+def finished_study() -> "StudyFiles":
+    """Where the parts of the study in place lie, for the pages and widgets of ``rsvlm.viewing``."""
+    from rsvlm.viewing.caption_entries import StudyFiles  # here: as above
+
+    use_own_cache()
+    root = find_root()
+    return StudyFiles(
+        root=root,
+        table=root / PLACES["IMAGE_TABLE"],
+        generated=root / PLACES["GENERATED"],
+        others=root / PLACES["USER_CAPTIONS"],
+        scores=root / PLACES["SCORES"],
+        metrics=root / PLACES["METRICS"],
+        features=root / PLACES["FEATURES"],
+        ret_embeddings=root / PLACES["RET_EMBEDDINGS"],
+        encoder=root / PLACES["ENCODER"],
+        captioner=root / PLACES["CAPTIONER"],
+        search_index=root / PLACES["SEARCH_INDEX"],
+        marks=root / PLACES["MARKS"],
+        dialogues=root / PLACES["DIALOGUES"],
+    )
+
+
+def use_own_cache() -> None:
+    """Let the library of this process, and of those that it starts, keep its copies in the study's cache."""
+    os.environ["RSVLM_CACHE"] = str(find_root() / PLACES["CACHE"])
 
 
 def _overlap(a: str, b: str) -> bool:

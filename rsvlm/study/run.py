@@ -128,6 +128,7 @@ def _execute(stage: str, source: Path, target: Path, values: dict) -> None:
     root, ipython = paths.ROOT, paths.CACHE / "ipython"
     ipython.mkdir(parents=True, exist_ok=True)
     os.environ["IPYTHONDIR"] = str(ipython)  # no start-up files or history of the user's own: equal bytes
+    paths.use_own_cache()
     os.environ["RSVLM_ROOT"] = str(root)  # a relative one would mean another folder inside the kernel
     packages = [
         str(root),

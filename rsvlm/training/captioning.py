@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rsvlm.files import fingerprint_values
+from rsvlm.files import cache_folder, fingerprint_values
 from rsvlm.kernels import contrastive_loss
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import save_capret
 from rsvlm.models.devices import log_line
 from rsvlm.models.features import Features
-from rsvlm.study import paths
 from rsvlm.training.captioning_batches import Batch, CaptioningSettings, Example, TrainingBatches, validation_batches
 from rsvlm.training.checkpoints import (
     flatten_optimizer,
@@ -86,7 +85,7 @@ def train_captioner(
     Args:
         save_to: folder the captioner is saved to, before the checkpoints are removed.
         notes: JSON values that go into its config.json, such as how prompts are made.
-        checkpoints: folder for checkpoints; each training has its own inside. Default: below ``paths.CHECKPOINTS``.
+        checkpoints: folder for checkpoints; each training has its own inside. Default: below ``cache_folder()``.
 
     Raises:
         ValueError: a batch larger than the training set, an image without features.
@@ -97,7 +96,7 @@ def train_captioner(
             f"batch_size: {settings.batch_size} is more than the {len(training)} training images; "
             f"take {len(training)} or less"
         )
-    folder = (checkpoints or paths.CHECKPOINTS / "finetune_lora") / fingerprint_values(
+    folder = (checkpoints or cache_folder() / "checkpoints" / "finetune_lora") / fingerprint_values(
         asdict(settings),
         asdict(captioner.settings),
         captioner.config,

@@ -1,7 +1,7 @@
 """Checkpoints a killed training continues from: safetensors and JSON, no pickle, whole or absent.
 
 A training's folder is named after the fingerprint of all that shapes it (settings, data, model), so a changed setting
-starts afresh: ``folder = paths.CHECKPOINTS / "adapt_encoder" / fingerprint[:16]``.
+starts afresh: ``folder = checkpoints / "adapt_encoder" / fingerprint[:16]``.
 """
 
 import shutil

@@ -20,12 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from rsvlm.files import fingerprint_values
+from rsvlm.files import cache_folder, fingerprint_values
 from rsvlm.kernels import contrastive_loss
 from rsvlm.models.devices import autocast, choose_precision, log_line
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.pixels import Pixels, fingerprint_images, open_pixels, prefetch
-from rsvlm.study import paths
 from rsvlm.training.augmentation import Augmentation, augment, stored_size
 from rsvlm.training.checkpoints import (
     flatten_optimizer,
@@ -148,7 +147,7 @@ def adapt_encoder(
     Args:
         table: the caption table; its splits "train" and "val" are used, "test" never.
         save_to: folder the adapted encoder is saved to, before the checkpoints are removed.
-        checkpoints: folder for checkpoints; each training has its own inside. Default: below ``paths.CHECKPOINTS``.
+        checkpoints: folder for checkpoints; each training has its own inside. Default: below ``cache_folder()``.
         cache_gigabytes: room for decoded images on disk.
 
     Raises:
@@ -187,7 +186,7 @@ def adapt_encoder(
             f"batch_size: {settings.batch_size} is more than the {len(train)} training images; "
             f"take {len(train)} or less"
         )
-    folder = (checkpoints or paths.CHECKPOINTS / "adapt_encoder") / fingerprint_values(
+    folder = (checkpoints or cache_folder() / "checkpoints" / "adapt_encoder") / fingerprint_values(
         asdict(settings),
         precision,
         str(encoder.device.type),

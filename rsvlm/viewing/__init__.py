@@ -1,1 +1,1 @@
-"""Looking at the study: figures, static galleries, the map of the study."""
+"""Looking at images, captions and scores: figures, static galleries, widgets."""

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.data.images import open_image
-from rsvlm.data.table import SPLITS, load_table, rows_of
+from rsvlm.data.table import SPLITS, rows_of
 from rsvlm.models.candidates import choose_captions
 from rsvlm.models.devices import choose_device
 from rsvlm.models.encoders import DualEncoder, load_encoder
@@ -23,8 +23,7 @@ from rsvlm.models.generation import embed_captions_ret
 from rsvlm.models.inference import Captioner, is_finished, load_captioner, propose_captions
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.runs import read_captions
-from rsvlm.study import paths
-from rsvlm.viewing.caption_entries import known_runs
+from rsvlm.viewing.caption_entries import StudyFiles, known_runs
 from rsvlm.viewing.search_index import SearchIndex, load_index, mask_of, saved_methods
 from rsvlm.viewing.thumbnails import ThumbnailCache, make_thumbnail
 
@@ -38,6 +37,7 @@ LARGEST_FILE = 64_000_000  # bytes of a file from outside
 class Archive:
     """The study's images with their captions; models and indexes are loaded when they are first needed."""
 
+    files: StudyFiles
     table: pd.DataFrame  # indexed by image_id
     features: Features
     device: str
@@ -54,17 +54,17 @@ class Archive:
     def methods(self) -> list[str]:
         """The retrieval methods that can be searched with now."""
         without = {"ret", "combined"} if not self.has_captioner else set()
-        return [method for method in saved_methods() if method not in without]
+        return [method for method in saved_methods(self.files.search_index) if method not in without]
 
     @property
     def has_captioner(self) -> bool:
         """Whether a captioner was trained."""
-        return is_finished(paths.CAPTIONER)
+        return is_finished(self.files.captioner)
 
     @cached_property
     def encoder(self) -> DualEncoder:
         """The encoder that the features come from."""
-        return load_encoder(str(paths.ENCODER), choose_device(self.device)).eval()
+        return load_encoder(str(self.files.encoder), choose_device(self.device)).eval()
 
     @cached_property
     def captioner(self) -> Captioner:
@@ -75,7 +75,7 @@ class Archive:
         """
         if not self.has_captioner:
             raise FileNotFoundError(NO_CAPTIONER)
-        return load_captioner(paths.CAPTIONER, self.encoder, device=self.device)
+        return load_captioner(self.files.captioner, self.encoder, device=self.device)
 
     @cached_property
     def images_of_caption(self) -> dict[str, set[str]]:
@@ -90,7 +90,7 @@ class Archive:
     def index(self, method: str) -> SearchIndex:
         """The saved index of a method."""
         if method not in self._indexes:
-            self._indexes[method] = load_index(method)
+            self._indexes[method] = load_index(method, self.files.search_index)
         return self._indexes[method]
 
     def within(self, method: str, split: str | None) -> np.ndarray | None:
@@ -131,17 +131,17 @@ class Described:
     features: Features = field(repr=False)  # of this image alone; its id is its file name
 
 
-def open_archive(split: str | None = "test", device: str = "cpu") -> Archive:
+def open_archive(files: StudyFiles, *, split: str | None = "test", device: str = "cpu") -> Archive:
     """The study's images with their features and generated captions; a split (None: all) is searched.
 
     Raises:
         FileNotFoundError: the stages aggregate_data or encode_images have not run.
         ValueError: the split is not in the table.
     """
-    table = load_table(paths.IMAGE_TABLE).set_index("image_id", drop=False)
+    table = files.read_table().set_index("image_id", drop=False)
     rows_of(table, split=split)
-    runs = {run: read_captions(file) for run, file in known_runs().items()}
-    return Archive(table, load_features(paths.FEATURES), device, split, runs)
+    runs = {run: read_captions(file) for run, file in known_runs(files).items()}
+    return Archive(files, table, load_features(files.features), device, split, runs)
 
 
 def splits_of(archive: Archive) -> list[str]:

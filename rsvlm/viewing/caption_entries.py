@@ -6,14 +6,41 @@ from pathlib import Path
 
 import pandas as pd
 
+from rsvlm.data.table import load_table
 from rsvlm.files import read_json
 from rsvlm.scoring.runs import RESERVED, read_captions, run_files
-from rsvlm.study import paths
 from rsvlm.viewing.page import format_score, read_reported
 
 BASELINES = ("consensus", "nearest", "shuffled")
 CORPUS_METRICS = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")  # of the heading's table, where known
 RUN_ORDER = ("captioner", "beam", "consensus", "nearest", "constant", "shuffled", "human")  # of tables and menus
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFiles:
+    """Where the parts of a study lie: a page or a widget reads those that it shows, and says which one is missing."""
+
+    root: Path = Path()  # relative paths of the image table start here
+    table: Path = Path("images.jsonl")  # the image table
+    generated: Path = Path("generated")  # captions, a JSON-lines file a run
+    others: Path = Path("others")  # other models' captions, likewise
+    scores: Path = Path("scores")  # scores of each image: captions.csv
+    metrics: Path = Path("metrics")  # generate_captions.json, score_captions.json, score_retrieval.json
+    features: Path = Path("features")
+    ret_embeddings: Path = Path("ret_embeddings")
+    encoder: Path = Path("encoder")
+    captioner: Path = Path("captioner")
+    search_index: Path = Path("search_index")
+    marks: Path = Path("marks.csv")  # what people found good or wrong
+    dialogues: Path = Path("dialogues")  # exported ones
+
+    def read_table(self) -> pd.DataFrame:
+        """The image table, its paths ready to be opened. Raises as ``load_table``."""
+        return load_table(self.table, self.root)
+
+    def shown(self, path: Path) -> str:
+        """A path as a person of the study calls it: relative to the root, or the name alone where it lies elsewhere."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
 
 @dataclass(frozen=True)
@@ -41,43 +68,44 @@ def sort_runs(runs: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys(runs), key=lambda run: (place.get(run, len(place)), run))
 
 
-def known_runs() -> dict[str, Path]:
+def known_runs(files: StudyFiles) -> dict[str, Path]:
     """run -> its file: the runs that were made and other models' captions, in the order of the study's tables.
 
     Raises:
         ValueError: as ``run_files``.
     """
-    files = run_files(paths.GENERATED, paths.USER_CAPTIONS)
-    return {run: files[run] for run in sort_runs(list(files))}
+    made = run_files(files.generated, files.others)
+    return {run: made[run] for run in sort_runs(list(made))}
 
 
-def read_run(run: str) -> dict[str, str]:
+def read_run(files: StudyFiles, run: str) -> dict[str, str]:
     """The captions of one run by image id.
 
     Raises:
         FileNotFoundError: the run was not made; names the file and the runs that exist.
         ValueError: a row is not as it must be; names the file and the line.
     """
-    files = known_runs()
-    if run not in files:
+    made = known_runs(files)
+    if run not in made:
         raise FileNotFoundError(
-            f"{paths.GENERATED / run}.jsonl: no captions of run {run!r}; run the stage generate_captions"
-            f" (runs there: {', '.join(sorted(files)) or 'none'})"
+            f"{files.generated / run}.jsonl: no captions of run {run!r}; run the stage generate_captions"
+            f" (runs there: {', '.join(sorted(made)) or 'none'})"
         )
-    return {image_id: caption.strip() for image_id, caption in read_captions(files[run]).items()}
+    return {image_id: caption.strip() for image_id, caption in read_captions(made[run]).items()}
 
 
-def read_image_scores(references: str = "released", path: Path | None = None) -> pd.DataFrame:
+def read_image_scores(files: StudyFiles, references: str = "released") -> pd.DataFrame:
     """The per-image scores against one kind of references: run, image_id, perhaps reference_set_seen, and metrics.
+
+    Without the file of the stage score_captions the answer has no rows.
 
     Args:
         references: ``released`` (all captions, as published) or ``distinct`` (copies within an image dropped).
-        path: the table of scores; without such a file the answer has no rows.
 
     Raises:
         ValueError: the file has no column ``run`` or ``image_id``.
     """
-    path = path or paths.SCORES / "captions.csv"
+    path = files.scores / "captions.csv"
     if not path.is_file():
         return pd.DataFrame({"run": [], "image_id": []})
     table = pd.read_csv(
@@ -91,12 +119,12 @@ def read_image_scores(references: str = "released", path: Path | None = None) ->
     return table.rename(columns=_plain_name)
 
 
-def read_corpus_scores(references: str = "released", path: Path | None = None) -> list[dict]:
+def read_corpus_scores(files: StudyFiles, references: str = "released") -> list[dict]:
     """The corpus scores as rows ``{"run", "source", "scores": {metric: {"value", "low", "high", "n"}}}``.
 
     Without the file of the stage score_captions the answer is empty.
     """
-    path = path or paths.METRICS / "score_captions.json"
+    path = files.metrics / "score_captions.json"
     if not path.is_file():
         return []
     content = read_json(path)
@@ -114,9 +142,9 @@ def read_corpus_scores(references: str = "released", path: Path | None = None) -
     return rows
 
 
-def corpus_frame(references: str = "released") -> pd.DataFrame:
+def corpus_frame(files: StudyFiles, references: str = "released") -> pd.DataFrame:
     """The corpus scores as text, one row a run and source: value and 95 % interval; empty where nothing was scored."""
-    rows = read_corpus_scores(references)
+    rows = read_corpus_scores(files, references)
     shown = [name for name in CORPUS_METRICS if any(name in row["scores"] for row in rows)]
     cells = [[row["run"], row["source"], *(_with_interval(row["scores"].get(name)) for name in shown)] for row in rows]
     return pd.DataFrame(cells, columns=["run", "source", *shown]).set_index("run")

@@ -21,10 +21,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rsvlm.data.images import open_image
-from rsvlm.data.table import load_table
 from rsvlm.files import read_json
-from rsvlm.study import paths
-from rsvlm.viewing.caption_entries import BASELINES, CORPUS_METRICS, Entry, rank_entries, read_corpus_scores, sort_runs
+from rsvlm.viewing.caption_entries import (
+    BASELINES,
+    CORPUS_METRICS,
+    Entry,
+    StudyFiles,
+    rank_entries,
+    read_corpus_scores,
+    sort_runs,
+)
 from rsvlm.viewing.page import WORD, choose_sample, format_score, histogram_paths, mark_words, render_page, write_page
 from rsvlm.viewing.plots import BLUE, MUTED, VERMILION, figure, without_axes
 from rsvlm.viewing.records import DIGITS, FIRST_METRICS, Records, open_records, read_records
@@ -51,13 +57,15 @@ class Neighbour:
     cosine: float
 
 
-def open_training_images(table: pd.DataFrame) -> TrainingImages | None:
+def open_training_images(table: pd.DataFrame, folder: Path) -> TrainingImages | None:
     """The training images of the table with their embeddings; None where no features were made or nothing was trained on.
+
+    Args:
+        folder: of the features.
 
     Raises:
         ValueError: the features' files do not fit each other; names the folder.
     """
-    folder = paths.FEATURES
     if not (folder / "meta.json").is_file():
         return None
     image_ids = read_json(folder / "meta.json")["image_ids"]
@@ -160,13 +168,13 @@ def _top(records: Records, metric: str) -> float:
     return float(max(1, math.ceil(max(highest, default=1.0))))
 
 
-PAGE = "captions.html"
 SCRIPTS, STYLES = ("dom.js", "gallery.js", "captions.js"), ("gallery.css",)
 TRAINING_PIXELS, TRAINING_SHARE = 96, 0.3  # pictures of training images: longer side, bytes as a share of a card's
 
 
 def write_caption_gallery(
-    path: Path | None = None,
+    path: Path,
+    files: StudyFiles,
     *,
     run: str = "captioner",
     baselines: Sequence[str] = BASELINES,
@@ -184,7 +192,8 @@ def write_caption_gallery(
     The page is the gallery of the notebook 90_browse without a kernel: the same script, fed from the page itself.
 
     Args:
-        path: the page; by default ``captions.html`` in the study's galleries.
+        path: the page.
+        files: its table, runs, scores, metrics and features are read.
         run: the run whose captions stand first.
         baselines: runs shown folded below; those that were not made are left out and named in the page's heading.
             The first that exists is the one that gaps are measured against.
@@ -193,15 +202,14 @@ def write_caption_gallery(
         images, thumbnail_pixels, page_megabytes: how much the page holds; JPEG quality gives way to the last.
         neighbours: nearest training images shown of each image, where features were made; 0: none.
     """
-    path = path or paths.GALLERIES / PAGE
-    records = read_records([run, *baselines], split=split, references=references, whole=True)
+    records = read_records(files, [run, *baselines], split=split, references=references, whole=True)
     entries = [records.entry(row) for row in range(len(records))]
     sample = choose_sample(len(entries), rank_entries(entries, run, metric), images, seed)
     shown = [entries[position] for position in sample.positions]
     baseline = records.runs[1] if len(records.runs) > 1 else None
     setting = gallery_setting(records, run=run, baseline=baseline, metric=metric, size=len(shown))
     setting |= {"images": len(shown), "labels": sorted({entry.label for entry in shown if entry.label})}
-    near = _training(shown, neighbours)
+    near = _training(shown, neighbours, files)
     values = {
         "study": " + ".join(setting["sources"]),
         "split": split,
@@ -214,7 +222,7 @@ def write_caption_gallery(
         "sample": sample,
         "shown": len(shown),
         "neighbours": bool(near["training"]),
-        "corpus": _corpus_table(read_corpus_scores(references)),
+        "corpus": _corpus_table(read_corpus_scores(files, references)),
         "histogram": _histogram(records, [name for name in (run, baseline) if name], metric),
     }
 
@@ -235,9 +243,9 @@ def write_caption_gallery(
     for name, place in near["paths"].items():
         pictures[name] = make_thumbnail(place, small, int(TRAINING_SHARE * most)).uri
     size = write_page(path, render(pictures))
-    open_records()  # a large study's columns are kept, so that the notebook's gallery opens in a moment
+    open_records(files)  # a large study's columns are kept, so that the notebook's gallery opens in a moment
     return {
-        "page": _shown_path(path),
+        "page": files.shown(path),
         "images": len(shown),
         "images_of_split": len(entries),
         "bytes": size,
@@ -287,10 +295,10 @@ def show_caption_preview(entries: Sequence[Entry], *, run: str, metric: str, cou
         plt.show()
 
 
-def _training(shown: Sequence[Entry], count: int) -> dict[str, dict]:
+def _training(shown: Sequence[Entry], count: int, files: StudyFiles) -> dict[str, dict]:
     """Nearest training images: ``of`` image id -> [[training id, cosine, copied]], what is known of them, their paths."""
-    table = load_table(paths.IMAGE_TABLE)
-    images = open_training_images(table) if count else None
+    table = files.read_table()
+    images = open_training_images(table, files.features) if count else None
     if images is None:
         return {"of": {entry.image_id: [] for entry in shown}, "training": {}, "paths": {}}
     rows = table.set_index("image_id")
@@ -332,7 +340,3 @@ def _wrapped(text: str, width: int, lines: int = 3) -> str:
 
 def _plain(text: str) -> str:
     return text.replace("$", r"\$")  # matplotlib reads $...$ as mathematics: a caption never is
-
-
-def _shown_path(path: Path) -> str:
-    return path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else path.name

@@ -7,6 +7,7 @@ Figures of the audit: how large the splits are, what they share, and near-duplic
 
 import textwrap
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -226,10 +227,13 @@ def near_duplicates_table(report: dict) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("near-duplicates")
 
 
-def draw_near_duplicates(report: dict, most: int = 6) -> Figure | None:
+def draw_near_duplicates(report: dict, root: Path, most: int = 6) -> Figure | None:
     """Pairs of near-duplicates side by side: first those between training and test, then the weakest; None without any.
 
     The weakest: of the same ground those with the fewest matches, then copies with the lowest correlation.
+
+    Args:
+        root: folder that the report's relative paths start from.
     """
     pairs = sorted(
         report["near_duplicates"]["list"],
@@ -249,7 +253,7 @@ def draw_near_duplicates(report: dict, most: int = 6) -> Figure | None:
         row, column = divmod(place, columns)
         for number, which in enumerate(("first", "second")):
             axes = grid[row, 2 * column + number]
-            axes.imshow(open_image(pair[f"{which}_path"]), interpolation="bilinear")
+            axes.imshow(open_image(root / pair[f"{which}_path"]), interpolation="bilinear")
             gone = ", dropped" if pair[which] in pair["dropped"] else ""
             axes.set_title(f"{pair[which]}\n{pair[f'{which}_split']}{gone}", fontsize=7, fontweight="normal")
         grid[row, 2 * column].text(

@@ -13,7 +13,6 @@ from rsvlm.models.dialogue import Conversation, Turn, context_length
 from rsvlm.models.features import VisualInput, choose_view, read_visual
 from rsvlm.models.prompts import caption_prompt
 from rsvlm.scoring.retrieval import load_space
-from rsvlm.study import paths
 from rsvlm.viewing.browse import Archive
 from rsvlm.viewing.thumbnails import encode_jpeg, make_thumbnail, shrink
 
@@ -40,7 +39,7 @@ def start_dialogue(
         FileNotFoundError: no captioner was trained.
     """
     captioner = archive.captioner.model
-    space = load_space(paths.RET_EMBEDDINGS) if paths.RET_EMBEDDINGS.is_dir() else None
+    space = load_space(folder) if (folder := archive.files.ret_embeddings).is_dir() else None
     split_of = dict(zip(archive.table["image_id"], archive.table["split"], strict=True))
     wanted = (None, archive.split) if archive.split else ("train", "val", "test")
     found = [image_id for image_id in space.image_ids if split_of.get(image_id) in wanted] if space else []
@@ -149,18 +148,17 @@ def dialogue_markdown(turns: Sequence[Turn], pictures: dict[str, str]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def export_dialogue(turns: Sequence[Turn], archive: Archive, folder: Path | None = None) -> Path:
+def export_dialogue(turns: Sequence[Turn], archive: Archive, folder: Path) -> Path:
     """The new folder with ``dialogue.md`` and the pictures beside it, written whole.
 
     Args:
-        folder: where dialogues are kept; by default the study's.
+        folder: where dialogues are kept.
 
     Raises:
         ValueError: nothing was said yet.
     """
     if not turns:
         raise ValueError("the dialogue is empty: there is nothing to export")
-    folder = folder or paths.DIALOGUES
     taken = {path.name for path in folder.glob("*")} if folder.is_dir() else set()
     number = next(number for number in range(1, len(taken) + 2) if f"dialogue_{number:03d}" not in taken)
     made = folder / f"dialogue_{number:03d}"

@@ -16,7 +16,6 @@ from pathlib import Path
 import pandas as pd
 
 from rsvlm.files import append_line
-from rsvlm.study import paths
 
 KINDS = ("good", "wrong object", "wrong count", "hallucinated", "wrong relation", "note")
 ERRORS = KINDS[1:5]
@@ -58,12 +57,12 @@ class Mark:
 COLUMNS = tuple(one.name for one in fields(Mark))
 
 
-def save_mark(mark: Mark, path: Path | None = None) -> None:
+def save_mark(mark: Mark, path: Path) -> None:
     """Add a mark to the file; it is on the disk when this returns. Line breaks become spaces."""
-    append_line(path or paths.MARKS, _as_line(astuple(mark)), head=",".join(COLUMNS))
+    append_line(path, _as_line(astuple(mark)), head=",".join(COLUMNS))
 
 
-def read_marks(path: Path | None = None) -> list[Mark]:
+def read_marks(path: Path) -> list[Mark]:
     """All lines of the file in their order, those of a key that came before left out; none without a file.
 
     A line that is no mark, such as one that a power failure left half written, is left out with a warning.
@@ -71,7 +70,6 @@ def read_marks(path: Path | None = None) -> list[Mark]:
     Raises:
         ValueError: the file's first line is not that of a file of marks.
     """
-    path = path or paths.MARKS
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

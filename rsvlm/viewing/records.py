@@ -22,10 +22,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsvlm.data.table import load_table, rows_of
-from rsvlm.files import fingerprint_values, read_json, whole_folder, write_text
-from rsvlm.study import paths
-from rsvlm.viewing.caption_entries import Entry, known_runs, read_image_scores, read_run
+from rsvlm.data.table import rows_of
+from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_text
+from rsvlm.viewing.caption_entries import Entry, StudyFiles, known_runs, read_image_scores, read_run
 
 NOT_METRICS = ("run", "source", "split", "image_id", "references", "reference_set_seen")
 FIRST_METRICS = ("CIDEr", "METEOR")  # in menus and on cards before the others
@@ -164,7 +163,12 @@ class Query:
 
 
 def read_records(
-    runs: Sequence[str] | None = None, *, split: str | None = None, references: str = "released", whole: bool = False
+    files: StudyFiles,
+    runs: Sequence[str] | None = None,
+    *,
+    split: str | None = None,
+    references: str = "released",
+    whole: bool = False,
 ) -> Records:
     """The images of a split (None: all) that some run has a caption for, with all captions and scores.
 
@@ -179,12 +183,12 @@ def read_records(
     """
     if references not in ("released", "distinct"):
         raise ValueError(f"references is {references!r}: give 'released' or 'distinct'")
-    rows = rows_of(load_table(paths.IMAGE_TABLE), split=split)
-    wanted = list(dict.fromkeys(runs)) if runs is not None else list(known_runs())
+    rows = rows_of(files.read_table(), split=split)
+    made = known_runs(files)
+    wanted = list(dict.fromkeys(runs)) if runs is not None else list(made)
     if not wanted:
-        raise FileNotFoundError(f"{paths.GENERATED}: no generated captions; run the stage generate_captions")
-    made = known_runs()
-    captions = {run: read_run(run) for number, run in enumerate(wanted) if number == 0 or run in made}
+        raise FileNotFoundError(f"{files.generated}: no generated captions; run the stage generate_captions")
+    captions = {run: read_run(files, run) for number, run in enumerate(wanted) if number == 0 or run in made}
     absent = [run for run in wanted if run not in captions]
     first = captions[wanted[0]]
     if whole:
@@ -197,7 +201,7 @@ def read_records(
     else:
         rows = rows[rows["image_id"].isin({image_id for own in captions.values() for image_id in own})]
     image_ids = rows["image_id"].tolist()
-    scores, seen = _read_scores(references, image_ids, list(captions))
+    scores, seen = _read_scores(files, references, image_ids, list(captions))
     return Records(
         image_ids=image_ids,
         sources=rows["source"].to_numpy(object),
@@ -213,7 +217,12 @@ def read_records(
 
 
 def read_entries(
-    run: str = "captioner", baselines: Sequence[str] = (), *, split: str = "test", references: str = "released"
+    files: StudyFiles,
+    run: str = "captioner",
+    baselines: Sequence[str] = (),
+    *,
+    split: str = "test",
+    references: str = "released",
 ) -> tuple[list[Entry], list[str]]:
     """All images of a split with their captions and scores, in the table's order, and the baselines that were not made.
 
@@ -221,7 +230,7 @@ def read_entries(
         FileNotFoundError: the run itself was not made.
         ValueError: the split is empty, or the run has no caption for one of its images; names the image.
     """
-    records = read_records([run, *baselines], split=split, references=references, whole=True)
+    records = read_records(files, [run, *baselines], split=split, references=references, whole=True)
     return [records.entry(row) for row in range(len(records))], records.absent
 
 
@@ -299,10 +308,10 @@ def _marked(records: Records, query: Query, marks: Mapping[tuple[str, str], set[
 
 
 def _read_scores(
-    references: str, image_ids: list[str], runs: list[str]
+    files: StudyFiles, references: str, image_ids: list[str], runs: list[str]
 ) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray]:
     """Scores by run and metric, and whether the reference set was seen in training, in the order of the images."""
-    table = read_image_scores(references)
+    table = read_image_scores(files, references)
     places = pd.Index(image_ids).get_indexer(table["image_id"])
     table, places = table[places >= 0], places[places >= 0]
     seen = np.full(len(image_ids), None, dtype=object)
@@ -329,7 +338,7 @@ COLUMNS = ("image_ids", "sources", "splits", "labels", "paths", "references", "s
 def cache_key(files: Sequence[Path], *asked: object) -> str:
     """A name for what is read from these files: it changes with their size and time of change and with what is asked."""
     stats = [(file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None for file in files]
-    return fingerprint_values(FORMAT, [str(file) for file in files], stats, asked)[:24]
+    return fingerprint_values(FORMAT, [str(file.absolute()) for file in files], stats, asked)[:24]
 
 
 def find_records(key: str) -> Records | None:
@@ -358,28 +367,28 @@ def keep_records(key: str, records: Records) -> None:
         np.savez(
             scratch / "scores.npz", **{str(n): records.scores[run][metric] for n, (run, metric) in enumerate(names)}
         )
-    kept = sorted(paths.CACHE.glob("records_*/columns.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    kept = sorted(cache_folder().glob("records_*/columns.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for old in kept[KEPT:]:
         shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def open_records(
-    runs: Sequence[str] | None = None, *, split: str | None = None, references: str = "released"
+    files: StudyFiles, runs: Sequence[str] | None = None, *, split: str | None = None, references: str = "released"
 ) -> Records:
     """What ``read_records`` gives, from the cache where nothing has changed; large studies are kept there.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_records``.
     """
-    files = [paths.IMAGE_TABLE, paths.SCORES / "captions.csv", *known_runs().values()]
-    key = cache_key(files, list(runs) if runs is not None else None, split, references)
+    read = [files.table, files.scores / "captions.csv", *known_runs(files).values()]
+    key = cache_key(read, str(files.root.absolute()), list(runs) if runs is not None else None, split, references)
     records = find_records(key)
     if records is None:
-        records = read_records(runs, split=split, references=references)
+        records = read_records(files, runs, split=split, references=references)
         if len(records) >= LARGE:
             keep_records(key, records)
     return records
 
 
 def _place(key: str) -> Path:
-    return paths.CACHE / f"records_{key}"
+    return cache_folder() / f"records_{key}"

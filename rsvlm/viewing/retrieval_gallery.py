@@ -16,13 +16,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rsvlm.data.images import open_image
-from rsvlm.data.table import load_table
 from rsvlm.files import read_json
 from rsvlm.kernels import retrieval_ranks, similarity_topk
 from rsvlm.models.features import load_features
 from rsvlm.scoring.fusion import combine_spaces, make_parts
 from rsvlm.scoring.retrieval import EmbeddingSpace, RetrievalSet, load_space, retrieval_sets
-from rsvlm.study import paths
+from rsvlm.viewing.caption_entries import StudyFiles
 from rsvlm.viewing.page import Sample, choose_sample, read_reported, render_page, write_page
 from rsvlm.viewing.plots import GREEN, MUTED, RULE, figure
 from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail, shrink
@@ -63,7 +62,7 @@ class Query:
     hits: tuple[Hit, ...]  # the first ones found; last the first right answer, where it lies further down
 
 
-def read_method(method: str, table: pd.DataFrame, split: str) -> EmbeddingSpace:
+def read_method(files: StudyFiles, method: str, table: pd.DataFrame, split: str) -> EmbeddingSpace:
     """The vectors of images and captions that a retrieval method compares, for one split.
 
     Raises:
@@ -73,18 +72,18 @@ def read_method(method: str, table: pd.DataFrame, split: str) -> EmbeddingSpace:
     if method not in METHODS:
         raise ValueError(f"method is {method!r}: give one of {', '.join(METHODS)}")
     if method == "ret":
-        return load_space(paths.RET_EMBEDDINGS)
-    features = load_features(paths.FEATURES)
+        return load_space(files.ret_embeddings)
+    features = load_features(files.features)
     dual = EmbeddingSpace(features.image_ids, features.image_embeddings, features.texts, features.text_embeddings)
     if method == "dual_encoder":
         return dual
-    chosen = read_combination()
+    chosen = read_combination(files)
     rows = table[table["split"] == split]
     image_ids = list(rows["image_id"])
     texts = sorted({caption for own in rows["captions"] for caption in own})
     training = table[table["split"] == "train"]
     spaces = make_parts(
-        dual, load_space(paths.RET_EMBEDDINGS), training, image_ids, texts, **combination_options(chosen)
+        dual, load_space(files.ret_embeddings), training, image_ids, texts, **combination_options(chosen)
     )
     return combine_spaces(spaces, chosen["weights"], image_ids, texts)
 
@@ -116,12 +115,12 @@ def rank_queries(queries: Sequence[Query]) -> list[int]:
     return sorted(range(len(queries)), key=lambda i: (queries[i].rank, -queries[i].score, queries[i].name))
 
 
-def read_recalls() -> list[dict]:
+def read_recalls(files: StudyFiles) -> list[dict]:
     """The recalls by image as rows ``{"method", "source", "scores": {name: {"value", "low", ...}}, "by_text"}``.
 
     The last row of each source is the ceiling. Without the file of the stage score_retrieval the answer is empty.
     """
-    path = paths.METRICS / "score_retrieval.json"
+    path = files.metrics / "score_retrieval.json"
     if not path.is_file():
         return []
     content = read_json(path)
@@ -137,13 +136,13 @@ def read_recalls() -> list[dict]:
     return sorted(rows, key=lambda row: row["source"])  # stable: methods stay in their order, the ceiling last
 
 
-def read_combination() -> dict:
+def read_combination(files: StudyFiles) -> dict:
     """``{"weights", "neighbours", "temperature", "hubness_neighbours"}`` of the combined method, as the stage score_retrieval chose them.
 
     Raises:
         ValueError: they were not chosen yet.
     """
-    path = paths.METRICS / "score_retrieval.json"
+    path = files.metrics / "score_retrieval.json"
     content = read_json(path) if path.is_file() else {}
     chosen = content.get("protocol", {}).get("combined")
     if not chosen or not chosen.get("weights"):
@@ -209,25 +208,23 @@ def _search(
     return found
 
 
-PAGE = "retrieval.html"
-
-
 def read_searches(
-    method: str = "dual_encoder", *, split: str = "test", results: int = 5
+    files: StudyFiles, method: str = "dual_encoder", *, split: str = "test", results: int = 5
 ) -> tuple[list[Query], list[Query]]:
     """All searches by caption, and all searches by image, of one method and split.
 
     Raises:
         FileNotFoundError, ValueError: the method's vectors were not made or do not fit the image table.
     """
-    table = load_table(paths.IMAGE_TABLE)
+    table = files.read_table()
     tests = retrieval_sets(table, split)
-    space = read_method(method, table, split)
+    space = read_method(files, method, table, split)
     return search_captions(space, tests, results), search_images(space, tests, results)
 
 
 def write_retrieval_gallery(
-    path: Path | None = None,
+    path: Path,
+    files: StudyFiles,
     *,
     method: str = "dual_encoder",
     split: str = "test",
@@ -240,16 +237,16 @@ def write_retrieval_gallery(
     """What was written: ``{"page", "method", "captions_searched", "images_searched", "thumbnails", "bytes"}``.
 
     Args:
-        path: the page; by default ``retrieval.html`` in the study's galleries.
+        path: the page.
+        files: its table, features, embeddings from ``[RET]`` and metrics are read.
         method: ``dual_encoder``, ``ret`` or ``combined``.
         images: searches shown in each direction: best, worst and middle ones and a random sample.
         results: how many answers of each search are shown.
         thumbnail_pixels, page_megabytes: size of the pictures and of the page; JPEG quality gives way to the last.
     """
-    path = path or paths.GALLERIES / PAGE
-    table = load_table(paths.IMAGE_TABLE)
+    table = files.read_table()
     row_of = {row.image_id: row for row in table[table["split"] == split].itertuples(index=False)}
-    by_caption, by_image = read_searches(method, split=split, results=results)
+    by_caption, by_image = read_searches(files, method, split=split, results=results)
     samples = [choose_sample(len(all_), rank_queries(all_), images, seed) for all_ in (by_caption, by_image)]
     captions, pictures = (
         [all_[position] for position in sample.positions]
@@ -257,7 +254,7 @@ def write_retrieval_gallery(
     )
     used = {hit.name for query in captions for hit in query.hits} | {query.name for query in pictures}
     number_of = {image_id: number for number, image_id in enumerate(sorted(used))}
-    recalls = read_recalls()
+    recalls = read_recalls(files)
     values = {
         "study": " + ".join(sorted({query.source for query in by_caption})),
         "split": split,
@@ -279,7 +276,7 @@ def write_retrieval_gallery(
     values["thumbnails"] = [make_thumbnail(row_of[name].path, thumbnail_pixels, most) for name in number_of]
     size = write_page(path, render_page("retrieval.html", ["retrieval.js"], **values))
     return {
-        "page": path.relative_to(paths.ROOT).as_posix() if path.is_relative_to(paths.ROOT) else path.name,
+        "page": files.shown(path),
         "method": method,
         "captions_searched": len(by_caption),
         "images_searched": len(by_image),
@@ -288,11 +285,10 @@ def write_retrieval_gallery(
     }
 
 
-def draw_search_preview(queries: Sequence[Query], *, best: bool, count: int = 4) -> Figure:
+def draw_search_preview(queries: Sequence[Query], table: pd.DataFrame, *, best: bool, count: int = 4) -> Figure:
     """The best or worst searches by caption, one row each: the images found, right ones framed, with their scores."""
     ranked = rank_queries(queries)
     chosen = [queries[i] for i in (ranked[:count] if best else ranked[::-1][:count])]
-    table = load_table(paths.IMAGE_TABLE)
     path_of = dict(zip(table["image_id"], table["path"], strict=True))
     columns = max(len(query.hits) for query in chosen)
     rows, width = len(chosen), 1.75 * columns
@@ -320,10 +316,10 @@ def draw_search_preview(queries: Sequence[Query], *, best: bool, count: int = 4)
     return drawn
 
 
-def show_search_preview(queries: Sequence[Query], *, count: int = 4) -> None:
+def show_search_preview(queries: Sequence[Query], table: pd.DataFrame, *, count: int = 4) -> None:
     """Draw and show the best and the worst searches in a notebook."""
     for best in (True, False):
-        draw_search_preview(queries, best=best, count=count)
+        draw_search_preview(queries, table, best=best, count=count)
         plt.show()
 
 

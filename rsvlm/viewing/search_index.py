@@ -17,7 +17,7 @@ from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.models.features import load_features
 from rsvlm.scoring.fusion import make_parts
 from rsvlm.scoring.retrieval import EmbeddingSpace, load_space
-from rsvlm.study import paths
+from rsvlm.viewing.caption_entries import StudyFiles
 from rsvlm.viewing.retrieval_gallery import METHODS, combination_options, read_combination
 
 META = "index.json"
@@ -72,18 +72,17 @@ class SearchIndex:
         return [(self.image_ids[rows[0, i]], float(scores[0, i])) for i in order]
 
 
-def save_indexes(table: pd.DataFrame, folder: Path | None = None) -> pd.DataFrame:
-    """What was indexed, one row a method: images, dimensions, weights; after writing it whole to ``folder``.
+def save_indexes(table: pd.DataFrame, files: StudyFiles) -> pd.DataFrame:
+    """What was indexed, one row a method: images, dimensions, weights; after writing it whole to ``files.search_index``.
 
     A method whose vectors or weights the study has not made is left out, with the reason in the column ``why not``.
     """
     faiss = import_extra("faiss", "the search index")
-    folder = folder or paths.SEARCH_INDEX
     rows, meta = {}, {}
-    with whole_folder(folder) as scratch:
+    with whole_folder(files.search_index) as scratch:
         for method in METHODS:
             try:
-                image_ids, vectors, weights = _vectors_of(method, table)
+                image_ids, vectors, weights = _vectors_of(files, method, table)
             except (FileNotFoundError, ValueError) as error:
                 rows[method] = {"images": 0, "dimensions": 0, "weights": "", "why not": str(error)}
                 continue
@@ -97,13 +96,13 @@ def save_indexes(table: pd.DataFrame, folder: Path | None = None) -> pd.DataFram
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def saved_methods(folder: Path | None = None) -> list[str]:
-    """The methods that the study has saved an index of."""
-    meta = (folder or paths.SEARCH_INDEX) / META
+def saved_methods(folder: Path) -> list[str]:
+    """The methods that an index was saved of in this folder."""
+    meta = folder / META
     return [method for method in METHODS if method in read_json(meta)] if meta.is_file() else []
 
 
-def load_index(method: str, folder: Path | None = None) -> SearchIndex:
+def load_index(method: str, folder: Path) -> SearchIndex:
     """The saved index of a method.
 
     Raises:
@@ -111,7 +110,6 @@ def load_index(method: str, folder: Path | None = None) -> SearchIndex:
         ValueError: its files do not fit each other.
         ImportError: FAISS is not installed.
     """
-    folder = folder or paths.SEARCH_INDEX
     remedy = "run the stage retrieval_gallery (notebook 86_retrieval_gallery)"
     if method not in saved_methods(folder):
         raise FileNotFoundError(f"{folder}: no index of {method!r}; {remedy}")
@@ -135,15 +133,17 @@ def mask_of(index: SearchIndex, image_ids: Iterable[str]) -> np.ndarray:
     return np.array([image_id in wanted for image_id in index.image_ids], dtype=bool)
 
 
-def _vectors_of(method: str, table: pd.DataFrame) -> tuple[Sequence[str], np.ndarray, dict[str, float]]:
+def _vectors_of(
+    files: StudyFiles, method: str, table: pd.DataFrame
+) -> tuple[Sequence[str], np.ndarray, dict[str, float]]:
     """Image ids, their vectors (n, D), and the weight of each part of these."""
-    features = load_features(paths.FEATURES)
+    features = load_features(files.features)
     if method == "dual_encoder":
         return features.image_ids, features.image_embeddings, {"dual_encoder": 1.0}
-    ret = load_space(paths.RET_EMBEDDINGS)
+    ret = load_space(files.ret_embeddings)
     if method == "ret":
         return ret.image_ids, ret.image_vectors, {"ret": 1.0}
-    chosen = read_combination()
+    chosen = read_combination(files)
     weights = {part: weight for part, weight in sorted(chosen["weights"].items()) if weight > 0}  # as JSON keeps them
     dual = EmbeddingSpace(features.image_ids, features.image_embeddings, features.texts, features.text_embeddings)
     training = table[table["split"] == "train"]

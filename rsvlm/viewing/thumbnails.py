@@ -18,8 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from rsvlm.data.images import READING, ImageError, check_file, open_image, resolve_image
-from rsvlm.study import paths
+from rsvlm.data.images import READING, ImageError, check_file, open_image
+from rsvlm.files import cache_folder
 
 QUALITIES = (86, 80, 74, 68, 62, 56, 48, 40, 32, 24)  # of JPEG, tried from the best down until the bytes fit
 
@@ -53,10 +53,9 @@ def encode_jpeg(image: Image.Image, most_bytes: int) -> bytes:
 
 
 def make_thumbnail(path: str, pixels: int = 192, most_bytes: int = 12_000) -> Thumbnail:
-    """A thumbnail of the image at ``path`` (as written in the image table).
+    """A thumbnail of the image at ``path``.
 
     Args:
-        path: relative to the study's root, or absolute.
         pixels: the longer side, at most.
         most_bytes: of the JPEG; the quality is lowered until it fits. A data URI is a third larger.
 
@@ -101,7 +100,7 @@ class ThumbnailCache:
     Args:
         pixels: the longer side, at most.
         most_bytes: of a JPEG; its quality is lowered until it fits.
-        path: the file; by default in the study's cache.
+        path: the file; by default in ``cache_folder()``.
 
     Raises:
         ValueError: the file is no thumbnail cache; names it.
@@ -111,7 +110,7 @@ class ThumbnailCache:
         if pixels < 16:
             raise ValueError(f"thumbnails of {pixels} pixels: give at least 16")
         self.pixels, self.most_bytes = pixels, most_bytes
-        self.path = path or paths.THUMBNAILS.with_stem(f"{paths.THUMBNAILS.stem}-{READING}")
+        self.path = path or cache_folder() / f"thumbnails-{READING}.sqlite"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with closing(self._open()) as database, database:
@@ -158,7 +157,7 @@ class ThumbnailCache:
         return sqlite3.connect(self.path, timeout=WAIT_SECONDS)
 
     def _key(self, image_path: str) -> tuple[str, int, int, int]:
-        file = resolve_image(image_path)
+        file = Path(image_path).absolute()
         check_file(file)
         stat = file.stat()
         return str(file), self.pixels, stat.st_size, stat.st_mtime_ns

@@ -15,11 +15,9 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from rsvlm.data.table import load_table
 from rsvlm.files import fingerprint_values
 from rsvlm.models.dialogue import Conversation, Turn
 from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS
-from rsvlm.study import paths
 from rsvlm.viewing.browse import (
     Archive,
     Search,
@@ -32,7 +30,7 @@ from rsvlm.viewing.browse import (
     similar_images,
     splits_of,
 )
-from rsvlm.viewing.caption_entries import BASELINES
+from rsvlm.viewing.caption_entries import BASELINES, StudyFiles
 from rsvlm.viewing.caption_gallery import (
     TrainingImages,
     copied_captions,
@@ -58,15 +56,23 @@ class CaptionGallery(AnsweringWidget):
     sheet = traitlets.Unicode(widget_style("gallery.css")).tag(sync=True)
 
     def __init__(
-        self, records: Records, *, who: str, neighbours: int, seed: int, cache: ThumbnailCache, **more: object
+        self,
+        records: Records,
+        files: StudyFiles,
+        *,
+        who: str,
+        neighbours: int,
+        seed: int,
+        cache: ThumbnailCache,
+        **more: object,
     ) -> None:
         run = records.runs[0]
         others = [*(name for name in BASELINES if name in records.runs), *records.runs]
         baseline = next((name for name in others if name != run), None)
         setting = gallery_setting(records, run=run, baseline=baseline, **more)
-        study = fingerprint_values(str(paths.ROOT))[:12]
+        study = fingerprint_values(str(files.root.absolute()))[:12]
         super().__init__(setting=setting | {"marks": True, "kinds": list(KINDS), "study": study})
-        self.records, self.who, self.neighbours, self.cache = records, who, neighbours, cache
+        self.records, self.files, self.who, self.neighbours, self.cache = records, files, who, neighbours, cache
         self.drawn = draw_order(records, seed)
         self._marks_read: tuple[object, list[Mark]] = (None, [])
 
@@ -127,8 +133,8 @@ class CaptionGallery(AnsweringWidget):
         texts = {name: str(mark.get(name) or "") for name in ("run", "image_id", "source", "label", "kind", "note")}
         own = {"when": str(mark.get("when") or now()), "who": self.who, "on": int(bool(mark.get("on")))}
         made = Mark(**texts, **own, caption=str(mark.get("caption") or ""), key=str(mark.get("key") or ""))
-        save_mark(made)
-        return {"saved": paths.MARKS.name}
+        save_mark(made, self.files.marks)
+        return {"saved": self.files.marks.name}
 
     def answer_errors(self, run: str) -> dict:
         """``{"columns", "rows"}`` of the error table of one run."""
@@ -151,10 +157,10 @@ class CaptionGallery(AnsweringWidget):
 
     def _marks(self) -> list[Mark]:
         """All marks on the disk, read again where the file has changed: another notebook may write it, too."""
-        stat = paths.MARKS.stat() if paths.MARKS.is_file() else None
+        stat = self.files.marks.stat() if self.files.marks.is_file() else None
         state = stat and (stat.st_size, stat.st_mtime_ns)
         if state != self._marks_read[0]:
-            self._marks_read = (state, read_marks())
+            self._marks_read = (state, read_marks(self.files.marks))
         return self._marks_read[1]
 
     def _own_marks(self) -> dict[str, dict[str, dict]]:
@@ -167,11 +173,12 @@ class CaptionGallery(AnsweringWidget):
 
     @cached_property
     def _training(self) -> tuple[TrainingImages | None, pd.DataFrame]:
-        table = load_table(paths.IMAGE_TABLE)
-        return open_training_images(table), table.set_index("image_id")
+        table = self.files.read_table()
+        return open_training_images(table, self.files.features), table.set_index("image_id")
 
 
 def caption_gallery(
+    files: StudyFiles,
     runs: Sequence[str] | None = None,
     *,
     split: str | None = None,
@@ -186,6 +193,7 @@ def caption_gallery(
     """The caption gallery of the study, ready to be shown by a notebook.
 
     Args:
+        files: its table, runs, scores and features are read, its marks added to.
         runs: in their order, the studied one first; None: all that were made.
         split: train, val or test; None: every image that has a generated caption.
         references: which scores, against ``released`` or ``distinct`` references.
@@ -200,9 +208,9 @@ def caption_gallery(
     """
     if not 1 <= page_size <= MOST_ON_A_PAGE:
         raise ValueError(f"page_size is {page_size}: give 1 to {MOST_ON_A_PAGE}")
-    records = open_records(runs, split=split, references=references)
+    records = open_records(files, runs, split=split, references=references)
     return CaptionGallery(
-        records, who=who.strip() or getpass.getuser(), neighbours=neighbours, seed=seed, metric=metric,
+        records, files, who=who.strip() or getpass.getuser(), neighbours=neighbours, seed=seed, metric=metric,
         size=page_size, cache=ThumbnailCache(thumbnail_pixels),
     )  # fmt: skip
 
@@ -323,8 +331,8 @@ class DialoguePane(AnsweringWidget):
 
     def answer_export(self) -> dict:
         """``{"path"}`` of the exported dialogue, relative to the study."""
-        made = export_dialogue(self.talk.turns, self.archive)
-        return {"path": (made / "dialogue.md").relative_to(paths.ROOT).as_posix()}
+        made = export_dialogue(self.talk.turns, self.archive, self.archive.files.dialogues)
+        return {"path": self.archive.files.shown(made / "dialogue.md")}
 
     def _show(self, turn: Turn) -> dict:
         images = [show_image(self.archive, self.cache, image_id) for image_id in turn.image_ids]

@@ -1,4 +1,4 @@
-"""The model card of a study, made of what the study measured: ``python -m rsvlm.viewing.model_card``.
+"""The model card of a study, made of what the study measured: ``python -m rsvlm.study.model_card``.
 
 Sections as in Mitchell et al. (2019) and Hugging Face's model cards. Every number is read from the stages' metrics;
 where a stage has none, the card says so.
