@@ -5,7 +5,7 @@
     captioner = rsvlm.load_captioner("models/captioner", encoder)  # carries what it needs to caption any image
     captions  = rsvlm.caption(captioner, ["a.tif", "folder/"])     # a DataFrame: image, caption, log_probability
     index     = rsvlm.build_index(encoder, "folder/")              # then index.search("two planes beside a hangar", k=10)
-    scores    = rsvlm.score_captions(captions, references)         # BLEU, METEOR, ROUGE_L, CIDEr
+    scores    = rsvlm.score_captions(captions, references)         # BLEU, METEOR, ...; references: {image: [captions]}
 
 Everything works in any folder; ``models/encoder`` and ``models/captioner`` are what a study leaves (``make study``).
 Images are paths, folders, PIL images or arrays. ``load_index`` reads a saved index, ``score_retrieval`` scores

@@ -138,6 +138,7 @@ def test_a_saved_captioner_says_what_the_stage_says(house):
     assert captioner.memory.vectors.dtype == np.float16 and len(captioner.memory.captions) == 6
     size = json.loads((folder / "captioner" / "config.json").read_text())["memory"]
     assert size["images"] == 6 and size["captions"] == 12
+    assert "6 training images with 12 captions" in (folder / "captioner" / "README.md").read_text()
     arrays = rsvlm.caption(captioner, [np.asarray(one) for one in pictures[:3]])
     assert arrays["caption"].tolist() == expected
 
@@ -321,6 +322,8 @@ def test_scores_without_a_study(tmp_path, capsys):
     direct = rsvlm.score_captions(SAID, TRUTH).corpus
     assert scores["CIDEr"] == pytest.approx(direct["CIDEr"]) and scores["BLEU-1"] == pytest.approx(direct["BLEU-1"])
     assert "SPICE" not in scores.index
+    table = pd.DataFrame({"image": SAID.keys(), "caption": SAID.values()})
+    assert rsvlm.score_captions(table, TRUTH).corpus == direct
     assert "2 captions; one an image" in failure(capsys, "score", truth, truth)
     (tmp_path / "x.csv").write_text("name,words\na,b\n")
     assert "none of image_id" in failure(capsys, "score", tmp_path / "x.csv", truth)

@@ -98,14 +98,12 @@ def save_captioner(
     generation: Generation,
     weights: Weights,
     encoding: Mapping[str, object],
-    card: str = "",
 ) -> None:
-    """Write a captioner's folder, whole or not at all.
+    """Write a captioner's folder with a model card (README.md), whole or not at all.
 
     Args:
         model: as it was trained, not merged (``load_capret(..., merge=False)``).
         encoding: ``Features.meta``'s views, grid, precision and capitalise.
-        card: text of a model card; written as README.md.
     """
     size = {"images": len(memory.captions), "captions": sum(map(len, memory.captions.values()))}
     more = {
@@ -120,10 +118,36 @@ def save_captioner(
         rows = [{"image_id": image_id, "captions": own} for image_id, own in memory.captions.items()]
         write_json_lines(scratch / MEMORY_ROWS, rows)
         np.save(scratch / MEMORY_VECTORS, memory.vectors.astype(np.float16))
-        if card:
-            write_text(scratch / "README.md", card)
+        write_text(scratch / "README.md", model_card(model.config | more))
 
     save_capret(model, folder, beside=write_memory, **more)
+
+
+def model_card(config: Mapping) -> str:
+    """The card of a captioner's folder, from what its config.json holds."""
+    memory, made = config["memory"], config["generation"]
+    terms = ", ".join(f"{name} {weight:g}" for name, weight in config["weights"].items())
+    steps = f" for {config['kept_step']:,} steps" if config.get("kept_step") else ""
+    return f"""# A captioner for remote sensing images
+
+RS-CapRet (a language model, a dual encoder, projections, `[RET]`), trained{steps} by rsvlm.
+
+```
+rsvlm caption THIS_FOLDER IMAGES --encoder ENCODER
+```
+
+| | |
+|---|---|
+| language model | {config["language_model"]}, fingerprint {config["language_model_fingerprint"][:12]}, not in this folder |
+| encoder | fingerprint {str(config["encoder_fingerprint"])[:12]}, not in this folder; looked for in `{config["encoder"]}` |
+| images are encoded | {config["encoding"]["views"]} views, a grid of {config["encoding"]["grid"]}, {config["encoding"]["precision"]} |
+| captions are made | {made["beams"]} beams, {made["samples"]} draws, {made["pool_candidates"]} captions of like training images |
+| one is chosen by | {terms} (chosen on validation images) |
+| memory | {memory["images"]:,} training images with {memory["captions"]:,} captions, {memory["megabytes"]} MB |
+
+The memory holds the training captions word for word: their licence is that of their data set. The captioner says what its
+training images were said to show; it has seen no other sensor, scale or place, and its answers can be wrong.
+"""
 
 
 def load_captioner(

@@ -119,7 +119,7 @@ class ScoringTools:
 
 
 def score_captions(
-    generated: Mapping[str, str],
+    generated: Mapping[str, str] | pd.DataFrame,
     references: Mapping[str, Sequence[str]],
     *,
     distinct: bool = False,
@@ -129,7 +129,7 @@ def score_captions(
     """Scores of one caption an image against the image's references.
 
     Args:
-        generated: image_id -> caption, for every image of one source and split.
+        generated: image_id -> caption, for every image of one source and split; or what ``rsvlm.caption`` returns.
         references: image_id -> captions, for the same images.
         distinct: drop an image's repeated references (equal after tokenising).
         tools: cache, SPICE's jars, embeddings; None: nothing is kept, and neither SPICE nor CLIPScore is run.
@@ -139,6 +139,8 @@ def score_captions(
         ValueError: the images differ, or an image has no reference; names some.
         JavaNotFound: no Java runtime.
     """
+    if isinstance(generated, pd.DataFrame):
+        generated = dict(zip(generated["image"], generated["caption"], strict=True))
     check_images(generated, references)
     tools = tools or ScoringTools()
     if tokens is None:
