@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from rsvlm.models.candidates import choose_captions, training_memory
 from rsvlm.models.captioner import build_capret
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import encode_pictures
+from rsvlm.models.generation import caption_log_likelihoods
 from rsvlm.models.inference import Generation, load_captioner, propose_captions, save_captioner
 from rsvlm.models.tiny import make_tiny_clip
 
@@ -139,6 +141,15 @@ def test_a_saved_captioner_says_what_the_stage_says(house):
     size = json.loads((folder / "captioner" / "config.json").read_text())["memory"]
     assert size["images"] == 6 and size["captions"] == 12
     assert "6 training images with 12 captions" in (folder / "captioner" / "README.md").read_text()
+    ids = found["image"].tolist()
+    features = captioner.encode(pictures[:3], ids)
+    near = list(captioner.pools(features.image_embeddings, ids).top(1).values())
+    alone = [[text] for text in expected]
+    given = {"prompt": "Caption:", "neighbours": near, "view": "mean"}
+    likely = caption_log_likelihoods(captioner.model, features, ids, alone, **given)
+    assert found["log_probability"].tolist() == pytest.approx([own[0] for own in likely], abs=1e-4)
+    silent = rsvlm.caption(replace(captioner, weights=WEIGHTS | {"likelihood": 0.0}), pictures[:3])
+    assert (silent["log_probability"] < 0).all()
     arrays = rsvlm.caption(captioner, [np.asarray(one) for one in pictures[:3]])
     assert arrays["caption"].tolist() == expected
 

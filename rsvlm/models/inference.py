@@ -362,13 +362,23 @@ def _caption_block(
     names = [name for name, _ in pictures]
     features = captioner.encode((picture for _, picture in pictures), names, batch_size=batch_size)
     pools = captioner.pools(features.image_embeddings, names)
-    proposed = propose_captions(captioner.model, features, names, pools, captioner.generation, batch_size=batch_size)
+    model, made, votes = captioner.model, captioner.generation, captioner.weights["likelihood"] > 0
+    proposed = propose_captions(model, features, names, pools, made, likelihoods=votes, batch_size=batch_size)
     chosen = choose_captions(proposed.candidates, proposed.judged, captioner.weights)
-    rows = {}
-    for name, text, candidates, judged in zip(names, chosen, proposed.candidates, proposed.judged, strict=True):
-        likely = float(judged["likelihood"][candidates.index(text)])
-        rows[name] = {"image": name, "caption": text, "log_probability": round(likely, 6)}
-    return rows
+    if votes:
+        likely = [
+            judged["likelihood"][candidates.index(text)]
+            for text, candidates, judged in zip(chosen, proposed.candidates, proposed.judged, strict=True)
+        ]
+    else:  # it has no say in the choice: only what is put forward is asked for
+        near = list(pools.top(model.config["prompting"]["neighbour_captions"]).values())
+        given = {"prompt": made.prompt, "neighbours": near, "view": made.view, "batch_size": batch_size}
+        alone = [[text] for text in chosen]
+        likely = [own[0] for own in caption_log_likelihoods(model, features, names, alone, **given)]
+    return {
+        name: {"image": name, "caption": text, "log_probability": round(float(value), 6)}
+        for name, text, value in zip(names, chosen, likely, strict=True)
+    }
 
 
 def _find_encoder(folder: Path, encoder: DualEncoder | str | Path | None, config: Mapping, device: str) -> DualEncoder:
