@@ -160,6 +160,8 @@ def test_a_saved_captioner_says_what_the_stage_says(house):
         ("nothing.png", FileNotFoundError, "nothing.png: no such file or folder"),
         (np.zeros((4, 4, 5), np.uint8), ValueError, r"shape \(4, 4, 5\) and type uint8: expected"),
         (np.zeros((4, 4, 3)), ValueError, "type float64: expected"),
+        (Image.fromarray(np.zeros((4, 4), np.uint16)), ValueError, "mode 'I;16': expected 8 bits a band"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), ValueError, "mode 'F': expected 8 bits a band"),
     ],
 )
 def test_images_that_are_none(house, images, error, message):
@@ -215,6 +217,8 @@ def test_an_index_finds_its_own_images_and_survives_the_disk(house, other, tmp_p
     pd.testing.assert_frame_equal(
         again.search(["a river", "a forest"], k=5), index.search(["a river", "a forest"], k=5)
     )
+    with pytest.raises(ValueError, match="'skip' is neither 'raise' nor 'keep'"):
+        rsvlm.build_index(encoder, folder / "pictures", unreadable="skip")
     with pytest.raises(ValueError, match="query 1 is blank"):
         index.search(["a", " "])
     with pytest.raises(ValueError, match="made by the encoder"):

@@ -141,12 +141,12 @@ def open_image(path: Path | str) -> Image.Image:
         image.load()
         picture = ImageOps.exif_transpose(image) if _read_orientation(image) != 1 else image
         try:
-            return _as_rgb(picture, sixteen, masked=bool(pages))
+            return as_rgb(picture, sixteen, masked=bool(pages))
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from error
 
 
-def _as_rgb(image: Image.Image, sixteen: bool, masked: bool) -> Image.Image:
+def as_rgb(image: Image.Image, sixteen: bool, masked: bool) -> Image.Image:
     """An own 8-bit RGB copy of a decoded picture.
 
     Args:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
+from rsvlm.models.devices import log_line
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import encode_pictures, encode_texts
-from rsvlm.models.inference import A_BLOCK, Picture, list_images, read_picture, read_pictures
+from rsvlm.models.inference import Picture, list_images, picture_blocks, read_picture
 
 VECTORS, NAMES, CONFIG = "vectors.npy", "images.json", "config.json"
 
@@ -114,21 +114,16 @@ def build_index(
         FileNotFoundError: a path that is not there, or a folder without an image.
         ImageError: a file that cannot be read as an image; names it.
     """
-    listed = list_images(images)
     names, parts = [], [np.zeros((0, encoder.embedding_dim), np.float16)]
-    bar = tqdm(total=len(listed), desc="images", mininterval=2, disable=len(listed) <= A_BLOCK)
-    for start in range(0, len(listed), A_BLOCK):
-        pictures, troubles = read_pictures(listed[start : start + A_BLOCK], unreadable)
+    for _, pictures, troubles in picture_blocks(list_images(images), unreadable):
         for trouble in troubles.values():
-            tqdm.write(f"left out: {trouble}")
+            log_line(f"left out: {trouble}")
         own = [name for name, _ in pictures]
         features = encode_pictures(
             encoder, (one for _, one in pictures), own, views=views, precision=precision, batch_size=batch_size
         )
         names += own
         parts.append(features.image_embeddings.astype(np.float16))
-        bar.update(len(listed[start : start + A_BLOCK]))
-    bar.close()
     return ImageIndex(names, np.concatenate(parts), encoder, capitalise, views)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from rsvlm.data.images import EXTENSIONS, ImageError, open_image
+from rsvlm.data.images import EXTENSIONS, ImageError, as_rgb, open_image
 from rsvlm.files import read_json, read_json_lines, write_json_lines, write_text
 from rsvlm.models.candidates import Memory, Pools, Weights, choose_captions, gather_candidates, judge_candidates
 from rsvlm.models.capret import CapRet
@@ -262,8 +262,8 @@ def caption(
         ValueError: an array of another shape or type.
     """
     rows = []
-    for names, pictures, troubles in _blocks(list_images(images), unreadable):
-        found = _caption_block(captioner, names, pictures, batch_size)
+    for names, pictures, troubles in picture_blocks(list_images(images), unreadable):
+        found = _caption_block(captioner, pictures, batch_size)
         rows += [found.get(name, {"image": name, "caption": None, "log_probability": None}) for name in names]
         if unreadable == "keep":
             for row in rows[len(rows) - len(names) :]:
@@ -307,12 +307,16 @@ def list_images(images: Picture | Iterable[Picture]) -> list[tuple[str, Picture]
 def read_picture(image: Picture) -> Image.Image:
     """An RGB image of a path, a PIL image or an array.
 
+    A PIL image is turned by its EXIF orientation and put on white where it is transparent, as a file is.
+
     Raises:
         ImageError: a file that is no whole image.
-        ValueError: an array that is none of (H, W) and (H, W, 3) uint8.
+        ValueError: an array that is none of (H, W) and (H, W, 3) uint8, or a PIL image of more than 8 bits.
     """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise ValueError(f"a PIL image of mode {image.mode!r}: expected 8 bits a band; scale it to 0..255")
+        return as_rgb(ImageOps.exif_transpose(image), sixteen=False, masked=False)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
             raise ValueError(
@@ -323,39 +327,34 @@ def read_picture(image: Picture) -> Image.Image:
     return open_image(image)
 
 
-def read_pictures(
-    listed: Sequence[tuple[str, Picture]], unreadable: str = "raise"
-) -> tuple[list[tuple[str, Image.Image]], dict[str, str]]:
-    """((name, picture) of what could be read, name -> why the others could not)."""
-    pictures, troubles = [], {}
-    for name, image in listed:
-        try:
-            pictures.append((name, read_picture(image)))
-        except ImageError as error:
-            if unreadable != "keep":
-                raise
-            troubles[name] = str(error)
-    return pictures, troubles
-
-
-def _blocks(
+def picture_blocks(
     listed: Sequence[tuple[str, Picture]], unreadable: str
 ) -> Iterator[tuple[list[str], list[tuple[str, Image.Image]], dict[str, str]]]:
-    """Names, readable pictures and troubles, A_BLOCK images at a time, with progress on the screen."""
+    """(names, (name, picture) of what could be read, name -> why the others could not), A_BLOCK images at a time.
+
+    Raises:
+        ImageError: a file that is no whole image, where ``unreadable`` is "raise".
+        ValueError: ``unreadable`` is neither "raise" nor "keep".
+    """
     if unreadable not in ("raise", "keep"):
         raise ValueError(f"unreadable: {unreadable!r} is neither 'raise' nor 'keep'")
     bar = tqdm(total=len(listed), desc="images", mininterval=2, disable=len(listed) <= A_BLOCK)
     for start in range(0, len(listed), A_BLOCK):
         some = listed[start : start + A_BLOCK]
-        pictures, troubles = read_pictures(some, unreadable)
+        pictures, troubles = [], {}
+        for name, image in some:
+            try:
+                pictures.append((name, read_picture(image)))
+            except ImageError as error:
+                if unreadable == "raise":
+                    raise
+                troubles[name] = str(error)
         yield [name for name, _ in some], pictures, troubles
         bar.update(len(some))
     bar.close()
 
 
-def _caption_block(
-    captioner: Captioner, names: Sequence[str], pictures: list[tuple[str, Image.Image]], batch_size: int
-) -> dict[str, dict]:
+def _caption_block(captioner: Captioner, pictures: list[tuple[str, Image.Image]], batch_size: int) -> dict[str, dict]:
     """name -> its row, for the pictures of a block."""
     if not pictures:
         return {}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rsvlm.scoring.captions import METRICS
-from rsvlm.scoring.published import TEST_IMAGES, Published, benchmark_name, published_for
+from rsvlm.scoring.published import RECALLS, TEST_IMAGES, Published, benchmark_name, published_for
 from rsvlm.scoring.runs import HUMAN
 
 ABOVE, LEVEL, BELOW = "above", "level", "below"
@@ -132,7 +132,6 @@ RUN_LABELS = {
 HELD_OUT_DISTINCT = "one reference, held out, no copy of it left"
 PARTS = ("distinct", "seen", "unseen")
 CAPTION_EXTRAS = tuple(f"CIDEr_{part}" for part in PARTS)
-RECALLS = (*(f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)), "mean_recall")
 RETRIEVAL_EXTRAS = ("mean_recall_by_text",)
 CAPTION_TITLES = {f"CIDEr_{part}": f"CIDEr {part}" for part in PARTS}
 RECALL_TITLES = {

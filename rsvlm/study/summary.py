@@ -11,19 +11,12 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from rsvlm.files import read_json, write_json
+from rsvlm.scoring.published import RECALLS as PUBLISHED_RECALLS
 from rsvlm.study import paths
 from rsvlm.study.studies import study_in_place
 
 CAPTION_METRICS = ("CIDEr", "BLEU-4", "METEOR", "ROUGE_L")
-RECALLS = (
-    "mean_recall",
-    "image_to_text_recall_at_1",
-    "image_to_text_recall_at_5",
-    "image_to_text_recall_at_10",
-    "text_to_image_recall_at_1",
-    "text_to_image_recall_at_5",
-    "text_to_image_recall_at_10",
-)
+RECALLS = ("mean_recall", *(name for name in PUBLISHED_RECALLS if name != "mean_recall"))
 HEADLINE_RUNS = ("captioner", "consensus", "shuffled")
 
 

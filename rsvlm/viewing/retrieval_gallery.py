@@ -20,6 +20,7 @@ from rsvlm.files import read_json
 from rsvlm.kernels import retrieval_ranks, similarity_topk
 from rsvlm.models.features import load_features
 from rsvlm.scoring.fusion import combine_spaces, make_parts
+from rsvlm.scoring.published import RECALLS
 from rsvlm.scoring.retrieval import EmbeddingSpace, RetrievalSet, load_space, retrieval_sets
 from rsvlm.viewing.caption_entries import StudyFiles
 from rsvlm.viewing.page import Sample, choose_sample, read_reported, render_page, write_page
@@ -27,15 +28,6 @@ from rsvlm.viewing.plots import GREEN, MUTED, RULE, figure
 from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail, shrink
 
 METHODS = ("dual_encoder", "ret", "combined")
-RECALLS = (
-    "text_to_image_recall_at_1",
-    "text_to_image_recall_at_5",
-    "text_to_image_recall_at_10",
-    "image_to_text_recall_at_1",
-    "image_to_text_recall_at_5",
-    "image_to_text_recall_at_10",
-    "mean_recall",
-)
 
 
 @dataclass(frozen=True)

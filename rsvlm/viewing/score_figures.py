@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from rsvlm.scoring.published import RECALLS
 from rsvlm.viewing.plots import BLUE, DASHES, INK, MARKERS, MUTED, ORANGE, figure, series_colours
 
 KINDS = {"released": ("references as released", BLUE, "o"), "distinct": ("distinct references", ORANGE, "s")}
@@ -114,15 +115,6 @@ LABELS = {
     "reranked": "combined, re-ranked",
     "ceiling": "perfect model, ties at random",
 }
-RECALLS = (
-    "image_to_text_recall_at_1",
-    "image_to_text_recall_at_5",
-    "image_to_text_recall_at_10",
-    "text_to_image_recall_at_1",
-    "text_to_image_recall_at_5",
-    "text_to_image_recall_at_10",
-    "mean_recall",
-)
 NOT_METHODS = ("paired", "protocol")
 
 
@@ -146,17 +138,7 @@ def recall_curves(curves: pd.DataFrame, match: str = "by_image") -> Figure:
                 part = shown[
                     (shown["source"] == source) & (shown["direction"] == direction) & (shown["method"] == method)
                 ]
-                is_ceiling = method == "ceiling"
-                axis.plot(
-                    part["k"],
-                    part["recall"],
-                    label=LABELS.get(method, method),
-                    color=colours[method],
-                    linestyle="--" if is_ceiling else DASHES[0],
-                    marker="" if is_ceiling else MARKERS[number % len(MARKERS)],
-                    markevery=[0, 4, 9, 19],
-                    linewidth=1.2 if is_ceiling else 1.8,
-                )
+                _draw_curve(axis, part, method, number, colours[method])
             axis.set_title(f"{source}: {title}")
             axis.set_xlabel("K")
             axis.set_ylim(0, 1.02)
@@ -311,19 +293,24 @@ def _draw_recalls(axis: Axes, curves: pd.DataFrame, title: str) -> None:
     methods = sorted(dict.fromkeys(curves["method"]), key=lambda method: method == "ceiling")  # the ceiling comes last
     colours = series_colours(methods)
     for number, method in enumerate(methods):
-        own, is_ceiling = curves[curves["method"] == method], method == "ceiling"
-        axis.plot(
-            own["k"],
-            own["recall"],
-            label=LABELS.get(method, method),
-            color=colours[method],
-            linestyle="--" if is_ceiling else DASHES[0],
-            marker="" if is_ceiling else MARKERS[number % len(MARKERS)],
-            markevery=[0, 4, 9, 19],
-            linewidth=1.2 if is_ceiling else 1.8,
-        )
+        _draw_curve(axis, curves[curves["method"] == method], method, number, colours[method])
     axis.set_title(title)
     axis.set_xlabel("K")
     axis.set_ylim(0, 1.02)
     axis.set_xticks([1, 5, 10, 15, 20])
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _draw_curve(axis, points: pd.DataFrame, method: str, number: int, colour: str) -> None:
+    """The recalls of one method over k; the ceiling is a thin broken line."""
+    is_ceiling = method == "ceiling"
+    axis.plot(
+        points["k"],
+        points["recall"],
+        label=LABELS.get(method, method),
+        color=colour,
+        linestyle="--" if is_ceiling else DASHES[0],
+        marker="" if is_ceiling else MARKERS[number % len(MARKERS)],
+        markevery=[0, 4, 9, 19],
+        linewidth=1.2 if is_ceiling else 1.8,
+    )
