@@ -22,7 +22,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rsvlm.data.catalogue import REMOTECLIP_IMAGES
-from rsvlm.data.fingerprints import fingerprint_images
+from rsvlm.data.duplicates import fingerprint_images
 from rsvlm.data.listings import find_images
 from rsvlm.data.overlap import find_near_duplicates, verbatim_share
 from rsvlm.data.sources import list_source, parse_source

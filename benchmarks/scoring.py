@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a checkout 
 
 import numpy as np
 
+from rsvlm.content_cache import ContentCache
 from rsvlm.data.sources import Source, list_source
 from rsvlm.files import write_json
 from rsvlm.scoring.captions import ScoringTools, score_captions
-from rsvlm.scoring.content_cache import ContentCache
 from rsvlm.scoring.java_metrics import find_java
 from rsvlm.study.paths import ROOT
 from rsvlm.study.recording import provenance

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from rsvlm.data import fingerprints
+from rsvlm.data import duplicates
 from rsvlm.data.boxes import image_size
-from rsvlm.data.fingerprints import fingerprint_images
+from rsvlm.data.duplicates import fingerprint_images
 from rsvlm.data.images import MAX_PIXELS, READING, ImageError, open_file, open_image
 from rsvlm.data.mask_boxes import read_mask_boxes
 from rsvlm.models import pixels as pixel_cache
@@ -380,7 +380,7 @@ def test_the_audit_of_files_goes_on_without_what_is_no_file(tmp_path):
 
 def test_caches_of_pictures_know_how_they_were_read(tmp_path, monkeypatch):
     path = save(tmp_path / "real.png", SCENE[..., :3])
-    assert str(fingerprints.VERSION).endswith(f"-{READING}")
+    assert str(duplicates.VERSION).endswith(f"-{READING}")
     assert ThumbnailCache(64).path.stem.endswith(f"-{READING}")
     before = pixel_cache.fingerprint_images([str(path)])
     monkeypatch.setattr(pixel_cache, "READING", READING + 1)

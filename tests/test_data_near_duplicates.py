@@ -1,7 +1,6 @@
 """Near-duplicates: planted ones are found however they were altered, different ones are not, and the cache holds."""
 
 import os
-import sqlite3
 import subprocess
 import sys
 import time
@@ -11,9 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from rsvlm.data import fingerprints
-from rsvlm.data.duplicates import detail_correlation, find_pairs, without_contrast
-from rsvlm.data.fingerprints import TURN_NAMES, TURNS, fingerprint_images
+from rsvlm.content_cache import FILE
+from rsvlm.data import duplicates
+from rsvlm.data.duplicates import (
+    TURN_NAMES,
+    TURNS,
+    detail_correlation,
+    find_pairs,
+    fingerprint_images,
+    without_contrast,
+)
 from rsvlm.data.images import ImageError
 from rsvlm.data.overlap import find_near_duplicates, verbatim_share
 
@@ -110,15 +116,13 @@ def test_detail_correlation_of_itself_its_shift_and_another():
 
 def test_hash_search_agrees_with_comparing_all_pairs(prints):
     """faiss' multi-index search finds every pair of hashes within the distance, as a plain loop does."""
-    from rsvlm.data import duplicates as near_duplicates
-
-    index_pairs = {(a, b, turn) for a, b, turn, _ in near_duplicates._alike(prints, list(range(len(prints))))}
+    index_pairs = {(a, b, turn) for a, b, turn, _ in duplicates._alike(prints, list(range(len(prints))))}
     plain = set()
     for a, one in enumerate(prints):
         for b, other in enumerate(prints):
             if a != b:
                 bits = np.unpackbits(one.cropped[:, None] ^ other.turned[None], axis=2).sum(axis=2)
-                plain |= {(a, b, int(turn)) for turn in np.flatnonzero((bits <= near_duplicates.DISTANCE).any(axis=0))}
+                plain |= {(a, b, int(turn)) for turn in np.flatnonzero((bits <= duplicates.DISTANCE).any(axis=0))}
     assert index_pairs == plain and len(plain) > len(ALTERED)
 
 
@@ -127,7 +131,7 @@ def test_the_cache_is_by_content_and_survives(pictures, tmp_path, monkeypatch):
     first = fingerprint_images(originals, cache=tmp_path / "cache")
     moved = tmp_path / "moved.png"
     moved.write_bytes(originals[1].read_bytes())
-    monkeypatch.setattr(fingerprints, "take_fingerprint", lambda path: pytest.fail(f"{path} was decoded again"))
+    monkeypatch.setattr(duplicates, "take_fingerprint", lambda path: pytest.fail(f"{path} was decoded again"))
     again = fingerprint_images([moved, *originals], cache=tmp_path / "cache")
     assert again[0].path == moved and again[0].sha256 == first[1].sha256
     assert np.array_equal(again[0].turned, first[1].turned) and np.array_equal(again[0].grey, first[1].grey)
@@ -135,7 +139,7 @@ def test_the_cache_is_by_content_and_survives(pictures, tmp_path, monkeypatch):
 
 def test_a_killed_run_goes_on(pictures, tmp_path, monkeypatch):
     originals = pictures[0][:6]
-    take, taken = fingerprints.take_fingerprint, []
+    take, taken = duplicates.take_fingerprint, []
 
     def killed_at_the_fourth(path):
         taken.append(path)
@@ -143,8 +147,8 @@ def test_a_killed_run_goes_on(pictures, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return take(path)
 
-    monkeypatch.setattr(fingerprints, "A_BATCH", 2)
-    monkeypatch.setattr(fingerprints, "take_fingerprint", killed_at_the_fourth)
+    monkeypatch.setattr(duplicates, "A_BATCH", 2)
+    monkeypatch.setattr(duplicates, "take_fingerprint", killed_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         fingerprint_images(originals, cache=tmp_path)
     taken[:] = [None] * 10
@@ -161,15 +165,15 @@ def test_several_processes_give_the_same(pictures, prints, tmp_path):
 
 def test_workers_end_with_a_killed_parent(pictures, tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from rsvlm.data import fingerprints\n"
+        "import sys, time; from pathlib import Path; from rsvlm.data import duplicates\n"
         "if __name__ == '__main__':\n"
-        "    batches = fingerprints._take_all([(p, Path(p)) for p in sys.argv[1:]], 2)\n"
+        "    batches = duplicates.map_batches(duplicates._take_batch, [(p, Path(p)) for p in sys.argv[1:]], 64, 2)\n"
         "    next(batches); from multiprocessing import active_children\n"
         "    print(*[child.pid for child in active_children()], flush=True); time.sleep(600)\n"
     )
     script = tmp_path / "parent.py"
     script.write_text(code)
-    environment = os.environ | {"PYTHONPATH": str(Path(fingerprints.__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(duplicates.__file__).parents[2])}
     command = [sys.executable, str(script), *map(str, pictures[0][:4])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
         workers = [int(text) for text in parent.stdout.readline().split()]
@@ -199,12 +203,11 @@ def test_broken_files_are_named_each(pictures, tmp_path):
     assert "a.png" in str(results[0]) and "b.png" in str(results[1])
 
 
-def test_a_damaged_cache_says_what_to_do(pictures, tmp_path):
-    (tmp_path / f"fingerprints-{fingerprints.VERSION}.sqlite").write_bytes(b"no database at all" * 100)
-    with pytest.raises(ValueError, match="not a whole cache .* delete it"):
-        fingerprint_images(pictures[0][:1], cache=tmp_path)
-    with pytest.raises(sqlite3.DatabaseError):
-        sqlite3.connect(tmp_path / f"fingerprints-{fingerprints.VERSION}.sqlite").execute("SELECT * FROM images")
+def test_a_damaged_cache_is_put_aside_and_filled_anew(pictures, prints, tmp_path):
+    (tmp_path / FILE).write_bytes(b"no database at all" * 100)
+    with pytest.warns(UserWarning, match="damaged .*starting anew"):
+        (one,) = fingerprint_images(pictures[0][:1], cache=tmp_path)
+    assert one.sha256 == prints[0].sha256 and np.array_equal(one.turned, prints[0].turned)
 
 
 def rows_of(paths, splits, source="s"):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rsvlm.content_cache import ContentCache
 from rsvlm.scoring import java_metrics as spice
 from rsvlm.scoring.caption_study import average_draws, hold_out, summarize_draws
 from rsvlm.scoring.captions import (
@@ -19,7 +20,6 @@ from rsvlm.scoring.captions import (
     summarize,
     token_pairs,
 )
-from rsvlm.scoring.content_cache import ContentCache
 from rsvlm.scoring.meteor import meteor_score
 from rsvlm.scoring.retrieval import EmbeddingSpace
 

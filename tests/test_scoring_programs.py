@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import stat
-import subprocess
 import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +13,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from rsvlm.content_cache import ContentCache
 from rsvlm.scoring import java_metrics as java
 from rsvlm.scoring import java_metrics as spice
 from rsvlm.scoring import meteor
 from rsvlm.scoring import meteor as paraphrases
 from rsvlm.scoring import meteor as tokens
-from rsvlm.scoring.content_cache import FILE, ContentCache
 from rsvlm.scoring.java_metrics import Jar, JavaNotFound, find_java, get_jars, run_java
 from rsvlm.scoring.meteor import meteor_statistics
 
@@ -141,36 +140,6 @@ def test_what_was_asked_once_is_not_asked_again(tmp_path, monkeypatch):
     assert starts.read_text() == "x"
     meteor_statistics([("a", ["y"]), ("a", ["x"])], again)
     assert starts.read_text() == "xx"
-
-
-def test_the_cache_keeps_programs_apart_and_survives_odd_texts(tmp_path):
-    cache = ContentCache(tmp_path)
-    odd = ["", "\x00", "half \ud83d", "a\nb", "🛰", "x" * 100_000]
-    cache.keep("one", {text: str(number) for number, text in enumerate(odd)})
-    assert cache.find("one", odd) == {text: str(number) for number, text in enumerate(odd)}
-    assert cache.find("two", odd) == {} and ContentCache(None).find("one", odd) == {}
-    many = {str(number): "v" for number in range(2000)}
-    cache.keep("two", many)
-    assert cache.find("two", many) == many
-
-
-def test_a_damaged_cache_is_put_aside_with_a_warning(tmp_path):
-    (tmp_path / FILE).write_bytes(b"not a database" * 1000)
-    with pytest.warns(UserWarning, match="damaged"):
-        cache = ContentCache(tmp_path)
-    cache.keep("one", {"a": "b"})
-    assert ContentCache(tmp_path).find("one", ["a"]) == {"a": "b"}
-
-
-def test_several_processes_share_a_cache(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from rsvlm.scoring.content_cache import ContentCache\n"
-        "cache = ContentCache(Path(sys.argv[1]))\n"
-        "for n in range(50): cache.keep('p', {f'{sys.argv[2]} {n}': 'v'})"
-    )
-    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "abc"]
-    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
-    assert len(ContentCache(tmp_path).find("p", [f"{name} {n}" for name in "abc" for n in range(50)])) == 150
 
 
 # The paraphrase table

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rsvlm.data.audit import caption_facts, english_dictionary, find_misspelt, published_counts
 from rsvlm.data.cards import write_study_cards
-from rsvlm.data.fingerprints import Fingerprint, fingerprint_images
+from rsvlm.data.duplicates import Fingerprint, fingerprint_images
 from rsvlm.data.images import ImageError
 from rsvlm.data.listings import NAMES_SHOWN, FoundImage, ListedImage, Listing, find_images
 from rsvlm.data.names import SPLITS, check_fixes, fixes_report

@@ -2,7 +2,10 @@
 
 The same ground at another zoom, shift or date is not found here but by ``rsvlm.data.local_features``.
 
-Three steps, each cheaper than comparing all pairs in the next one's way:
+Each image is decoded once, for its fingerprint: SHA-256, size, a small grey picture and ImageHash's pHash (64 bits) of
+its eight flips and quarter turns and of five crops, so that a copy that was turned, mirrored or trimmed still meets one
+of them. Fingerprints are kept by content: a killed run goes on where it was, a file that was moved or copied is not
+decoded again, and a file that changed is. Then three steps, each cheaper than comparing all pairs in the next one's way:
 
 1. Candidates are pairs whose perceptual hashes differ in at most DISTANCE of 64 bits. faiss finds them by multi-index
    hashing (Norouzi et al. 2012): a hash is cut into three parts, and two hashes meet when they agree in all but two
@@ -13,30 +16,66 @@ Three steps, each cheaper than comparing all pairs in the next one's way:
    pictures alone every straight beach and every runway would be the near-duplicate of another.
 """
 
-from collections.abc import Iterator
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import get_context, parent_process
+from pathlib import Path
 
+import imagehash
 import numpy as np
 from PIL import Image
 from scipy import fft, ndimage
 
-from rsvlm.data.fingerprints import BYTES, CROP, SIDE, TURN_NAMES, TURNS, Fingerprint, crop_box
-from rsvlm.data.images import open_image
+from rsvlm.content_cache import ContentCache
+from rsvlm.data.images import READING, ImageError, check_file, open_image
 from rsvlm.extras import import_extra
+from rsvlm.files import cache_folder, fingerprint_file
 
+VERSION = f"2-{READING}"  # of what is kept: raise the first number when what a fingerprint holds changes
 KINDS = ("equal_files", "copy", "same_ground")  # a copy is of the same shot and shows all or nearly all of it
+SIDE = 48  # of the grey picture, pixels
+CROP = 0.95  # share of the sides that a crop keeps
+TURNS = (
+    None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE,
+)  # fmt: skip
+TURN_NAMES = (
+    "upright", "mirrored", "upside down", "turned by 90", "turned by 180", "turned by 270", "transposed",
+    "transposed and turned by 180",
+)  # fmt: skip
+CROPS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))  # where the room that a crop leaves lies
+BYTES = 8  # of one hash
+IN_ONE_PROCESS = 3_000  # images up to which starting more processes costs more than it saves
+A_BATCH = 64  # images a worker takes at a time; so many are lost at most when a run is killed
 DISTANCE = 9  # bits of 64 in which two hashes may differ
 PARTS, PART_BITS, FLIPS = 3, 21, 2  # long parts make small buckets, whose size is what a large audit takes time for
-COARSE, DETAIL = (
-    0.80,
-    0.85,
-)  # least correlations; benchmarks/near_duplicates.py shows what they find and what they refuse
+COARSE, DETAIL = 0.80, 0.85  # least correlations; benchmarks/near_duplicates.py shows what they find and refuse
 CONTRAST = 3.0  # standard deviation of the grey picture, of 255, below which there is nothing to compare
 QUERIES = 20_000  # at a time, so that memory stays bounded
 COARSE_SIDE, DETAIL_SIDE = 32, 64  # pixels
 SHIFTS = tuple((across, down) for across in (0.0, 0.25, 0.5, 0.75, 1.0) for down in (0.0, 0.25, 0.5, 0.75, 1.0))
 FARTHEST = 0.15  # of the side, that two pictures may lie apart in step 3
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """One image file: ``turned`` (8, 8) and ``cropped`` (6, 8) uint8 hold a hash a row, first that of the whole image.
+
+    ``grey`` (SIDE, SIDE) uint8 is the whole image, squeezed to a square.
+    """
+
+    path: Path
+    sha256: str
+    width: int
+    height: int
+    turned: np.ndarray
+    cropped: np.ndarray
+    grey: np.ndarray
 
 
 @dataclass(frozen=True, order=True)
@@ -60,6 +99,137 @@ class Pair:
     def kind(self) -> str:
         """One of KINDS."""
         return KINDS[0] if self.exact else KINDS[1] if self.matches is None else KINDS[2]
+
+
+def fingerprint_images(
+    paths: list[Path],
+    *,
+    cache: Path | None = None,
+    processes: int | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> list[Fingerprint | ImageError]:
+    """A Fingerprint for each path, in order; an ImageError in the place of a file that cannot be read as an image.
+
+    Args:
+        cache: folder where fingerprints are kept; None takes ``cache_folder()``.
+        processes: that decode at once; None takes one a usable core where that pays.
+        log: takes a line now and then while many images are decoded.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:  # hashing lets other threads work
+        digests = list(pool.map(_hash_file, paths))
+    path_of = {digest: path for digest, path in zip(digests, paths, strict=True) if isinstance(digest, str)}
+    kind = f"fingerprint {VERSION}"
+    with ContentCache(cache or cache_folder()) as kept:
+        several = processes or (usable_cores() if len(path_of) > IN_ONE_PROCESS else 1)
+        faults = keep_missing(kept, kind, path_of, _take_batch, A_BATCH, several, log, "new images decoded")
+        found = kept.find(kind, path_of)
+    results: list[Fingerprint | ImageError] = []
+    for digest, path in zip(digests, paths, strict=True):
+        if isinstance(digest, ImageError):
+            results.append(digest)
+        elif digest in found:
+            results.append(_fingerprint_of(digest, found[digest], path))
+        else:  # an error names one file with that content; the others get one with their own name
+            results.append(ImageError(str(faults[digest]).replace(str(path_of[digest]), str(path))))
+    return results
+
+
+def take_fingerprint(path: Path) -> bytes:
+    """What is kept of one image file: width and height (int32), the hashes (8 turns, then 5 crops), the grey picture.
+
+    Raises:
+        ImageError: the file is no image that can be read; names it.
+    """
+    image = open_image(path)
+    grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    pictures = [grey if turn is None else grey.transpose(turn) for turn in TURNS]
+    pictures += [grey.resize((32, 32), Image.Resampling.LANCZOS, box=crop_box(*place)) for place in CROPS]
+    hashes = b"".join(np.packbits(imagehash.phash(picture).hash).tobytes() for picture in pictures)
+    return np.array(image.size, np.int32).tobytes() + hashes + grey.tobytes()
+
+
+def crop_box(across: float, down: float, keep: float = CROP) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a crop of the grey picture; ``across`` and ``down``, 0 to 1, say where it lies."""
+    room = SIDE * (1 - keep)
+    return across * room, down * room, across * room + SIDE * keep, down * room + SIDE * keep
+
+
+def _fingerprint_of(digest: str, kept: bytes, path: Path) -> Fingerprint:
+    width, height = np.frombuffer(kept, np.int32, 2).tolist()
+    codes = np.frombuffer(kept, np.uint8, -1, 8)
+    codes, grey = codes[: -SIDE * SIDE].reshape(-1, BYTES), codes[-SIDE * SIDE :].reshape(SIDE, SIDE)
+    cropped = codes[[0, *range(len(TURNS), len(codes))]]
+    return Fingerprint(path, digest, width, height, codes[: len(TURNS)], cropped, grey)
+
+
+def _hash_file(path: Path) -> str | ImageError:
+    """SHA-256 of an image file; an ImageError for what is no file, such as a named pipe: reading it would not end."""
+    try:
+        check_file(path)
+    except ImageError as error:
+        return error
+    return fingerprint_file(path)
+
+
+def _take_batch(batch: list[tuple[str, Path]]) -> dict[str, bytes | ImageError]:
+    results: dict[str, bytes | ImageError] = {}
+    for digest, path in batch:
+        try:
+            results[digest] = take_fingerprint(path)
+        except ImageError as error:
+            results[digest] = error
+    return results
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def keep_missing(
+    cache: ContentCache, kind: str, items: Mapping[str, object], work: Callable, size: int, processes: int,
+    log: Callable[[str], None], what: str,
+) -> dict[str, ImageError]:  # fmt: skip
+    """Have everything computed that the cache lacks of some contents, a batch kept at a time; the errors by content.
+
+    Args:
+        items: content -> what ``work`` needs for it.
+        work: a module's function; takes a list of (content, item), returns content -> value or ImageError.
+        size: contents a batch.
+        log: takes a line every hundred batches; ``what`` ends it.
+    """
+    todo = [(content, items[content]) for content in cache.lacks(kind, items)]
+    faults: dict[str, ImageError] = {}
+    for number, results in enumerate(map_batches(work, todo, size, processes), start=1):
+        faults |= {content: value for content, value in results.items() if isinstance(value, ImageError)}
+        cache.keep(kind, {content: value for content, value in results.items() if content not in faults})
+        if number % 100 == 0:
+            log(f"{min(number * size, len(todo)):,} of {len(todo):,} {what}")
+    return faults
+
+
+def map_batches(work: Callable, items: list, size: int, processes: int) -> Iterator:
+    """What ``work``, a module's function, returns for each ``size`` items, in order; in so many processes at once."""
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    if processes < 2 or not batches:
+        yield from map(work, batches)
+        return
+    # Fresh processes: a fork of a notebook's kernel would copy its threads' locks.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        yield from pool.map(work, batches)
+
+
+def _end_with_parent() -> None:
+    """Let this worker end when the process that started it is killed; a pool's workers would wait for ever."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def find_pairs(prints: list[Fingerprint], detail: float = DETAIL) -> list[Pair]:

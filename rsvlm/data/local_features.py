@@ -8,14 +8,11 @@
 4. Two images are a pair when MATCHES count, or FEW_MATCHES that are a good share of all points where they overlap. Then
    they must share LEAST_OVERLAP of one of them, at a zoom of at most MOST_ZOOM: neighbours that touch are no pair.
 
-Features and comparisons are cached by content in one SQLite file: a second run computes nothing again, and a killed one
-goes on where it was.
+Features and comparisons are kept by content: a second run computes nothing again, and a killed one goes on where it was.
 """
 
-import hashlib
-import sqlite3
+import json
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process
@@ -26,13 +23,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rsvlm.data.duplicates import Pair
-from rsvlm.data.fingerprints import TURN_NAMES, Fingerprint, cache_file, map_batches, open_base, usable_cores
-from rsvlm.data.images import open_image
+from rsvlm.content_cache import ContentCache
+from rsvlm.data.duplicates import TURN_NAMES, Fingerprint, Pair, keep_missing, usable_cores
+from rsvlm.data.images import READING, open_image
 from rsvlm.extras import import_extra
+from rsvlm.files import cache_folder, fingerprint_values
 from rsvlm.kernels import similarity_topk
 
-VERSION = 2  # in the cache's name: raise it when features or comparisons change
+VERSION = f"3-{READING}"  # of what is kept: raise the first number when features or comparisons change
 LEAST_SIDE = 96  # pixels; smaller images have too few points to tell places apart
 LONGEST_SIDE = 320  # pixels, to which larger images are shrunk
 FEATURES = 256  # points an image, those with the strongest response
@@ -43,6 +41,7 @@ NEAREST = 10  # candidates an image, and as many of its mirror image
 RATIO = 0.8  # of the distances to the nearest and the second descriptor (Lowe 2004)
 TOLERANCE = 3.0  # pixels between a point and its match's fitted place
 OCTAVES, DEGREES = 0.5, 25.0  # by which a match's change of size and direction may differ from the fitted ones
+FEATURES_OF, PAIR_OF, CANDIDATES_OF = (f"{what} {VERSION}" for what in ("local features", "pair", "candidates"))
 MATCHES, FEW_MATCHES, SHARE = 15, 8, 0.3  # benchmarks/near_duplicates.py shows what they find and refuse
 LEAST_OVERLAP, MOST_ZOOM = 0.3, 2.5
 A_BATCH = 32  # images a worker takes at a time
@@ -69,6 +68,19 @@ class Features:
         points[:, 3] = (180 - points[:, 3]) % 360
         return Features(points, self.descriptors[:, MIRRORED], self.width, self.height)
 
+    def packed(self) -> bytes:
+        """What is kept of them: the sizes as int32, the points as float16, the descriptors."""
+        sizes = np.array([self.width, self.height], np.int32)
+        return sizes.tobytes() + self.points.astype(np.float16).tobytes() + self.descriptors.tobytes()
+
+    @staticmethod
+    def unpacked(kept: bytes) -> "Features":
+        """Those that ``packed`` gave these bytes of."""
+        count = (len(kept) - 8) // 136
+        points = np.frombuffer(kept, np.float16, 4 * count, 8).reshape(-1, 4).astype(np.float32)
+        descriptors = np.frombuffer(kept, np.uint8, -1, 8 + 8 * count).reshape(-1, 128)
+        return Features(points, descriptors, *np.frombuffer(kept, np.int32, 2).tolist())
+
 
 def find_same_ground(
     prints: list[Fingerprint],
@@ -76,7 +88,7 @@ def find_same_ground(
     *,
     cache: Path | None = None,
     processes: int | None = None,
-    log: Callable[[str], None] | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[Pair], dict[str, int]]:
     """All pairs found, sorted, and how many images and pairs were compared and how many images are too small.
 
@@ -94,33 +106,27 @@ def find_same_ground(
     for place, one in enumerate(prints):
         if min(one.width, one.height) >= LEAST_SIDE:
             same.setdefault(one.sha256, []).append(place)
-    places = [prints[digest_places[0]] for digest_places in same.values()]
-    counts = {
-        "images": sum(len(digest_places) for digest_places in same.values()),
-        "images_too_small": len(prints) - sum(len(digest_places) for digest_places in same.values()),
-        "pairs_compared": 0,
-    }
-    if len(places) < 2:
+    large = sum(map(len, same.values()))
+    counts = {"images": large, "images_too_small": len(prints) - large, "pairs_compared": 0}
+    if len(same) < 2:
         return [], counts
     import_extra("cv2", "looking for the same ground", "leave it out (find_same_ground: false; --no-same-ground)")
-    log = log or (lambda line: None)
-    wanted = processes or (usable_cores() if len(places) > IN_ONE_PROCESS else 1)
-    file = cache_file(cache, f"local-features-{VERSION}")
-    with closing(open_cache(file)) as base:
-        _take_missing(base, places, wanted, log)
-        candidates = candidate_pairs(base, [one.sha256 for one in places])
+    wanted = processes or (usable_cores() if len(same) > IN_ONE_PROCESS else 1)
+    folder = cache or cache_folder()
+    with ContentCache(folder) as kept:
+        files = {digest: prints[places[0]].path for digest, places in same.items()}
+        keep_missing(kept, FEATURES_OF, files, _take_batch, A_BATCH, wanted, log, "new images' local features taken")
         known = {frozenset((prints[a].sha256, prints[b].sha256)) for a, b in skip}
-        candidates = [pair for pair in candidates if frozenset(pair[:2]) not in known]
+        candidates = [pair for pair in candidate_pairs(kept, list(files)) if frozenset(pair[:2]) not in known]
         counts["pairs_compared"] = len({pair[:2] for pair in candidates})
-        _compare_missing(base, file, candidates, wanted, log)
+        compare = partial(_compare_batch, folder)
+        named = {" ".join(map(str, pair)): pair for pair in candidates}
+        keep_missing(kept, PAIR_OF, named, compare, PAIRS_A_BATCH, wanted, log, "new pairs compared")
         found: dict[tuple[int, int], Pair] = {}
-        for first, second, mirrored in candidates:
-            row = base.execute(
-                "SELECT zoom, degrees, overlap_first, overlap_second, matches, share FROM pairs "
-                "WHERE first = ? AND second = ? AND mirrored = ? AND matches >= ?",
-                (first, second, mirrored, FEW_MATCHES),
-            ).fetchone()
-            if row is None or not _is_pair(row):
+        for name, facts in kept.read(PAIR_OF, named):
+            first, second, mirrored = named[name]
+            row = json.loads(facts)
+            if not _is_pair(row):
                 continue
             for one in same[first]:
                 for other in same[second]:
@@ -175,46 +181,26 @@ def compare_features(a: Features, b: Features) -> tuple[np.ndarray | None, int, 
     return fitted, matches, matches / max(inside, 1)
 
 
-def open_cache(file: Path) -> sqlite3.Connection:
-    """The cache of features and comparisons, made where it is missing.
-
-    Raises:
-        ValueError: the file is damaged; says to delete it.
-    """
-    return open_base(
-        file,
-        "CREATE TABLE IF NOT EXISTS features (sha256 TEXT PRIMARY KEY, width INTEGER, height INTEGER, points BLOB, "
-        "descriptors BLOB)",
-        "CREATE TABLE IF NOT EXISTS pairs (first TEXT, second TEXT, mirrored INTEGER, zoom REAL, degrees REAL, "
-        "overlap_first REAL, overlap_second REAL, matches INTEGER, share REAL, PRIMARY KEY (first, second, mirrored)) "
-        "WITHOUT ROWID",
-        "CREATE TABLE IF NOT EXISTS searches (contents TEXT PRIMARY KEY, candidates BLOB)",
-    )
-
-
-def candidate_pairs(base: sqlite3.Connection, digests: list[str]) -> list[tuple[str, str, int]]:
+def candidate_pairs(cache: ContentCache, digests: list[str]) -> list[tuple[str, str, int]]:
     """(first, second, mirrored) of the pairs worth a comparison: first < second, sorted; whatever the list's order."""
     digests = sorted(set(digests))
-    contents = hashlib.sha256("\n".join([str(NEAREST), *digests]).encode()).hexdigest()
-    row = base.execute("SELECT candidates FROM searches WHERE contents = ?", (contents,)).fetchone()
-    if row is None:
-        row = (_search_candidates(base, digests).tobytes(),)
-        with base:
-            base.execute("INSERT OR IGNORE INTO searches VALUES (?, ?)", (contents, *row))
-    candidates = np.frombuffer(row[0], np.int32).reshape(-1, 3).tolist()
+    contents = fingerprint_values(NEAREST, digests)
+    if cache.lacks(CANDIDATES_OF, [contents]):
+        cache.keep(CANDIDATES_OF, {contents: _search_candidates(cache, digests).tobytes()})
+    candidates = np.frombuffer(cache.find(CANDIDATES_OF, [contents])[contents], np.int32).reshape(-1, 3).tolist()
     return [(digests[first], digests[second], mirrored) for first, second, mirrored in candidates]
 
 
-def _search_candidates(base: sqlite3.Connection, digests: list[str]) -> np.ndarray:
+def _search_candidates(cache: ContentCache, digests: list[str]) -> np.ndarray:
     """Candidates as places among sorted digests: rows (first, second, mirrored) int32, sorted, each once."""
-    words, reduce = _learn_words(base, digests)
+    words, reduce = _learn_words(cache, digests)
     if words is None:
         return np.zeros((0, 3), np.int32)
     found = []
     with TemporaryDirectory() as scratch:  # on disk: at 100,000 images the vectors are 1.6 GB
         shape = (2, len(digests), CENTRES * PARTS)
         vectors = np.memmap(Path(scratch) / "vectors", dtype=np.float16, mode="w+", shape=shape)
-        _sum_up(base, digests, words, (reduce, reduce[MIRRORED]), vectors)
+        _sum_up(cache, digests, words, (reduce, reduce[MIRRORED]), vectors)
         for mirrored, queries in enumerate(vectors):
             nearest = similarity_topk(queries, vectors[0], min(NEAREST + 1, len(digests)))[1].numpy()
             for place, others in enumerate(nearest):
@@ -224,10 +210,10 @@ def _search_candidates(base: sqlite3.Connection, digests: list[str]) -> np.ndarr
     return np.unique(np.concatenate(found), axis=0).astype(np.int32)
 
 
-def _learn_words(base: sqlite3.Connection, digests: list[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _learn_words(cache: ContentCache, digests: list[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Words (CENTRES, PARTS), and what reduces a descriptor (128, PARTS), both learnt from some of the descriptors."""
     step = max(1, len(digests) * FEATURES // SAMPLE)
-    sample = np.concatenate([one.descriptors for _, one in _features_of(base, sorted(digests)[::step])])
+    sample = np.concatenate([one.descriptors for _, one in _features_of(cache, sorted(digests)[::step])])
     if len(sample) < CENTRES:
         return None, None
     sample = _root(sample)
@@ -239,7 +225,7 @@ def _learn_words(base: sqlite3.Connection, digests: list[str]) -> tuple[np.ndarr
 
 
 def _sum_up(
-    base: sqlite3.Connection,
+    cache: ContentCache,
     digests: list[str],
     words: np.ndarray,
     reduces: tuple[np.ndarray, ...],
@@ -253,7 +239,7 @@ def _sum_up(
     place_of = {digest: place for place, digest in enumerate(digests)}
     for start in range(0, len(digests), A_BLOCK):
         block = [(place_of[digest], _root(one.descriptors)) for digest, one in
-                 _features_of(base, digests[start : start + A_BLOCK]) if len(one.descriptors)]  # fmt: skip
+                 _features_of(cache, digests[start : start + A_BLOCK]) if len(one.descriptors)]  # fmt: skip
         if not block:
             continue
         places = np.array([place for place, _ in block])
@@ -273,68 +259,30 @@ def _sum_up(
             vectors[number, places] = sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
-def _take_missing(base: sqlite3.Connection, places: list[Fingerprint], processes: int, log: Callable) -> None:
-    """Take the features that the cache lacks."""
-    known = {row[0] for row in base.execute("SELECT sha256 FROM features")}
-    todo = [(one.sha256, one.path) for one in places if one.sha256 not in known]
-    batches = [todo[start : start + A_BATCH] for start in range(0, len(todo), A_BATCH)]
-    for number, rows in enumerate(map_batches(_take_batch, batches, processes), start=1):
-        with base:
-            base.executemany("INSERT OR IGNORE INTO features VALUES (?, ?, ?, ?, ?)", rows)
-        if number % 100 == 0:
-            log(f"local features of {number * A_BATCH:,} of {len(todo):,} new images taken")
-
-
-def _take_batch(batch: list[tuple[str, Path]]) -> list[tuple]:
-    """The cache's rows of some images."""
+def _take_batch(batch: list[tuple[str, Path]]) -> dict[str, bytes]:
+    """What is kept of some images, by their contents."""
     _share_cores()
-    rows = []
-    for digest, path in batch:
-        one = take_features(open_image(path))
-        points = one.points.astype(np.float16).tobytes()
-        rows.append((digest, one.width, one.height, points, one.descriptors.tobytes()))
-    return rows
+    return {digest: take_features(open_image(path)).packed() for digest, path in batch}
 
 
-def _compare_missing(
-    base: sqlite3.Connection, file: Path, candidates: list[tuple[str, str, int]], processes: int, log: Callable
-) -> None:
-    """Compare the candidates that the cache lacks."""
-    known = set(base.execute("SELECT first, second, mirrored FROM pairs"))
-    todo = [pair for pair in candidates if pair not in known]
-    batches = [todo[start : start + PAIRS_A_BATCH] for start in range(0, len(todo), PAIRS_A_BATCH)]
-    for number, rows in enumerate(map_batches(partial(_compare_batch, file), batches, processes), start=1):
-        with base:
-            base.executemany("INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        if number % 100 == 0:
-            log(f"{number * PAIRS_A_BATCH:,} of {len(todo):,} new pairs compared")
-
-
-def _compare_batch(file: Path, batch: list[tuple[str, str, int]]) -> list[tuple]:
-    """The cache's rows of some pairs."""
+def _compare_batch(folder: Path, batch: list[tuple[str, tuple[str, str, int]]]) -> dict[str, str]:
+    """What is kept of some pairs: zoom, degrees, the two overlaps, matches and their share."""
     _share_cores()
-    with closing(open_cache(file)) as base:
-        features = dict(_features_of(base, sorted({digest for pair in batch for digest in pair[:2]})))
-    rows = []
-    for first, second, mirrored in batch:
+    with ContentCache(folder) as cache:
+        features = dict(_features_of(cache, sorted({digest for _, pair in batch for digest in pair[:2]})))
+    results = {}
+    for name, (first, second, mirrored) in batch:
         a, b = features[first], features[second]
         b = b.mirrored() if mirrored else b
         fitted, matches, share = compare_features(a, b)
-        facts = (None, None, None, None) if fitted is None else (*_zoom_and_degrees(fitted), *_overlaps(fitted, a, b))
-        rows.append((first, second, mirrored, *facts, matches, share))
-    return rows
+        facts = [None] * 4 if fitted is None else [*_zoom_and_degrees(fitted), *_overlaps(fitted, a, b)]
+        results[name] = json.dumps([*facts, matches, share])
+    return results
 
 
-def _features_of(base: sqlite3.Connection, digests: list[str]) -> Iterator[tuple[str, Features]]:
+def _features_of(cache: ContentCache, digests: list[str]) -> Iterator[tuple[str, Features]]:
     """Features from the cache, a block at a time."""
-    for start in range(0, len(digests), 500):  # SQLite takes so many values in one question
-        part = digests[start : start + 500]
-        question = f"SELECT * FROM features WHERE sha256 IN ({','.join('?' * len(part))}) ORDER BY sha256"
-        for digest, width, height, points, descriptors in base.execute(question, part):
-            yield digest, Features(
-                np.frombuffer(points, np.float16).reshape(-1, 4).astype(np.float32),
-                np.frombuffer(descriptors, np.uint8).reshape(-1, 128), width, height,
-            )  # fmt: skip
+    return ((digest, Features.unpacked(kept)) for digest, kept in cache.read(FEATURES_OF, digests))
 
 
 def _match(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -379,15 +327,15 @@ def _points_inside(fitted: np.ndarray, a: Features, b: Features) -> int:
     return int(((moved >= 0) & (moved < (b.width, b.height))).all(axis=1).sum())
 
 
-def _is_pair(row: tuple) -> bool:
-    """Whether a row of the cache is a pair, by the module's thresholds."""
+def _is_pair(row: list) -> bool:
+    """Whether what is kept of two images makes them a pair, by the module's thresholds."""
     zoom, _, overlap_first, overlap_second, matches, share = row
     enough = matches >= MATCHES or (matches >= FEW_MATCHES and share >= SHARE)
     return enough and max(overlap_first, overlap_second) >= LEAST_OVERLAP and 1 / MOST_ZOOM <= zoom <= MOST_ZOOM
 
 
-def _in_list_order(first: int, second: int, mirrored: bool, row: tuple) -> Pair:
-    """A row of the cache, whose order is that of the contents, as a pair in the list's order."""
+def _in_list_order(first: int, second: int, mirrored: bool, row: list) -> Pair:
+    """What is kept of two images, in the order of their contents, as a pair in the list's order."""
     zoom, degrees, overlap_first, overlap_second, matches, _ = row
     if first > second:
         # A mirror image turns the other way round when it is undone first.

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
-from rsvlm.data.duplicates import KINDS, Pair, find_pairs, without_contrast
-from rsvlm.data.fingerprints import Fingerprint
+from rsvlm.data.duplicates import KINDS, Fingerprint, Pair, find_pairs, without_contrast
 from rsvlm.data.local_features import LEAST_SIDE, find_same_ground
 from rsvlm.data.table import SPLITS
 
@@ -47,7 +46,7 @@ def find_near_duplicates(
     *,
     same_ground: bool = True,
     cache: Path | None = None,
-    log: Callable[[str], None] | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> tuple[list[dict], list[dict], dict]:
     """The rows that are kept, the pairs of near-duplicates, and the report on them.
 

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rsvlm.content_cache import ContentCache
 from rsvlm.scoring.bootstrap import mean_of, mean_statistics, percentile_interval, resampled_sums, rounded
-from rsvlm.scoring.content_cache import ContentCache
 from rsvlm.scoring.java_metrics import spice_scores, why_not
 from rsvlm.scoring.meteor import meteor_score, meteor_statistics, tokenize_captions
 from rsvlm.scoring.retrieval import EmbeddingSpace

@@ -35,8 +35,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rsvlm.content_cache import ContentCache
 from rsvlm.files import whole_file
-from rsvlm.scoring.content_cache import ContentCache
 
 # METEOR reads and writes numbers in the machine's locale; UTF-8 so that captions in another script survive.
 LOCALE = ("-Duser.language=en", "-Duser.country=US", "-Duser.language.format=en", "-Duser.country.format=US")

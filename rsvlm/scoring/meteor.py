@@ -33,8 +33,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rsvlm.content_cache import ContentCache
 from rsvlm.files import read_json, whole_folder, write_json
-from rsvlm.scoring.content_cache import ContentCache
 from rsvlm.scoring.java_metrics import pycocoevalcap_folder, run_java
 
 LINE_BREAKS = re.compile("[\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029]")  # all that the tokenizer may take for an end of line
