@@ -14,8 +14,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rsvlm.kernels import triton_infonce, triton_ranks, triton_topk
-from rsvlm.kernels.torch_topk import GROUP
 from rsvlm.kernels.triton_tile import GROUP_OF_TILES, SHAPES, STEP
+from rsvlm.kernels.triton_topk import GROUP
 
 WIDTHS = (512, 768, 1024)  # CLIP's, and what 1000 is filled up to
 TARGETS = (80, 90)

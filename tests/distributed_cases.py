@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from rsvlm.kernels import contrastive_loss, merge_topk, similarity_topk
+from rsvlm.kernels import contrastive_loss
 
 N, M, WIDTH, INNER = 23, 31, 12, 7
 CUTS = {1: ([0, 23], [0, 31]), 2: ([0, 6, 23], [0, 20, 31]), 3: ([0, 4, 4, 23], [0, 1, 18, 31])}  # of images, texts
@@ -59,12 +59,6 @@ def run(rank: int, world: int, folder: Path) -> None:
         if size != 3:  # pair i is right for row i: as many images as texts in each process
             pairs = [part[: min(b - a, d - c)].detach() for part in features[:2]]
             found["diagonal"] = contrastive_loss(*pairs, torch.tensor(9.0), group=group)
-
-        part = similarity_topk(images, texts[c:d], 5, offset=c)
-        parts = [tuple(torch.empty_like(column) for column in part) for _ in range(size)]
-        for place, column in enumerate(part):
-            dist.all_gather([other[place] for other in parts], column, group=group)
-        found["topk"] = merge_topk(parts, 5)
         torch.save(found, folder / f"{size}_{rank}.pt")
 
     try:  # one process with arguments that do not fit must not leave the others waiting

@@ -242,7 +242,7 @@ def imported_packages() -> dict[str, str]:
 
 def test_every_import_is_a_direct_dependency():
     own = {"rsvlm", "conftest", "tests"} | {
-        path.stem for folder in ("tests", "scripts") for path in (ROOT / folder).glob("*.py")
+        path.stem for folder in ("tests", "scripts", "benchmarks") for path in (ROOT / folder).glob("*.py")
     }
     direct = {lock.canonical(requirement.name) for requirement in lock.direct_requirements()}
     packages = importlib.metadata.packages_distributions()

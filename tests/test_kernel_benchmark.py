@@ -1,6 +1,7 @@
 """The benchmark measures what it says, and its notebook runs."""
 
 import json
+import sys
 from pathlib import Path
 
 import nbformat
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from rsvlm.kernels import measuring
 from rsvlm.study import paths
 from rsvlm.viewing import training_figures as kernel_figures
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import kernels as measuring  # noqa: E402  benchmarks/kernels.py
+
 TINY = measuring.Sizes(queries=40, items=300, rank_items=120, width=16, k=3, batch=24, growing=(50, 100))
 
 

@@ -8,7 +8,7 @@ import distributed_cases as cases
 import pytest
 import torch
 
-from rsvlm.kernels import contrastive_loss, similarity_topk
+from rsvlm.kernels import contrastive_loss
 
 WORLD = 3
 
@@ -68,14 +68,6 @@ def test_without_positives_pairs_lie_on_the_diagonal_of_each_process(found, size
     right = contrastive_loss(*rows, torch.tensor(9.0))
     for rank in range(size):
         assert torch.load(found / f"{size}_{rank}.pt")["diagonal"].item() == pytest.approx(right.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("size", range(1, WORLD + 1))
-def test_a_search_in_parts_is_the_search_in_the_whole(found, size):
-    images, texts, *_ = cases.inputs()
-    right = similarity_topk(images, texts, 5)
-    for rank in range(size):
-        assert all(map(torch.equal, torch.load(found / f"{size}_{rank}.pt")["topk"], right))
 
 
 def test_a_process_with_wrong_arguments_leaves_none_waiting(found):

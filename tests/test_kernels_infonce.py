@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from rsvlm.kernels import contrastive_loss, torch_infonce
+from rsvlm.kernels import contrastive_loss, infonce
 
 torch.set_num_threads(1)
 
@@ -140,7 +140,7 @@ def random_positives(n, m, seed):
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 100.0, 1e4])
 @pytest.mark.parametrize(("n", "m", "width"), [(1, 1, 1), (7, 16, 15), (17, 33, 48), (23, 8, 100)])
 def test_small_tiles_agree_with_the_whole_matrix(monkeypatch, n, m, width, scale):
-    monkeypatch.setitem(torch_infonce.TILE, "cpu", (8, 16))
+    monkeypatch.setitem(infonce.TILE, "cpu", (8, 16))
     images, texts = features(n, width, n), features(m, width, m + 1)
     inputs = images, texts, torch.tensor(scale, dtype=torch.float64), random_positives(n, m, n)
     for found, right in zip(gradients(contrastive_loss, *inputs), gradients(dense, *inputs)):
@@ -224,7 +224,7 @@ def test_a_second_derivative_is_refused():
 
 
 def test_the_same_inputs_give_the_same_bits(monkeypatch):
-    monkeypatch.setitem(torch_infonce.TILE, "cpu", (16, 16))
+    monkeypatch.setitem(infonce.TILE, "cpu", (16, 16))
     inputs = features(50, 12, 20).float(), features(40, 12, 21).float(), torch.tensor(30.0), random_positives(50, 40, 3)
     first, again = (gradients(contrastive_loss, *inputs) for _ in range(2))
     assert all(map(torch.equal, first, again))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rsvlm.kernels import count_rungs, force_scan, merge_topk, similarity_topk, tiles, torch_topk
+from rsvlm.kernels import count_rungs, force_scan, similarity_topk, tiles
+from rsvlm.kernels import topk as topk_module
 from rsvlm.kernels.tiles import Rows, rounding_of, rounds_once, scan_error, sum_in_fixed_order
 
 torch.set_num_threads(1)
@@ -289,18 +290,18 @@ def test_vectors_that_crowd_are_told_apart_with_both_types(k, normalize):
 
 def test_a_list_stays_bounded_while_tiles_pass_by(monkeypatch, scan):
     """Items that come closer and closer: each tile's are all better than those before."""
-    monkeypatch.setattr(torch_topk, "WIDEST", 4)
+    monkeypatch.setattr(topk_module, "WIDEST", 4)
     torch.manual_seed(17)
     target, away = torch.randn(1, 32), torch.randn(600, 32)
     items = target + away * torch.linspace(3, 0, 600)[:, None]
     queries = target + 0.1 * torch.randn(30, 32)
-    longest, original = [], torch_topk._Kept._add
+    longest, original = [], topk_module._Kept._add
 
     def watched(self, *parts):
         original(self, *parts)
         longest.append(self.length)
 
-    monkeypatch.setattr(torch_topk._Kept, "_add", watched)
+    monkeypatch.setattr(topk_module._Kept, "_add", watched)
     with force_scan("bfloat16" if scan == "bfloat16" else "float32"):  # FAISS lists a fixed number
         check(queries.numpy(), items.numpy(), 3)
     assert max(longest) <= 30 * (2 * 3 + 4)
@@ -394,32 +395,6 @@ def test_strides_views_and_one_query_for_all():
         queries = torch.randn(1, items.shape[1]).expand(6, -1)
         plain = similarity_topk(queries.clone(), items.clone(), 5)
         assert all(map(torch.equal, similarity_topk(queries, items, 5), plain))
-
-
-# Parts put together
-
-
-@pytest.mark.parametrize("cuts", [(50,), (1, 2, 30), (99, 100)])
-def test_parts_put_together_are_the_whole(cuts):
-    random = np.random.default_rng(14)
-    items = random.normal(size=(101, 10)).astype(np.float32)
-    items[60:90] = items[10:40]  # ties across the cuts
-    queries = random.normal(size=(8, 10)).astype(np.float32)
-    bounds = [0, *cuts, 101]
-    parts = [similarity_topk(queries, items[a:b], 20, offset=a) for a, b in zip(bounds, bounds[1:])]
-    whole = similarity_topk(queries, items, 20)
-    for order in (parts, parts[::-1]):
-        assert all(map(torch.equal, merge_topk(order, 20), whole))
-    few = [similarity_topk(queries, items[a:b], 5, offset=a) for a, b in ((0, 2), (2, 3))]
-    assert all(map(torch.equal, merge_topk(few, 5), similarity_topk(queries, items[:3], 5)))
-
-
-def test_indices_beyond_32_bits():
-    items = torch.eye(3)
-    indices = similarity_topk(torch.eye(3), items, 2, offset=2**40)[1]
-    assert indices[:, 0].tolist() == [2**40, 2**40 + 1, 2**40 + 2]
-    with pytest.raises(ValueError, match="must hold 3 columns"):
-        merge_topk([similarity_topk(torch.eye(3), items, 2)], 3)
 
 
 def test_a_far_item_changes_nothing():

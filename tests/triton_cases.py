@@ -133,9 +133,6 @@ def test_ranks_are_the_same_in_both_near_duplicates(n, m, width, cosine):
     assert same_bits(*both(two_way_ranks, queries, items, positives, normalize=cosine))
     plain, triton = both(retrieval_ranks, queries, items, positives, normalize=cosine)
     assert same_bits(plain, triton)
-    rough = both(retrieval_ranks, queries, items, positives, normalize=cosine, certified=False)[1]
-    assert (rough.greater <= plain.greater).all()
-    assert (rough.greater + rough.equal >= plain.greater + plain.equal).all()
 
 
 def test_ranks_of_several_launches_with_shared_captions(small_launches):

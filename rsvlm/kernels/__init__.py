@@ -6,10 +6,10 @@ Each has two backends, torch and Triton; ``backends`` says which of them runs.
 
 from rsvlm.kernels.backends import backends_for, force_backend, force_scan
 from rsvlm.kernels.infonce import contrastive_loss
-from rsvlm.kernels.ranks import TIE_RULES, Ranks, hits, retrieval_ranks, transpose_positives, two_way_ranks
-from rsvlm.kernels.topk import count_rungs, merge_topk, similarity_topk
+from rsvlm.kernels.ranks import TIE_RULES, Ranks, hits, retrieval_ranks, two_way_ranks
+from rsvlm.kernels.topk import count_rungs, similarity_topk
 
 __all__ = [
-    "TIE_RULES", "Ranks", "contrastive_loss", "count_rungs", "force_scan", "force_backend", "hits", "merge_topk",
-    "retrieval_ranks", "similarity_topk", "transpose_positives", "backends_for", "two_way_ranks",
+    "TIE_RULES", "Ranks", "backends_for", "contrastive_loss", "count_rungs", "force_backend", "force_scan", "hits",
+    "retrieval_ranks", "similarity_topk", "two_way_ranks",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -33,8 +33,9 @@ MUCH_FASTER = 0.75  # of the time in float32: its wider error bound costs a bflo
 OLDEST_GPU = (8, 0)  # compute capability; the kernels are compiled and checked for 8.0 and 9.0
 
 log = logging.getLogger("rsvlm.kernels")
-_forced: ContextVar[str | None] = ContextVar("forced", default=None)
-_forced_scan: ContextVar[str | None] = ContextVar("forced_scan", default=None)
+_forced: dict[str, ContextVar[str | None]] = {
+    variable: ContextVar(variable, default=None) for variable in (VARIABLE, SCAN_VARIABLE)
+}
 _said: set[tuple[str, "Backend"]] = set()
 
 
@@ -69,16 +70,11 @@ def choose_backend(operation: str, device: torch.device | str, dtype: torch.dtyp
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation {operation!r}: expected one of {', '.join(OPERATIONS)}")
-    device = torch.device(device)
-    obstacle = _why_not_triton(device, dtype)
-    forced, by = _forced.get(), "force_backend"
-    if forced is None:
-        forced, by = os.environ.get(VARIABLE) or None, f"{VARIABLE}={os.environ.get(VARIABLE)}"
-    if forced is not None:
-        if forced not in BACKENDS:
-            raise ValueError(f"{by}: {forced!r} is no backend; expected one of {', '.join(BACKENDS)}")
-        if forced == "triton" and obstacle:
-            raise ValueError(f"{by}: {operation} cannot run in Triton: {obstacle}")
+    obstacle = _why_not_triton(torch.device(device), dtype)
+    forced, by = _forced_choice(VARIABLE, "backend", BACKENDS)
+    if forced == "triton" and obstacle:
+        raise ValueError(f"{by}: {operation} cannot run in Triton: {obstacle}")
+    if forced:
         backend = Backend(forced, f"forced by {by}")
     else:
         backend = Backend("torch", obstacle) if obstacle else Backend("triton", "the tensors are on an NVIDIA GPU")
@@ -105,16 +101,6 @@ def backends_for(device: torch.device | str, *operations: str) -> dict[str, dict
     return found
 
 
-@contextmanager
-def force_backend(name: str) -> Iterator[None]:
-    """Within it every kernel runs in the backend ``name``, whatever the environment says."""
-    token = _forced.set(name)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
-
-
 def choose_scan(operation: str, device: torch.device | str) -> Scan:
     """How the torch backends of top-k and ranks scan on ``device``; only a CPU has the choice, and only top-k FAISS.
 
@@ -125,13 +111,9 @@ def choose_scan(operation: str, device: torch.device | str) -> Scan:
     if torch.device(device).type != "cpu":
         return Scan("float32", "the choice is for CPUs")
     can_be_faiss = operation == "similarity_topk"
-    forced, by = _forced_scan.get(), "force_scan"
-    if forced is None:
-        forced, by = os.environ.get(SCAN_VARIABLE) or None, f"{SCAN_VARIABLE}={os.environ.get(SCAN_VARIABLE)}"
+    forced, by = _forced_choice(SCAN_VARIABLE, "scan", SCANS)
     if forced is None:
         return _faster_scan(torch.get_num_threads(), can_be_faiss and _has_faiss())
-    if forced not in SCANS:
-        raise ValueError(f"{by}: {forced!r} is no scan; expected one of {', '.join(SCANS)}")
     if forced == "faiss" and not can_be_faiss:
         return Scan("float32", f"FAISS knows no ranks; {by} is for top-k")
     if forced == "faiss" and not _has_faiss():
@@ -141,14 +123,33 @@ def choose_scan(operation: str, device: torch.device | str) -> Scan:
     return Scan(forced, f"forced by {by}")
 
 
-@contextmanager
-def force_scan(name: str) -> Iterator[None]:
+def force_backend(name: str) -> AbstractContextManager[None]:
+    """Within it every kernel runs in the backend ``name``, whatever the environment says."""
+    return _force(VARIABLE, name)
+
+
+def force_scan(name: str) -> AbstractContextManager[None]:
     """Within it a CPU scans by ``name``, one of SCANS, whatever the environment says."""
-    token = _forced_scan.set(name)
+    return _force(SCAN_VARIABLE, name)
+
+
+@contextmanager
+def _force(variable: str, name: str) -> Iterator[None]:
+    token = _forced[variable].set(name)
     try:
         yield
     finally:
-        _forced_scan.reset(token)
+        _forced[variable].reset(token)
+
+
+def _forced_choice(variable: str, what: str, known: tuple[str, ...]) -> tuple[str | None, str]:
+    """(the name that a block of code or else the environment forces, or None; by what). ValueError: it is unknown."""
+    inside = _forced[variable].get()
+    name = inside or os.environ.get(variable) or None
+    by = f"force_{what}" if inside else f"{variable}={name}"
+    if name is not None and name not in known:
+        raise ValueError(f"{by}: {name!r} is no {what}; expected one of {', '.join(known)}")
+    return name, by
 
 
 _rounds_once = lru_cache(maxsize=1)(rounds_once)
@@ -205,7 +206,7 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
     if importlib.util.find_spec("triton") is None:
         return f"the tensors are on {device.type}" if device.type != "cuda" else "the package triton is not installed"
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return "" if _forced.get() == "triton" or os.environ.get(VARIABLE) == "triton" else "the tensors are on cpu"
+        return "" if _forced_choice(VARIABLE, "backend", BACKENDS)[0] == "triton" else "the tensors are on cpu"
     if device.type != "cuda":
         return f"the tensors are on {device.type}"
     if torch.version.cuda is None:

@@ -1,15 +1,10 @@
-"""Exact retrieval ranks from the right answers in CSR form, and hits under ties.
+"""Exact retrieval ranks by counting: how many items beat a query's best right answer, and how many tie with it.
 
-Right answers in CSR form: query q has the items ids[offsets[q]:offsets[q + 1]].
-
-Exact retrieval ranks by counting: how many items beat a query's best right answer, and how many tie with it.
-
-The right answers ("positives") are scored exactly first. Then a scan in low precision compares every pair with that
-threshold: what lies outside the scan's error bound is counted at once, what lies inside is scored exactly. Positives
-are left out by their ids. So a rank is exact whatever the scan's precision, and never depends on two computations of
-one score agreeing.
-
-How many right answers stand among the first few, where equal scores leave their order open.
+Right answers ("positives") come in CSR form: query q has the items ids[offsets[q]:offsets[q + 1]]. They are scored
+exactly first. Then a scan in low precision compares every pair with that threshold: what lies outside the scan's error
+bound is counted at once, what lies inside is scored exactly. Positives are left out by their ids. So a rank is exact
+whatever the scan's precision, and never depends on two computations of one score agreeing. ``hits`` makes recalls of
+the ranks, where equal scores leave an order open.
 """
 
 from collections.abc import Iterator
@@ -19,10 +14,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsvlm.kernels.backends import choose_backend
-from rsvlm.kernels.tiles import Matrix, Rows, check_matrices, exact_tile, pair_scores, spans
-from rsvlm.kernels.torch_ranks import QUERY_ROWS, Band, Pairs, Place
-from rsvlm.kernels.torch_ranks import scan_bands as scan_in_torch
+from rsvlm.kernels.backends import choose_backend, choose_scan
+from rsvlm.kernels.tiles import (
+    MOST_IN_DOUBT,
+    QUERIES,
+    QUERY_ROWS,
+    Band,
+    Matrix,
+    Pairs,
+    Place,
+    Rows,
+    check_matrices,
+    exact_tile,
+    pair_scores,
+    product,
+    rounding_of,
+    scan_error,
+    spans,
+    thresholds,
+)
+
+EXACT_ITEMS = 2048  # items in one exactly scored tile
+LANES = 128  # masks are this many columns wide or a multiple: 16 int64 numbers of 8 marks each
+TIE_RULES = ("expected", "optimistic", "pessimistic")
 
 Positives = tuple[Tensor | np.ndarray, Tensor | np.ndarray]
 
@@ -52,23 +66,11 @@ def check_positives(
     return _csr(pairs // max(n_items, 1), pairs % max(n_items, 1), n_queries)
 
 
-def transpose_positives(positives: Positives, n_items: int) -> tuple[Tensor, Tensor]:
-    """The same pairs seen from the items: CSR (offsets (n_items + 1,), query ids), for the other direction."""
-    n_queries = len(positives[0]) - 1
-    offsets, ids = check_positives(positives, n_queries, n_items, "cpu")
-    owners = torch.repeat_interleave(torch.arange(n_queries), offsets.diff())
-    order = torch.argsort(ids, stable=True)
-    return _csr(ids[order], owners[order], n_items)
-
-
 def _csr(rows: Tensor, ids: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
     """(offsets, ids) of pairs that are sorted by row."""
     offsets = torch.zeros(n_rows + 1, dtype=torch.int64, device=rows.device)
     offsets[1:] = torch.bincount(rows, minlength=n_rows).cumsum(0)
     return offsets, ids
-
-
-EXACT_ITEMS = 2048  # items in one exactly scored tile
 
 
 class Ranks(NamedTuple):
@@ -87,7 +89,6 @@ def retrieval_ranks(
     *,
     normalize: bool = True,
     block: int = 2048,
-    certified: bool = True,
 ) -> Ranks:
     """Rank counts of each query's best positive among the items, exact, without the (Q, M) matrix.
 
@@ -98,13 +99,11 @@ def retrieval_ranks(
             length Q + 1. An id may repeat; it counts once.
         normalize: cosine (True; a zero vector scores 0) or plain inner product (False).
         block: items in one tile of the torch backend; memory is one tile plus O(Q + M + positives).
-        certified: pairs that the scan leaves undecided are scored exactly. False counts them as ``equal``: then
-            ``greater`` and ``greater + equal`` bracket the exact values.
 
     Raises:
         ValueError: shapes, types, offsets or ids do not fit, or a row holds NaN or infinity (the row is named).
     """
-    return _rank(queries, items, positives, normalize, block, certified, two_way=False)[0]
+    return _rank(queries, items, positives, normalize, block, two_way=False)[0]
 
 
 def two_way_ranks(
@@ -112,15 +111,14 @@ def two_way_ranks(
 ) -> tuple[Ranks, Ranks]:
     """Rank counts of the queries among the items, and of the items among the queries, from one pass over all pairs.
 
-    The second is retrieval_ranks(items, queries, transpose_positives(positives, M)), for half the work. Arguments and
-    errors as there.
+    The second is what ``retrieval_ranks`` gives for the other direction, for half the work. Arguments and errors as there.
     """
-    return _rank(queries, items, positives, normalize, block, True, two_way=True)
+    return _rank(queries, items, positives, normalize, block, two_way=True)
 
 
 @torch.no_grad()
 def _rank(
-    queries: Matrix, items: Matrix, positives: Positives, normalize: bool, block: int, certified: bool, two_way: bool
+    queries: Matrix, items: Matrix, positives: Positives, normalize: bool, block: int, two_way: bool
 ) -> tuple[Ranks, ...]:
     """Ranks of the queries and, if ``two_way``, of the items."""
     device = check_matrices(queries, items, block)
@@ -143,7 +141,7 @@ def _rank(
         for side, near, own in zip(sides, (band.near_rows, band.near_columns), (0, 1)):
             pairs = near[0] + first, near[1] + start
             pairs = tuple(part[~_stand_in(pairs, known, len(items))] for part in pairs)
-            side.add(pairs[own], pair_scores(queries, items, *pairs) if certified else None)
+            side.add(pairs[own], pair_scores(queries, items, *pairs))
     return tuple(side.ranks() for side in sides)
 
 
@@ -168,11 +166,8 @@ class _Side:
         self.without = torch.bincount(owners, minlength=n_rows) == 0
         self.n_others = n_others
 
-    def add(self, rows: Tensor, scores: Tensor | None) -> None:
-        """Count other items of some rows by their exact scores; without scores, as equal."""
-        if scores is None:
-            self.equal += torch.bincount(rows, minlength=len(self.equal))
-            return
+    def add(self, rows: Tensor, scores: Tensor) -> None:
+        """Count other items of some rows by their exact scores."""
         self.greater += torch.bincount(rows[scores > self.best[rows]], minlength=len(self.equal))
         self.equal += torch.bincount(rows[scores == self.best[rows]], minlength=len(self.equal))
 
@@ -212,7 +207,84 @@ def _stand_in(pairs: Pairs, known: Tensor, n_items: int) -> Tensor:
     return known[at] == keys
 
 
-TIE_RULES = ("expected", "optimistic", "pessimistic")
+def scan_in_torch(
+    queries: Rows, items: Rows, best: Tensor, best_of_items: Tensor | None, block: int
+) -> Iterator[Band | Place]:
+    """By tiles of a matrix product, against two thresholds a row: a Band for each tile, or only the place of a tile in which too much is in doubt.
+
+    Args:
+        best: (Q,) float32, the exact score of each query's best positive; -inf without one.
+        best_of_items: (M,) likewise; None leaves the other direction out.
+        block: items in one tile.
+    """
+    device = queries.device
+    dtype = choose_scan("retrieval_ranks", device).dtype
+    rounding = rounding_of(dtype, device)
+    height = min(QUERY_ROWS, block)
+    tall, wide = min(height, len(queries)), min(block, len(items))
+    buffer = torch.empty(tall * wide, device=device)
+    masks = torch.empty((2, tall * (-(-wide // LANES) * LANES)), dtype=torch.bool, device=device)
+    for begin, end in spans(len(queries), QUERIES):
+        held = queries.scanned(begin, end, dtype)
+        for start, stop in spans(len(items), block):
+            columns = items.scanned(start, stop, dtype)
+            for first, last in spans(end - begin, height):
+                rows, place = held.part(first, last), ((begin + first, begin + last), (start, stop))
+                error = scan_error(rows, columns)
+                if not bool(torch.isfinite(error).all()):
+                    yield place
+                    continue
+                tile = product(rows.rows, columns.rows, buffer)
+                low, high = thresholds(best[slice(*place[0])], error, rounding=rounding)
+                above, near = _compare(tile, low[:, None], high[:, None], masks)
+                band = [_count_rows(above), _find(near), None, None]
+                if best_of_items is not None:
+                    low, high = thresholds(best_of_items[start:stop], scan_error(columns, rows), rounding=rounding)
+                    above, near = _compare(tile, low, high, masks)
+                    band[2:] = _count_columns(above)[: stop - start], _find(near)
+                in_doubt = band[1] is None or (best_of_items is not None and band[3] is None)
+                yield place if in_doubt else Band(*place, *band)
+
+
+def _compare(tile: Tensor, low: Tensor, high: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (q, W) of what lies above ``high`` and of what lies between, W a multiple of LANES, its rest False.
+
+    They are views of ``masks`` (2, ...): memory that is used again costs less than fresh one.
+    """
+    height, width = tile.shape
+    padded = -(-width // LANES) * LANES
+    above, near = masks[:, : height * padded].view(2, height, padded)
+    torch.gt(tile, high, out=above[:, :width])
+    torch.ge(tile, low, out=near[:, :width])
+    above[:, width:] = near[:, width:] = False
+    return above, near.bitwise_xor_(above)  # above implies near: low <= high
+
+
+def _count_rows(mask: Tensor) -> Tensor:
+    """Marks in each row, (q,) int64. Bytes are added eight at a time, as int64, up to 255 times."""
+    lanes = mask.view(torch.int64).unflatten(1, (-1, LANES // 8))
+    counts = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
+    for first, last in spans(lanes.shape[1], 255):
+        counts += lanes[:, first:last].sum(dim=1).view(torch.uint8).sum(dim=1, dtype=torch.int64)
+    return counts
+
+
+def _count_columns(mask: Tensor) -> Tensor:
+    """Marks in each column, (W,) int64."""
+    counts = torch.zeros(mask.shape[1], dtype=torch.int64, device=mask.device)
+    for first, last in spans(len(mask), 255):
+        counts += mask[first:last].view(torch.int64).sum(dim=0).view(torch.uint8)
+    return counts
+
+
+def _find(mask: Tensor) -> Pairs | None:
+    """(rows, columns) of the marks; None when there are too many. Eight marks are looked at together."""
+    lanes = mask.view(torch.int64)
+    row, lane = lanes.nonzero(as_tuple=True)
+    if len(row) > lanes.numel() * 8 * MOST_IN_DOUBT + LANES:
+        return None
+    hit, byte = lanes[row, lane].view(torch.uint8).view(-1, 8).nonzero(as_tuple=True)
+    return row[hit], lane[hit] * 8 + byte
 
 
 def hits(ranks: Ranks, k: int, ties: str = "expected") -> np.ndarray:

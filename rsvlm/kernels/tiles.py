@@ -28,7 +28,32 @@ PRODUCT_SLACK = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-6}  # torch.se
 
 NUMPY_TYPES = {np.dtype(np.float16): torch.float16, np.dtype(np.float32): torch.float32}
 
+QUERIES = 8192  # held in a scan's type while all items pass by
+QUERY_ROWS = 1024  # most of them in one tile; with 2,048 items a float32 tile is 8 MiB
+MOST_IN_DOUBT = 1 / 64  # share of a tile's pairs; beyond it its ranks are counted exactly as a whole
+
 Matrix = Tensor | np.ndarray
+Place = tuple[tuple[int, int], tuple[int, int]]  # queries and items of a tile: the first, and the last + 1
+Pairs = tuple[Tensor, Tensor]  # (rows, columns) of a tile, int64
+
+
+class Candidates(NamedTuple):
+    """What a scan leaves of top-k: the items that may be among the k best of some queries, and a bound of all others."""
+
+    rows: Tensor  # (P,) int64, rising: the query of each candidate
+    indices: Tensor  # (P,) int64, the item
+    rest: Tensor  # (Q,) float64, no other item scores higher; -inf where there is no other, inf where nothing is known
+
+
+class Band(NamedTuple):
+    """What a scan leaves of ranks: how a tile's scores lie to the best positives of its rows and columns."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    above_rows: Tensor  # (q,) int64, items that surely score higher than a row's best positive
+    near_rows: Pairs  # pairs that the scan cannot place below or above it
+    above_columns: Tensor | None  # the same for the other direction, where it is asked for
+    near_columns: Pairs | None
 
 
 class Scanned(NamedTuple):
@@ -205,6 +230,12 @@ def spans(length: int, step: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, length)
 
 
+def product(rows: Tensor, columns: Tensor, buffer: Tensor) -> Tensor:
+    """rows @ columns.T (q, m) in a flat buffer and its type: fresh memory for each tile costs a tenth of the time."""
+    tile = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
+    return torch.mm(rows, columns.T, out=tile) if rows.dtype == tile.dtype else tile.copy_(rows @ columns.T)
+
+
 def sum_in_fixed_order(values: Tensor) -> Tensor:
     """Sums (n,) of rows (n, D): the right half is added onto the left until one column is left. Overwrites ``values``.
 
@@ -314,6 +345,26 @@ def rounding_of(dtype: torch.dtype, device: torch.device) -> float:
     there that returns float32. Float32 products, and the Triton backend's, come back as they were added up.
     """
     return 1.01 * HALF_STEP[torch.bfloat16] if dtype == torch.bfloat16 and device.type == "cpu" else 0.0
+
+
+def thresholds(best: Tensor, error: Tensor, unit: float = 1.0, rounding: float = 0.0) -> tuple[Tensor, Tensor]:
+    """(low, high) float32: a scan below low is surely a score below ``best``, one above high surely above it.
+
+    Where there is no positive both are infinite: nothing is above, nothing in doubt.
+
+    Args:
+        best: exact scores, float32; -inf without a positive.
+        error: how far a scan can be from the truth, in the scan's unit (``scan_error``).
+        unit: true score = scanned score * unit.
+        rounding: what share of a score comes on top of ``error`` (``rounding_of``).
+    """
+    truth = best.double()
+    wide = error + truth.abs() * (rounding + 2 * HALF_STEP[torch.float32]) / unit  # a score is rounded to float32
+    infinity = torch.tensor(torch.inf, device=best.device)
+    low = torch.nextafter((truth / unit - wide).to(torch.float32), -infinity)
+    high = torch.nextafter((truth / unit + wide).to(torch.float32), infinity)
+    without = torch.isneginf(best)
+    return low.masked_fill(without, torch.inf), high.masked_fill(without, torch.inf)
 
 
 def rounds_once() -> bool:

@@ -107,7 +107,7 @@ def products(
 ) -> tuple[Tensor | None, Tensor | None]:
     """(G @ texts (N, D), G.T @ images (M, D)) with G the loss's derivative by each logit; None where not wanted.
 
-    Arguments as those of ``torch_infonce.products``; float32 comes back.
+    Arguments as those of ``infonce.products``; float32 comes back.
     """
     precision = precision_of(images.dtype)
     shape, (n_images, n_texts) = SHAPES[precision], (len(images), len(texts))

@@ -11,8 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rsvlm.kernels.tiles import Rows, scan_error, spans
-from rsvlm.kernels.torch_ranks import MOST_IN_DOUBT, Band, Pairs, Place, thresholds
+from rsvlm.kernels.tiles import MOST_IN_DOUBT, Band, Pairs, Place, Rows, scan_error, spans, thresholds
 from rsvlm.kernels.triton_tile import (  # fmt: skip
     GROUP_OF_TILES,
     SHAPES,

@@ -10,8 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rsvlm.kernels.tiles import Rows, scan_error, spans
-from rsvlm.kernels.torch_topk import Candidates
+from rsvlm.kernels.tiles import Candidates, Rows, scan_error, spans
 from rsvlm.kernels.triton_tile import (  # fmt: skip
     GROUP_OF_TILES,
     SHAPES,

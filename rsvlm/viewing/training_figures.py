@@ -6,7 +6,7 @@ Pictures of what an encoder finds alike.
 
 Pictures with what the captioner says of them.
 
-Tables and pictures of the kernels' speed, from what ``rsvlm.kernels.measuring`` found.
+Tables and pictures of the kernels' speed, from what ``benchmarks/kernels.py`` found.
 """
 
 import textwrap
