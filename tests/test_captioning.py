@@ -10,8 +10,14 @@ from captioner_case import KINDS, make_captioner, make_features, make_table
 
 from rsvlm.models.captioner import load_capret, save_capret
 from rsvlm.models.prompts import CAPTION_PROMPT
-from rsvlm.training.captioning import schedule, train_captioner
-from rsvlm.training.captioning_batches import CaptioningSettings, Example, TrainingBatches, examples_of
+from rsvlm.training.captioning import (
+    CaptioningSettings,
+    Example,
+    TrainingBatches,
+    examples_of,
+    schedule,
+    train_captioner,
+)
 
 QUICK = {"batch_size": 8, "warmup_steps": 2, "validation_every": 4, "checkpoint_every": 3, "retrieval_negatives": 4}
 
@@ -119,7 +125,7 @@ def test_stopped_at_a_step_it_ends_with_the_same_weights(features, examples, tmp
                 train(features, examples, tmp_path / "broken")
     lines = []
     again, result = train(features, examples, tmp_path / "broken", log=lines.append)
-    assert any("continuing behind step 3" in line for line in lines) == (stopped == 5)
+    assert any("continuing from step 3" in line for line in lines) == (stopped == 5)
     assert same_weights(whole, again) and result == whole_result
 
 
@@ -153,7 +159,7 @@ def test_killed_hard_in_the_middle_it_continues(features, examples, tmp_path):
     whole, whole_result = train(features, examples, tmp_path / "whole")
     lines = []
     again, result = train(features, examples, tmp_path / "killed", log=lines.append)
-    assert any(line.startswith("continuing behind step") for line in lines)
+    assert any(line.startswith("continuing from step") for line in lines)
     assert same_weights(whole, again) and result == whole_result
 
 

@@ -2,17 +2,14 @@
 
 import errno
 
-import numpy as np
 import pytest
 import torch
 
-from rsvlm.training import checkpoints
-from rsvlm.training.checkpoints import (
+from rsvlm.training import loop
+from rsvlm.training.loop import (
     flatten_optimizer,
-    flatten_random_state,
     load_last_checkpoint,
     remove_checkpoints,
-    restore_random_state,
     save_checkpoint,
     unflatten_optimizer,
 )
@@ -55,7 +52,7 @@ def test_full_disk_leaves_the_last_good_one(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(loop, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(tmp_path, 2, {"a": torch.zeros(1)}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
@@ -111,19 +108,3 @@ def test_optimizer_survives_the_disk(tmp_path):
     _steps(resumed, optimizer, 3, 6)
     for one, other in zip(whole.parameters(), resumed.parameters()):
         assert torch.equal(one, other)
-
-
-def test_random_states_come_back(tmp_path):
-    generator = np.random.default_rng(3)
-    generator.random(5)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        torch.rand(3)
-        tensors, state = flatten_random_state(generator)
-        save_checkpoint(tmp_path, 1, tensors, state)
-        expected = torch.rand(4), generator.random(4)
-        found = load_last_checkpoint(tmp_path)
-        other = np.random.default_rng()
-        restore_random_state(found.tensors, found.state, other)
-        assert torch.equal(torch.rand(4), expected[0])
-        assert np.array_equal(other.random(4), expected[1])

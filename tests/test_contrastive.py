@@ -13,10 +13,16 @@ from rsvlm.data.images import ImageError
 from rsvlm.kernels import Ranks, hits
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.pixels import open_pixels
-from rsvlm.training import contrastive
-from rsvlm.training.augmentation import Augmentation, augment
-from rsvlm.training.contrastive import AdaptSettings, adapt_encoder, one_cycle
-from rsvlm.training.validation import measure_recall, measure_zero_shot
+from rsvlm.training import contrastive, loop
+from rsvlm.training.contrastive import (
+    AdaptSettings,
+    Augmentation,
+    adapt_encoder,
+    augment,
+    measure_recall,
+    measure_zero_shot,
+    one_cycle,
+)
 from rsvlm.viewing.training_figures import before_and_after, training_curves
 
 torch.set_num_threads(1)
@@ -114,13 +120,13 @@ def test_killed_and_run_again_is_bit_equal(tiny_models, table, monkeypatch, kill
 
 def test_the_running_mean_of_the_weights_is_kept(tiny_models, table, monkeypatch):
     """Whatever is measured after training is the mean of the weights over the steps, which this test computes anew."""
-    seen, original = [], contrastive._average
+    seen, original = [], loop._move_average
 
     def watching(average, trained, decay, done):
         seen.append({name: p.detach().double().clone() for name, p in trained.items()})
         original(average, trained, decay, done)
 
-    monkeypatch.setattr(contrastive, "_average", watching)
+    monkeypatch.setattr(loop, "_move_average", watching)
     encoder = load_encoder(str(tiny_models.clip))
     start = {name: p.detach().double().clone() for name, p in encoder.named_parameters()}
     result = adapt(encoder, table, replace(QUICK, average_decay=0.5))

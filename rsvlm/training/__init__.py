@@ -1,1 +1,1 @@
-"""Training: contrastive adaptation of the encoder, the captioner, and checkpoints that both share."""
+"""Training: one loop, for the contrastive adaptation of the encoder and for the captioner."""

@@ -4,39 +4,151 @@ Loss = cross-entropy of captions behind [visual tokens][prompt]
      + retrieval_weight x InfoNCE, both ways, between text-only "caption [RET]" and images
      + ret_token_weight x cross-entropy of emitting [RET] behind a text-only caption.
 The text branch sees no image (FROMAGe, Koh et al. 2023). Every image that has a caption's text is its positive. Because
-features are cached, images beyond the batch's serve as negatives at the price of one small product.
-
-What a step sees derives from (seed, step): a run continued from a checkpoint ends with the weights of an unbroken one.
+features are cached, images beyond the batch's serve as negatives at the price of one small product. What a step sees
+(images, captions, prompts, views, negatives) derives from (seed, step).
 """
 
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from rsvlm.files import cache_folder, fingerprint_values
 from rsvlm.kernels import contrastive_loss
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import save_capret
 from rsvlm.models.devices import log_line
-from rsvlm.models.features import Features
-from rsvlm.training.captioning_batches import Batch, CaptioningSettings, Example, TrainingBatches, validation_batches
-from rsvlm.training.checkpoints import (
-    flatten_optimizer,
-    load_last_checkpoint,
-    remove_checkpoints,
-    save_checkpoint,
-    unflatten_optimizer,
+from rsvlm.models.features import MEAN, UPRIGHT, Features, VisualInput, read_visual
+from rsvlm.models.prompts import (
+    CAPTION_PROMPT,
+    CAPTION_PROMPTS,
+    RETRIEVAL_PROMPTS,
+    PackedRows,
+    Row,
+    caption_prompt,
+    pack_rows,
 )
+from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
 
+CAPTION_CHOICES, VIEW_CHOICES, KEEP_CHOICES = ("distinct", "released"), ("all", "upright"), ("best", "last")
 LOSSES = ("loss", "caption_loss", "retrieval_loss", "ret_token_loss")
 LAST_RATE = 0.01  # share of the highest learning rate at the end of the cosine
+
+
+@dataclass(frozen=True)
+class CaptioningSettings:
+    """How a captioner is trained.
+
+    Attributes:
+        steps: optimiser steps in all.
+        batch_size: images a step.
+        captions: "distinct" (an image's different captions count alike) or "released" (a repeated one counts more).
+        captions_per_image: captions of an image in a step, packed behind one prefix; 0: all.
+        projection_lr, retrieval_lr, lora_lr: highest learning rates: into the language model; [RET], both retrieval
+            projections and the logit scale; adapters.
+        warmup_steps: steps in which the learning rates rise; a cosine follows, down to a hundredth.
+        clip_norm: largest norm of all gradients together.
+        retrieval_weight: of InfoNCE; 0 leaves retrieval untrained and saves its time.
+        ret_token_weight: of emitting [RET].
+        retrieval_negatives: training images beyond the batch's in InfoNCE.
+        retrieval_prompts: share of text-only captions behind an instruction such as "Show me an image:".
+        varied_prompts: share of prompts that are not the fixed "Caption:".
+        neighbour_dropout: share of training prompts without the neighbours' captions.
+        feature_dropout: share of feature values set to their mean.
+        views: "all" (a random turned or mirrored view, or their mean) or "upright".
+        validation_every: steps between two measurements on validation images; the last step is always measured.
+        validation_images: at most so many, evenly spaced; 0: all.
+        keep: "best" by validation caption loss, or "last".
+        checkpoint_every: steps between two checkpoints.
+    """
+
+    steps: int = 400
+    batch_size: int = 16
+    captions: str = "distinct"
+    captions_per_image: int = 3
+    projection_lr: float = 4.0e-3
+    retrieval_lr: float = 1.0e-3
+    lora_lr: float = 1.0e-3
+    warmup_steps: int = 20
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    retrieval_weight: float = 1.0
+    ret_token_weight: float = 0.1
+    retrieval_negatives: int = 256
+    retrieval_prompts: float = 0.25
+    varied_prompts: float = 0.5
+    neighbour_dropout: float = 0.2
+    feature_dropout: float = 0.0
+    views: str = "all"
+    validation_every: int = 100
+    validation_images: int = 64
+    keep: str = "best"
+    checkpoint_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("captions", CAPTION_CHOICES), ("views", VIEW_CHOICES), ("keep", KEEP_CHOICES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(known)}")
+        for name, least in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("captions_per_image", 0),
+            ("warmup_steps", 0),
+            ("retrieval_negatives", 0),
+            ("validation_every", 1),
+            ("validation_images", 0),
+            ("checkpoint_every", 1),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: at least {least} is needed, got {getattr(self, name)}")
+        for name in ("projection_lr", "retrieval_lr", "lora_lr", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: a finite number above 0 is needed, got {getattr(self, name)}")
+        for name in ("retrieval_weight", "ret_token_weight", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: a finite number from 0 is needed, got {getattr(self, name)}")
+        for name in ("retrieval_prompts", "varied_prompts", "neighbour_dropout", "feature_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: a share from 0 to 1 is needed, got {getattr(self, name)}")
+
+    @property
+    def trains_retrieval(self) -> bool:
+        """Whether the text-only branch is computed at all."""
+        return self.retrieval_weight > 0 or self.ret_token_weight > 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image to train or validate on: its captions as released, and its neighbours' captions for the prompt."""
+
+    image_id: str
+    captions: tuple[str, ...]
+    neighbours: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The inputs of one step or one part of a validation.
+
+    Attributes:
+        packed: B rows with their captions, C in all, and at most one text-only segment each, M in all.
+        visual: features of the B images.
+        weights: (C,) how much each caption counts.
+        pooled: (N, P) features of the images for InfoNCE: the batch's, then the negatives.
+        positives: (N, M) bool; None without text-only segments.
+    """
+
+    packed: PackedRows
+    visual: VisualInput
+    weights: Tensor
+    pooled: Tensor
+    positives: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -91,29 +203,27 @@ def train_captioner(
         ValueError: a batch larger than the training set, an image without features.
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
     """
-    if settings.batch_size > len(training):
-        raise ValueError(
-            f"batch_size: {settings.batch_size} is more than the {len(training)} training images; "
-            f"take {len(training)} or less"
-        )
-    folder = (checkpoints or cache_folder() / "checkpoints" / "finetune_lora") / fingerprint_values(
+    check_batch(settings.batch_size, len(training))
+    task = _Captioning(captioner, features, training, validation, settings, log)
+    folder = checkpoint_folder(
+        checkpoints,
+        task.name,
         asdict(settings),
         asdict(captioner.settings),
         captioner.config,
         captioner.device.type,
         features.meta,
         [asdict(example) for example in (*training, *validation)],
-    )[:16]
-    devices = [captioner.device] if captioner.device.type == "cuda" else []
+    )
     try:
-        with torch.random.fork_rng(devices=devices):
-            result = _Training(captioner, features, training, validation, settings, folder, log).run()
+        now = train(task, folder, log)
     finally:
         captioner.eval()
     if save_to is not None:
-        save_capret(captioner, save_to, **(notes or {}), training=asdict(settings), kept_step=result.kept_step)
+        save_capret(captioner, save_to, **(notes or {}), training=asdict(settings), kept_step=now.kept_step)
     remove_checkpoints(folder)
-    return result
+    counts = {group["name"]: sum(p.numel() for p in group["params"]) for group in task.optimizer.param_groups}
+    return CaptioningResult(now.kept_step, settings.steps, counts, now.validation, now.curve)
 
 
 def schedule(step: int, steps: int, warmup_steps: int) -> float:
@@ -124,87 +234,64 @@ def schedule(step: int, steps: int, warmup_steps: int) -> float:
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-class _Training:
-    """One training: its optimiser, its batches, and the loop over them."""
+class _Captioning(Task):
+    """The training of a captioner on examples, measured on others."""
 
-    def __init__(self, captioner, features, training, validation, settings, folder, log) -> None:
-        self.captioner, self.features, self.settings, self.folder, self.log = captioner, features, settings, folder, log
-        self.batches = TrainingBatches(captioner, features, training, settings)
-        at_most = settings.validation_images or len(validation)
-        spread = np.linspace(0, len(validation) - 1, min(at_most, len(validation))).round().astype(int)
+    name, remedy = "finetune_lora", "dtype: float32"
+
+    def __init__(
+        self,
+        captioner: CapRet,
+        features: Features,
+        training: Sequence[Example],
+        validation: Sequence[Example],
+        settings: CaptioningSettings,
+        log: Callable[[str], None],
+    ) -> None:
+        self.model, self.settings, self.steps, self.log = captioner, settings, settings.steps, log
+        self.drawn = TrainingBatches(captioner, features, training, settings)
+        at_most = min(settings.validation_images or len(validation), len(validation))
+        spread = np.linspace(0, len(validation) - 1, at_most).round().astype(int)
         self.validation = validation_batches(captioner, features, [validation[i] for i in spread], settings)
-        self.groups = {kind: group for kind, group in captioner.parameter_groups().items() if group}
-        self.trained = {name: p for name, p in captioner.named_parameters() if p.requires_grad}
-        rates = {"projection": settings.projection_lr, "retrieval": settings.retrieval_lr, "lora": settings.lora_lr}
-        self.optimizer = torch.optim.AdamW(
-            [{"params": group, "lr": rates[kind], "highest": rates[kind]} for kind, group in self.groups.items()],
-            betas=(0.9, 0.95),
-            weight_decay=settings.weight_decay,
-        )
+        self.keeps_last = settings.keep == "last" or not self.validation
+        self.optimizer = build_optimizer(captioner.parameter_groups(), settings, betas=(0.9, 0.95))
 
-    def run(self) -> CaptioningResult:
-        settings = self.settings
-        state = self._restore() or {
-            "step": 0,
-            "kept_step": 0,
-            "lowest": None,
-            "validation": [],
-            "curve": [],
-            "kept": {},
-        }
-        self.captioner.train()
-        bar = tqdm(
-            total=settings.steps,
-            initial=state["step"],
-            unit="step",
-            desc="finetune_lora",
-            file=sys.stderr,
-            mininterval=2,
+    def rates(self, step: int) -> tuple[float, float]:
+        return schedule(step, self.steps, self.settings.warmup_steps), 0.9
+
+    def batches(self, steps: range) -> range:
+        """The steps themselves: ``losses`` draws what they see."""
+        return steps
+
+    def losses(self, step: int, generator: np.random.Generator) -> dict[str, Tensor]:
+        return self._losses(self.drawn.draw(step, generator))
+
+    def curve_row(self, step: int, losses: dict[str, float], norm: float) -> dict[str, float]:
+        share, scale = self.rates(step - 1)[0], self.model.scale().item()
+        row = losses | {"learning_rate_share": share, "gradient_norm": norm, "logit_scale": scale}
+        return {key: round(value, 6) for key, value in row.items()}
+
+    def epoch(self, step: int) -> float:
+        return step * self.settings.batch_size / len(self.drawn.examples)
+
+    def is_due(self, step: int) -> bool:
+        due = step % self.settings.validation_every == 0 or step == self.steps
+        return due and step > 0 and bool(self.validation)
+
+    def validate(self, step: int) -> tuple[float, dict]:
+        sums, n_images = dict.fromkeys(LOSSES, 0.0), sum(len(batch.visual.pooled) for batch in self.validation)
+        for batch in self.validation:
+            for name, value in self._losses(batch).items():
+                sums[name] += value.item() * len(batch.visual.pooled) / n_images
+        self.log(
+            f"step {step}: validation caption loss {sums['caption_loss']:.4f}, "
+            f"retrieval loss {sums['retrieval_loss']:.4f}"
         )
-        for step in range(state["step"], settings.steps):
-            generator = np.random.default_rng([settings.seed, 2, step])
-            torch.manual_seed(int(generator.integers(2**62)))  # dropout
-            share = schedule(step, settings.steps, settings.warmup_steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["highest"] * share
-            losses = self._losses(self.batches.draw(step, generator))
-            self.optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            norm = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), settings.clip_norm).item()
-            values = {name: value.item() for name, value in losses.items()}
-            if not math.isfinite(values["loss"]) or not math.isfinite(norm):
-                bar.close()
-                raise self._diverged(step, values, norm, share)
-            self.optimizer.step()
-            state["step"] = done = step + 1
-            numbers = {
-                **values,
-                "learning_rate_share": share,
-                "gradient_norm": norm,
-                "logit_scale": self.captioner.scale().item(),
-            }
-            state["curve"].append(
-                {"step": done, "epoch": self._epoch(done)} | {key: round(n, 6) for key, n in numbers.items()}
-            )
-            bar.update()
-            bar.set_postfix(loss=f"{values['loss']:.3f}", caption=f"{values['caption_loss']:.3f}", refresh=False)
-            last = done == settings.steps
-            if self.validation and (done % settings.validation_every == 0 or last):
-                self._validate(state)
-            if last and (settings.keep == "last" or not self.validation):
-                state["kept_step"], state["kept"] = done, self._weights()
-            if done % settings.checkpoint_every == 0 or last:
-                self._save(state)
-        bar.close()
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(state["kept"][name])
-        counts = {kind: sum(p.numel() for p in group) for kind, group in self.groups.items()}
-        return CaptioningResult(state["kept_step"], settings.steps, counts, state["validation"], state["curve"])
+        return -sums["caption_loss"], {"step": step, "epoch": round(self.epoch(step), 4), **sums}
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """loss and its parts, scalars."""
-        captioner, settings, device = self.captioner, self.settings, self.captioner.device
+        captioner, settings, device = self.model, self.settings, self.model.device
         packed = batch.packed.to(device)
         tokens = captioner.visual_tokens(self._drop(batch.visual.pooled), self._drop(batch.visual.grid))
         hidden = captioner.hidden_states(packed, tokens)
@@ -231,75 +318,131 @@ class _Training:
         )
         return {"loss": total, **losses}
 
-    @torch.no_grad()
-    def _validate(self, state: dict) -> None:
-        """Measure the validation images; keep the weights if they are the best so far."""
-        settings, captioner = self.settings, self.captioner
-        captioner.eval()
-        sums, n_images = dict.fromkeys(LOSSES, 0.0), sum(images for _, images in self.validation)
-        for batch, images in self.validation:
-            for name, value in self._losses(batch).items():
-                sums[name] += value.item() * images / n_images
-        captioner.train()
-        row = {"step": state["step"], "epoch": self._epoch(state["step"]), **sums}
-        state["validation"].append(row)
-        self.log(
-            f"step {row['step']}: validation caption loss {row['caption_loss']:.4f}, "
-            f"retrieval loss {row['retrieval_loss']:.4f}"
-        )
-        if settings.keep == "best" and (state["lowest"] is None or row["caption_loss"] < state["lowest"]):
-            state["lowest"], state["kept_step"], state["kept"] = row["caption_loss"], row["step"], self._weights()
-
     def _drop(self, values: Tensor | None) -> Tensor | None:
         """Features with some values set to the training mean, while training."""
         share = self.settings.feature_dropout
-        if values is None or not share or not self.captioner.training:
+        if values is None or not share or not self.model.training:
             return values
-        mean = self.captioner.pooled_mean if values.dim() == 2 else self.captioner.grid_mean
+        mean = self.model.pooled_mean if values.dim() == 2 else self.model.grid_mean
         return torch.where(torch.rand(values.shape) < share, mean.cpu(), values)
 
-    def _epoch(self, step: int) -> float:
-        return round(step * self.settings.batch_size / len(self.batches.examples), 4)
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: parameter.detach().cpu().clone() for name, parameter in self.trained.items()}
+def examples_of(
+    table: pd.DataFrame, split: str, neighbours: Mapping[str, Sequence[str]] | None = None
+) -> list[Example]:
+    """The split's images as examples, with ``neighbours[image_id]`` for their prompts.
 
-    def _save(self, state: dict) -> None:
-        moments, rest = flatten_optimizer(self.optimizer)
-        tensors = {f"now.{name}": p for name, p in self.trained.items()} | {
-            f"kept.{n}": t for n, t in state["kept"].items()
-        }
-        save_checkpoint(
-            self.folder,
-            state["step"],
-            tensors | moments,
-            {
-                "optimizer": rest,
-                **{key: value for key, value in state.items() if key != "kept"},
-            },
-        )
+    Raises:
+        ValueError: the split is empty, an image has no caption, or ``neighbours`` lacks an image.
+    """
+    rows = table[table["split"] == split]
+    if len(rows) == 0:
+        raise ValueError(f"the split {split!r} holds no image; see the table of splits in aggregate_data's report")
+    examples = []
+    for image_id, captions in zip(rows["image_id"], rows["captions"]):
+        if len(captions) == 0:
+            raise ValueError(f"{image_id}: no caption, so nothing to learn from")
+        if neighbours is not None and image_id not in neighbours:
+            raise ValueError(f"{image_id}: no neighbours' captions are given for it")
+        examples.append(Example(image_id, tuple(captions), tuple(neighbours[image_id]) if neighbours else ()))
+    return examples
 
-    def _restore(self) -> dict | None:
-        checkpoint = load_last_checkpoint(self.folder, self.log)
-        if checkpoint is None:
-            return None
-        self.log(f"continuing behind step {checkpoint.step} from {checkpoint.folder.name}")
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(checkpoint.tensors[f"now.{name}"])
-        unflatten_optimizer(self.optimizer, checkpoint.tensors, checkpoint.state["optimizer"])
-        kept = {name.removeprefix("kept."): t for name, t in checkpoint.tensors.items() if name.startswith("kept.")}
-        return {key: value for key, value in checkpoint.state.items() if key != "optimizer"} | {"kept": kept}
 
-    def _diverged(self, step: int, values: dict, norm: float, share: float) -> FloatingPointError:
+class TrainingBatches:
+    """Batches of training examples by step number: the same step always gives the same batch."""
+
+    def __init__(
+        self, captioner: CapRet, features: Features, examples: Sequence[Example], settings: CaptioningSettings
+    ) -> None:
+        self.captioner, self.features, self.examples, self.settings = captioner, features, examples, settings
+        self.rows = features.rows([example.image_id for example in examples])
+        self.texts = [set(example.captions) for example in examples]
+
+    def draw(self, step: int, generator: np.random.Generator) -> Batch:
+        """The batch of a step."""
         settings = self.settings
-        rates = ", ".join(
-            f"{name} {getattr(settings, name) * share:.3g}" for name in ("projection_lr", "retrieval_lr", "lora_lr")
-        )
-        kept = sorted(path for path in self.folder.glob("step_*") if path.is_dir())
-        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        parts = ", ".join(f"{name} {value}" for name, value in values.items())
-        return FloatingPointError(
-            f"finetune_lora stopped at step {step + 1}: {parts}, gradient norm {norm}; learning rates now: "
-            f"{rates}; {last}. Lower the learning rates, or use dtype: float32"
-        )
+        chosen = self._draw_images(step)
+        examples = [self.examples[i] for i in chosen]
+        captions, weights = zip(*(self._draw_captions(example, generator) for example in examples))
+        prompts = [self._draw_prompt(example, generator) for example in examples]
+        texts = [own[0] for own in captions] if settings.trains_retrieval else []
+        leads = [
+            str(generator.choice(RETRIEVAL_PROMPTS)) + " " if generator.random() < settings.retrieval_prompts else ""
+            for _ in texts
+        ]
+        packed = pack_examples(self.captioner, prompts, captions, [lead + text for lead, text in zip(leads, texts)])
+        views = self._draw_views(len(chosen), generator)
+        visual = read_visual(self.features, self.rows[chosen], views, grid=self.captioner.settings.grid_cells > 0)
+        others, pooled = self._draw_negatives(chosen, generator), visual.pooled
+        if len(others):
+            views = self._draw_views(len(others), generator)
+            pooled = torch.cat([pooled, read_visual(self.features, self.rows[others], views, grid=False).pooled])
+        shown = [*chosen, *others]
+        positives = torch.tensor([[text in self.texts[i] for text in texts] for i in shown]) if texts else None
+        return Batch(packed, visual, torch.tensor(np.concatenate(weights), dtype=torch.float32), pooled, positives)
+
+    def _draw_images(self, step: int) -> np.ndarray:
+        """The batch's example numbers: the next of a new order each epoch, without a short last batch."""
+        epoch, place = divmod(step, len(self.examples) // self.settings.batch_size)
+        order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(self.examples))
+        return order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
+
+    def _draw_captions(self, example: Example, generator: np.random.Generator) -> tuple[list[str], list[float]]:
+        """(different captions in random order, their weights)."""
+        released = self.settings.captions == "released"
+        pool = list(example.captions) if released else list(dict.fromkeys(example.captions))
+        drawn = [pool[i] for i in generator.permutation(len(pool))[: self.settings.captions_per_image or None]]
+        distinct = list(dict.fromkeys(drawn))
+        return distinct, [float(drawn.count(text)) for text in distinct]
+
+    def _draw_prompt(self, example: Example, generator: np.random.Generator) -> str:
+        varied = generator.random() < self.settings.varied_prompts
+        bare = generator.random() < self.settings.neighbour_dropout
+        instruction = str(generator.choice(CAPTION_PROMPTS)) if varied else CAPTION_PROMPT
+        return caption_prompt(instruction, () if bare else example.neighbours)
+
+    def _draw_views(self, n: int, generator: np.random.Generator) -> np.ndarray:
+        """(n,) numbers of views: any of V, or their mean."""
+        V = self.features.pooled.shape[1]
+        if self.settings.views == "upright" or V == 1:
+            return np.full(n, UPRIGHT)
+        drawn = generator.integers(0, V + 1, n)
+        return np.where(drawn == V, MEAN, drawn)
+
+    def _draw_negatives(self, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        if not self.settings.retrieval_weight:
+            return np.zeros(0, dtype=np.int64)
+        rest = np.setdiff1d(np.arange(len(self.examples)), chosen)
+        return generator.choice(rest, min(self.settings.retrieval_negatives, len(rest)), replace=False)
+
+
+def validation_batches(
+    captioner: CapRet, features: Features, examples: Sequence[Example], settings: CaptioningSettings
+) -> list[Batch]:
+    """Batches of the validation examples: fixed prompt, upright view, all distinct captions alike."""
+    batches = []
+    for start in range(0, len(examples), settings.batch_size):
+        part = examples[start : start + settings.batch_size]
+        captions = [list(dict.fromkeys(example.captions)) for example in part]
+        texts = [own[0] for own in captions] if settings.trains_retrieval else []
+        prompts = [caption_prompt(CAPTION_PROMPT, example.neighbours) for example in part]
+        packed = pack_examples(captioner, prompts, captions, texts)
+        rows = features.rows([example.image_id for example in part])
+        visual = read_visual(features, rows, UPRIGHT, grid=captioner.settings.grid_cells > 0)
+        positives = torch.tensor([[text in example.captions for text in texts] for example in part]) if texts else None
+        batches.append(Batch(packed, visual, torch.ones(sum(map(len, captions))), visual.pooled, positives))
+    return batches
+
+
+def pack_examples(
+    captioner: CapRet, prompts: Sequence[str], captions: Sequence[Sequence[str]], texts: Sequence[str]
+) -> PackedRows:
+    """The images' prompts (B), captions (B lists) and texts for [RET] (B or none) as packed rows."""
+    B = len(prompts)
+    ids = captioner.encode_text([*prompts, *texts, *(text for own in captions for text in own)])
+    prompt_ids, text_ids, caption_ids = ids[:B], ids[B : B + len(texts)], iter(ids[B + len(texts) :])
+    rows = [
+        Row(captioner.image_prefix(prompt_ids[number]), [next(caption_ids) for _ in own], text_ids[number : number + 1])
+        for number, own in enumerate(captions)
+    ]
+    return pack_rows(rows, eos_id=captioner.eos_id, ret_id=captioner.ret_id, start_ids=captioner.start_ids)

@@ -1,16 +1,14 @@
 """Contrastive adaptation of a dual encoder to a study's captions (the paper's CLIP-Cap-4).
 
-Each step takes a batch of images with random captions of theirs; every caption that belongs to an image, equal texts
-included, is a positive of it. Data order derives from (seed, epoch), captions, augmentation and dropout from
-(seed, step): so a run continued from a checkpoint ends with the weights of an unbroken one.
+Each step takes a batch of images, augmented, with random captions of theirs; every caption that belongs to an image,
+equal texts included, is a positive of it. Data order derives from (seed, epoch), captions, augmentation and dropout from
+(seed, step). Between epochs the encoder is measured on validation images, by retrieval.
 """
 
-import json
 import math
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +16,49 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from rsvlm.files import cache_folder, fingerprint_values
-from rsvlm.kernels import contrastive_loss
+from rsvlm.kernels import contrastive_loss, hits, two_way_ranks
 from rsvlm.models.devices import autocast, choose_precision, log_line
 from rsvlm.models.encoders import DualEncoder
+from rsvlm.models.features import encode_texts
 from rsvlm.models.pixels import Pixels, fingerprint_images, open_pixels, prefetch
-from rsvlm.training.augmentation import Augmentation, augment, stored_size
-from rsvlm.training.checkpoints import (
-    flatten_optimizer,
-    load_last_checkpoint,
-    remove_checkpoints,
-    save_checkpoint,
-    unflatten_optimizer,
-)
-from rsvlm.training.validation import check_captions, measure_recall
+from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
 
 TRAINABLE = ("all", "projections")
 MAX_LOGIT_SCALE = 100.0  # CLIP's
 CURVE_ROWS = 500
 CURVE_COLUMNS = ["step", "epoch", "loss", "logit_scale", "image_learning_rate", "gradient_norm"]
+SPARE = 8 / 7  # images are kept this much larger than the input, so that a crop loses no detail (256 px for 224)
+DEPTHS = (1, 5, 10)
+PROMPT = "an aerial image of {}."
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training images go through.
+
+    Attributes:
+        crop_size: side of the training input, pixels; None takes the encoder's own. Smaller is faster, and a random
+            crop at 192 px shows things about as large as the whole image does at 224 (Touvron et al. 2019, FixRes).
+        crop_min: smallest share of the image's area that a crop keeps; 1 crops nothing.
+        rotations: quarter turns (0, 90, 180, 270 degrees). Wrong for captions that tell of north or left.
+        flips: mirror images. Wrong for such captions too.
+        brightness: factor between 1 - brightness and 1 + brightness.
+    """
+
+    crop_size: int | None = None
+    crop_min: float = 0.7
+    rotations: bool = True
+    flips: bool = True
+    brightness: float = 0.2
+
+    def __post_init__(self):
+        if self.crop_size is not None and self.crop_size < 1:
+            raise ValueError(f"crop_size: at least 1 pixel is needed, got {self.crop_size}")
+        if not 0 < self.crop_min <= 1:
+            raise ValueError(f"crop_min: a share above 0, up to 1, is needed, got {self.crop_min}")
+        if not 0 <= self.brightness < 1:
+            raise ValueError(f"brightness: a number from 0 to below 1 is needed, got {self.brightness}")
 
 
 @dataclass(frozen=True)
@@ -152,171 +172,141 @@ def adapt_encoder(
 
     Raises:
         ValueError: an empty split, an image without caption, a batch larger than the training set.
-        FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rate and last checkpoint.
+        FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
     """
-    rows = {split: table[table["split"] == split].reset_index(drop=True) for split in ("train", "val")}
-    for split in ("train", "val") if settings.epochs else ("val",):
-        check_captions(rows[split], split)
-    train, val = rows["train"], rows["val"]
-    precision = choose_precision(settings.precision, encoder.device)
-    crop_size = _choose_crop_size(encoder, settings.augmentation)
-    log(
-        f"{encoder.name}: {encoder.image_size} px, {crop_size} px in training, {precision} on {encoder.device}, "
-        f"{torch.get_num_threads()} CPU threads; {len(train)} training and {len(val)} validation images"
-    )
-    val_pixels = open_pixels(val["path"].tolist(), encoder.image_size, cache_gigabytes=cache_gigabytes, log=log)
-
-    def measure(epoch: int) -> dict:
-        was_training = encoder.training
-        encoder.eval()
-        recall = measure_recall(encoder, val_pixels, val["captions"].tolist(), precision=precision)
-        encoder.train(was_training)
-        log(f"epoch {epoch}: validation mean recall {100 * recall['mean_recall']:.2f} %")
-        return {"epoch": epoch, **recall}
-
-    if settings.epochs == 0:
-        before = measure(0)
-        recall = {key: value for key, value in before.items() if key != "epoch"}
-        if save_to is not None:
-            encoder.save(save_to)
-        return AdaptResult(recall, recall, 0, 0, 0, 0, precision, [before], [])
-    steps_per_epoch = len(train) // settings.batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"batch_size: {settings.batch_size} is more than the {len(train)} training images; "
-            f"take {len(train)} or less"
-        )
-    folder = (checkpoints or cache_folder() / "checkpoints" / "adapt_encoder") / fingerprint_values(
+    training, validation = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "val"))
+    _check_captions(validation, "val")
+    if settings.epochs:
+        _check_captions(training, "train")
+        check_batch(settings.batch_size, len(training))
+    else:
+        training = training.iloc[:0]
+    task = _Adaptation(encoder, training, validation, settings, cache_gigabytes, log)
+    folder = checkpoint_folder(
+        checkpoints,
+        task.name,
         asdict(settings),
-        precision,
+        task.precision,
         str(encoder.device.type),
         encoder.fingerprint(),
-        train[["image_id", "captions"]].values.tolist(),
-        val[["image_id", "captions"]].values.tolist(),
-        fingerprint_images(train["path"].tolist()),
-        fingerprint_images(val["path"].tolist()),
-    )[:16]
-    pixels = open_pixels(
-        train["path"].tolist(), stored_size(encoder.image_size), cache_gigabytes=cache_gigabytes, log=log
+        training[["image_id", "captions"]].values.tolist(),
+        validation[["image_id", "captions"]].values.tolist(),
+        fingerprint_images(training["path"].tolist()),
+        fingerprint_images(validation["path"].tolist()),
     )
-    devices = [encoder.device] if encoder.device.type == "cuda" else []
+    parameters = sum(p.numel() for p in task.trained.values()) if settings.epochs else 0
     try:
-        with torch.random.fork_rng(devices=devices):
-            result = _train(encoder, pixels, train["captions"].tolist(), settings, precision, folder, measure, log)
+        now = train(task, folder, log)
     finally:
         encoder.requires_grad_(True).eval()
     if save_to is not None:
         encoder.save(save_to)
     remove_checkpoints(folder)
-    return result
-
-
-def _train(
-    encoder: DualEncoder,
-    pixels: Pixels,
-    captions: list[list[str]],
-    settings: AdaptSettings,
-    precision: str,
-    folder: Path,
-    measure: Callable[[int], dict],
-    log: Callable[[str], None],
-) -> AdaptResult:
-    """The training loop: from the last checkpoint under ``folder`` to the last step."""
-    trained, optimizer = _build_optimizer(encoder, settings)
-    steps_per_epoch = len(pixels) // settings.batch_size
-    total = settings.epochs * steps_per_epoch
-    curve_every = max(1, total // CURVE_ROWS)
-    state = _restore(folder, trained, optimizer, log)
-    if state is None:
-        first = measure(0)
-        state = {
-            "step": 0,
-            "validation": [first],
-            "best_epoch": 0,
-            "curve": [],
-            "losses": [],
-            "best": _copy(trained),
-            "average": {name: p.detach().clone() for name, p in trained.items() if settings.average_decay},
-        }
-    crop_size = _choose_crop_size(encoder, settings.augmentation)
-    choices = [sorted(set(own)) for own in captions]
-    own_texts = [set(own) for own in captions]
-
-    def read_batch(step: int) -> tuple[np.ndarray, Tensor]:
-        epoch, position = divmod(step, steps_per_epoch)
-        order = np.random.default_rng([settings.seed, 1, epoch]).permutation(len(pixels))
-        rows = order[position * settings.batch_size : (position + 1) * settings.batch_size]
-        return rows, pixels.read(rows)
-
-    encoder.train(settings.train == "all")
-    bar = tqdm(
-        total=total * settings.batch_size,
-        initial=state["step"] * settings.batch_size,
-        unit="img",
-        desc="adapt_encoder",
-        file=sys.stderr,
-        mininterval=2,
-    )
-    batches = prefetch(read_batch, range(state["step"], total))
-    for step, (rows, batch) in enumerate(batches, start=state["step"]):
-        generator = np.random.default_rng([settings.seed, 2, step])
-        torch.manual_seed(int(generator.integers(2**62)))  # dropout
-        texts, positives = _draw_texts(rows, choices, own_texts, settings.captions_per_image, generator)
-        learning_rate = _set_rates(optimizer, settings, step, total)
-        images = augment(batch.to(encoder.device), crop_size, generator, settings.augmentation)
-        loss = _compute_loss(encoder, images, texts, positives, precision)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), settings.clip_norm)
-        value = loss.item()
-        if not math.isfinite(value) or not math.isfinite(norm.item()):
-            bar.close()
-            raise _diverged(step, value, norm.item(), settings, learning_rate, folder)
-        optimizer.step()
-        done = step + 1
-        _average(state["average"], trained, settings.average_decay, done)
-        state["step"] = done
-        state["losses"].append(value)
-        bar.update(settings.batch_size)
-        bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-        if done % curve_every == 0 or done == total:
-            state["curve"].append(
-                {
-                    "step": done,
-                    "epoch": round(done / steps_per_epoch, 4),
-                    "loss": float(np.mean(state["losses"])),
-                    "logit_scale": encoder.logit_scale.exp().item(),
-                    "image_learning_rate": learning_rate,
-                    "gradient_norm": norm.item(),
-                }
-            )
-            state["losses"] = []
-        epoch, inside = divmod(done, steps_per_epoch)
-        if inside == 0 and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
-            with _in_place(state["average"], trained):
-                measured = measure(epoch)
-                state["validation"].append(measured)
-                best_so_far = next(row for row in state["validation"] if row["epoch"] == state["best_epoch"])
-                if measured["mean_recall"] > best_so_far["mean_recall"]:
-                    state["best_epoch"], state["best"] = epoch, _copy(trained)
-        if done % settings.checkpoint_every == 0 or done == total:
-            _save(folder, trained, optimizer, state)
-    bar.close()
-    _put(state["best"], trained)
-    after = next(row for row in state["validation"] if row["epoch"] == state["best_epoch"])
-    before, after = ({k: v for k, v in row.items() if k != "epoch"} for row in (state["validation"][0], after))
-    parameters = sum(parameter.numel() for parameter in trained.values())
+    best_epoch = now.kept_step // task.steps_per_epoch
+    rows = {row["epoch"]: {key: value for key, value in row.items() if key != "epoch"} for row in now.validation}
     return AdaptResult(
-        before,
-        after,
-        state["best_epoch"],
-        settings.epochs,
-        total,
-        parameters,
-        precision,
-        state["validation"],
-        state["curve"],
+        before=rows[0],
+        after=rows[best_epoch],
+        best_epoch=best_epoch,
+        epochs=settings.epochs,
+        steps=task.steps,
+        trainable_parameters=parameters,
+        precision=task.precision,
+        validation=now.validation,
+        curve=now.curve,
     )
+
+
+class _Adaptation(Task):
+    """The training of an encoder on images with captions, measured between epochs by retrieval on others."""
+
+    name, remedy = "adapt_encoder", "precision: fp32"
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        training: pd.DataFrame,
+        validation: pd.DataFrame,
+        settings: AdaptSettings,
+        cache_gigabytes: float,
+        log: Callable[[str], None],
+    ) -> None:
+        self.model, self.training, self.settings, self.log = encoder, training, settings, log
+        self.cache_gigabytes, self.average_decay = cache_gigabytes, settings.average_decay
+        self.precision = choose_precision(settings.precision, encoder.device)
+        self.crop_size = _choose_crop_size(encoder, settings.augmentation)
+        self.dropout = settings.train == "all"
+        self.steps_per_epoch = max(1, len(training) // settings.batch_size)
+        self.steps = settings.epochs * self.steps_per_epoch
+        self.curve_every = max(1, self.steps // CURVE_ROWS)
+        self.texts = [sorted(set(own)) for own in training["captions"]]
+        self.val_captions = validation["captions"].tolist()
+        _freeze(encoder, settings)
+        self.optimizer = build_optimizer(encoder.parameter_groups(), settings)
+        log(
+            f"{encoder.name}: {encoder.image_size} px, {self.crop_size} px in training, {self.precision} on "
+            f"{encoder.device}, {torch.get_num_threads()} CPU threads; {len(training)} training and {len(validation)} "
+            "validation images"
+        )
+        self.val_pixels = self._open(validation, encoder.image_size)
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """The training images, a little larger than the encoder's input."""
+        return self._open(self.training, math.ceil(self.model.image_size * SPARE))
+
+    def rates(self, step: int) -> tuple[float, float]:
+        return one_cycle(step, self.steps, self.settings.warmup_share)
+
+    def batches(self, steps: range) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """(rows, their pixels), read ahead."""
+        return prefetch(self._read, steps)
+
+    def losses(self, batch: tuple[np.ndarray, Tensor], generator: np.random.Generator) -> dict[str, Tensor]:
+        rows, pixels = batch
+        encoder, settings = self.model, self.settings
+        texts = []
+        for own in (self.texts[row] for row in rows):
+            n = settings.captions_per_image
+            texts += [own[i] for i in generator.choice(len(own), n, replace=len(own) < n)]
+        positives = torch.tensor([[text in self.texts[row] for text in texts] for row in rows])  # (B, M)
+        images = augment(pixels.to(encoder.device), self.crop_size, generator, settings.augmentation)
+        with autocast(self.precision, encoder.device):
+            pooled, _ = encoder.image_features(encoder.normalize(images))
+            image_embeddings, text_embeddings = encoder.project_images(pooled), encoder.text_features(texts)
+        loss = contrastive_loss(
+            F.normalize(image_embeddings.float(), dim=-1),
+            F.normalize(text_embeddings.float(), dim=-1),
+            encoder.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE),
+            positives.to(encoder.device),
+        )
+        return {"loss": loss}
+
+    def curve_row(self, step: int, losses: dict[str, float], norm: float) -> dict[str, float]:
+        scale, rate = self.model.logit_scale.exp().item(), self.optimizer.param_groups[0]["lr"]
+        return losses | {"logit_scale": scale, "image_learning_rate": rate, "gradient_norm": norm}
+
+    def epoch(self, step: int) -> float:
+        return step / self.steps_per_epoch
+
+    def is_due(self, step: int) -> bool:
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        return inside == 0 and (epoch % self.settings.eval_every == 0 or step == self.steps)
+
+    def validate(self, step: int) -> tuple[float, dict]:
+        recall = measure_recall(self.model, self.val_pixels, self.val_captions, precision=self.precision)
+        epoch = step // self.steps_per_epoch
+        self.log(f"epoch {epoch}: validation mean recall {100 * recall['mean_recall']:.2f} %")
+        return recall["mean_recall"], {"epoch": epoch, **recall}
+
+    def _open(self, images: pd.DataFrame, size: int) -> Pixels:
+        return open_pixels(images["path"].tolist(), size, cache_gigabytes=self.cache_gigabytes, log=self.log)
+
+    def _read(self, step: int) -> tuple[np.ndarray, Tensor]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(self.training))
+        rows = order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
+        return rows, self.pixels.read(rows)
 
 
 def one_cycle(step: int, total: int, warmup_share: float) -> tuple[float, float]:
@@ -333,38 +323,6 @@ def one_cycle(step: int, total: int, warmup_share: float) -> tuple[float, float]
     return low + (1 - low) * share, 0.95 - 0.1 * share
 
 
-def _copy(trained: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
-
-
-@torch.no_grad()
-def _put(values: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
-    for name, parameter in trained.items():
-        parameter.copy_(values[name])
-
-
-@torch.no_grad()
-def _average(average: dict[str, Tensor], trained: dict[str, Tensor], decay: float, done: int) -> None:
-    """Move the running mean, where there is one, towards the weights after ``done`` steps; faster at the beginning."""
-    share = 1 - min(decay, (1 + done) / (10 + done))
-    for name, value in average.items():
-        value.lerp_(trained[name], share)
-
-
-@contextmanager
-def _in_place(average: dict[str, Tensor], trained: dict[str, Tensor]) -> Iterator[None]:
-    """The encoder with the running mean as its weights, where there is one; its own come back."""
-    if not average:
-        yield
-        return
-    own = _copy(trained)
-    _put(average, trained)
-    try:
-        yield
-    finally:
-        _put(own, trained)
-
-
 def _choose_crop_size(encoder: DualEncoder, augmentation: Augmentation) -> int:
     """The side of the training input. ValueError when the encoder takes no other size than its own."""
     size = augmentation.crop_size or encoder.image_size
@@ -376,104 +334,108 @@ def _choose_crop_size(encoder: DualEncoder, augmentation: Augmentation) -> int:
     return size
 
 
-def _build_optimizer(encoder: DualEncoder, settings: AdaptSettings) -> tuple[dict[str, Tensor], torch.optim.AdamW]:
-    """(trained parameters by name, AdamW over them with a group for each part); all else is frozen."""
-    groups = encoder.parameter_groups()
-    encoder.requires_grad_(False)
-    for part in groups if settings.train == "all" else ("projection",):
-        for parameter in groups[part]:
-            parameter.requires_grad_(True)
+def _freeze(encoder: DualEncoder, settings: AdaptSettings) -> None:
+    """Leave in training what is to be trained."""
+    encoder.requires_grad_(settings.train == "all")
+    for parameter in encoder.parameter_groups()["projection"]:
+        parameter.requires_grad_(True)
     if settings.train == "all":
         encoder.freeze_image_blocks(settings.freeze_blocks)
-    rates = {"image": settings.image_lr, "text": settings.text_lr, "projection": settings.projection_lr}
-    chosen = {part: [p for p in parameters if p.requires_grad] for part, parameters in groups.items()}
-    optimizer = torch.optim.AdamW(
+
+
+def augment(pixels: Tensor, size: int, generator: np.random.Generator, settings: Augmentation) -> Tensor:
+    """float32 (B, 3, size, size), values 0-255, of uint8 (B, 3, H, W): the same generator state, the same pixels."""
+    B = len(pixels)
+    turns = generator.integers(4, size=B) if settings.rotations else np.zeros(B, dtype=np.int64)
+    mirrors = generator.choice([-1.0, 1.0], B) if settings.flips else np.ones(B)
+    side = np.sqrt(generator.uniform(settings.crop_min, 1, B)) if settings.crop_min < 1 else np.ones(B)
+    shifts = generator.uniform(-1, 1, (B, 2)) * (1 - side)[:, None]  # the crop stays inside
+    factors = generator.uniform(1 - settings.brightness, 1 + settings.brightness, B)
+
+    cosine, sine = np.array([1, 0, -1, 0])[turns], np.array([0, 1, 0, -1])[turns]
+    affine = np.stack(
         [
-            {"params": parameters, "lr": rates[part], "highest": rates[part]}
-            for part, parameters in chosen.items()
-            if parameters
+            np.stack([side * cosine * mirrors, -side * sine, shifts[:, 0]], -1),
+            np.stack([side * sine * mirrors, side * cosine, shifts[:, 1]], -1),
         ],
-        weight_decay=settings.weight_decay,
-    )
-    return {name: p for name, p in encoder.named_parameters() if p.requires_grad}, optimizer
+        1,
+    )  # (B, 2, 3)
+    places = F.affine_grid(torch.from_numpy(affine).float().to(pixels.device), [B, 3, size, size], align_corners=False)
+    cropped = F.grid_sample(pixels.float(), places, mode="bilinear", padding_mode="reflection", align_corners=False)
+    factors = torch.from_numpy(factors).float().to(pixels.device)
+    return (cropped * factors[:, None, None, None]).clamp_(0, 255)
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, settings: AdaptSettings, step: int, total: int) -> float:
-    """The image tower's learning rate (the first group's), after all groups' were set for ``step``."""
-    share, beta = one_cycle(step, total, settings.warmup_share)
-    for group in optimizer.param_groups:
-        group["lr"] = group["highest"] * share
-        group["betas"] = (beta, group["betas"][1])
-    return optimizer.param_groups[0]["lr"]
+@torch.no_grad()
+def embed_pixels(encoder: DualEncoder, pixels: Pixels, *, batch_size: int = 64, precision: str = "fp32") -> Tensor:
+    """Normalised image embeddings (N, D), float32 on the CPU, of the upright images."""
+    rows = [range(start, min(start + batch_size, len(pixels))) for start in range(0, len(pixels), batch_size)]
+    done = []
+    for batch in prefetch(pixels.read, rows):
+        with autocast(precision, encoder.device):
+            pooled, _ = encoder.image_features(encoder.normalize(batch))
+            done.append(F.normalize(encoder.project_images(pooled).float(), dim=-1).cpu())
+    return torch.cat(done)
 
 
-def _draw_texts(
-    rows: np.ndarray,
-    choices: list[list[str]],
-    own_texts: list[set[str]],
-    captions_per_image: int,
-    generator: np.random.Generator,
-) -> tuple[list[str], Tensor]:
-    """(texts drawn for the images of a batch, which of them are each image's own (B, M) bool)."""
-    texts = []
-    for row in rows:
-        own = choices[row]
-        drawn = generator.choice(len(own), captions_per_image, replace=len(own) < captions_per_image)
-        texts += [own[i] for i in drawn]
-    return texts, torch.tensor([[text in own_texts[row] for text in texts] for row in rows])
+def embed_texts(encoder: DualEncoder, texts: Sequence[str], *, precision: str = "fp32") -> Tensor:
+    """Normalised text embeddings (M, D), float32 on the CPU; equal texts have equal rows."""
+    distinct = sorted(set(texts))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    rows = torch.from_numpy(encode_texts(encoder, distinct, capitalise=False, precision=precision))
+    return rows[[row_of[text] for text in texts]]
 
 
-def _compute_loss(encoder: DualEncoder, images: Tensor, texts: list[str], positives: Tensor, precision: str) -> Tensor:
-    with autocast(precision, encoder.device):
-        pooled, _ = encoder.image_features(encoder.normalize(images))
-        image_embeddings, text_embeddings = encoder.project_images(pooled), encoder.text_features(texts)
-    return contrastive_loss(
-        F.normalize(image_embeddings.float(), dim=-1),
-        F.normalize(text_embeddings.float(), dim=-1),
-        encoder.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE),
-        positives.to(encoder.device),
-    )
+def measure_recall(
+    encoder: DualEncoder, pixels: Pixels, captions: Sequence[Sequence[str]], *, precision: str = "fp32"
+) -> dict[str, float]:
+    """Recall at 1, 5 and 10 both ways and their mean, as fractions, by image id.
+
+    An image's right answers are its own captions, a caption's right answer is its image, as in RemoteCLIP's protocol;
+    equal scores count with the chance that a random order of them brings a right one to the top K.
+    """
+    texts = [text for own in captions for text in own]
+    lengths = [len(own) for own in captions]
+    images = embed_pixels(encoder, pixels, precision=precision)
+    text_rows = embed_texts(encoder, texts, precision=precision)
+    positives = np.cumsum([0, *lengths]), np.arange(len(texts))
+    to_text, to_image = two_way_ranks(images, text_rows, positives, normalize=False)
+    recalls = {f"image_to_text_recall_at_{k}": float(hits(to_text, k).mean()) for k in DEPTHS}
+    recalls |= {f"text_to_image_recall_at_{k}": float(hits(to_image, k).mean()) for k in DEPTHS}
+    mean = sum(recalls.values()) / len(recalls)
+    return {"mean_recall": mean, **recalls, "images": len(captions), "captions": len(texts)}
 
 
-def _save(folder: Path, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer, state: dict) -> None:
-    moments, optimizer_state = flatten_optimizer(optimizer)
-    tensors = {f"model.{name}": parameter for name, parameter in trained.items()} | moments
-    for kind in ("best", "average"):
-        tensors |= {f"{kind}.{name}": tensor for name, tensor in state[kind].items()}
-    rest = {key: value for key, value in state.items() if key not in ("best", "average")}
-    save_checkpoint(folder, state["step"], tensors, {**rest, "optimizer": optimizer_state})
+def measure_zero_shot(encoder: DualEncoder, rows: pd.DataFrame, *, precision: str = "auto") -> dict | None:
+    """Accuracy of naming an image's label by the nearest of the prompts ``an aerial image of LABEL.``.
 
-
-def _restore(
-    folder: Path, trained: dict[str, Tensor], optimizer: torch.optim.Optimizer, log: Callable[[str], None]
-) -> dict | None:
-    """The state of the last checkpoint, its weights and moments put in place; None without one."""
-    found = load_last_checkpoint(folder, log)
-    if found is None:
+    Images without a label take no part; None with fewer than two labels. ``chance`` is one over the number of labels.
+    """
+    labelled = rows[[isinstance(label, str) and label != "" for label in rows["label"]]]
+    labels = sorted(set(labelled["label"]))
+    if len(labels) < 2:
         return None
-    kept = {
-        kind: {
-            name.removeprefix(f"{kind}."): tensor
-            for name, tensor in found.tensors.items()
-            if name.startswith(f"{kind}.")
-        }
-        for kind in ("model", "best", "average")
+    precision = choose_precision(precision, encoder.device)
+    pixels = open_pixels(labelled["path"].tolist(), encoder.image_size)
+    images = embed_pixels(encoder, pixels, precision=precision)
+    prompts = [PROMPT.format(label.replace("_", " ")) for label in labels]
+    named = (images @ embed_texts(encoder, prompts, precision=precision).T).argmax(1)
+    truth = torch.tensor([labels.index(label) for label in labelled["label"]])
+    return {
+        "accuracy": float((named == truth).double().mean()),
+        "images": len(labelled),
+        "labels": len(labels),
+        "chance": 1 / len(labels),
     }
-    _put(kept["model"], trained)
-    average = {name: tensor.to(trained[name].device) for name, tensor in kept["average"].items()}
-    state = dict(found.state) | {"best": kept["best"], "average": average}
-    unflatten_optimizer(optimizer, found.tensors, state.pop("optimizer"))
-    log(f"continuing from step {found.step}: {found.folder}")
-    return state
 
 
-def _diverged(
-    step: int, loss: float, norm: float, settings: AdaptSettings, learning_rate: float, folder: Path
-) -> FloatingPointError:
-    kept = sorted(path for path in folder.glob("step_*") if path.is_dir())
-    last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-    return FloatingPointError(
-        f"adapt_encoder stopped at step {step + 1}: loss {loss}, gradient norm {norm}, image learning rate "
-        f"{learning_rate:.3g} (highest {json.dumps([settings.image_lr, settings.text_lr, settings.projection_lr])}); "
-        f"{last}. Lower image_lr, text_lr and projection_lr, or use precision: fp32"
-    )
+def _check_captions(rows: pd.DataFrame, split: str) -> None:
+    """Raise ValueError when a split is empty or one of its images has no caption."""
+    if len(rows) == 0:
+        raise ValueError(
+            f"the split {split!r} holds no image: adapt_encoder trains on 'train' and chooses its best "
+            "epoch on 'val'; see the table of splits in aggregate_data's report"
+        )
+    empty = [image_id for image_id, own in zip(rows["image_id"], rows["captions"]) if len(own) == 0]
+    if empty:
+        raise ValueError(f"{len(empty)} images of the split {split!r} have no caption, the first is {empty[0]}")
