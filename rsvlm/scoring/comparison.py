@@ -21,14 +21,10 @@ import pandas as pd
 
 from rsvlm.scoring.captions import METRICS
 from rsvlm.scoring.published import RECALLS, TEST_IMAGES, Published, benchmark_name, published_for
-from rsvlm.scoring.runs import HUMAN
+from rsvlm.scoring.runs import HUMAN, METHODS, RUNS, in_order, named
 
 ABOVE, LEVEL, BELOW = "above", "level", "below"
 STANDINGS = (ABOVE, LEVEL, BELOW)
-NEVER = {
-    "human": "scored against one reference fewer",
-    "shuffled": "shown wrong images on purpose",
-}
 PUBLISHED_PROTOCOL = "remoteclip"
 
 
@@ -56,9 +52,12 @@ def standing(metrics: Mapping, task: str, source: str, name: str, metric: str) -
 
 def why_not_fair(metrics: Mapping, task: str, source: str, name: str, row: Published, metric: str) -> str | None:
     """Why a run's figure may not be held against this published one; None where it may."""
-    if task == "captions" and name in NEVER:
-        return NEVER[name]
-    return why_study_differs(metrics, task, source, row) or (None if row.verified(metric) else "recalled, not verified")
+    unfair = named(RUNS, name).unfair if task == "captions" else ""
+    return (
+        unfair
+        or why_study_differs(metrics, task, source, row)
+        or (None if row.verified(metric) else "recalled, not verified")
+    )
 
 
 def why_study_differs(metrics: Mapping, task: str, source: str, row: Published) -> str | None:
@@ -113,22 +112,6 @@ def unfair_notes(metrics: Mapping, task: str, source: str) -> list[str]:
 
 
 OURS = "this study"
-NOT_METHODS = ("protocol", "paired")
-RUN_ORDER = ("captioner", "beam", "shuffled", "consensus", "nearest", "constant", HUMAN)
-METHOD_ORDER = ("reranked", "combined", "dual_encoder", "ret")
-RUN_LABELS = {
-    "captioner": "captioner",
-    "beam": "captioner, its first beam alone",
-    "shuffled": "captioner, shown wrong images",
-    "consensus": "consensus of the nearest images",
-    "nearest": "nearest image's caption",
-    "constant": "one constant caption",
-    HUMAN: "one reference, held out",
-    "dual_encoder": "dual encoder",
-    "ret": "captioner's [RET]",
-    "combined": "both combined",
-    "reranked": "both combined, re-ranked by the captioner",
-}
 HELD_OUT_DISTINCT = "one reference, held out, no copy of it left"
 PARTS = ("distinct", "seen", "unseen")
 CAPTION_EXTRAS = tuple(f"CIDEr_{part}" for part in PARTS)
@@ -140,7 +123,6 @@ RECALL_TITLES = {
     "mean_recall": "mean recall",
     "mean_recall_by_text": "mean recall by text",
 }
-CEILING_LABEL = "a model that knows every test caption"
 COLUMNS = ["task", "source", "name", "kind", "status", "metric", "value", "low", "high", "n", "unit_of_source", "note"]
 NOTHING_PUBLISHED = "No published figure is known for this source: it is this study's own."
 NAMED = ("model", "kind", "status")  # columns that are no figures
@@ -183,8 +165,8 @@ def study_metrics(
         generation: how the captioner's captions were chosen, what METRICS/generate_captions.json holds.
         parameters: the study's parameter file.
     """
-    runs = {run: _by_source(captions[run], _caption_figures) for run in _names(captions, RUN_ORDER)}
-    methods = {method: _by_source(retrieval[method], _retrieval_figures) for method in _names(retrieval, METHOD_ORDER)}
+    runs = {run: _by_source(captions[run], _caption_figures) for run in in_order(RUNS, captions)}
+    methods = {method: _by_source(retrieval[method], _retrieval_figures) for method in in_order(METHODS, retrieval)}
     protocol = {"captions": captions.get("protocol", {}), "retrieval": retrieval.get("protocol", {})}
     texts = {run: _by_source(captions[run], _text_figures) for run in runs}
     return {
@@ -261,7 +243,7 @@ def retrieval_table(metrics: Mapping, source: str) -> ComparisonTable:
             rows.append(_own_cells(metrics, "retrieval", source, method, entries, shown, RECALL_TITLES, percent=True))
     if ceiling:
         cells = {RECALL_TITLES[name]: _cell(ceiling.get(name), percent=True) for name in shown}
-        rows.append(({"model": CEILING_LABEL, "kind": "ceiling", "status": "computed", **cells}, {}))
+        rows.append(({"model": METHODS["ceiling"].label, "kind": "ceiling", "status": "computed", **cells}, {}))
     rows += [
         (_published_cells(row, shown, RECALL_TITLES, percent=True), {}) for row in published_for("retrieval", source)
     ]
@@ -273,7 +255,8 @@ def _own_cells(
     percent: bool = False,
 ) -> tuple[dict, dict]:  # fmt: skip
     """(cells, standings) of one of the study's rows; the main figure with its interval."""
-    cells = {"model": RUN_LABELS.get(name, name), "kind": OURS, "status": "measured"}
+    label = named(RUNS if task == "captions" else METHODS, name).label
+    cells = {"model": label, "kind": OURS, "status": "measured"}
     standings = {}
     for metric in shown:
         title = titles.get(metric, metric)
@@ -302,12 +285,6 @@ def _table(metrics: Mapping, task: str, source: str, rows: list[tuple[dict, dict
         name = metrics.get("protocol", {}).get("retrieval", {}).get("name", "remoteclip, as far as recorded")
         notes.insert(0, f"Protocol {name}, right answers by image unless a column says otherwise.")
     return ComparisonTable(task, source, cells, standings, notes)
-
-
-def _names(metrics: Mapping, order: Sequence[str]) -> list[str]:
-    """The runs or methods of a metrics file: known ones in the table's order, then others by name."""
-    names = [name for name in metrics if name not in NOT_METHODS]
-    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
 def _by_source(by_source: Mapping, figures: Callable[[Mapping], dict]) -> dict[str, dict]:

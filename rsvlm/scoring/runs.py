@@ -1,15 +1,101 @@
-"""The captions that the study's runs have written, and those of other models beside them, one file a run."""
+"""The study's runs and retrieval methods, how they are called, and the captions of the runs, one file each."""
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from rsvlm.files import read_json_lines
 
-STUDY_RUNS = ("captioner", "beam", "shuffled", "constant", "nearest", "consensus")  # the outs of generate_captions
+
+@dataclass(frozen=True)
+class Named:
+    """What a run or a retrieval method is called.
+
+    Attributes:
+        name: in menus and figures.
+        label: in tables.
+        note: what it is, for readers who see only the page.
+        unfair: why it is never held against a published figure; empty where it may be.
+    """
+
+    name: str
+    label: str
+    note: str
+    unfair: str = ""
+
+
 HUMAN = "human"
-RESERVED = ("protocol", "paired")  # keys of the metrics file that are no runs
+RUNS = {  # in the order of tables and menus
+    "captioner": Named("captioner", "captioner", "the trained model of this study"),
+    "beam": Named(
+        "beam",
+        "captioner, its first beam alone",
+        "the trained model's first beam, without the choice among candidates",
+    ),
+    "shuffled": Named(
+        "shuffled",
+        "captioner, shown wrong images",
+        "the same trained model, shown a wrong image: what it says without looking",
+        unfair="shown wrong images on purpose",
+    ),
+    "consensus": Named(
+        "consensus",
+        "consensus of the nearest images",
+        "no language model: of the captions of the nearest training images, the one most like the others",
+    ),
+    "nearest": Named(
+        "nearest", "nearest image's caption", "no language model: a caption of the nearest training image"
+    ),
+    "constant": Named("constant", "one constant caption", "one caption for all images"),
+    HUMAN: Named(
+        "held-out reference",
+        "one reference, held out",
+        "one reference held out and scored against the others: a human's, where people wrote them",
+        unfair="scored against one reference fewer",
+    ),
+}
+METHODS = {  # likewise
+    "reranked": Named(
+        "combined, re-ranked",
+        "both combined, re-ranked by the captioner",
+        "the combined method's first images for a text, re-ordered with the captioner's likelihood of it",
+    ),
+    "combined": Named(
+        "combined",
+        "both combined",
+        "weighted sum of the dual encoder, [RET] and the captions under similar training images, less what an answer "
+        "scores on average against training items; weights chosen on validation",
+    ),
+    "dual_encoder": Named("dual encoder", "dual encoder", "cosine of the adapted image and text encoders"),
+    "ret": Named(
+        "[RET]",
+        "captioner's [RET]",
+        "cosine in the captioner's retrieval space, the text read at its [RET] token",
+    ),
+    "ceiling": Named(
+        "perfect model, ties at random",
+        "a model that knows every test caption",
+        "the ceiling, a model that knows every test caption by heart: captions that stand under several images keep "
+        "it below 100",
+    ),
+}
+STUDY_RUNS = tuple(run for run in RUNS if run != HUMAN)  # the outs of generate_captions
+RESERVED = ("protocol", "paired")  # keys of the metrics files that are no runs and no methods
 Runs = dict[str, dict[str, dict[str, str]]]  # run -> source -> image_id -> caption
+
+
+def named(table: Mapping[str, Named], name: str) -> Named:
+    """The entry of RUNS or METHODS; another model's run stands under its own name."""
+    return table.get(name) or Named(name, name, "another model's captions")
+
+
+def in_order(table: Mapping[str, Named], names: Iterable[str]) -> list[str]:
+    """The runs or methods among these keys of a metrics file: those of the table in its order, others by name."""
+    places = {name: place for place, name in enumerate(table)}
+    own = set(names) - set(RESERVED)
+    return sorted(own, key=lambda name: (places.get(name, len(places)), name))
 
 
 def run_files(generated: Path, others: Path) -> dict[str, Path]:

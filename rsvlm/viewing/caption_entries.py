@@ -8,12 +8,11 @@ import pandas as pd
 
 from rsvlm.data.table import load_table
 from rsvlm.files import read_json
-from rsvlm.scoring.runs import RESERVED, read_captions, run_files
+from rsvlm.scoring.runs import RESERVED, RUNS, in_order, read_captions, run_files
 from rsvlm.viewing.page import format_score, read_reported
 
 BASELINES = ("consensus", "nearest", "shuffled")
 CORPUS_METRICS = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")  # of the heading's table, where known
-RUN_ORDER = ("captioner", "beam", "consensus", "nearest", "constant", "shuffled", "human")  # of tables and menus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +61,6 @@ class Entry:
         return self.scores.get(run, {}).get(metric)
 
 
-def sort_runs(runs: Sequence[str]) -> list[str]:
-    """The runs in the order of the study's tables, others behind them by name."""
-    place = {run: number for number, run in enumerate(RUN_ORDER)}
-    return sorted(dict.fromkeys(runs), key=lambda run: (place.get(run, len(place)), run))
-
-
 def known_runs(files: StudyFiles) -> dict[str, Path]:
     """run -> its file: the runs that were made and other models' captions, in the order of the study's tables.
 
@@ -75,7 +68,7 @@ def known_runs(files: StudyFiles) -> dict[str, Path]:
         ValueError: as ``run_files``.
     """
     made = run_files(files.generated, files.others)
-    return {run: made[run] for run in sort_runs(list(made))}
+    return {run: made[run] for run in in_order(RUNS, made)}
 
 
 def read_run(files: StudyFiles, run: str) -> dict[str, str]:

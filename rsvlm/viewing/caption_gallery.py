@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from rsvlm.data.images import open_image
 from rsvlm.files import read_json
+from rsvlm.scoring.runs import RUNS, in_order
 from rsvlm.viewing.caption_entries import (
     BASELINES,
     CORPUS_METRICS,
@@ -29,7 +30,6 @@ from rsvlm.viewing.caption_entries import (
     StudyFiles,
     rank_entries,
     read_corpus_scores,
-    sort_runs,
 )
 from rsvlm.viewing.page import WORD, choose_sample, format_score, histogram_paths, mark_words, render_page, write_page
 from rsvlm.viewing.plots import BLUE, MUTED, VERMILION, figure, without_axes
@@ -318,7 +318,7 @@ def _corpus_table(rows: list[dict]) -> dict:
     """The heading's table: columns with a value anywhere, rows with one cell a column."""
     columns = [name for name in CORPUS_METRICS if any(name in row["scores"] for row in rows)]
     several = len({row["source"] for row in rows}) > 1
-    place = {run: number for number, run in enumerate(sort_runs([row["run"] for row in rows]))}
+    place = {run: number for number, run in enumerate(in_order(RUNS, (row["run"] for row in rows)))}
     rows = sorted(rows, key=lambda row: (row["source"], place[row["run"]]))
     return {"columns": columns, "rows": rows, "several": several}
 

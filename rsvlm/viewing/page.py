@@ -28,27 +28,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rsvlm.files import write_text
+from rsvlm.scoring.runs import METHODS, RUNS, named
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
-
-# What the runs and the retrieval methods are, for readers who see only the page.
-RUN_NOTES = {
-    "captioner": "the trained model of this study",
-    "beam": "the trained model's first beam, without the choice among candidates",
-    "consensus": "no language model: of the captions of the nearest training images, the one most like the others",
-    "nearest": "no language model: a caption of the nearest training image",
-    "shuffled": "the same trained model, shown a wrong image: what it says without looking",
-    "constant": "one caption for all images",
-    "human": "one reference held out and scored against the others: a human's, where people wrote them",
-}
-RUN_NAMES = {"human": "held-out reference"}  # of the others, the run's own name
-METHOD_NAMES = {"dual_encoder": "dual encoder", "ret": "[RET]", "combined": "combined", "ceiling": "ceiling"}
-METHOD_NOTES = {
-    "dual_encoder": "cosine of the adapted image and text encoders",
-    "ret": "cosine in the captioner's retrieval space, the text read at its [RET] token",
-    "combined": "weighted sum of both and of the captions under similar training images, less what an answer scores on "
-    "average against training items; weights chosen on validation",
-}
 
 
 def format_score(value: float | None, digits: int = 2) -> str:
@@ -99,7 +81,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(score=format_score, percent=format_percent)
-    made.globals.update(RUN_NOTES=RUN_NOTES, RUN_NAMES=RUN_NAMES, METHOD_NAMES=METHOD_NAMES, METHOD_NOTES=METHOD_NOTES)
+    made.globals.update(RUNS=RUNS, METHODS=METHODS, named=named)
     return made
 
 

@@ -15,12 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rsvlm.scoring.published import RECALLS
+from rsvlm.scoring.runs import HUMAN, METHODS, RESERVED, RUNS, named
 from rsvlm.viewing.plots import BLUE, DASHES, INK, MARKERS, MUTED, ORANGE, figure, series_colours
 
 KINDS = {"released": ("references as released", BLUE, "o"), "distinct": ("distinct references", ORANGE, "s")}
 HALVES = {"seen": ("reference set seen in training", BLUE, "o"), "unseen": ("not seen", ORANGE, "s")}
-NOT_RUNS = ("protocol", "paired")
-HUMAN = "human"
 RULE_WRITTEN = ("blue_marble",)  # sources whose references a rule wrote, not a person
 
 
@@ -28,7 +27,7 @@ def run_label(run: str, source: str) -> str:
     """How a run is called in a figure. The held-out reference is not called human where a rule wrote it."""
     if run != HUMAN:
         return run
-    return "held-out reference (by rule)" if source in RULE_WRITTEN else "held-out reference (human)"
+    return f"{RUNS[HUMAN].name} ({'by rule' if source in RULE_WRITTEN else 'human'})"
 
 
 def cider_figure(metrics: Mapping, source: str) -> Figure:
@@ -47,7 +46,7 @@ def seen_figure(metrics: Mapping, source: str) -> Figure:
 
 
 def _dot_figure(metrics: Mapping, source: str, parts: Mapping, title: str) -> Figure:
-    entries = {run: metrics[run][source] for run in metrics if run not in NOT_RUNS and source in metrics[run]}
+    entries = {run: metrics[run][source] for run in metrics if run not in RESERVED and source in metrics[run]}
     runs = [run for run in entries if any(_cider(entries[run], part) for part in parts)]
     if not runs:
         raise ValueError(f"no CIDEr for the source {source!r}")
@@ -108,14 +107,6 @@ def _value(entry: Mapping) -> float:
 
 
 TITLES = {"image_to_text": "image to text", "text_to_image": "text to image"}
-LABELS = {
-    "dual_encoder": "dual encoder",
-    "ret": "[RET]",
-    "combined": "combined",
-    "reranked": "combined, re-ranked",
-    "ceiling": "perfect model, ties at random",
-}
-NOT_METHODS = ("paired", "protocol")
 
 
 def recall_curves(curves: pd.DataFrame, match: str = "by_image") -> Figure:
@@ -162,7 +153,7 @@ def retrieval_table(metrics: dict, match: str = "by_image") -> pd.DataFrame:
         if match == "by_image":
             own["ceiling"] = next(iter(sources[source]["ceiling"] for sources in methods.values() if source in sources))
         for method, scores in own.items():
-            row = {"source": source, "method": LABELS.get(method, method)}
+            row = {"source": source, "method": named(METHODS, method).name}
             row |= {name: round(100 * scores[name]["value"], 1) for name in RECALLS}
             mean = scores["mean_recall"]
             row["95 % interval"] = "" if mean["low"] is None else f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}"
@@ -176,7 +167,7 @@ def precision_table(metrics: dict) -> pd.DataFrame:
     for method, sources in _methods(metrics).items():
         for source, matches in sources.items():
             for match in ("by_image", "by_text"):
-                row = {"source": source, "right by": match.removeprefix("by_"), "method": LABELS.get(method, method)}
+                row = {"source": source, "right by": match.removeprefix("by_"), "method": named(METHODS, method).name}
                 for way in TITLES:
                     own = matches[match]
                     row[f"{way} median rank"] = round(own[f"{way}_median_rank"]["value"], 1)
@@ -220,14 +211,14 @@ def protocol_table(metrics: dict) -> pd.DataFrame:
     for method, sources in _methods(metrics).items():
         for source, matches in sources.items():
             for name, own in matches.get("protocols", {}).items():
-                row = {"source": source, "protocol": name, "method": LABELS.get(method, method)}
+                row = {"source": source, "protocol": name, "method": named(METHODS, method).name}
                 rows.append(row | {recall: round(100 * own[recall]["value"], 1) for recall in RECALLS})
     table = pd.DataFrame(rows, columns=["source", "protocol", "method", *RECALLS])
     return table.sort_values(["source", "protocol"], kind="stable").set_index(["source", "protocol", "method"])
 
 
 def _methods(metrics: dict) -> dict:
-    return {method: sources for method, sources in metrics.items() if method not in NOT_METHODS}
+    return {method: sources for method, sources in metrics.items() if method not in RESERVED}
 
 
 KINDS_COMPARISON_FIGURES = {
@@ -307,7 +298,7 @@ def _draw_curve(axis, points: pd.DataFrame, method: str, number: int, colour: st
     axis.plot(
         points["k"],
         points["recall"],
-        label=LABELS.get(method, method),
+        label=named(METHODS, method).name,
         color=colour,
         linestyle="--" if is_ceiling else DASHES[0],
         marker="" if is_ceiling else MARKERS[number % len(MARKERS)],

@@ -18,6 +18,7 @@ import traitlets
 from rsvlm.files import fingerprint_values
 from rsvlm.models.dialogue import Conversation, Turn
 from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS
+from rsvlm.scoring.runs import METHODS
 from rsvlm.viewing.browse import (
     Archive,
     Search,
@@ -41,7 +42,7 @@ from rsvlm.viewing.caption_gallery import (
 )
 from rsvlm.viewing.dialogue_pages import export_dialogue, limits_of, look_at, words_of
 from rsvlm.viewing.marks import KINDS, Mark, error_table, marks_of, now, read_marks, save_mark, standing_marks
-from rsvlm.viewing.page import METHOD_NAMES, METHOD_NOTES, AnsweringWidget, widget_script, widget_style
+from rsvlm.viewing.page import AnsweringWidget, widget_script, widget_style
 from rsvlm.viewing.records import Query, Records, draw_order, open_records, select_rows
 from rsvlm.viewing.thumbnails import ThumbnailCache, make_thumbnail
 
@@ -227,7 +228,7 @@ class SearchBox(AnsweringWidget):
 
     def __init__(self, archive: Archive, *, results: int, cache: ThumbnailCache) -> None:
         self.archive, self.results, self.cache = archive, results, cache
-        methods = [{"id": name, "name": METHOD_NAMES[name], "note": METHOD_NOTES[name]} for name in archive.methods]
+        methods = [{"id": name, "name": METHODS[name].name, "note": METHODS[name].note} for name in archive.methods]
         setting = {"methods": methods, "splits": splits_of(archive), "split": archive.split or ""}
         super().__init__(setting=setting | {"examples": self._examples(), "captions": archive.has_captioner})
 
