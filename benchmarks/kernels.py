@@ -31,7 +31,7 @@ from rsvlm.kernels.backends import SCANS, choose_scan
 from rsvlm.kernels.tiles import spans
 from rsvlm.study.paths import BENCHMARKS
 from rsvlm.study.recording import provenance
-from rsvlm.viewing.training_figures import speed_table
+from rsvlm.viewing.figures import speed_table
 
 OURS = "rsvlm"
 PRODUCT = "the product alone"  # of the same matrices, in blocks of 1,024 rows, its result thrown away

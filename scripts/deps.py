@@ -49,7 +49,7 @@ def needed_modules(stage: str) -> list[str]:
     while todo:
         file = todo.pop()
         found.add(file)
-        if not file.startswith(NEVER):
+        if not file.startswith(NEVER) and not (stage in EXPENSIVE and file.startswith(PICTURES)):
             todo |= imported_modules((ROOT / file).read_text(encoding="utf-8")) - found
     found = {file for file in found if not file.startswith(NEVER) and not _is_bare(ROOT / file)}
     if stage in EXPENSIVE:

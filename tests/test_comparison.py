@@ -204,7 +204,7 @@ def test_another_protocol_is_not_held_against_the_published_one(metrics):
 def test_the_picture_shows_runs_references_and_ceilings(metrics):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
-    from rsvlm.viewing.score_figures import comparison_figure, run_label
+    from rsvlm.viewing.figures import comparison_figure, run_label
 
     names = [(method, way) for method in ("combined", "ceiling") for way in ("image_to_text", "text_to_image")]
     rows = [(method, "ucm", "by_image", way, k, k / 20) for method, way in names for k in range(1, 21)]

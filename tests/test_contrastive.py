@@ -23,7 +23,7 @@ from rsvlm.training.contrastive import (
     measure_zero_shot,
     one_cycle,
 )
-from rsvlm.viewing.training_figures import before_and_after, training_curves
+from rsvlm.viewing.figures import before_and_after, training_curves
 
 torch.set_num_threads(1)
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 200), "white": (230, 230, 230)}

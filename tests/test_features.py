@@ -12,9 +12,9 @@ from PIL import Image
 from rsvlm.models import features as features_module
 from rsvlm.models import pixels as growing
 from rsvlm.models.encoders import load_encoder
-from rsvlm.models.features import encode_images, load_features, turn_views
+from rsvlm.models.features import encode_images, load_features, nearest_images, turn_views
 from rsvlm.models.pixels import GrowingArray
-from rsvlm.viewing.training_figures import draw_neighbours, nearest_images
+from rsvlm.viewing.figures import draw_neighbours
 
 torch.set_num_threads(1)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rsvlm.study import paths
-from rsvlm.viewing import training_figures as kernel_figures
+from rsvlm.viewing import figures as kernel_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -412,7 +412,7 @@ def test_a_space_is_read_from_its_folder(tmp_path):
 def test_curves_and_table_show_every_method_and_the_ceiling():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
-    from rsvlm.viewing.score_figures import recall_curves, retrieval_table
+    from rsvlm.viewing.figures import recall_curves, retrieval_table
 
     table = small_table()
     spaces = {"dual_encoder": space_of(table, 0), "ret": space_of(table, 1)}

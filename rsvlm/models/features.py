@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_json
+from rsvlm.kernels import similarity_topk
 from rsvlm.models.devices import autocast, choose_precision, log_line
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.pixels import GrowingArray, Pixels, check_free_space, fingerprint_images, prefetch
@@ -382,3 +383,15 @@ def turn_back(grids: np.ndarray) -> np.ndarray:
             square = square[:, :, ::-1]
         back.append(np.rot90(square, -(number % turns), axes=(1, 2)))
     return np.stack(back, axis=1).reshape(B, V, G, P)
+
+
+def nearest_images(features: Features, image_ids: Sequence[str], among: Sequence[str], count: int) -> pd.DataFrame:
+    """The ``count`` images of ``among`` nearest to each image, itself left out: image_id, rank, neighbour, cosine."""
+    among = list(among)
+    queries, items = (features.image_embeddings[features.rows(names)] for names in (image_ids, among))
+    scores, places = similarity_topk(queries, items, min(count + 1, len(among)))
+    rows = []
+    for image_id, own_scores, own_places in zip(image_ids, scores.tolist(), places.tolist()):
+        found = [(among[place], score) for place, score in zip(own_places, own_scores) if among[place] != image_id]
+        rows += [(image_id, rank, name, round(score, 4)) for rank, (name, score) in enumerate(found[:count], start=1)]
+    return pd.DataFrame(rows, columns=["image_id", "rank", "neighbour", "cosine"])

@@ -32,9 +32,9 @@ from rsvlm.viewing.caption_entries import (
     read_corpus_scores,
 )
 from rsvlm.viewing.page import WORD, choose_sample, format_score, histogram_paths, mark_words, render_page, write_page
-from rsvlm.viewing.plots import BLUE, MUTED, VERMILION, figure, without_axes
+from rsvlm.viewing.plots import BLUE, MUTED, VERMILION, figure, shrink, without_axes
 from rsvlm.viewing.records import DIGITS, FIRST_METRICS, Records, open_records, read_records
-from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail, shrink
+from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail
 
 QUERIES = 64  # images that are looked up together
 

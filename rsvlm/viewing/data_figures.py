@@ -20,7 +20,7 @@ from rsvlm.data.duplicates import KINDS
 from rsvlm.data.images import open_image
 from rsvlm.data.names import SPLITS
 from rsvlm.data.overlap import search_scope
-from rsvlm.viewing.plots import HATCHES, INK, PAPER, SEQUENTIAL, figure, series_colours, without_axes
+from rsvlm.viewing.plots import HATCHES, INK, PAPER, SEQUENTIAL, figure, plain_text, series_colours, without_axes
 
 # What the report counts, in a reader's words, by where it is counted; what is zero everywhere is left out of the table.
 FINDINGS = {
@@ -148,15 +148,10 @@ def draw_examples(table: pd.DataFrame, per_source: int = 4, seed: int = 0) -> Fi
         for axes, row in zip(axes_row, rows.itertuples(), strict=False):
             axes.imshow(open_image(row.path), interpolation="bilinear")
             captions = list(dict.fromkeys(row.captions))[:3]
-            text = "\n".join(textwrap.fill(_drawable(caption), 34) for caption in captions)
+            text = "\n".join(textwrap.fill(plain_text(caption), 34) for caption in captions)
             axes.set_title(row.image_id, fontsize=8, fontweight="normal")
             axes.text(0, -0.04, text, transform=axes.transAxes, va="top", fontsize=7.5, linespacing=1.25)
     return drawn
-
-
-def _drawable(text: str) -> str:
-    """The text with ``$`` escaped, which matplotlib would take for mathematics."""
-    return text.replace("$", r"\$")
 
 
 LABELLED = 16  # parts up to which a matrix names its numbers

@@ -14,7 +14,8 @@ from rsvlm.models.features import VisualInput, choose_view, read_visual
 from rsvlm.models.prompts import caption_prompt
 from rsvlm.scoring.retrieval import load_space
 from rsvlm.viewing.browse import Archive
-from rsvlm.viewing.thumbnails import encode_jpeg, make_thumbnail, shrink
+from rsvlm.viewing.plots import shrink
+from rsvlm.viewing.thumbnails import encode_jpeg, make_thumbnail
 
 PICTURE_PIXELS, PICTURE_BYTES = 512, 120_000  # of an exported dialogue
 CELL_PIXELS = 150

@@ -15,7 +15,9 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
+from rsvlm.data.images import open_image
 from rsvlm.files import whole_file
 
 # Okabe and Ito's palette (2008), ordered so that neighbours also differ in lightness.
@@ -155,3 +157,20 @@ def without_axes(axes: Axes | Iterable[Axes]) -> None:
     """Take frame, ticks and grid off one or several axes: for pictures of images."""
     for one in np.atleast_1d(np.asarray(axes, dtype=object)).flat:
         one.set_axis_off()
+
+
+def show_picture(axes: Axes, path: str, pixels: int, **options: object) -> None:
+    """Draw a small copy of the image at ``path``; ``options`` are those of ``imshow``."""
+    axes.imshow(np.asarray(shrink(open_image(path), pixels)), **options)
+
+
+def shrink(image: Image.Image, pixels: int) -> Image.Image:
+    """A copy of ``image`` whose longer side has at most ``pixels`` pixels; an image that is small already stays."""
+    small = image.convert("RGB")
+    small.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
+    return small
+
+
+def plain_text(text: str) -> str:
+    """A text of the data for matplotlib, which would read ``$...$`` as mathematics."""
+    return text.replace("$", r"\$")

@@ -24,8 +24,8 @@ from rsvlm.scoring.published import RECALLS
 from rsvlm.scoring.retrieval import EmbeddingSpace, RetrievalSet, load_space, retrieval_sets
 from rsvlm.viewing.caption_entries import StudyFiles
 from rsvlm.viewing.page import Sample, choose_sample, read_reported, render_page, write_page
-from rsvlm.viewing.plots import GREEN, MUTED, RULE, figure
-from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail, shrink
+from rsvlm.viewing.plots import GREEN, MUTED, RULE, figure, shrink
+from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail
 
 METHODS = ("dual_encoder", "ret", "combined")
 

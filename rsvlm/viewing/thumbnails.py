@@ -20,6 +20,7 @@ from PIL import Image
 
 from rsvlm.data.images import READING, ImageError, check_file, open_image
 from rsvlm.files import cache_folder
+from rsvlm.viewing.plots import shrink
 
 QUALITIES = (86, 80, 74, 68, 62, 56, 48, 40, 32, 24)  # of JPEG, tried from the best down until the bytes fit
 
@@ -31,13 +32,6 @@ class Thumbnail:
     uri: str
     width: int
     height: int
-
-
-def shrink(image: Image.Image, pixels: int) -> Image.Image:
-    """A copy of ``image`` whose longer side has at most ``pixels`` pixels; an image that is small already stays."""
-    small = image.convert("RGB")
-    small.thumbnail((pixels, pixels), Image.Resampling.LANCZOS)
-    return small
 
 
 def encode_jpeg(image: Image.Image, most_bytes: int) -> bytes:

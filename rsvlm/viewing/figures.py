@@ -1,0 +1,421 @@
+"""Figures and tables of what the stages measured: training, captions, retrieval, the kernels' speed."""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from rsvlm.files import read_json
+from rsvlm.scoring.published import RECALLS
+from rsvlm.scoring.runs import HUMAN, METHODS, RESERVED, RUNS, named
+from rsvlm.viewing.plots import (
+    BLUE,
+    DASHES,
+    INK,
+    MARKERS,
+    MUTED,
+    ORANGE,
+    SKY,
+    figure,
+    plain_text,
+    series_colours,
+    show_picture,
+    without_axes,
+)
+
+ACROSS, LINE = 3, 40  # pictures in a row; letters in a line below them
+KINDS = {"released": ("references as released", BLUE, "o"), "distinct": ("distinct references", ORANGE, "s")}
+HALVES = {"seen": ("reference set seen in training", BLUE, "o"), "unseen": ("not seen", ORANGE, "s")}
+RULE_WRITTEN = ("blue_marble",)  # sources whose references a rule wrote, not a person
+DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+NOT_ON_A_GPU = "Not measured on a GPU: no record in benchmarks/results was made on one."
+
+
+# Training
+
+
+def training_curves(
+    curve: pd.DataFrame,
+    validation: Sequence[dict] = (),
+    *,
+    losses: Sequence[str] = ("loss",),
+    metric: str = "mean_recall",
+    metric_label: str = "validation mean recall, %",
+    scale: float = 100.0,
+    best_epoch: int | None = None,
+) -> Figure:
+    """Loss over the steps on the left and, with ``validation`` rows, a measure over the epochs on the right.
+
+    Args:
+        curve: one row every few steps, with a column ``step`` and the columns named in ``losses``.
+        validation: rows with ``epoch`` and ``metric``.
+        scale: what the metric is multiplied by (100 turns a fraction into percent).
+        best_epoch: the epoch that was kept, marked by a ring.
+    """
+    drawn, axes = figure(9.0 if validation else 7.0, 3.2, columns=2 if validation else 1, squeeze=False)
+    left = axes[0, 0]
+    window = max(1, len(curve) // 25)
+    for name, light, dark in zip(losses, (SKY, "#f3d9a4"), (BLUE, ORANGE)):
+        left.plot(curve["step"], curve[name], color=light, linestyle="-", marker="", linewidth=0.8)
+        smooth = curve[name].rolling(window, min_periods=1, center=True).mean()
+        left.plot(curve["step"], smooth, color=dark, linestyle="-", marker="", label=name)
+    if len(losses) > 1:
+        left.legend()
+    left.set(xlabel="step", ylabel="loss", title="Training loss")
+    if validation:
+        right, title = axes[0, 1], "Validation"
+        values = {row["epoch"]: scale * row[metric] for row in validation}
+        right.plot(list(values), list(values.values()), color=BLUE, linestyle="-", marker="o")
+        if best_epoch in values:
+            ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": ORANGE, "markeredgewidth": 1.8}
+            right.plot([best_epoch], [values[best_epoch]], marker="o", linestyle="", **ring)
+            title = f"Validation (ring: kept, {values[best_epoch]:.3g})"
+        right.set(xlabel="epoch", ylabel=metric_label, title=title)
+        right.xaxis.get_major_locator().set_params(integer=True)
+    return drawn
+
+
+def before_and_after(before: dict, after: dict) -> pd.DataFrame:
+    """Recalls in percent, one row a measure: before, after, and the difference in points."""
+    names = [name for name in before if "recall" in name]
+    table = 100 * pd.DataFrame({"before, %": before, "after, %": after}, index=names)
+    table["difference"] = table["after, %"] - table["before, %"]
+    return table.rename(lambda name: name.replace("_", " ")).round(1)
+
+
+def draw_neighbours(table: pd.DataFrame, neighbours: pd.DataFrame, *, pixels: int = 128) -> Figure:
+    """A row of pictures for each image: itself, then its nearest images with their cosines.
+
+    Args:
+        neighbours: as ``rsvlm.models.features.nearest_images`` gives them.
+    """
+    path_of = dict(zip(table["image_id"], table["path"]))
+    groups = neighbours.groupby("image_id", sort=False)
+    columns = 1 + int(neighbours["rank"].max())
+    drawn, axes = figure(1.35 * columns, 1.5 * len(groups), rows=len(groups), columns=columns, squeeze=False)
+    without_axes(axes)
+    for row, (image_id, own) in zip(axes, groups):
+        shown = [(image_id, image_id[-20:]), *zip(own["neighbour"], own["cosine"].map("{:.2f}".format))]
+        for axis, (name, title) in zip(row, shown):
+            show_picture(axis, path_of[name], pixels)
+            axis.set_title(title, fontsize=7)
+    return drawn
+
+
+def draw_captions(
+    table: pd.DataFrame,
+    runs: Mapping[str, Mapping[str, str]],
+    image_ids: Sequence[str],
+    *,
+    shown: Sequence[str] = ("captioner", "consensus"),
+    pixels: int = 160,
+) -> Figure:
+    """The images, three in a row, each above the captions of some runs and its first reference.
+
+    Args:
+        table: with the columns image_id, path and captions.
+        runs: run -> image id -> caption.
+    """
+    known = table.set_index("image_id")
+    n_rows = -(-len(image_ids) // ACROSS)
+    drawn, axes = figure(9.0, 3.9 * n_rows, rows=n_rows, columns=ACROSS, squeeze=False)
+    without_axes(axes)
+    for axis, image_id in zip(axes.flat, image_ids):
+        row = known.loc[image_id]
+        show_picture(axis, row["path"], pixels)
+        axis.set_title(image_id[-30:], fontsize=7, color=MUTED)
+        top = -0.04
+        for run, text in [*((run, runs[run][image_id]) for run in shown), ("reference", row["captions"][0])]:
+            lines = textwrap.wrap(f"{run}: {text}", LINE)[:4]
+            colour = BLUE if run == shown[0] else INK if run != "reference" else MUTED
+            place = {"transform": axis.transAxes, "va": "top", "fontsize": 7.5, "color": colour}
+            axis.text(0, top, plain_text("\n".join(lines)), **place)
+            top -= 0.085 * len(lines) + 0.03
+    return drawn
+
+
+# Captions
+
+
+def run_label(run: str, source: str) -> str:
+    """How a run is called in a figure. The held-out reference is not called human where a rule wrote it."""
+    writer = f" ({'by rule' if source in RULE_WRITTEN else 'human'})" if run == HUMAN else ""
+    return named(RUNS, run).name + writer
+
+
+def cider_figure(metrics: Mapping, source: str) -> Figure:
+    """CIDEr with 95 % intervals, one line a run, best at the top: released against distinct references.
+
+    Args:
+        metrics: what METRICS/score_captions.json holds.
+        source: the source to draw.
+    """
+    return _dot_figure(metrics, source, KINDS, f"{source}: CIDEr by run")
+
+
+def seen_figure(metrics: Mapping, source: str) -> Figure:
+    """CIDEr with 95 % intervals on images whose reference set is, or is not, also a training image's."""
+    return _dot_figure(metrics, source, HALVES, f"{source}: CIDEr where the references were seen in training")
+
+
+def _dot_figure(metrics: Mapping, source: str, parts: Mapping, title: str) -> Figure:
+    ciders = {
+        run: {part: own["CIDEr"] for part, own in metrics[run].get(source, {}).items() if "CIDEr" in own}
+        for run in metrics
+        if run not in RESERVED
+    }
+    ciders = {run: own for run, own in ciders.items() if any(_is_known(own.get(part)) for part in parts)}
+    if not ciders:
+        raise ValueError(f"no CIDEr for the source {source!r}")
+    drawn, axes = figure(7.2, 1.3 + 0.42 * len(ciders))
+    _draw_ciders(axes, ciders, parts, source, 0.13, written=True)
+    axes.set_ylim(-0.6, len(ciders) - 0.25)
+    axes.set_title(title)
+    axes.legend(loc="best")
+    return drawn
+
+
+def _draw_ciders(axes: Axes, ciders: Mapping, parts: Mapping, source: str, shift: float, written: bool = False) -> None:
+    """A line a run, best at the top, with a dot and its interval for each part.
+
+    Args:
+        ciders: run -> part -> {"value", "low", "high"}.
+        parts: the two parts -> (label, colour, marker).
+        shift: of the parts, above and below the run's line.
+        written: the values against released references stand above their dots.
+    """
+    runs = sorted(ciders, key=lambda run: (_value(ciders[run].get("released")), run))
+    for offset, (part, (label, colour, marker)) in zip((shift, -shift), parts.items(), strict=True):
+        placed = {
+            place + offset: ciders[run][part] for place, run in enumerate(runs) if _is_known(ciders[run].get(part))
+        }
+        values = [entry["value"] for entry in placed.values()]
+        lower = [max(0.0, entry["value"] - entry["low"]) for entry in placed.values()]
+        upper = [max(0.0, entry["high"] - entry["value"]) for entry in placed.values()]
+        look = {"fmt": marker, "color": colour, "label": label, "capsize": 2.5, "elinewidth": 1.4, "linestyle": "none"}
+        axes.errorbar(values, list(placed), xerr=[lower, upper], **look)
+        for value, height in zip(values, placed) if written and part == "released" else ():
+            place = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": INK}
+            axes.annotate(f"{value:.2f}", (value, height), (0, 5), **place)
+    axes.set_yticks(range(len(runs)), [run_label(run, source) for run in runs])
+    axes.set_xlim(left=0)
+    axes.grid(True, axis="x")
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0, labelcolor=INK, color=MUTED)
+    axes.set_xlabel("CIDEr (95 % interval over images)")
+
+
+def _is_known(entry: Mapping | None) -> bool:
+    return bool(entry) and entry["value"] is not None
+
+
+def _value(entry: Mapping | None) -> float:
+    return entry["value"] if _is_known(entry) else 0.0
+
+
+# Retrieval
+
+
+def recall_curves(curves: pd.DataFrame, match: str = "by_image") -> Figure:
+    """Recall at K over K, one row of axes a source, one column a direction, with the ceiling dashed.
+
+    Args:
+        curves: columns method, source, match, direction, k, recall (fraction), as score_methods returns them.
+        match: the match rule to draw; the ceiling belongs to "by_image" and is left out elsewhere.
+    """
+    shown = curves[curves["match"] == match]
+    if len(shown) == 0:
+        raise ValueError(f"no recall curve for the match rule {match!r}; there are {sorted(set(curves['match']))}")
+    sources = sorted(set(shown["source"]))
+    drawn, axes = figure(7.4, 2.9 * len(sources) + 0.3, rows=len(sources), columns=2, squeeze=False, sharey=True)
+    for source, row in zip(sources, axes, strict=True):
+        _draw_recalls(row, shown, source)
+        row[0].set_ylabel("recall at K")
+    axes[0, 1].legend(loc="lower right")
+    return drawn
+
+
+def comparison_figure(metrics: Mapping, curves: pd.DataFrame, source: str) -> Figure:
+    """CIDEr of every run with intervals on the left, recall at K both ways with the ceiling on the right.
+
+    Args:
+        metrics: what ``study_metrics`` gives.
+        curves: as ``recall_curves`` takes them; drawn is the match by_image.
+        source: the source to draw.
+
+    Raises:
+        ValueError: nothing of this source was scored.
+    """
+    runs = {run: by_source[source] for run, by_source in metrics["captions"].items() if source in by_source}
+    shown = curves[(curves["source"] == source) & (curves["match"] == "by_image")]
+    if not runs or len(shown) == 0:
+        raise ValueError(f"no caption scores and recall curves for the source {source!r}")
+    drawn, axes = figure(11.5, 1.8 + 0.34 * max(7, len(runs)), columns=3, gridspec_kw={"width_ratios": [1.3, 1, 1]})
+    ciders = {run: {"released": own["CIDEr"], "distinct": own.get("CIDEr_distinct")} for run, own in runs.items()}
+    _draw_ciders(axes[0], ciders, KINDS, source, 0.14)
+    axes[0].set_ylim(-0.6, len(runs) - 0.4)
+    axes[0].set_title(f"{source}: captions")
+    axes[0].legend(loc="lower right")
+    _draw_recalls(axes[1:], shown, source)
+    axes[1].set_ylabel("recall at K, right by image")
+    lines, names = axes[2].get_legend_handles_labels()
+    drawn.legend(lines, names, loc="outside lower right", ncols=len(names))  # the curves leave no room inside
+    return drawn
+
+
+def _draw_recalls(axes: Sequence[Axes], curves: pd.DataFrame, source: str) -> None:
+    """The recalls of a source over K, one axes a direction, a line a method, last the ceiling, thin and broken."""
+    methods = sorted(dict.fromkeys(curves["method"]), key=lambda method: method == "ceiling")
+    colours = series_colours(methods)
+    for axis, (direction, title) in zip(axes, DIRECTIONS.items(), strict=True):
+        for number, method in enumerate(methods):
+            of_method = (curves["method"] == method) & (curves["direction"] == direction) & (curves["source"] == source)
+            marker, dashes, width = (
+                ("", "--", 1.2) if method == "ceiling" else (MARKERS[number % len(MARKERS)], DASHES[0], 1.8)
+            )
+            look = {"color": colours[method], "linestyle": dashes, "marker": marker, "linewidth": width}
+            points = curves[of_method]
+            axis.plot(points["k"], points["recall"], label=named(METHODS, method).name, markevery=[0, 4, 9, 19], **look)
+        axis.set(title=f"{source}: {title}", xlabel="K", ylim=(0, 1.02), xticks=[1, 5, 10, 15, 20])
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def retrieval_table(metrics: dict, match: str = "by_image") -> pd.DataFrame:
+    """Recalls in percent, one row a source and method with the mean recall's interval, and one row for the ceiling.
+
+    Args:
+        metrics: {method: {source: {match: {name: {"value", "low", "high", ...}}}}}, and what else the report holds.
+    """
+    scored: dict[str, dict] = {}
+    for method, source, own in _scored(metrics):
+        scored.setdefault(source, {})[method] = own[match]
+    if match == "by_image":
+        for _, source, own in _scored(metrics):
+            scored[source].setdefault("ceiling", own["ceiling"])
+    rows = []
+    for source in sorted(scored):
+        for method, scores in scored[source].items():
+            mean = scores["mean_recall"]
+            interval = "" if mean["low"] is None else f"{100 * mean['low']:.1f} to {100 * mean['high']:.1f}"
+            named_row = {"source": source, "method": named(METHODS, method).name}
+            rows.append(named_row | _recalls(scores) | {"95 % interval": interval})
+    return pd.DataFrame(rows).set_index(["source", "method"])
+
+
+def precision_table(metrics: dict) -> pd.DataFrame:
+    """Median ranks, mean average precision and precision at k by both match rules, one row a source and method."""
+    keys, rows = ["source", "right by", "method"], []
+    for method, source, matches in _scored(metrics):
+        for match in ("by_image", "by_text"):
+            row = dict(zip(keys, (source, match.removeprefix("by_"), named(METHODS, method).name)))
+            for way in DIRECTIONS:
+                row[f"{way} median rank"] = round(matches[match][f"{way}_median_rank"]["value"], 1)
+                for key, title in {"map": "mAP", "p5": "P@5", "p10": "P@10"}.items():
+                    row[f"{way} {title}"] = round(100 * matches[match][f"{way}_{key}"]["value"], 1)
+            rows.append(row)
+    return pd.DataFrame(rows).sort_values(keys[:2], kind="stable").set_index(keys)
+
+
+def class_table(metrics: dict, method: str, source: str) -> pd.DataFrame:
+    """Recalls in percent by class, hardest class first, with its number of images. Empty where no image has a label."""
+    rows = {
+        name: {"images": own["images"]} | {recall: round(100 * own[recall], 1) for recall in RECALLS}
+        for name, own in metrics[method][source]["by_class"].items()
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["images", *RECALLS]).rename_axis("class")
+    return table.sort_values("mean_recall", kind="stable")
+
+
+def difference_table(metrics: dict) -> pd.DataFrame:
+    """Differences of mean recall by image between the methods, in points, with intervals and p-values."""
+    rows = []
+    for source, pairs in metrics["paired"].items():
+        for pair, own in pairs.items():
+            entry = own["mean_recall"]
+            points = {key: round(100 * entry[key], 2) for key in ("value", "low", "high")}
+            rows.append({"source": source, "pair": pair, **points, "p": round(entry["p"], 4), "images": entry["n"]})
+    return pd.DataFrame(rows).set_index(["source", "pair"])
+
+
+def protocol_table(metrics: dict) -> pd.DataFrame:
+    """The recalls in percent under each named protocol, right answers by image, one row a source, protocol, method."""
+    keys = ["source", "protocol", "method"]
+    rows = [
+        dict(zip(keys, (source, name, named(METHODS, method).name))) | _recalls(own)
+        for method, source, matches in _scored(metrics)
+        for name, own in matches.get("protocols", {}).items()
+    ]
+    return pd.DataFrame(rows, columns=[*keys, *RECALLS]).sort_values(keys[:2], kind="stable").set_index(keys)
+
+
+def _scored(metrics: Mapping) -> Iterator[tuple[str, str, Mapping]]:
+    """(method, source, what was scored of it) of METRICS/score_retrieval.json."""
+    return (
+        (method, source, own)
+        for method, by_source in metrics.items()
+        if method not in RESERVED
+        for source, own in by_source.items()
+    )
+
+
+def _recalls(scores: Mapping) -> dict[str, float]:
+    return {name: round(100 * scores[name]["value"], 1) for name in RECALLS}
+
+
+# Speed of the kernels, from what benchmarks/kernels.py found
+
+
+def speed_table(measured: dict) -> pd.DataFrame:
+    """One row a method: seconds, times ours, MB above the inputs, share of the device's own product rate, agreement."""
+    table = pd.DataFrame(measured["rows"])
+    table["share of rate, %"] = (100 * table["share_of_rate"]).round(1)
+    table["seconds"], table["times ours"] = table["seconds"].round(4), table["ratio"].round(2)
+    table["MB"] = table["megabytes"].astype(float).round(1)
+    table["agreement"] = table["agreement"].astype(float).round(7)
+    columns = ["seconds", "times ours", "MB", "share of rate, %", "agreement"]
+    return table.set_index(["operation", "size", "method"])[columns]
+
+
+def growth_figure(measured: dict) -> Figure:
+    """Time and memory of the search over the number of items, both axes logarithmic."""
+    table = pd.DataFrame(measured["growth"])
+    drawn, (left, right) = figure(9.0, 3.2, columns=2)
+    colours = series_colours(sorted(set(table["method"])))
+    for name, rows in table.groupby("method"):
+        known = rows.dropna(subset=["megabytes"])
+        left.plot(rows["items"], rows["seconds"], marker="o", color=colours[name], label=name)
+        right.plot(known["items"], known["megabytes"].clip(lower=0.1), marker="o", color=colours[name], label=name)
+    left.set(xscale="log", yscale="log", xlabel="items", ylabel="seconds")
+    right.set(xscale="log", yscale="log", xlabel="items", ylabel="MB above the inputs")
+    left.legend()
+    return drawn
+
+
+def method_figure(measured: dict) -> Figure:
+    """Time of each method, in units of ours, one panel a case; without those that were forced on the device."""
+    table = pd.DataFrame(measured["rows"])
+    cases = table[~table["method"].str.endswith("(forced)")].groupby(["operation", "size"], sort=False)
+    drawn, axes = figure(3.7 * len(cases), 2.6, columns=len(cases), squeeze=False)
+    for axis, ((operation, size), rows) in zip(axes[0], cases):
+        axis.barh(rows["method"][::-1], rows["ratio"][::-1])
+        axis.axvline(1.0, color="black", linewidth=0.8)
+        axis.set(xlabel="time, ours = 1")
+        axis.set_title(f"{operation}\n{size}", fontsize="small")
+    return drawn
+
+
+def read_records(folder: Path) -> dict[str, dict]:
+    """Recorded benchmarks by name; empty where there are none."""
+    records = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    return {name: record for name, record in records.items() if "growth" in record}  # others are of other benchmarks
+
+
+def gpu_note(records: dict[str, dict]) -> str:
+    """On which GPUs the kernels were measured, or that they were not."""
+    devices = [record["provenance"] for record in records.values()]
+    names = sorted({known["device_name"] for known in devices if known["device"] != "cpu"})
+    return f"Measured on {', '.join(names)}." if names else NOT_ON_A_GPU
