@@ -36,8 +36,8 @@ test: $(READY) $(TESTING) ## the whole test suite
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
-use: ## put another study in place: make use STUDY=ucm (default, ucm, cap4, smoke)
-	@$(PYTHON) -m rsvlm.study.studies use "$(STUDY)"
+use: $(READY) ## put another study in place: make use STUDY=ucm (default, ucm, cap4, smoke)
+	@$(BIN)/python -m rsvlm.study.studies use "$(STUDY)"
 
 spice: $(READY) ## get the jars that SPICE needs (480 MB, from Maven's central repository)
 	@$(BIN)/python -m rsvlm.scoring.java_metrics

@@ -140,12 +140,10 @@ def data(context: typer.Context) -> None:
 
 @app.command(context_settings=OTHER, add_help_option=False)
 def study(context: typer.Context) -> None:
-    """The study of this project: `rsvlm study` shows its results, `rsvlm study use NAME` puts another in place."""
+    """The study of this project: its results, or `rsvlm study use | diff | sync` (rsvlm study --help)."""
     from rsvlm.study import studies, summary
 
-    if context.args[:1] == ["use"] or context.args[:1] in (["--help"], ["-h"]):
-        raise typer.Exit(studies.main(context.args))
-    raise typer.Exit(summary.main(context.args))
+    raise typer.Exit(studies.main(context.args) if context.args else summary.main([]))
 
 
 def _check_out(out: Path | None) -> None:

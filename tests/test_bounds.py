@@ -1,67 +1,61 @@
 """Every number of every stage has a lower and an upper bound with a reason, held before anything runs."""
 
 import math
-from pathlib import Path
+from typing import Literal, get_origin
 
-import nbformat
 import pytest
 
-from rsvlm.study.config import BOUNDS, LONGEST_LIST, check_section, declared_parameters
+from rsvlm.settings import LONGEST_LIST, AdaptSettings, CapRetShape, bounds, type_text
+from rsvlm.study.config import check_section, defaults
+from rsvlm.study.settings import SECTIONS, AdaptEncoder
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[1-8]*.ipynb"))  # the stages'
-STAGES = {
-    path.stem[3:]: declared_parameters(nbformat.read(path, as_version=4), f"notebooks/{path.name}")
-    for path in NOTEBOOKS
-}
 NUMBERS = [
     (stage, name)
-    for stage, declared in STAGES.items()
-    for name, parameter in declared.items()
-    if {"int", "float"} & set(parameter.annotation.replace("[", " ").replace("]", " ").split())
+    for stage, kind in SECTIONS.items()
+    for name, field in kind.model_fields.items()
+    if get_origin(field.annotation) is not Literal
+    and {"int", "float"} & set(type_text(field.annotation).replace("[", " ").replace("]", " ").split())
 ]
 
 
 def check(stage: str, **changes: object) -> dict:
-    values = {name: parameter.default for name, parameter in STAGES[stage].items()} | changes
-    return check_section(values, STAGES[stage], file="params.yaml", section=stage, notebook=f"notebooks/{stage}")
-
-
-def bound_of(stage: str, name: str):
-    return BOUNDS.get(f"{stage}.{name}", BOUNDS.get(name))
+    values = defaults(SECTIONS[stage]) | changes
+    return check_section(values, SECTIONS[stage], file="params.yaml", section=stage, notebook=f"notebooks/{stage}")
 
 
 @pytest.mark.parametrize(("stage", "name"), NUMBERS)
 def test_every_number_has_both_bounds_and_a_reason(stage, name):
-    bound = bound_of(stage, name)
-    assert bound is not None, f"rsvlm.study.config.BOUNDS has no entry for {name!r} of {stage}"
-    assert (bound.ge is None) != (bound.gt is None) and (bound.le is None) != (bound.lt is None) and bound.why
+    within = bounds(SECTIONS[stage], name)
+    assert within is not None, f"rsvlm.settings: no bounds for {name!r} of {stage}"
+    assert math.isfinite(within.low) and math.isfinite(within.high) and within.low < within.high and within.why
 
 
-def test_no_bound_is_left_over():
-    used = {key for stage, name in NUMBERS for key in (f"{stage}.{name}", name) if key in BOUNDS}
-    assert not set(BOUNDS) - used
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_notebooks_own_defaults_lie_within(stage):
+@pytest.mark.parametrize("stage", SECTIONS)
+def test_defaults_and_a_notebooks_own_values_lie_within(stage):
     check(stage)
+    check(stage, **{name: field.json_schema_extra["quick"] for name, field in SECTIONS[stage].model_fields.items()})
+
+
+@pytest.mark.parametrize("stage", SECTIONS)
+def test_every_parameter_says_what_it_means(stage):
+    assert all(field.description for field in SECTIONS[stage].model_fields.values())
 
 
 @pytest.mark.parametrize(("stage", "name"), NUMBERS)
 def test_what_lies_outside_is_refused_and_the_ends_are_not(stage, name):
-    bound, annotation = bound_of(stage, name), STAGES[stage][name].annotation
+    within, annotation = bounds(SECTIONS[stage], name), type_text(SECTIONS[stage].model_fields[name].annotation)
     whole = "int" in annotation
     wrap = (lambda value: [value]) if "list" in annotation else lambda value: value
-    low, high = (bound.ge if bound.ge is not None else bound.gt), (bound.le if bound.le is not None else bound.lt)
     step = 1 if whole else 0.5
-    for value in (low - step, high + step, *([low] if bound.gt is not None else []), *([high] if bound.lt else [])):
+    outside = [within.low - step, within.high + step]
+    outside += ([within.low] if within.above else []) + ([within.high] if within.below else [])
+    for value in map(int if whole else float, outside):
         with pytest.raises(ValueError, match="params.yaml, section") as raised:
             check(stage, **{name: wrap(value)})
-        for part in (stage, repr(name), repr(value), str(bound), bound.why):
+        for part in (stage, repr(name), repr(value), str(within), within.why):
             assert part in str(raised.value)
-    for value in (bound.ge, bound.le):
-        if value is not None:
-            check(stage, **{name: wrap(int(value) if whole else float(value))})
+    for value in ([] if within.above else [within.low]) + ([] if within.below else [within.high]):
+        check(stage, **{name: wrap(int(value) if whole else float(value))})
 
 
 def test_what_brought_a_machine_down_is_refused():
@@ -86,7 +80,20 @@ def test_null_stands_for_itself():
     assert check("adapt_encoder", image_size=None)["image_size"] is None
 
 
-def test_bounds_are_finite_and_in_order():
-    for name, bound in BOUNDS.items():
-        ends = [end for end in (bound.ge, bound.gt, bound.le, bound.lt) if end is not None]
-        assert all(map(math.isfinite, ends)) and ends[0] < ends[1], name
+def test_a_choice_of_words_is_named():
+    with pytest.raises(ValueError, match="'train' must be 'all' or 'projections', but is 'some'"):
+        check("adapt_encoder", train="some")
+    with pytest.raises(ValueError, match="'views' must be 1, 2, 4 or 8, but is 3"):
+        check("encode_images", views=3)
+
+
+def test_what_only_fits_together_is_said():
+    with pytest.raises(ValueError, match="'lora_rank' 16 needs 'lora_targets'"):
+        CapRetShape(lora_targets=[])
+
+
+def test_settings_hold_their_library_part_and_cannot_be_changed():
+    stage = AdaptEncoder(epochs=3, threads=2)
+    assert AdaptSettings.of(stage) == AdaptSettings(epochs=3)
+    with pytest.raises(ValueError, match="frozen"):
+        stage.epochs = 4

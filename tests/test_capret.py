@@ -7,11 +7,12 @@ import torch
 from captioner_case import G, P, make_captioner, make_features
 from safetensors.torch import load_file, save_file
 
-from rsvlm.models.capret import CapRet, CapRetSettings
+from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import load_capret, save_capret
 from rsvlm.models.features import MEAN, read_visual, turn_back, turn_views
 from rsvlm.models.language_models import load_language_model
 from rsvlm.models.prompts import VISUAL, Row, attention_bias, caption_prompt, pack_rows
+from rsvlm.settings import CapRetSettings
 
 
 @pytest.fixture(scope="module")

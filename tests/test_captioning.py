@@ -10,8 +10,8 @@ from captioner_case import KINDS, make_captioner, make_features, make_table
 
 from rsvlm.models.captioner import load_capret, save_capret
 from rsvlm.models.prompts import CAPTION_PROMPT
+from rsvlm.settings import CaptioningSettings
 from rsvlm.training.captioning import (
-    CaptioningSettings,
     Example,
     TrainingBatches,
     examples_of,

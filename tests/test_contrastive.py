@@ -1,7 +1,6 @@
 """Contrastive adaptation: it learns, it continues exactly where it was killed, it stops on nonsense."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,10 +12,9 @@ from rsvlm.data.images import ImageError
 from rsvlm.kernels import Ranks, hits
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.pixels import open_pixels
+from rsvlm.settings import AdaptSettings, Augmentation
 from rsvlm.training import contrastive, loop
 from rsvlm.training.contrastive import (
-    AdaptSettings,
-    Augmentation,
     adapt_encoder,
     augment,
     measure_recall,
@@ -28,8 +26,20 @@ from rsvlm.viewing.figures import before_and_after, training_curves
 torch.set_num_threads(1)
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 200), "white": (230, 230, 230)}
 QUICK = AdaptSettings(
-    epochs=3, batch_size=8, image_lr=1e-3, text_lr=1e-3, projection_lr=1e-3, checkpoint_every=2, precision="fp32"
+    epochs=3,
+    batch_size=8,
+    image_lr=1e-3,
+    text_lr=1e-3,
+    projection_lr=1e-3,
+    freeze_blocks=0,
+    checkpoint_every=2,
+    precision="fp32",
 )
+
+
+def replace(settings, **changes):
+    """Settings with some values changed."""
+    return type(settings)(**dict(settings) | changes)
 
 
 @pytest.fixture
@@ -221,7 +231,7 @@ def test_nan_stops_with_step_rate_and_checkpoint(encoder, table, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"train": "text"}, {"epochs": -1}, {"image_lr": float("nan")}, {"batch_size": 1}, {"warmup_share": 1.0}]
+    "wrong", [{"train": "text"}, {"epochs": -1}, {"image_lr": float("nan")}, {"batch_size": 1}, {"crop_min": 0.0}]
 )
 def test_settings_check_themselves(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -18,8 +18,8 @@ from rsvlm.data.catalogue import CAP4, KNOWN, REMOTECLIP, REMOTECLIP_IMAGES
 from rsvlm.data.croissant import describe_source
 from rsvlm.data.sources import list_source, parse_source
 from rsvlm.files import fingerprint_file, read_json
-from rsvlm.study.config import read_params
 from rsvlm.study.model_card import model_card
+from rsvlm.study.studies import study_params
 from rsvlm.viewing.data_figures import findings_table, sources_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +70,7 @@ def test_measured_numbers_are_those_of_the_files(name, shared_data):
 
 def test_the_blue_marble_card_is_of_the_default_study():
     facts = load_measured("blue_marble", CARDS)
-    tiles = read_params(ROOT / "params" / "blue_marble.yaml")["aggregate_data"]["sources"][0]["tiles"]
+    tiles = study_params("default")["aggregate_data"]["sources"][0]["tiles"]
     assert facts["images_read"] == sum(facts["splits_read"].values()) == tiles and facts["captions_listed"] == 5 * tiles
     assert not facts["images_with_a_near_duplicate"]
     page = (CARDS / "blue_marble.md").read_text(encoding="utf-8")
@@ -304,7 +304,7 @@ def test_the_model_card_holds_what_was_measured():
         },
         "near_duplicates_dropped_from_train": 3,
     }
-    params = read_params(ROOT / "params" / "blue_marble.yaml")
+    params = study_params("default")
     page = model_card(metrics, data, params)
     cider = metrics["captions"]["captioner"]["blue_marble"]["CIDEr"]
     assert f"| this model | {cider['value']:.3f} [{cider['low']:.3f}, {cider['high']:.3f}] |" in page

@@ -268,9 +268,8 @@ def test_make_help_lists_every_target():
 def use(scratch_root):
     """``make use STUDY=...`` in a scratch root with two studies; the first is in place."""
     (scratch_root / "params").mkdir()
-    (scratch_root / "params" / "blue_marble.yaml").write_text("a: {x: 1}\n")
-    (scratch_root / "params" / "ucm.yaml").write_text("a: {x: 2}\n")
-    (scratch_root / "params.yaml").write_text("a: {x: 1}\n")
+    (scratch_root / "params" / "blue_marble.yaml").write_text("# The default.\n")
+    (scratch_root / "params" / "ucm.yaml").write_text("# Another.\ncompare_with_paper: {seed: 2}\n")
 
     def run(study: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "rsvlm.study.studies", "use", study]
@@ -281,14 +280,20 @@ def use(scratch_root):
 
 
 def test_a_study_is_put_in_place_and_back(use):
-    assert use("ucm").returncode == 0 and use.params.read_text() == "a: {x: 2}\n"
-    assert use("default").returncode == 0 and use.params.read_text() == "a: {x: 1}\n"
+    assert use("default").returncode == 0
+    default = use.params.read_text()
+    assert use("ucm").returncode == 0
+    assert (
+        use.params.read_text().startswith("# Another.\n# Every key")
+        and "  seed: 2  # the study's" in use.params.read_text()
+    )
+    assert use("default").returncode == 0 and use.params.read_text() == default
 
 
 def test_an_unknown_study_is_named_with_the_closest(use):
     done = use("ucmm")
     assert done.returncode == 1 and "did you mean 'ucm'?" in done.stderr
-    assert use.params.read_text() == "a: {x: 1}\n"
+    assert not use.params.exists()
 
 
 def test_uncommitted_edits_are_not_overwritten(use):

@@ -21,8 +21,9 @@ from broken_models import (
 
 from rsvlm.files import cache_folder
 from rsvlm.models import language_models
-from rsvlm.models.capret import CapRet, CapRetSettings
+from rsvlm.models.capret import CapRet
 from rsvlm.models.language_models import choose_dtype, fingerprint_language_model, load_language_model
+from rsvlm.settings import CapRetSettings
 
 
 def test_a_folder_gives_a_frozen_model_and_its_tokenizer(tiny_models):

@@ -4,25 +4,25 @@ import json
 import shutil
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
-from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from rsvlm.models.encoders import PACKAGED, RANDOM_CLIP, load_encoder
 from rsvlm.models.language_models import load_language_model
 from rsvlm.models.packaged import EfficientNetLite2, SameConv
+from rsvlm.settings import bounds
 from rsvlm.study import memory, paths
-from rsvlm.study.config import BOUNDS, declared_parameters
 from rsvlm.study.memory import ESTIMATES, SizeUnknown, cgroup_free, check_memory, decoder_size, encoder_size
+from rsvlm.study.settings import SECTIONS
+from rsvlm.study.studies import study_params
 
 ROOT = Path(__file__).parents[1]
 GB = 1e9
 
 
 def section(study: str, stage: str, **changes: object) -> dict:
-    return YAML(typ="safe", pure=True).load((ROOT / "params" / f"{study}.yaml").read_text())[stage] | changes
+    return study_params(study)[stage] | changes
 
 
 @pytest.fixture(autouse=True)
@@ -193,15 +193,12 @@ def test_what_cannot_be_told_yet_says_so(tmp_path):
 
 @pytest.mark.parametrize("stage", ESTIMATES)
 def test_more_of_a_parameter_never_needs_less(stage):
-    notebook = next((ROOT / "notebooks").glob(f"[0-9]*_{stage}.ipynb"))
-    declared = declared_parameters(nbformat.read(notebook, as_version=4), notebook.name)
     values = section("blue_marble", stage)
-    for name, parameter in declared.items():
-        bound = BOUNDS.get(f"{stage}.{name}", BOUNDS.get(name))
+    for name in values:
+        bound, value = bounds(SECTIONS[stage], name), values[name]
         falls = name in ("freeze_blocks",) or (name == "captions_per_image" and stage == "finetune_lora")  # 0: all
-        if bound and parameter.annotation.split(" |")[0] in ("int", "float") and bound.le and not falls:
-            kind = int if "int" in parameter.annotation else float
-            assert needed(stage, values | {name: kind(bound.le)}) >= needed(stage, values) * 0.999, name
+        if bound and isinstance(value, int | float) and not falls:
+            assert needed(stage, values | {name: type(value)(bound.high)}) >= needed(stage, values) * 0.999, name
 
 
 # What is free

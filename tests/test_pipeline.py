@@ -18,8 +18,10 @@ from ruamel.yaml import YAML
 import rsvlm.study.paths
 from rsvlm.files import fingerprint_file, read_json_lines, write_json_lines
 from rsvlm.scoring.runs import STUDY_RUNS
-from rsvlm.study.config import check_section, declared_parameters, read_params, read_section
+from rsvlm.study.config import PARAMETERS_TAG, check_section, defaults, parameters_cell, read_params, read_section
+from rsvlm.study.settings import SECTIONS
 from rsvlm.study.strip import as_text, stripped
+from rsvlm.study.studies import checked_changes, show_differences, study_names, study_params, study_text
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -29,12 +31,7 @@ import deps  # noqa: E402  scripts/deps.py
 PIPELINE = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = deps.stages()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STUDIES = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
-
-
-def parameters_of(stage: str):
-    path = ROOT / "notebooks" / f"{STAGES[stage]}.ipynb"
-    return declared_parameters(nbformat.read(path, as_version=4), f"notebooks/{path.name}")
+STUDIES = sorted((ROOT / "params").glob("*.yaml"))
 
 
 # dvc.yaml
@@ -71,11 +68,11 @@ def test_the_generated_captions_are_outs_one_by_one():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_notebook_has_its_places_from_its_own_workspace(stage):
+def test_a_notebook_begins_with_its_own_settings_and_places(stage):
     notebook = nbformat.read(ROOT / "notebooks" / f"{STAGES[stage]}.ipynb", as_version=4)
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    assert code.count(f'places = workspace("{stage}")\nprint(places)') == 1 == code.count("workspace(")
-    assert re.findall(r"rsvlm.study.paths.*|\bpaths\..*", code) == ["rsvlm.study.paths import workspace"]
+    assert code.count(f'settings, places = begin("{stage}", globals())') == 1 == code.count("begin(")
+    assert re.findall(r"rsvlm.study.paths.*|\bpaths\..*", code) == ["rsvlm.study.paths import begin"]
 
 
 def test_every_out_is_cached_and_no_checkpoint_is_an_out():
@@ -133,27 +130,68 @@ def test_a_notebook_tells_the_story_and_the_package_does_the_work(path):
 # Parameter files
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_a_parameter_file_fits_the_notebooks(path):
-    content = read_params(path)
-    assert list(content) == list(STAGES), "one section a stage, in the order of the stages"
+def test_params_yaml_holds_one_section_a_stage_in_their_order():
+    content = read_params(ROOT / "params.yaml")
+    assert list(content) == list(STAGES) == list(SECTIONS)
     for stage, values in content.items():
-        name = f"notebooks/{STAGES[stage]}.ipynb"
-        check_section(values, parameters_of(stage), file=path.name, section=stage, notebook=name)
+        check_section(values, SECTIONS[stage], file="params.yaml", section=stage, notebook=f"notebooks/{STAGES[stage]}")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_notebooks_parameters_are_the_stages_settings(stage):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{STAGES[stage]}.ipynb", as_version=4)
+    cells = [cell.source for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", [])]
+    assert cells == [parameters_cell(SECTIONS[stage])], "run `rsvlm study sync`"
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_every_parameter_says_what_it_means(path):
-    lines = path.read_text(encoding="utf-8").splitlines()
-    bare = [line for line in lines if re.match(r"  [a-z_]+:", line) and "#" not in line]
-    assert not bare
+def test_a_study_holds_only_what_differs_from_the_default(path):
+    changes = checked_changes(read_params(path), path)
+    same = [f"{s}.{k}" for s, values in changes.items() for k in values if values[k] == defaults(SECTIONS[s])[k]]
+    assert not same
+    assert [section for section in SECTIONS if section in changes] == list(changes)
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_a_study_put_in_place_is_whole_and_says_what_everything_means(name, tmp_path):
+    (tmp_path / "params.yaml").write_text(study_text(name), encoding="utf-8")
+    content = read_params(tmp_path / "params.yaml")
+    assert content == study_params(name)
+    lines = study_text(name).splitlines()
+    assert not [line for line in lines if re.match(r"  [a-z_]+:", line) and "#" not in line]
 
 
 def test_a_fresh_clone_holds_the_default_study():
     committed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "params.yaml"], cwd=ROOT, capture_output=True)
     if committed.returncode == 1:
         pytest.skip("params.yaml was edited, or another study is in place")
-    assert (ROOT / "params.yaml").read_text() == (ROOT / "params" / "blue_marble.yaml").read_text()
+    assert (ROOT / "params.yaml").read_text() == study_text("default"), "run `rsvlm study sync`"
+
+
+def test_what_a_study_changes_is_shown_and_mistakes_in_it_are_named(tmp_path):
+    shown = "\n".join(show_differences("ucm"))
+    assert re.search(r"^adapt_encoder.epochs +2 +14$", shown, re.M) and "aggregate_data.seed" not in shown
+    for text, message in (
+        ("adapt_encoder: {epoch: 3}", r"mine.yaml, section 'adapt_encoder':.*'epoch'; did you mean 'epochs'"),
+        ("adapt_encodr: {epochs: 3}", "no section 'adapt_encodr'; did you mean 'adapt_encoder'"),
+        ("adapt_encoder: {epochs: -1}", "'epochs' is -1, but must be at least 0"),
+    ):
+        (tmp_path / "mine.yaml").write_text(text)
+        with pytest.raises(ValueError, match=re.compile(message, re.S)):
+            checked_changes(read_params(tmp_path / "mine.yaml"), tmp_path / "mine.yaml")
+
+
+def test_a_changed_meaning_is_written_into_every_place_and_values_stay(scratch_root):
+    shutil.copytree(ROOT / "notebooks", scratch_root / "notebooks")
+    text = study_text("ucm").replace("epochs: 14", "epochs: 9")
+    (scratch_root / "params.yaml").write_text(text.replace("# passes over", "# goes over"))
+    path = scratch_root / "notebooks" / "20_adapt_encoder.ipynb"
+    path.write_text(path.read_text(encoding="utf-8").replace("# quarter turns", "# turns"), encoding="utf-8")
+    command = [sys.executable, "-m", "rsvlm", "study", "sync"]
+    done = subprocess.run(command, cwd=scratch_root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["params.yaml", "notebooks/20_adapt_encoder.ipynb"]
+    assert (scratch_root / "params.yaml").read_text() == text
+    assert path.read_bytes() == (ROOT / "notebooks" / path.name).read_bytes()
 
 
 # DVC on a small project: what JupyterLab leaves, and how -S arrives
@@ -172,11 +210,11 @@ stages:
 """
 SHOW = """
 from pathlib import Path
-from rsvlm.study.config import check_section, declared_parameters, read_section
+from rsvlm.study.config import check_section, read_section, settings_of
 import nbformat
 notebook = nbformat.read("build/notebooks/10_toy.ipynb", as_version=4)
-section, declared = read_section(Path("params.yaml"), "toy"), declared_parameters(notebook, "10_toy")
-values = check_section(section, declared, file="params.yaml", section="toy", notebook="10_toy")
+section, kind = read_section(Path("params.yaml"), "toy"), settings_of("toy", notebook, "10_toy")
+values = check_section(section, kind, file="params.yaml", section="toy", notebook="10_toy")
 Path("seen.txt").write_text(repr(values))
 Path("runs.txt").open("a").write("x")
 """
@@ -312,7 +350,7 @@ def smoke_study(tmp_path_factory):
         return drop
 
     shutil.copytree(ROOT, root, ignore=ignore)
-    shutil.copyfile(ROOT / "params" / "smoke.yaml", root / "params.yaml")
+    (root / "params.yaml").write_text(study_text("smoke"), encoding="utf-8")
     (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RSVLM_ROOT", str(root))

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from rsvlm.files import cache_folder
 from rsvlm.study import paths
-from rsvlm.study.config import CHECKERS, check_section, declared_parameters, fits, read_params, read_section
+from rsvlm.study.config import CHECKERS, check_section, read_params, read_section, settings_of
 from rsvlm.study.strip import as_text, stripped
 
 PARAMETERS = "\n".join(
@@ -57,7 +57,7 @@ def toy(*sources: str, parameters: str = PARAMETERS):
 
 
 def declared():
-    return declared_parameters(toy(), "notebooks/10_toy.ipynb")
+    return settings_of("toy", toy(), "notebooks/10_toy.ipynb")
 
 
 def checked(values: dict):
@@ -316,7 +316,7 @@ def test_values_arrive_with_their_types():
         ({"shares": {"ucm": "all"}}, "'shares' must be dict[str, float]"),
         ({"label": 1}, "'label' must be str | None, but is 1 (int)"),
         ({"loud": 0}, "'loud' must be bool, but is 0 (int)"),
-        ({"lable": "x"}, "knows no parameter 'lable'"),
+        ({"lable": "x"}, "unknown name 'lable'; did you mean 'label'?"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named(change, message):
@@ -335,16 +335,16 @@ def test_every_problem_is_listed_at_once():
 
 
 def test_the_defaults_are_checked_too():
-    with pytest.raises(ValueError, match="default of 'seed'"):
-        declared_parameters(toy(parameters="seed: int = 'x'"), "n")
+    with pytest.raises(ValueError, match="n: a default does not fit: 'seed' must be int"):
+        settings_of("toy", toy(parameters="seed: int = 'x'"), "n")
     with pytest.raises(ValueError, match="not `name: type = literal`"):
-        declared_parameters(toy(parameters="seed = 1"), "n")
+        settings_of("toy", toy(parameters="seed = 1"), "n")
     with pytest.raises(ValueError, match="computed"):
-        declared_parameters(toy(parameters="seed: int = 1 + len('x')"), "n")
+        settings_of("toy", toy(parameters="seed: int = 1 + len('x')"), "n")
     with pytest.raises(ValueError, match="exactly one cell tagged"):
-        declared_parameters(new_notebook(), "n")
-    with pytest.raises(ValueError, match="cannot check the type"):
-        fits(1, "set[int]")
+        settings_of("toy", new_notebook(), "n")
+    with pytest.raises(ValueError, match="type of 'seed'.*'set' is not defined; use int, float"):
+        settings_of("toy", toy(parameters="seed: set[int] = 1"), "n")
 
 
 def test_yaml_is_version_1_2(tmp_path):

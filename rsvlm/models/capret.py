@@ -10,67 +10,18 @@ first behind the vocabulary. So a frozen matrix of 49,152 rows gets no gradients
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rsvlm.models.prompts import PADDING, VISUAL, PackedRows, attention_bias
+from rsvlm.settings import CapRetSettings
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's
 FEATURE_FLOOR = 0.1  # smallest standard deviation of a feature, as a share of the mean one: rare features stay rare
 CPU_ROWS = 8  # rows of a batch that go through the decoder together on a CPU
 ANCHOR = ":"  # text is tokenised as it stands behind something, never as the start of a text
-
-
-@dataclass(frozen=True)
-class CapRetSettings:
-    """The shape of a captioner.
-
-    Attributes:
-        feature_dim: P, width of the encoder's pooled features.
-        grid_cells: G, cells of the grid features that become one visual token each; 0: pooled features only.
-        visual_tokens: tokens made of the pooled features.
-        retrieval_dim: R, width of the retrieval space.
-        lora_rank: of the adapters; 0 leaves the decoder frozen.
-        lora_alpha: the adapters count with lora_alpha / lora_rank.
-        lora_dropout: share of the adapters' inputs set to zero in training.
-        lora_targets: names of the linear layers that get adapters, such as q_proj.
-    """
-
-    feature_dim: int
-    grid_cells: int = 0
-    visual_tokens: int = 1
-    retrieval_dim: int = 256
-    lora_rank: int = 16
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.0
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))  # JSON gives a list
-        for name, least in (
-            ("feature_dim", 1),
-            ("grid_cells", 0),
-            ("visual_tokens", 1),
-            ("retrieval_dim", 1),
-            ("lora_rank", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: at least {least} is needed, got {getattr(self, name)}")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout: a share from 0 to below 1 is needed, got {self.lora_dropout}")
-        if self.lora_rank and not (self.lora_targets and 0 < self.lora_alpha < math.inf):
-            raise ValueError(
-                f"lora_rank {self.lora_rank} needs lora_targets and a lora_alpha above 0, got "
-                f"{list(self.lora_targets)} and {self.lora_alpha}; lora_rank 0 leaves the decoder frozen"
-            )
-
-    @property
-    def tokens_per_image(self) -> int:
-        """Visual tokens an image."""
-        return self.visual_tokens + self.grid_cells
 
 
 class CapRet(nn.Module):

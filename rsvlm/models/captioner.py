@@ -5,7 +5,6 @@ A folder holds ``captioner.safetensors`` (what was trained and the features' sta
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,11 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rsvlm.files import read_json, whole_folder, write_json
-from rsvlm.models.capret import CapRet, CapRetSettings
+from rsvlm.models.capret import CapRet
 from rsvlm.models.devices import choose_device
 from rsvlm.models.features import MEAN, UPRIGHT, Features, read_visual
 from rsvlm.models.language_models import fingerprint_language_model, load_language_model
 from rsvlm.models.loading import check_names, read_weights
+from rsvlm.settings import CapRetSettings
 
 FORMAT = 1
 STATISTICS_ROWS = 4096  # training images whose features are standardised by; more change nothing
@@ -65,7 +65,7 @@ def build_capret(
         "language_model": language_model,
         "language_model_fingerprint": fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "encoder_fingerprint": features.meta.get("encoder_fingerprint"),
     }
     return captioner
@@ -117,7 +117,7 @@ def load_capret(
         name, wanted, known_encoder = (
             config[key] for key in ("language_model", "language_model_fingerprint", "encoder_fingerprint")
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / CONFIG}: not a captioner's configuration ({error}): {remedy}") from error
     if features is not None and features.meta.get("encoder_fingerprint") != known_encoder:
         raise ValueError(

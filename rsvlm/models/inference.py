@@ -6,7 +6,7 @@ its config.json how images are encoded, how captions are generated, and the chos
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +23,12 @@ from rsvlm.models.devices import choose_device
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import Features, encode_pictures
 from rsvlm.models.generation import beam_captions, caption_log_likelihoods, sample_captions
+from rsvlm.settings import Generation
 
 MEMORY_ROWS, MEMORY_VECTORS = "memory.jsonl", "memory.npy"
 ENCODER_NEARBY = "../encoder"  # from a captioner's folder: where a study leaves the encoder
 A_BLOCK = 256  # images in memory at a time
 Picture = str | Path | Image.Image | np.ndarray
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How captions are made; see the parameters of the notebook 50_generate_captions."""
-
-    prompt: str = "Caption:"
-    view: str = "mean"
-    beams: int = 3
-    samples: int = 0
-    sample_temperature: float = 0.7
-    length_penalty: float = 1.0
-    pool_candidates: int = 4
-    max_new_tokens: int = 40
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +95,7 @@ def save_captioner(
     more = {
         "encoder": ENCODER_NEARBY,
         "encoding": {name: encoding[name] for name in ("views", "grid", "precision", "capitalise")},
-        "generation": asdict(generation),
+        "generation": Generation.of(generation).model_dump(),
         "weights": dict(weights),
         "memory": size | {"megabytes": round(memory.vectors.nbytes / 1e6, 2)},
     }
@@ -175,8 +161,9 @@ def load_captioner(
     model = load_capret(folder, device, dtype=dtype)
     config, file = model.config, folder / CONFIG
     try:
-        known = {field.name for field in fields(Generation)}
-        generation = Generation(**{name: value for name, value in config["generation"].items() if name in known})
+        generation = Generation(
+            **{name: value for name, value in config["generation"].items() if name in Generation.model_fields}
+        )
         weights, encoding = config["weights"], {key: config["encoding"][key] for key in ("views", "grid", "precision")}
     except (KeyError, TypeError) as error:
         raise ValueError(

@@ -5,18 +5,20 @@ scratch folders that way), else the nearest such folder above the working direct
 notebook finds the same files whether papermill starts it in the root or JupyterLab in ``notebooks/``. Nothing is looked
 for at import, which works anywhere: ``paths.FEATURES`` is the study's folder when it is read.
 
-A notebook takes its places from ``workspace("finetune_lora")``: run as a stage it writes the study, run by hand it
+A notebook takes its settings and places from ``begin("finetune_lora", globals())``: run as a stage it writes the study, run by hand it
 writes below ``scratch/``. One that only looks around takes ``finished_study()``. Both let the library keep its copies
 in the study's own cache (``RSVLM_CACHE``).
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rsvlm.settings import Settings
     from rsvlm.viewing.caption_entries import StudyFiles
 
 PLACES = {
@@ -153,6 +155,24 @@ def workspace(stage: str) -> Workspace:
         outs=tuple(out for out in stages[stage]["outs"] if not out.startswith(f"{PLACES['EXECUTED']}/")),
         inputs=tuple((dep, maker) for dep, maker in deps if maker),
     )
+
+
+def begin(stage: str, names: Mapping[str, object]) -> tuple["Settings", Workspace]:
+    """The settings and the places of a stage's notebook, which says where it writes; figures get the study's look.
+
+    Args:
+        names: the notebook's ``globals()``, which hold its parameters.
+
+    Raises:
+        ValueError: a parameter of a wrong type or outside its bounds, or what ``workspace`` raises.
+    """
+    from rsvlm.study.settings import SECTIONS  # here: as above
+    from rsvlm.viewing.plots import use_style
+
+    settings, places = SECTIONS[stage].of(names), workspace(stage)
+    use_style()
+    print(places)
+    return settings, places
 
 
 def finished_study() -> "StudyFiles":

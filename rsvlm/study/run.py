@@ -24,7 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from rsvlm.files import write_text
 from rsvlm.study import paths
-from rsvlm.study.config import check_section, check_values, declared_parameters, read_section
+from rsvlm.study.config import check_section, check_values, read_section, settings_of
 from rsvlm.study.memory import check_memory
 from rsvlm.study.processes import StageRuns, end_with_dvc, only_run
 
@@ -80,10 +80,8 @@ def run_notebook(stage: str, params_file: Path | None = None, log: Callable[[str
     params_file = params_file or paths.PARAMS
     source = find_notebook(stage)
     shown = f"notebooks/{source.name}"
-    declared = declared_parameters(nbformat.read(source, as_version=4), shown)
-    values = check_section(
-        read_section(params_file, stage), declared, file=str(params_file), section=stage, notebook=shown
-    )
+    kind = settings_of(stage, nbformat.read(source, as_version=4), shown)
+    values = check_section(read_section(params_file, stage), kind, file=str(params_file), section=stage, notebook=shown)
     check_values(values, paths.ROOT, file=str(params_file), section=stage)
     check_memory(stage, values, log, file=str(params_file))
 

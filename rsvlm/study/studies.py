@@ -1,18 +1,26 @@
-"""Which study is in place: ``make use STUDY=ucm`` puts ``params/ucm.yaml`` in place of ``params.yaml``.
+"""The studies: files in ``params/`` that hold what differs from the default study, one of them whole in params.yaml.
 
-Plain Python, so that it works before the environment is installed.
+``rsvlm study use ucm`` (or ``make use STUDY=ucm``) writes ``params.yaml``, ``rsvlm study diff ucm`` shows what differs,
+``rsvlm study sync`` writes anew what is made of the settings: notebooks' parameters cells, the comments of params.yaml.
 """
 
 import argparse
-import difflib
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import nbformat
+
 from rsvlm.files import write_text
+from rsvlm.settings import hint
 from rsvlm.study import paths
+from rsvlm.study.config import PARAMETERS_TAG, check_section, defaults, parameters_cell, params_text, read_params
+from rsvlm.study.settings import SECTIONS
+from rsvlm.study.strip import as_text
 
 DEFAULT = "blue_marble"  # what params.yaml holds in a fresh clone
+HEAD = "# Every key of a section is a parameter of the notebook of that name; `make use STUDY={name}` writes this file."
 
 
 def study_names() -> list[str]:
@@ -21,7 +29,7 @@ def study_names() -> list[str]:
 
 
 def study_file(name: str) -> Path:
-    """The parameter file of a study; "default" is the study of a fresh clone.
+    """The file of a study's differences; "default" is the study of a fresh clone.
 
     Raises:
         ValueError: there is no such study; names the closest and all.
@@ -29,35 +37,109 @@ def study_file(name: str) -> Path:
     wanted = DEFAULT if name == "default" else name
     names = study_names()
     if wanted not in names:
-        close = difflib.get_close_matches(wanted, names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"params/: no study {name!r}{hint} Choose with STUDY=..., one of: default, {', '.join(names)}")
+        raise ValueError(
+            f"params/: no study {name!r}{hint(wanted, names)}. Choose with STUDY=..., one of: default, {', '.join(names)}"
+        )
     return paths.ROOT / "params" / f"{wanted}.yaml"
 
 
+def study_params(name: str) -> dict[str, dict]:
+    """All sections of a study whole: what its file changes, and the default study's values for the rest.
+
+    Raises:
+        ValueError: no such study, or a section, name or value in its file that cannot be.
+    """
+    changes = checked_changes(read_params(study_file(name)), study_file(name))
+    return {section: defaults(kind) | changes.get(section, {}) for section, kind in SECTIONS.items()}
+
+
+def study_text(name: str) -> str:
+    """The whole parameter file of a study, as params.yaml holds it. Raises as ``study_params``."""
+    file = study_file(name)
+    head = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return params_text(study_params(name), "\n".join([*head, HEAD.format(name=file.stem)]))
+
+
+def checked_changes(changes: Mapping[str, Mapping], file: Path) -> dict[str, dict]:
+    """What a file of differences changes, each value as its setting has it.
+
+    Raises:
+        ValueError: a section or name that does not exist, or a value that cannot be; names the file.
+    """
+    for section in changes:
+        if section not in SECTIONS:
+            raise ValueError(f"{file}: no section {section!r}{hint(section, SECTIONS)}")
+    checked = {}
+    for section, values in changes.items():
+        kind = SECTIONS[section]
+        whole = check_section(
+            defaults(kind) | dict(values), kind, file=str(file), section=section, notebook="its notebook"
+        )
+        checked[section] = {key: whole[key] for key in values}
+    return checked
+
+
 def study_in_place() -> str | None:
-    """The name of the study that params.yaml is a copy of; None when it was edited."""
+    """The name of the study that params.yaml holds; None when it was edited."""
     if not paths.PARAMS.is_file():
         return None
     text = paths.PARAMS.read_text(encoding="utf-8")
-    same = [name for name in study_names() if study_file(name).read_text(encoding="utf-8") == text]
-    return same[0] if same else None
+    return next((name for name in study_names() if study_text(name) == text), None)
 
 
 def use_study(name: str) -> Path:
-    """The parameter file that now stands in params.yaml.
+    """The file of the study that now stands, whole, in params.yaml.
 
     Raises:
         ValueError: no such study, or params.yaml holds edits that are neither committed nor one of the studies.
     """
-    source = study_file(name)
+    text = study_text(name)
     if paths.PARAMS.is_file() and study_in_place() is None and not _committed(paths.PARAMS):
         raise ValueError(
             f"{paths.PARAMS}: holds edits that are saved nowhere else. Keep them (`git commit params.yaml`, or"
             " `cp params.yaml params/mine.yaml`) or drop them (`git checkout params.yaml`), then try again"
         )
-    write_text(paths.PARAMS, source.read_text(encoding="utf-8"))
-    return source
+    write_text(paths.PARAMS, text)
+    return study_file(name)
+
+
+def differences(first: Mapping[str, Mapping], second: Mapping[str, Mapping]) -> list[tuple[str, object, object]]:
+    """(section.key, value, value) of what differs between two whole files of parameters; None where it is missing."""
+    keys = [(section, key) for section in SECTIONS for key in SECTIONS[section].model_fields]
+    pairs = [(f"{s}.{k}", first.get(s, {}).get(k), second.get(s, {}).get(k)) for s, k in keys]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def show_differences(name: str | None) -> list[str]:
+    """A line for each parameter in which a study differs from the default one; None: params.yaml as it is now."""
+    other = read_params(paths.PARAMS) if name is None else study_params(name)
+    head = ("", "default", name or "params.yaml")
+    rows = [head, *((key, str(a), str(b)) for key, a, b in differences(study_params("default"), other))]
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return [f"{key:<{wide[0]}}  {a:<{wide[1]}}  {b}".rstrip() for key, a, b in rows]
+
+
+def sync() -> list[Path]:
+    """The files that changed: params.yaml with today's meanings behind its values, notebooks' parameters cells.
+
+    Raises:
+        ValueError: params.yaml has a name or a value that cannot be.
+    """
+    changed = []
+    text = paths.PARAMS.read_text(encoding="utf-8")
+    whole = params_text(checked_changes(read_params(paths.PARAMS), paths.PARAMS), text)
+    if whole != text:
+        write_text(paths.PARAMS, whole)
+        changed.append(paths.PARAMS)
+    for stage, kind in SECTIONS.items():
+        for path in paths.NOTEBOOKS.glob(f"[0-9][0-9]_{stage}.ipynb"):
+            notebook = nbformat.read(path, as_version=4)
+            cell = next(cell for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", []))
+            if cell.source != parameters_cell(kind):
+                cell.source = parameters_cell(kind)
+                write_text(path, as_text(notebook))
+                changed.append(path)
+    return changed
 
 
 def _committed(path: Path) -> bool:
@@ -71,17 +153,26 @@ def _committed(path: Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``use NAME``: put a study in place."""
-    parser = argparse.ArgumentParser(description="Put one of the studies of params/ in place of params.yaml.")
-    parser.add_argument("command", choices=["use"])
-    parser.add_argument("study")
-    study = parser.parse_args(arguments).study
+    """``use NAME``, ``diff [NAME]`` or ``sync``."""
+    parser = argparse.ArgumentParser(prog="rsvlm study", description="The studies of params/ and params.yaml.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("use", help="write a study whole into params.yaml").add_argument("study")
+    commands.add_parser("diff", help="what a study, or params.yaml, changes in the default study").add_argument(
+        "study", nargs="?"
+    )
+    commands.add_parser("sync", help="write notebooks' parameters cells and comments of params.yaml anew")
+    chosen = parser.parse_args(arguments)
     try:
-        source = use_study(study)
-    except ValueError as error:
+        if chosen.command == "use":
+            source = use_study(chosen.study)
+            print(f"params.yaml now holds params/{source.name} whole: `make study` runs it")
+        elif chosen.command == "diff":
+            print("\n".join(show_differences(chosen.study)))
+        else:
+            print("\n".join(str(path.relative_to(paths.ROOT)) for path in sync()) or "all up to date")
+    except (ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"params.yaml is now params/{source.name}: `make study` runs it")
     return 0
 
 

@@ -32,95 +32,11 @@ from rsvlm.models.prompts import (
     caption_prompt,
     pack_rows,
 )
+from rsvlm.settings import CaptioningSettings
 from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
 
-CAPTION_CHOICES, VIEW_CHOICES, KEEP_CHOICES = ("distinct", "released"), ("all", "upright"), ("best", "last")
 LOSSES = ("loss", "caption_loss", "retrieval_loss", "ret_token_loss")
 LAST_RATE = 0.01  # share of the highest learning rate at the end of the cosine
-
-
-@dataclass(frozen=True)
-class CaptioningSettings:
-    """How a captioner is trained.
-
-    Attributes:
-        steps: optimiser steps in all.
-        batch_size: images a step.
-        captions: "distinct" (an image's different captions count alike) or "released" (a repeated one counts more).
-        captions_per_image: captions of an image in a step, packed behind one prefix; 0: all.
-        projection_lr, retrieval_lr, lora_lr: highest learning rates: into the language model; [RET], both retrieval
-            projections and the logit scale; adapters.
-        warmup_steps: steps in which the learning rates rise; a cosine follows, down to a hundredth.
-        clip_norm: largest norm of all gradients together.
-        retrieval_weight: of InfoNCE; 0 leaves retrieval untrained and saves its time.
-        ret_token_weight: of emitting [RET].
-        retrieval_negatives: training images beyond the batch's in InfoNCE.
-        retrieval_prompts: share of text-only captions behind an instruction such as "Show me an image:".
-        varied_prompts: share of prompts that are not the fixed "Caption:".
-        neighbour_dropout: share of training prompts without the neighbours' captions.
-        feature_dropout: share of feature values set to their mean.
-        views: "all" (a random turned or mirrored view, or their mean) or "upright".
-        validation_every: steps between two measurements on validation images; the last step is always measured.
-        validation_images: at most so many, evenly spaced; 0: all.
-        keep: "best" by validation caption loss, or "last".
-        checkpoint_every: steps between two checkpoints.
-    """
-
-    steps: int = 400
-    batch_size: int = 16
-    captions: str = "distinct"
-    captions_per_image: int = 3
-    projection_lr: float = 4.0e-3
-    retrieval_lr: float = 1.0e-3
-    lora_lr: float = 1.0e-3
-    warmup_steps: int = 20
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    retrieval_weight: float = 1.0
-    ret_token_weight: float = 0.1
-    retrieval_negatives: int = 256
-    retrieval_prompts: float = 0.25
-    varied_prompts: float = 0.5
-    neighbour_dropout: float = 0.2
-    feature_dropout: float = 0.0
-    views: str = "all"
-    validation_every: int = 100
-    validation_images: int = 64
-    keep: str = "best"
-    checkpoint_every: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, known in (("captions", CAPTION_CHOICES), ("views", VIEW_CHOICES), ("keep", KEEP_CHOICES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(known)}")
-        for name, least in (
-            ("steps", 1),
-            ("batch_size", 1),
-            ("captions_per_image", 0),
-            ("warmup_steps", 0),
-            ("retrieval_negatives", 0),
-            ("validation_every", 1),
-            ("validation_images", 0),
-            ("checkpoint_every", 1),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: at least {least} is needed, got {getattr(self, name)}")
-        for name in ("projection_lr", "retrieval_lr", "lora_lr", "clip_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: a finite number above 0 is needed, got {getattr(self, name)}")
-        for name in ("retrieval_weight", "ret_token_weight", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: a finite number from 0 is needed, got {getattr(self, name)}")
-        for name in ("retrieval_prompts", "varied_prompts", "neighbour_dropout", "feature_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: a share from 0 to 1 is needed, got {getattr(self, name)}")
-
-    @property
-    def trains_retrieval(self) -> bool:
-        """Whether the text-only branch is computed at all."""
-        return self.retrieval_weight > 0 or self.ret_token_weight > 0
 
 
 @dataclass(frozen=True)
@@ -203,13 +119,14 @@ def train_captioner(
         ValueError: a batch larger than the training set, an image without features.
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
     """
+    settings = CaptioningSettings.of(settings)
     check_batch(settings.batch_size, len(training))
     task = _Captioning(captioner, features, training, validation, settings, log)
     folder = checkpoint_folder(
         checkpoints,
         task.name,
-        asdict(settings),
-        asdict(captioner.settings),
+        settings.model_dump(),
+        captioner.settings.model_dump(),
         captioner.config,
         captioner.device.type,
         features.meta,
@@ -220,7 +137,7 @@ def train_captioner(
     finally:
         captioner.eval()
     if save_to is not None:
-        save_capret(captioner, save_to, **(notes or {}), training=asdict(settings), kept_step=now.kept_step)
+        save_capret(captioner, save_to, **(notes or {}), training=settings.model_dump(), kept_step=now.kept_step)
     remove_checkpoints(folder)
     counts = {group["name"]: sum(p.numel() for p in group["params"]) for group in task.optimizer.param_groups}
     return CaptioningResult(now.kept_step, settings.steps, counts, now.validation, now.curve)
@@ -237,7 +154,7 @@ def schedule(step: int, steps: int, warmup_steps: int) -> float:
 class _Captioning(Task):
     """The training of a captioner on examples, measured on others."""
 
-    name, remedy = "finetune_lora", "dtype: float32"
+    name, clip_norm, remedy = "finetune_lora", 1.0, "dtype: float32"
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ equal texts included, is a positive of it. Data order derives from (seed, epoch)
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,105 +22,16 @@ from rsvlm.models.devices import autocast, choose_precision, log_line
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_texts
 from rsvlm.models.pixels import Pixels, fingerprint_images, open_pixels, prefetch
+from rsvlm.settings import AdaptSettings, Augmentation
 from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
 
-TRAINABLE = ("all", "projections")
+WARMUP_SHARE = 0.1  # of the steps, in which the learning rates rise
 MAX_LOGIT_SCALE = 100.0  # CLIP's
 CURVE_ROWS = 500
 CURVE_COLUMNS = ["step", "epoch", "loss", "logit_scale", "image_learning_rate", "gradient_norm"]
 SPARE = 8 / 7  # images are kept this much larger than the input, so that a crop loses no detail (256 px for 224)
 DEPTHS = (1, 5, 10)
 PROMPT = "an aerial image of {}."
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What training images go through.
-
-    Attributes:
-        crop_size: side of the training input, pixels; None takes the encoder's own. Smaller is faster, and a random
-            crop at 192 px shows things about as large as the whole image does at 224 (Touvron et al. 2019, FixRes).
-        crop_min: smallest share of the image's area that a crop keeps; 1 crops nothing.
-        rotations: quarter turns (0, 90, 180, 270 degrees). Wrong for captions that tell of north or left.
-        flips: mirror images. Wrong for such captions too.
-        brightness: factor between 1 - brightness and 1 + brightness.
-    """
-
-    crop_size: int | None = None
-    crop_min: float = 0.7
-    rotations: bool = True
-    flips: bool = True
-    brightness: float = 0.2
-
-    def __post_init__(self):
-        if self.crop_size is not None and self.crop_size < 1:
-            raise ValueError(f"crop_size: at least 1 pixel is needed, got {self.crop_size}")
-        if not 0 < self.crop_min <= 1:
-            raise ValueError(f"crop_min: a share above 0, up to 1, is needed, got {self.crop_min}")
-        if not 0 <= self.brightness < 1:
-            raise ValueError(f"brightness: a number from 0 to below 1 is needed, got {self.brightness}")
-
-
-@dataclass(frozen=True)
-class AdaptSettings:
-    """How an encoder is adapted.
-
-    Attributes:
-        epochs: passes over the training images; 0 measures the encoder as it is.
-        batch_size: images a step; an epoch's last, smaller batch is left out.
-        image_lr, text_lr, projection_lr: highest learning rates of the three parts, reached after the warm-up.
-        weight_decay: AdamW's.
-        train: "all", or "projections" (the towers stay as they are).
-        captions_per_image: captions drawn for each image of a batch.
-        warmup_share: share of the steps in which the learning rates rise.
-        clip_norm: largest norm of all gradients together.
-        precision: "auto" (bf16 where the hardware has it), "fp32" or "bf16".
-        freeze_blocks: stem and first blocks of the image tower left as they are; 0 trains all.
-        average_decay: of the running mean of the weights, which is what is measured and kept (Polyak and Juditsky 1992);
-            0 takes the weights themselves.
-        eval_every: epochs between two measurements on validation images; the last epoch is always measured.
-        checkpoint_every: steps between two checkpoints.
-        augmentation: what the images go through.
-    """
-
-    epochs: int = 12
-    batch_size: int = 60
-    image_lr: float = 4.0e-4
-    text_lr: float = 6.0e-5
-    projection_lr: float = 1.0e-3
-    weight_decay: float = 0.01
-    train: str = "all"
-    captions_per_image: int = 1
-    warmup_share: float = 0.1
-    clip_norm: float = 5.0
-    precision: str = "auto"
-    freeze_blocks: int = 0
-    average_decay: float = 0.0
-    eval_every: int = 1
-    checkpoint_every: int = 50
-    seed: int = 0
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-    def __post_init__(self):
-        if self.train not in TRAINABLE:
-            raise ValueError(f"train: {self.train!r} is none of {', '.join(TRAINABLE)}")
-        for name, least in (
-            ("epochs", 0),
-            ("batch_size", 2),
-            ("captions_per_image", 1),
-            ("freeze_blocks", 0),
-            ("eval_every", 1),
-            ("checkpoint_every", 1),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: at least {least} is needed, got {getattr(self, name)}")
-        for name in ("image_lr", "text_lr", "projection_lr", "clip_norm"):
-            if not (0 < getattr(self, name) < math.inf):
-                raise ValueError(f"{name}: a finite number above 0 is needed, got {getattr(self, name)}")
-        for name in ("warmup_share", "average_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: a share from 0 to below 1 is needed, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -153,7 +64,7 @@ class AdaptResult:
 def adapt_encoder(
     encoder: DualEncoder,
     table: pd.DataFrame,
-    settings: AdaptSettings = AdaptSettings(),
+    settings: AdaptSettings,
     *,
     save_to: Path | None = None,
     checkpoints: Path | None = None,
@@ -174,6 +85,7 @@ def adapt_encoder(
         ValueError: an empty split, an image without caption, a batch larger than the training set.
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
     """
+    settings = AdaptSettings.of(settings)
     training, validation = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "val"))
     _check_captions(validation, "val")
     if settings.epochs:
@@ -185,7 +97,7 @@ def adapt_encoder(
     folder = checkpoint_folder(
         checkpoints,
         task.name,
-        asdict(settings),
+        settings.model_dump(),
         task.precision,
         str(encoder.device.type),
         encoder.fingerprint(),
@@ -220,7 +132,7 @@ def adapt_encoder(
 class _Adaptation(Task):
     """The training of an encoder on images with captions, measured between epochs by retrieval on others."""
 
-    name, remedy = "adapt_encoder", "precision: fp32"
+    name, clip_norm, remedy = "adapt_encoder", 5.0, "precision: fp32"
 
     def __init__(
         self,
@@ -234,7 +146,7 @@ class _Adaptation(Task):
         self.model, self.training, self.settings, self.log = encoder, training, settings, log
         self.cache_gigabytes, self.average_decay = cache_gigabytes, settings.average_decay
         self.precision = choose_precision(settings.precision, encoder.device)
-        self.crop_size = _choose_crop_size(encoder, settings.augmentation)
+        self.crop_size = _choose_crop_size(encoder, settings)
         self.dropout = settings.train == "all"
         self.steps_per_epoch = max(1, len(training) // settings.batch_size)
         self.steps = settings.epochs * self.steps_per_epoch
@@ -256,7 +168,7 @@ class _Adaptation(Task):
         return self._open(self.training, math.ceil(self.model.image_size * SPARE))
 
     def rates(self, step: int) -> tuple[float, float]:
-        return one_cycle(step, self.steps, self.settings.warmup_share)
+        return one_cycle(step, self.steps, WARMUP_SHARE)
 
     def batches(self, steps: range) -> Iterator[tuple[np.ndarray, Tensor]]:
         """(rows, their pixels), read ahead."""
@@ -270,7 +182,7 @@ class _Adaptation(Task):
             n = settings.captions_per_image
             texts += [own[i] for i in generator.choice(len(own), n, replace=len(own) < n)]
         positives = torch.tensor([[text in self.texts[row] for text in texts] for row in rows])  # (B, M)
-        images = augment(pixels.to(encoder.device), self.crop_size, generator, settings.augmentation)
+        images = augment(pixels.to(encoder.device), self.crop_size, generator, settings)
         with autocast(self.precision, encoder.device):
             pooled, _ = encoder.image_features(encoder.normalize(images))
             image_embeddings, text_embeddings = encoder.project_images(pooled), encoder.text_features(texts)
@@ -290,8 +202,7 @@ class _Adaptation(Task):
         return step / self.steps_per_epoch
 
     def is_due(self, step: int) -> bool:
-        epoch, inside = divmod(step, self.steps_per_epoch)
-        return inside == 0 and (epoch % self.settings.eval_every == 0 or step == self.steps)
+        return step % self.steps_per_epoch == 0
 
     def validate(self, step: int) -> tuple[float, dict]:
         recall = measure_recall(self.model, self.val_pixels, self.val_captions, precision=self.precision)

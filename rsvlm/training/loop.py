@@ -32,8 +32,9 @@ class Task(ABC):
     Attributes:
         name: of the stage.
         model, optimizer: see ``build_optimizer``.
-        settings: with seed, batch_size, clip_norm and checkpoint_every.
+        settings: with seed, batch_size and checkpoint_every.
         steps: in all.
+        clip_norm: largest norm of all gradients together.
         dropout: whether the model is in training mode.
         curve_every: steps between two rows of the curve.
         average_decay: of the running mean of the weights, which is measured and kept in their place (Polyak and
@@ -47,6 +48,7 @@ class Task(ABC):
     optimizer: torch.optim.Optimizer
     settings: object
     steps: int
+    clip_norm: float
     remedy: str
     dropout = True
     curve_every = 1
@@ -131,7 +133,7 @@ def train(task: Task, folder: Path, log: Callable[[str], None]) -> Progress:
             losses = task.losses(batch, generator)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
-            norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), settings.clip_norm).item()
+            norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), task.clip_norm).item()
             values = {name: loss.item() for name, loss in losses.items()}
             if not math.isfinite(values["loss"]) or not math.isfinite(norm):
                 raise FloatingPointError(_diverged(task, step, values, norm, folder))

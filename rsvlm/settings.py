@@ -1,0 +1,383 @@
+"""What can be chosen: every setting with its type, default, meaning, unit and bounds, defined here and nowhere else.
+
+Defaults are those of the default study. A stage of the study takes several of these classes as one section of
+params.yaml (``rsvlm.study.settings``); its notebook's parameters cell and the files of parameters are written from them.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import GenericAlias, UnionType
+from typing import Any, Literal, Self, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+LONGEST_LIST = 32  # values of a list of numbers: each is tried with each of the other lists'
+
+
+@dataclass(frozen=True)
+class Within:
+    """What a number, or each of a list, may be, and why no less and no more."""
+
+    low: float
+    high: float
+    why: str
+    above: bool = False  # above ``low`` instead of at least
+    below: bool = False  # below ``high`` instead of at most
+
+    def holds(self, value: float) -> bool:
+        """Whether the value lies within."""
+        return (self.low < value or not self.above and value == self.low) and (
+            value < self.high or not self.below and value == self.high
+        )
+
+    def __str__(self) -> str:
+        low, high = "above" if self.above else "at least", "below" if self.below else "at most"
+        return f"{low} {self.low:,} and {high} {self.high:,}"
+
+
+def setting(default: object, meaning: str, within: Within | None = None, *, quick: object = None) -> Any:
+    """A field of ``Settings``.
+
+    Args:
+        meaning: with its unit; a line.
+        within: the bounds of a number; every number has them.
+        quick: the notebook's own value, where the default would take more than a minute by hand.
+    """
+    extra = {"within": within, "quick": default if quick is None else quick}
+    return Field(default=default, description=meaning, json_schema_extra=extra)
+
+
+class Settings(BaseModel):
+    """Checked settings, read-only. Types are strict; an int passes as a float, NaN and infinity as nothing.
+
+    Raises:
+        ValueError: a line for each unknown name (with the closest right one), wrong type and number out of bounds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    def __init__(self, **values: object) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ValueError("\n  ".join(_problems(error, type(self), values))) from None
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _check_bounds(cls, value: object, info: ValidationInfo) -> object:
+        within, name = bounds(cls, info.field_name), info.field_name
+        numbers = [] if value is None or within is None else value if isinstance(value, list) else [value]
+        if len(numbers) > LONGEST_LIST:
+            raise ValueError(
+                f"{name!r} holds {len(numbers)} values, at most {LONGEST_LIST} are tried: each with all others"
+            )
+        wrong = [number for number in numbers if not within.holds(number)]
+        if wrong:
+            raise ValueError(
+                "\n  ".join(f"{name!r} is {number!r}, but must be {within}: {within.why}" for number in wrong)
+            )
+        return value
+
+    @classmethod
+    def of(cls, names: Mapping[str, object]) -> Self:
+        """These settings among other names: a notebook's ``globals()``, or settings of a class that has all of these."""
+        values = dict(names)
+        return cls(**{name: values[name] for name in cls.model_fields})
+
+
+def bounds(kind: type[Settings], name: str) -> Within | None:
+    """The bounds of a setting; None where it is no number."""
+    return (kind.model_fields[name].json_schema_extra or {}).get("within")
+
+
+def type_text(annotation: object) -> str:
+    """A type as a notebook's parameters cell has it: ``list[float]``, ``int | None``; a choice of words is ``str``."""
+    if get_origin(annotation) is Literal:
+        return type(get_args(annotation)[0]).__name__
+    if isinstance(annotation, UnionType):
+        return " | ".join(type_text(one) for one in get_args(annotation))
+    if isinstance(annotation, GenericAlias):
+        return f"{annotation.__origin__.__name__}[{', '.join(type_text(one) for one in get_args(annotation))}]"
+    return "None" if annotation is type(None) else annotation.__name__
+
+
+def hint(wrong: object, right: Iterable[object]) -> str:
+    """The closest right name for an error message, or all of them."""
+    names = [str(name) for name in right]
+    close = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(sorted(names))}"
+
+
+def _problems(error: ValidationError, kind: type[Settings], values: Mapping) -> list[str]:
+    """A line for each setting that pydantic refused."""
+    lines = {}
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            free = set(kind.model_fields) - set(values) or kind.model_fields
+            lines[name] = f"unknown name {name!r}{hint(name, free)}"
+        elif problem["type"] == "missing":
+            lines[name] = f"{name!r} is missing"
+        elif problem["type"] == "value_error":
+            lines[name] = str(problem["ctx"]["error"])
+        elif problem["type"] == "literal_error":
+            lines[name] = f"{name!r} must be {problem['ctx']['expected']}, but is {problem['input']!r}"
+        else:
+            value, wanted = values[name], type_text(kind.model_fields[name].annotation)
+            lines[name] = f"{name!r} must be {wanted}, but is {value!r} ({type(value).__name__})"
+    return list(lines.values())
+
+
+SHARE = Within(0, 1, "it is a share")
+SHARE_BELOW = Within(0, 1, "it is a share, and of 1 nothing is left", below=True)
+RATE = Within(0, 1, "AdamW takes no step at 0, and none that holds above 1", above=True)
+WEIGHT = Within(0, 1000, "below 0 the worst would be chosen; at 1,000 nothing else counts")
+LOSS_WEIGHT = Within(0, 1000, "0 leaves it out; at 1,000 captions are not learnt")
+DECAY = Within(0, 1, "1 would take a weight away at each step")
+TEMPERATURE = Within(0, 100, "at 0 the softmax divides by it; above 100 all count alike", above=True)
+SIDE = Within(32, 2048, "below 32 pixels EfficientNet-Lite2's last map is empty; memory grows with the square")
+BATCH = Within(1, 32_768, "CLIP's own training had 32,768; memory ends long before (the estimate at a start tells)")
+STEPS = Within(1, 10_000_000, "at a tenth of a second each, 10 million are two weeks")
+IMAGES = Within(0, 100_000_000, "0 takes all")
+NEIGHBOURS = Within(1, 1000, "captions of the 1,000th nearest image tell of another place")
+SEED = Within(0, 2**32 - 1, "generators take 32 bits")
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Augmentation(Settings):
+    """What training images go through. Turns and mirror images are wrong for captions that tell of north or left.
+
+    A random crop at 192 pixels shows things about as large as the whole image does at 224 (Touvron et al. 2019, FixRes).
+    """
+
+    crop_size: int | None = setting(
+        None, "side of the training input, pixels; null takes image_size; smaller is faster", SIDE
+    )
+    crop_min: float = setting(
+        0.7,
+        "smallest share of an image's area that a random crop keeps",
+        Within(0, 1, "a crop keeps something, and no more than the image", above=True),
+    )
+    rotations: bool = setting(True, "quarter turns")
+    flips: bool = setting(True, "mirror images")
+    brightness: float = setting(
+        0.2,
+        "random factor between 1 - brightness and 1 + brightness",
+        Within(0, 1, "at 1 images may turn black", below=True),
+    )
+
+
+class AdaptSettings(Augmentation):
+    """How an encoder is adapted. The mean of weights: Polyak and Juditsky 1992."""
+
+    train: Literal["all", "projections"] = setting("all", "all weights, or projections only")
+    epochs: int = setting(
+        2,
+        "passes over the training images; 0 keeps the encoder as it is",
+        Within(0, 1000, "0 keeps the encoder; recall on validation images falls long before 1,000"),
+        quick=1,
+    )
+    batch_size: int = setting(
+        60, "images a step", Within(2, 32_768, f"one pair has nothing to be told from; {BATCH.why}")
+    )
+    captions_per_image: int = setting(
+        1,
+        "captions drawn for each image of a batch",
+        Within(1, 16, "data sets have 5 an image; each text of a batch costs a pass of the text tower and its memory"),
+    )
+    image_lr: float = setting(4.0e-4, "highest learning rate of the image tower", RATE)
+    text_lr: float = setting(6.0e-5, "highest learning rate of the text tower", RATE)
+    projection_lr: float = setting(1.0e-3, "highest learning rate of the projections", RATE)
+    weight_decay: float = setting(0.01, "AdamW's", DECAY)
+    freeze_blocks: int = setting(
+        3,
+        "first blocks of the image tower left as they are; frozen ones cost less time",
+        Within(0, 100, "no tower has more blocks"),
+    )
+    average_decay: float = setting(
+        0.0,
+        "of the running mean of the weights, which is kept instead of them; 0: none",
+        Within(0, 1, "at 1 the mean would stay at the first weights", below=True),
+    )
+    precision: Precision = setting("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
+    checkpoint_every: int = setting(50, "steps between two checkpoints", STEPS)
+    seed: int = setting(0, "of data order, captions and augmentation", SEED)
+
+
+class Encoding(Settings):
+    """How images and captions are encoded."""
+
+    views: Literal[1, 2, 4, 8] = setting(
+        2,
+        "8 = quarter turns and mirror images, 4 = quarter turns, 2 = image and mirror image, 1 = upright only",
+    )
+    grid: int = setting(
+        2,
+        "cells along a side of the grid features; 0 leaves them out",
+        Within(0, 16, "ViT-L/14 sees 16 x 16 patches; each cell is a visual token of every prompt"),
+    )
+    batch_size: int = setting(32, "images at a time", BATCH)
+    capitalise: bool = setting(True, 'captions as "A river." (RemoteCLIP\'s protocol)')
+    precision: Precision = setting("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
+
+
+class Prompting(Settings):
+    """Which captions of the nearest training images a captioner reads."""
+
+    neighbours: int = setting(20, "nearest training images whose captions form an image's pool", NEIGHBOURS)
+    neighbour_temperature: float = setting(0.05, "of their weights exp(cosine difference / temperature)", TEMPERATURE)
+    neighbour_captions: int = setting(
+        1,
+        "most consensual captions of the pool in the prompt; 0: none",
+        Within(0, 20, "each lengthens every prompt"),
+    )
+
+
+class CapRetShape(Settings):
+    """The shape of a captioner, as far as it is chosen."""
+
+    visual_tokens: int = setting(
+        1,
+        "visual tokens made of the pooled features",
+        Within(1, 64, "each lengthens every prompt and has a projection of its own"),
+    )
+    retrieval_dim: int = setting(
+        256, "width of the retrieval space", Within(1, 4096, "no encoder here gives more numbers to project")
+    )
+    lora_rank: int = setting(
+        16,
+        "of the adapters; 0 leaves the decoder frozen, as in the paper",
+        Within(0, 512, "0 leaves the decoder frozen; at 512 adapters are as large as a small decoder"),
+    )
+    lora_alpha: float = setting(
+        32.0,
+        "the adapters count with lora_alpha / lora_rank",
+        Within(0, 10_000, "the adapters count with lora_alpha / lora_rank", above=True),
+    )
+    lora_dropout: float = setting(0.0, "share of the adapters' inputs set to zero", SHARE_BELOW)
+    lora_targets: list[str] = setting(["q_proj", "k_proj", "v_proj", "o_proj"], "linear layers that get adapters")
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Self:
+        if self.lora_rank and not self.lora_targets:
+            raise ValueError(
+                f"'lora_rank' {self.lora_rank} needs 'lora_targets'; lora_rank 0 leaves the decoder frozen"
+            )
+        return self
+
+
+class CapRetSettings(CapRetShape):
+    """The whole shape of a captioner: what is chosen, and what the encoder's features give."""
+
+    feature_dim: int = Field(ge=1, description="P, width of the encoder's pooled features")
+    grid_cells: int = Field(default=0, ge=0, description="G, cells that become one visual token each; 0: none")
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Visual tokens an image."""
+        return self.visual_tokens + self.grid_cells
+
+
+class CaptioningSettings(Settings):
+    """How a captioner is trained."""
+
+    captions: Literal["distinct", "released"] = setting(
+        "distinct", "an image's different captions count alike; released: repeated ones count more"
+    )
+    captions_per_image: int = setting(
+        1,
+        "captions of an image in a step, behind one prefix; 0: all",
+        Within(0, 64, "0 takes all; each lengthens the rows of a batch"),
+    )
+    steps: int = setting(54, "optimiser steps", STEPS, quick=8)
+    batch_size: int = setting(8, "images a step", BATCH, quick=4)
+    projection_lr: float = setting(4.0e-3, "highest learning rate of the projections into the language model", RATE)
+    retrieval_lr: float = setting(1.0e-3, "highest learning rate of [RET] and the retrieval projections", RATE)
+    lora_lr: float = setting(1.0e-3, "highest learning rate of the adapters", RATE)
+    warmup_steps: int = setting(
+        5, "steps in which the learning rates rise; then a cosine", Within(0, STEPS.high, STEPS.why), quick=2
+    )
+    weight_decay: float = setting(0.0, "AdamW's", DECAY)
+    retrieval_weight: float = setting(
+        1.0, "of InfoNCE in the loss; 0 with ret_token_weight 0 trains captions only", LOSS_WEIGHT
+    )
+    ret_token_weight: float = setting(0.1, "of emitting [RET] in the loss", LOSS_WEIGHT)
+    retrieval_negatives: int = setting(
+        256,
+        "training images beyond the batch's in InfoNCE",
+        Within(0, 65_536, "their features are read and projected at each step"),
+    )
+    retrieval_prompts: float = setting(
+        0.25, 'share of retrieval texts behind an instruction such as "Show me an image:"', SHARE
+    )
+    varied_prompts: float = setting(0.5, 'share of prompts that are not the fixed "Caption:"', SHARE)
+    neighbour_dropout: float = setting(0.2, "share of training prompts without the neighbours' captions", SHARE)
+    feature_dropout: float = setting(0.0, "share of feature values set to their mean", SHARE)
+    views: Literal["all", "upright"] = setting(
+        "all",
+        "a random turned or mirrored view each step; upright: never (captions that tell of north or left)",
+    )
+    validation_every: int = setting(27, "steps between two measurements", STEPS, quick=4)
+    validation_images: int = setting(32, "at most so many, evenly spaced; 0: all", IMAGES, quick=8)
+    keep: Literal["best", "last"] = setting("best", "weights kept: best on validation, or last")
+    checkpoint_every: int = setting(50, "steps between two checkpoints", STEPS)
+    seed: int = setting(0, "of the new weights, data order, captions, prompts and dropout", SEED)
+
+    @property
+    def trains_retrieval(self) -> bool:
+        """Whether the text-only branch is computed at all."""
+        return self.retrieval_weight > 0 or self.ret_token_weight > 0
+
+
+class Generation(Settings):
+    """How captions are made."""
+
+    prompt: str = setting("Caption:", "instruction behind the image")
+    view: Literal["mean", "upright"] = setting(
+        "mean", "features averaged over an image's turned and mirrored views, or upright"
+    )
+    beams: int = setting(
+        1,
+        "of the beam search; 1 is greedy",
+        Within(1, 64, "captions grow dull long before; each beam has a cache of its own"),
+    )
+    samples: int = setting(
+        0,
+        "captions drawn an image, as more candidates and as voters; 0: none",
+        Within(0, 256, "each draw has a cache of its own"),
+    )
+    sample_temperature: float = setting(
+        0.7,
+        "of drawing",
+        Within(0, 10, "at 0 the softmax divides by it; above 10 words come at random", above=True),
+    )
+    length_penalty: float = setting(
+        1.0,
+        "beams are ranked by log-probability / tokens ** length_penalty",
+        Within(-10, 10, "beyond, only the shortest or the longest wins"),
+    )
+    pool_candidates: int = setting(
+        4,
+        "captions of the neighbours' pool among the candidates; 0: only the captioner's own",
+        Within(0, 200, "each is read by the captioner for every image"),
+    )
+    max_new_tokens: int = setting(
+        40, "longest caption, tokens", Within(1, 1024, "a caption has some 15; the cache grows with each")
+    )
+    seed: int = setting(0, "of drawing and of the wrong images", SEED)
+
+
+class Combination(Settings):
+    """How similarities of an image and a text are made of several."""
+
+    neighbours: int = setting(10, "nearest training images whose captions stand for an image", NEIGHBOURS)
+    temperature: float = setting(
+        0.05, "of the softmax over the neighbours' cosines; smaller trusts the nearest more", TEMPERATURE
+    )
+    hubness_neighbours: int = setting(
+        100,
+        "nearest training items that tell how near to everything an answer is (CSLS)",
+        Within(1, 100_000, "what is near to 100,000 training items is no hub, but everything"),
+    )

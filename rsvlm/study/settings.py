@@ -1,0 +1,216 @@
+"""The parameters of each stage: a section of params.yaml and the parameters cell of its notebook."""
+
+from typing import Literal
+
+from rsvlm.settings import (
+    BATCH,
+    SEED,
+    SIDE,
+    WEIGHT,
+    AdaptSettings,
+    CapRetShape,
+    CaptioningSettings,
+    Combination,
+    Encoding,
+    Generation,
+    Prompting,
+    Settings,
+    Within,
+    setting,
+)
+
+EXAMPLES = Within(1, 100, "each is a row of pictures in the notebook")
+RESAMPLES = Within(1, 100_000, "intervals move in their third digit beyond 10,000")
+PAGE_IMAGES = Within(1, 10_000, "a page holds all its pictures, and browsers grow slow with more")
+PICTURE = Within(16, 1024, "below 16 nothing is seen, above 1,024 a page holds few")
+
+Device = Literal["auto", "cpu", "cuda"]
+Split = Literal["train", "val", "test"]
+
+
+class Machine(Settings):
+    """Where a stage computes."""
+
+    device: Device = setting("auto", "auto, cpu or cuda")
+    threads: int = setting(
+        0,
+        "CPU threads; 0 leaves it to torch",
+        Within(0, 1024, "0 leaves it to torch; no machine has more than 1,024 cores for one process"),
+    )
+
+
+class AggregateData(Settings):
+    """10_aggregate_data."""
+
+    data_root: str = setting("data/raw", "folder that the sources' paths start from, relative to the project's root")
+    sources: list[dict] = setting(
+        [{"name": "blue_marble", "format": "blue_marble", "tiles": 1600}],
+        "see rsvlm.data.sources.Source",
+        quick=[{"name": "blue_marble", "format": "blue_marble", "tiles": 300}],
+    )
+    allow_missing_images: bool = setting(
+        False, "leave out and count images that are missing or broken; false stops at them"
+    )
+    drop_train_near_duplicates_of_test: bool = setting(
+        True, "leave out training images that show what a test image shows"
+    )
+    find_same_ground: bool = setting(
+        True, "also look for the same ground at another zoom, shift or date (local features)"
+    )
+    max_images_per_split: int | None = setting(
+        None, "images a source and split at most; null = all", Within(1, 100_000_000, "null takes all")
+    )
+    check_spelling: bool = setting(False, 'list words that an English dictionary lacks; needs the extra "audit"')
+    seed: int = setting(0, "of the tiles' split, of wordings and of the draw under a limit", SEED)
+
+
+class _Encoder(Settings):
+    encoder: str = setting(
+        "packaged:efficientnet-lite2-minilm", "packaged name, random:clip, Hugging Face name or folder"
+    )
+    image_size: int | None = setting(96, "side of the input, pixels; null takes the encoder's own", SIDE)
+
+
+class AdaptEncoder(Machine, AdaptSettings, _Encoder):
+    """20_adapt_encoder."""
+
+    cache_gigabytes: float = setting(
+        4.0,
+        "room on disk for decoded images; what does not fit is decoded anew each epoch",
+        Within(0, 100_000, "0 decodes anew each time; 100 TB are more than one disk"),
+    )
+
+
+class EncodeImages(Machine, Encoding):
+    """30_encode_images."""
+
+    examples: int = setting(5, "images shown with their nearest neighbours", EXAMPLES)
+
+
+class _Decoder(Settings):
+    language_model: str = setting("packaged:smollm2-135m", "packaged name, random:llama, Hugging Face name or folder")
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "of the frozen language model: auto (bfloat16 where the hardware has it), float32 or bfloat16"
+    )
+    use_grid: bool = setting(True, "grid features become one visual token a cell; false: pooled features only")
+
+
+class FinetuneLora(Machine, CaptioningSettings, Prompting, CapRetShape, _Decoder):
+    """40_finetune_lora."""
+
+
+class GenerateCaptions(Machine, Generation):
+    """50_generate_captions."""
+
+    pool_weights: list[float] = setting([0.0, 1.0], "to try: agreement with the neighbours' captions", WEIGHT)
+    sample_weights: list[float] = setting([0.0], "to try: agreement with the drawn captions", WEIGHT)
+    likelihood_weights: list[float] = setting(
+        [0.0, 0.5, 1.0, 2.0, 4.0], "to try: the captioner's log-probability a token", WEIGHT
+    )
+    batch_size: int = setting(32, "images at a time", BATCH)
+    examples: int = setting(6, "images shown at the end", EXAMPLES)
+
+
+class ScoreCaptions(Settings):
+    """60_score_captions."""
+
+    split: Split = setting("test", "which split to score")
+    bootstrap_resamples: int = setting(1000, "resamples of the images for the 95 % intervals", RESAMPLES, quick=200)
+    human_draws: int = setting(
+        5,
+        "how often a human caption is held out for each image; 0: no human row",
+        Within(0, 1000, "0 leaves the human row out; an image has some 5 captions to draw from"),
+    )
+    clip_score: bool = setting(True, "CLIPScore from the study's encoder, which encodes the new captions for it")
+    seed: int = setting(0, "of the resampling", SEED)
+    spice_jars: str | None = setting(
+        None, "folder with SPICE's missing jars, from the project's root; null: SPICE is not run"
+    )
+
+
+class ScoreRetrieval(Combination):
+    """70_score_retrieval."""
+
+    split: Split = setting("test", "which split to score")
+    ret_weights: list[float] = setting(
+        [0.0, 0.25, 0.5, 0.75, 1.0],
+        "weights of [RET] to try; the dual encoder has the rest up to 1",
+        Within(0, 1, "the dual encoder has the rest up to 1"),
+    )
+    neighbour_weights: list[float] = setting(
+        [0.0, 0.25, 0.5, 1.0], "weights of the training neighbours' captions to try", WEIGHT
+    )
+    hubness_weights: list[float] = setting([0.0], "weights to try: hubness correction (CSLS)", WEIGHT)
+    protocols: list[str] = setting(["texts_once"], "scored beside the main one: remoteclip, raw, prompted, texts_once")
+    rerank_top: int = setting(
+        0,
+        "images that the captioner re-ranks for each text; 0: none (it costs a forward pass for each)",
+        Within(0, 1000, "0 leaves it out; each costs a pass of the captioner for every text"),
+    )
+    rerank_weights: list[float] = setting(
+        [0.0, 0.02, 0.05, 0.1, 0.2], "weights of its log-likelihood a token to try", WEIGHT
+    )
+    batch_size: int = setting(8, "images at a time in re-ranking", BATCH)
+    device: Device = setting("auto", "auto, cpu or cuda; of re-ranking")
+    bootstrap_resamples: int = setting(
+        1000, "resamples of the test images for the 95 % intervals", RESAMPLES, quick=200
+    )
+    seed: int = setting(0, "of the resampling", SEED)
+
+
+class CompareWithPaper(Settings):
+    """80_compare_with_paper."""
+
+    seed: int = setting(0, "the study's seed, for the record", SEED)
+    device: Device = setting("auto", "auto, cpu or cuda: what the study ran on, for the record")
+
+
+class CaptionGallery(Settings):
+    """85_caption_gallery."""
+
+    run: str = setting("captioner", "the run whose captions stand first")
+    baselines: list[str] = setting(["consensus", "beam", "nearest", "shuffled"], "runs below it; gaps are to the first")
+    split: Split = setting("test", "which split to show")
+    metric: str = setting("CIDEr", "chooses the best and the worst")
+    references: Literal["released", "distinct"] = setting("released", "scores against released or distinct references")
+    images: int = setting(160, "images on the page, at most", PAGE_IMAGES, quick=60)
+    neighbours: int = setting(
+        3, "nearest training images shown of each; 0: none", Within(0, 20, "each is a picture beside each image")
+    )
+    thumbnail_pixels: int = setting(192, "longer side of a picture on the page", PICTURE)
+    page_megabytes: float = setting(
+        5.0,
+        "size of the page, at most; pictures are compressed more to fit",
+        Within(0.1, 100, "browsers open pages of 100 MB, if slowly"),
+    )
+    seed: int = setting(0, "of the random sample", SEED)
+
+
+class RetrievalGallery(Settings):
+    """86_retrieval_gallery."""
+
+    method: str = setting("combined", "dual_encoder, ret or combined")
+    split: Split = setting("test", "which split to search in")
+    images: int = setting(60, "searches shown in each direction, at most", PAGE_IMAGES, quick=24)
+    results: int = setting(5, "answers shown of each search", Within(1, 100, "each is a picture below each search"))
+    thumbnail_pixels: int = setting(144, "longer side of a picture on the page", PICTURE)
+    page_megabytes: float = setting(
+        5.0,
+        "size of the page, at most; pictures are compressed more to fit",
+        Within(0.1, 100, "browsers open pages of 100 MB, if slowly"),
+    )
+    seed: int = setting(0, "of the random sample", SEED)
+
+
+SECTIONS: dict[str, type[Settings]] = {
+    "aggregate_data": AggregateData,
+    "adapt_encoder": AdaptEncoder,
+    "encode_images": EncodeImages,
+    "finetune_lora": FinetuneLora,
+    "generate_captions": GenerateCaptions,
+    "score_captions": ScoreCaptions,
+    "score_retrieval": ScoreRetrieval,
+    "compare_with_paper": CompareWithPaper,
+    "caption_gallery": CaptionGallery,
+    "retrieval_gallery": RetrievalGallery,
+}
