@@ -54,7 +54,9 @@ def needed_modules(stage: str) -> list[str]:
     found = {file for file in found if not file.startswith(NEVER) and not _is_bare(ROOT / file)}
     if stage in EXPENSIVE:
         found = {file for file in found if not file.startswith(PICTURES)}
-    # A page's templates are as much its code as the module that fills them.
+    # What a module reads from a file beside it, a table of facts, is as much its code as itself.
+    found |= {beside for file in found for beside in _files_beside(ROOT / file)}
+    # So are a page's templates.
     templates = ROOT / "rsvlm" / "viewing" / "templates"
     if any("templates" in (ROOT / file).read_text(encoding="utf-8") for file in found if file.startswith(PICTURES)):
         found |= {path.relative_to(ROOT).as_posix() for path in templates.rglob("*") if path.is_file()}
@@ -124,6 +126,12 @@ def _files_of(name: str) -> set[str]:
             if (ROOT / candidate).is_file():
                 files.add(candidate.as_posix())
     return files
+
+
+def _files_beside(module: Path) -> set[str]:
+    """The JSON files that a module names and that lie beside it."""
+    text = module.read_text(encoding="utf-8")
+    return {path.relative_to(ROOT).as_posix() for path in module.parent.glob("*.json") if f'"{path.name}"' in text}
 
 
 def _plain(source: str | list[str]) -> str:

@@ -12,10 +12,9 @@ from PIL import Image
 
 from rsvlm.data import aggregate
 from rsvlm.data.aggregate import aggregate_sources, write_aggregated
+from rsvlm.data.audit import draw_validation
 from rsvlm.data.images import ImageError
-from rsvlm.data.overlap import draw_validation
-from rsvlm.data.source_checks import check_sources
-from rsvlm.data.sources import parse_source
+from rsvlm.data.sources import check_sources, parse_source
 from rsvlm.data.table import load_adapt_table, load_table, rows_of, save_table
 
 SPLIT_OF = ["train", "train", "train", "train", "val", "test"]
@@ -356,7 +355,7 @@ def test_sources_are_checked_by_their_paths(tmp_path):
 
 
 def test_the_check_imports_nothing_heavy():
-    code = "import sys; from pathlib import Path; from rsvlm.data.source_checks import check_sources\n"
+    code = "import sys; from pathlib import Path; from rsvlm.data.sources import check_sources\n"
     code += "from rsvlm.study.config import read_params\n"
     masks = {"name": "m", "format": "masks", "annotations": "m", "images": "i", "classes": "loveda", "captions": {}}
     sources = [{"name": "b", "format": "blue_marble"}, masks | {"use": "audit", "annotations": "."}]

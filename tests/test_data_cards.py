@@ -11,12 +11,21 @@ from PIL import Image
 
 from rsvlm.data import cards
 from rsvlm.data.__main__ import main
-from rsvlm.data.aggregate import aggregate_sources, metrics_of, write_aggregated
+from rsvlm.data.aggregate import aggregate_sources, list_source, metrics_of, write_aggregated
 from rsvlm.data.audit import find_misspelt
-from rsvlm.data.cards import BEGIN, END, SECTIONS, fill_card, load_measured, measured_block, render_cards, renew_cards
+from rsvlm.data.cards import (
+    BEGIN,
+    END,
+    SECTIONS,
+    describe_source,
+    fill_card,
+    load_measured,
+    measured_block,
+    render_cards,
+    renew_cards,
+)
 from rsvlm.data.catalogue import CAP4, KNOWN, REMOTECLIP, REMOTECLIP_IMAGES
-from rsvlm.data.croissant import describe_source
-from rsvlm.data.sources import list_source, parse_source
+from rsvlm.data.sources import parse_source
 from rsvlm.files import fingerprint_file, read_json
 from rsvlm.study.model_card import model_card
 from rsvlm.study.studies import study_params

@@ -12,10 +12,9 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from rsvlm.data import duplicates
-from rsvlm.data.boxes import image_size
+from rsvlm.data.boxes import image_size, read_mask_boxes
 from rsvlm.data.duplicates import fingerprint_images
 from rsvlm.data.images import MAX_PIXELS, READING, ImageError, open_file, open_image
-from rsvlm.data.mask_boxes import read_mask_boxes
 from rsvlm.models import pixels as pixel_cache
 from rsvlm.viewing.thumbnails import ThumbnailCache, make_thumbnail
 

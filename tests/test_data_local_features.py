@@ -9,10 +9,10 @@ from PIL import Image, ImageEnhance
 
 from rsvlm.content_cache import ContentCache
 from rsvlm.data import local_features
+from rsvlm.data.audit import RECALL, find_near_duplicates
 from rsvlm.data.blue_marble import load_maps
 from rsvlm.data.duplicates import find_pairs, fingerprint_images
 from rsvlm.data.local_features import LEAST_SIDE, candidate_pairs, compare_features, find_same_ground, take_features
-from rsvlm.data.overlap import RECALL, find_near_duplicates
 from rsvlm.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]

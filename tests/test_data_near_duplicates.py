@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from rsvlm.content_cache import FILE
 from rsvlm.data import duplicates
+from rsvlm.data.audit import find_near_duplicates, verbatim_share
 from rsvlm.data.duplicates import (
     TURN_NAMES,
     TURNS,
@@ -21,7 +22,6 @@ from rsvlm.data.duplicates import (
     without_contrast,
 )
 from rsvlm.data.images import ImageError
-from rsvlm.data.overlap import find_near_duplicates, verbatim_share
 
 
 def scene(seed, size=160):

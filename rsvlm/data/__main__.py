@@ -9,10 +9,9 @@ import tempfile
 from pathlib import Path
 
 from rsvlm.data.aggregate import TABLE, audit_sources
-from rsvlm.data.audit import english_dictionary
+from rsvlm.data.audit import english_dictionary, search_scope
 from rsvlm.data.cards import render_cards, renew_cards
 from rsvlm.data.catalogue import KNOWN, DownloadError, get_source
-from rsvlm.data.overlap import search_scope
 from rsvlm.data.table import load_table
 from rsvlm.files import read_json, write_json, write_json_lines
 

@@ -7,24 +7,45 @@ splits that are drawn, checks of the whole.
 import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsvlm.data.audit import caption_facts, english_dictionary, find_misspelt, published_counts
+from rsvlm.data import audit, box_readers, caption_readers, caption_tables
+from rsvlm.data.blue_marble import make_blue_marble
+from rsvlm.data.box_captions import caption_listing
+from rsvlm.data.boxes import Classes, read_mask_boxes
 from rsvlm.data.cards import write_study_cards
 from rsvlm.data.duplicates import Fingerprint, fingerprint_images
 from rsvlm.data.images import ImageError
-from rsvlm.data.listings import NAMES_SHOWN, FoundImage, ListedImage, Listing, find_images
-from rsvlm.data.names import SPLITS, check_fixes, fixes_report
-from rsvlm.data.overlap import find_near_duplicates, verbatim_share
-from rsvlm.data.sources import Source, list_source, missing_split, parse_source, parse_sources
+from rsvlm.data.listings import (
+    NAMES_SHOWN,
+    FoundImage,
+    ListedImage,
+    Listing,
+    find_images,
+    mend_rsicd_splits,
+    name_rsicd_classes,
+)
+from rsvlm.data.names import SPLITS, check_fixes, class_words, fixes_report
+from rsvlm.data.sources import (
+    OLDER,
+    SOUGHT,
+    Source,
+    TileSettings,
+    missing_split,
+    parse_source,
+    parse_sources,
+    place_of,
+    settings_of,
+)
 from rsvlm.data.table import save_table
 from rsvlm.extras import import_extra
 from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_lines
 
 TABLE, ADAPT = "images.jsonl", "adapt.jsonl"  # the table, and the rows that adapt the encoder alone
 NEAR_DUPLICATES = "near_duplicates.jsonl"  # every pair of near-duplicates, beside the table
+Log = Callable[[str], None]
 
 
 def aggregate_sources(
@@ -40,7 +61,7 @@ def aggregate_sources(
     cache: Path | None = None,
     tiles: Path | None = None,
     root: Path | None = None,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> tuple[list[dict], dict]:
     """Rows of all images that are used, and the report on them.
 
@@ -68,116 +89,175 @@ def aggregate_sources(
     parsed = parse_sources(sources)
     if max_images_per_split is not None and max_images_per_split < 1:
         raise ValueError(f"max_images_per_split must be at least 1 or null, is {max_images_per_split}")
-    rows, _, report = _survey(
-        parsed,
-        data_root,
-        allow_missing=allow_missing_images,
-        drop=drop_train_near_duplicates_of_test,
-        same_ground=find_same_ground,
-        most=max_images_per_split,
-        spelling=check_spelling,
-        seed=seed,
-        cache=cache,
-        tiles=tiles,
-        root=root,
-        log=log,
+    run = _Run(
+        data_root, allow_missing_images, max_images_per_split, seed, cache, tiles, (root or Path()).absolute(), log
     )
+    rows, _, report = _survey(parsed, run, drop_train_near_duplicates_of_test, find_same_ground, check_spelling)
     entering = {source.name for source in parsed if source.use == "all"}
     _check_splits({row["split"] for row in rows if row["source"] in entering}, report)
     return rows, report
 
 
 def audit_sources(
-    sources: list[dict],
-    *,
-    data_root: str,
-    find_same_ground: bool = True,
-    check_spelling: bool = True,
-    seed: int = 0,
-    cache: Path | None = None,
-    root: Path | None = None,
-    log: Callable[[str], None] = print,
+    sources: list[dict], *, data_root: str, find_same_ground: bool = True, check_spelling: bool = True
 ) -> tuple[list[dict], dict]:
     """Rows of every listed image of some sources, also of those without a file, and the report on them.
 
     Nothing is dropped and no split needs to be there. Arguments and errors are those of ``aggregate_sources``.
     """
     parsed = [parse_source(source | {"use": "audit"}) for source in sources]
-    _, rows, report = _survey(
-        parsed,
-        data_root,
-        allow_missing=True,
-        drop=False,
-        same_ground=find_same_ground,
-        most=None,
-        spelling=check_spelling,
-        seed=seed,
-        cache=cache,
-        root=root,
-        log=log,
-    )
-    return rows, report
+    run = _Run(data_root, True, None, 0, None, None, Path.cwd(), print)
+    return _survey(parsed, run, False, find_same_ground, check_spelling)[1:]
+
+
+def list_source(
+    source: Source, data_root: str, seed: int = 0, tiles: Path | None = None, root: Path | None = None
+) -> tuple[Listing, Path | None, list[Path]]:
+    """A source's listing, its folder of images, and the files or folders of its annotations.
+
+    Args:
+        data_root: folder that paths start from, absolute or relative to ``root``.
+        seed: of Blue Marble's tiles and of the wording of captions made from boxes.
+        tiles: folder that Blue Marble's tiles are written to; None = ``blue_marble`` below ``data_root``.
+        root: None = the working directory.
+
+    Raises:
+        FileNotFoundError, ValueError: as the format's reader.
+    """
+    if source.format == "blue_marble":
+        tiles = tiles or place_of("blue_marble", data_root, root)
+        make_blue_marble(TileSettings(source.tiles, source.tile_pixels, seed), tiles)
+        annotations, images = tiles / "dataset.json", tiles / "images"
+        return caption_readers.read_karpathy(annotations, labels="field"), images, [annotations]
+
+    def below(path: str) -> Path:
+        try:
+            return place_of(path, data_root, root)
+        except ValueError as error:
+            raise ValueError(f"sources: {source.name}: {error}") from error
+
+    fixes = check_fixes(source.fixes)
+    images = below(source.images) if source.images else None
+    lists = {split: below(path) for split, path in (source.splits or {}).items()}
+    if isinstance(source.annotations, Mapping):
+        place = {split: below(path) for split, path in source.annotations.items()}
+        used = list(place.values())
+    else:
+        place = below(source.annotations)
+        used = [place, *lists.values()]
+    listing = _read_source(source, place, images, lists, fixes, seed)
+    if not listing.counts["captions_listed"]:
+        raise ValueError(
+            f"sources: {source.name}: not one caption for {len(listing.images):,} images in "
+            f"{', '.join(map(str, used))}; format {source.format} looks for {SOUGHT.get(source.format, 'captions')}"
+        )
+    mend_rsicd_splits(listing, allowed="rsicd_swapped_splits" in fixes)
+    if source.labels == "prefix":
+        used += name_rsicd_classes(listing, used[0].parent)
+    return listing, images, used
+
+
+def _read_source(
+    source: Source,
+    place: Path | dict[str, Path],
+    images: Path | None,
+    lists: dict[str, Path],
+    fixes: frozenset[str],
+    seed: int,
+) -> Listing:
+    """What the format's reader gives; ``place`` is a file or folder of annotations, or a file a split."""
+    plain = {
+        "nwpu": caption_readers.read_nwpu,
+        "retrieval_json": caption_tables.read_retrieval_json,
+        "precomputed": caption_readers.read_precomputed,
+        "coco_captions": caption_readers.read_coco_captions,
+    }
+    if source.format in plain:
+        return plain[source.format](place, fixes)
+    if OLDER.get(source.format, source.format) == "caption_table":
+        captions = tuple(source.caption_columns) if source.caption_columns else None
+        columns = caption_tables.Columns(source.split_column, source.image_column, captions, source.label_column)
+        return caption_tables.read_caption_table(place, fixes, columns)
+    if source.format == "karpathy":
+        return caption_readers.read_karpathy(place, fixes=fixes, labels=source.labels)
+    if source.format == "sydney_text":
+        return caption_readers.read_sydney_text(place, lists, fixes)
+    words, settings = class_words(source.classes, "classes", source.format == "masks"), settings_of(source.captions)
+    if source.format == "coco_boxes":
+        return caption_listing(
+            box_readers.read_coco_boxes(place, images or Path(), Classes(words), fixes), settings, seed
+        )
+    if images is None:
+        raise ValueError(f"sources: {source.name}: format {source.format} needs 'images' also for an audit alone")
+    if source.format == "masks":
+        least = (source.min_pixels, source.min_share, settings.centre)
+        boxed = read_mask_boxes(place, images, words, lists, source.split, source.suffix, *least)
+    else:
+        read = getattr(box_readers, f"read_{source.format}")  # voc_boxes, dota_boxes, yolo_boxes
+        boxed = read(place, images, Classes(words), lists, source.split, fixes)
+    return caption_listing(boxed, settings, seed)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all sources of a run share; see ``aggregate_sources``."""
+
+    data_root: str
+    allow_missing: bool
+    most: int | None  # images a source and split
+    seed: int
+    cache: Path | None
+    tiles: Path | None
+    root: Path
+    log: Log
 
 
 def _survey(
-    sources: list[Source],
-    data_root: str,
-    *,
-    allow_missing: bool,
-    drop: bool,
-    same_ground: bool,
-    most: int | None,
-    spelling: bool,
-    seed: int,
-    cache: Path | None,
-    tiles: Path | None = None,
-    root: Path | None,
-    log: Callable[[str], None],
+    sources: list[Source], run: _Run, drop: bool, same_ground: bool, spelling: bool
 ) -> tuple[list[dict], list[dict], dict]:
     """Rows that are used, rows that are only compared, and the report.
 
     All files are listed, and missing ones and splits told, before the first image is opened.
     """
-    root = Path.cwd() if root is None else root.absolute()
     import_extra("faiss", "the search for near-duplicates")  # now rather than after all images were read
     if spelling:
-        english_dictionary()
-    rows, others, prints, report = [], [], {}, {"sources": {}}
-    listed = []
-    for source in sources:
-        allow = allow_missing if source.allow_missing_images is None else source.allow_missing_images
-        listed.append(_list_files(source, data_root, allow or source.use == "audit", seed, tiles, root, log))
-        report["sources"][source.name] = listed[-1].facts
+        audit.english_dictionary()
+    listed = [_list_files(source, run) for source in sources]
+    report: dict = {"sources": {one.source.name: one.facts for one in listed}}
     entering = [one for one in listed if one.source.use == "all"]
     if entering:
         splits = {item.listed.split for one in entering for item in one.found if item.listed.captions}
         drawn = any(one.source.val_share and one.facts["splits_read"].get("train") for one in entering)
         _check_splits(splits | ({"val"} if drawn else set()), report)
+    rows, others, prints = [], [], {}
     for one in listed:
-        new, new_prints = _read_images(one, data_root, most, seed, cache, root, log)
-        name, facts = one.source.name, one.facts
-        log(f"{name}: {facts.get('images_read', 0)} of {facts['images_listed']} listed images read")
+        new, new_prints = _read_images(one, run)
+        run.log(
+            f"{one.source.name}: {one.facts.get('images_read', 0)} of {one.facts['images_listed']} listed images read"
+        )
         (others if one.source.use == "audit" else rows).extend(new)
         prints |= new_prints
     shares = {source.name: source.val_share for source in sources if source.val_share}
-    rows, pairs, report["near_duplicates"] = find_near_duplicates(
-        rows, others, prints, drop, shares, seed, same_ground=same_ground, cache=cache, log=log
+    rows, pairs, report["near_duplicates"] = audit.find_near_duplicates(
+        rows, others, prints, drop, shares, run.seed, same_ground=same_ground, cache=run.cache, log=run.log
     )
     report["near_duplicates"]["list"] = pairs
     for name, count in report["near_duplicates"].pop("drawn_for_validation").items():
         report["sources"][name]["images_drawn_for_validation"] = count
     rows.sort(key=lambda row: (row["source"], row["split"], row["image_id"]))
-    report["verbatim"] = verbatim_share([*rows, *others])
+    report["verbatim"] = audit.verbatim_share([*rows, *others])
     for name, facts in report["sources"].items():
-        own = [row for row in (*rows, *others) if row["source"] == name]
-        captions = [caption for row in own for caption in row["captions"]]
-        facts["images"] = {split: sum(row["split"] == split for row in own) for split in SPLITS}
-        facts["captions"] = {
-            split: sum(len(row["captions"]) for row in own if row["split"] == split) for split in SPLITS
-        }
-        facts |= caption_facts(captions)
+        own = {split: [] for split in SPLITS}
+        for row in (*rows, *others):
+            if row["source"] == name:
+                own[row["split"]].append(row)
+        captions = {split: [caption for row in part for caption in row["captions"]] for split, part in own.items()}
+        facts["images"] = {split: len(part) for split, part in own.items()}
+        facts["captions"] = {split: len(part) for split, part in captions.items()}
+        every = [caption for part in captions.values() for caption in part]
+        facts |= audit.caption_facts(every)
         if spelling:
-            facts["misspelt"] = find_misspelt(captions)
+            facts["misspelt"] = audit.find_misspelt(every)
     return rows, others, report
 
 
@@ -193,21 +273,21 @@ class _ListedFiles:
     allow: bool  # missing and broken images are left out and counted; else they stop the stage
 
 
-def _list_files(
-    source: Source, data_root: str, allow: bool, seed: int, tiles: Path | None, root: Path, log: Callable[[str], None]
-) -> _ListedFiles:
-    listing, folder, files = list_source(source, data_root, seed, tiles, root)
-    where = files[0]
+def _list_files(source: Source, run: _Run) -> _ListedFiles:
+    listing, folder, files = list_source(source, run.data_root, run.seed, run.tiles, run.root)
+    where, names = files[0], [image.name for image in listing.images]
     fixes = check_fixes(source.fixes)
+    allow = run.allow_missing if source.allow_missing_images is None else source.allow_missing_images
+    allow = allow or source.use == "audit"
     facts: dict = {
         "format": source.format,
         "use": source.use,
         "annotation_files": {file.name: fingerprint_file(file) for file in files if file.is_file()},
-        "images_listed": len(listing.images),
-        "published": published_counts(source.name, listing),
+        "images_listed": len(names),
+        "published": audit.published_counts(source.name, listing),
     }
     for file, taken in listing.notes.get("read_as", {}).items():
-        log(f"{source.name}: {file}: {taken}")
+        run.log(f"{source.name}: {file}: {taken}")
     if source.val_share and listing.notes["splits_read"].get("val"):
         raise ValueError(
             f"sources: {source.name}: val_share, but {where} has {listing.notes['splits_read']['val']:,} validation "
@@ -216,10 +296,9 @@ def _list_files(
     there = folder is not None and folder.is_dir()
     if not there and not allow:
         raise FileNotFoundError(
-            f"{source.name}: no folder {folder} for the {len(listing.images):,} images of {where}; put them there "
+            f"{source.name}: no folder {folder} for the {len(names):,} images of {where}; put them there "
             "(data/raw/README.md says where they come from), take the source out, or set allow_missing_images to go on"
         )
-    names = [image.name for image in listing.images]
     found, missing, disk_counts = find_images(listing.images, folder, fixes) if there else ([], names, {})
     if there or source.use != "audit":
         facts |= {"files_missing": len(missing), "first_files_missing": sorted(missing)[:NAMES_SHOWN]}
@@ -228,35 +307,23 @@ def _list_files(
     facts["fixes"] = fixes_report(listing.counts + Counter(disk_counts), fixes)
     if missing and not allow:
         raise FileNotFoundError(
-            f"{source.name}: {len(missing):,} of {len(listing.images):,} images listed in {where} are not in {folder}, "
+            f"{source.name}: {len(missing):,} of {len(names):,} images listed in {where} are not in {folder}, "
             f"for example {', '.join(sorted(missing)[:5])}; bring them, or set allow_missing_images to go on"
         )
     return _ListedFiles(source, listing, facts, found, missing, allow)
 
 
-def _read_images(
-    one: _ListedFiles,
-    data_root: str,
-    most: int | None,
-    seed: int,
-    cache: Path | None,
-    root: Path,
-    log: Callable[[str], None],
-) -> tuple[list[dict], dict[str, Fingerprint]]:
+def _read_images(one: _ListedFiles, run: _Run) -> tuple[list[dict], dict[str, Fingerprint]]:
     """Rows of one source and fingerprints by image_id; its part of the report grows."""
     source, facts = one.source, one.facts
     if source.use == "audit" and facts.get("images_on_disk") is False:
-        return _captions_alone(source, one.listing.images), {}
-    wordless = [item for item in one.found if not item.listed.captions]
+        return [_row_of(source, image.name, image) for image in one.listing.images], {}
+    wordless = [item.name for item in one.found if not item.listed.captions]
     spoken = [item for item in one.found if item.listed.captions]
     wanted = [item for item in spoken if source.use != "adapt" or item.listed.split == "train"]
-    usable = _limit(wanted, most, f"{seed}/{source.name}")
-    facts |= {
-        "images_without_caption": len(wordless),
-        "first_images_without_caption": sorted(i.name for i in wordless)[:NAMES_SHOWN],
-    }
+    usable = _limit(wanted, run.most, f"{run.seed}/{source.name}")
     rows, prints, broken, sizes = [], {}, [], Counter()
-    prints_of = fingerprint_images([i.path for i in usable], cache=cache, log=log)
+    prints_of = fingerprint_images([item.path for item in usable], cache=run.cache, log=run.log)
     for item, print_of in zip(usable, prints_of, strict=True):
         if isinstance(print_of, ImageError):
             if not one.allow:
@@ -266,52 +333,38 @@ def _read_images(
             broken.append(item.name)
             continue
         sizes[f"{print_of.width}x{print_of.height}"] += 1
-        row = _row_of(source, item, data_root, root, print_of)
-        prints[row["image_id"]] = print_of
-        rows.append(row)
+        # A data_root that was given as an absolute path outside the root gives absolute paths.
+        absolute = Path(run.data_root).is_absolute() and not item.path.is_relative_to(run.root)
+        path = item.path if absolute else Path(os.path.relpath(item.path, run.root))
+        seen = {"width": print_of.width, "height": print_of.height, "resolution": source.resolution}
+        rows.append(_row_of(source, item.name, item.listed) | {"path": path.as_posix()} | seen)
+        prints[rows[-1]["image_id"]] = print_of
     facts |= {
+        "images_without_caption": len(wordless),
+        "first_images_without_caption": sorted(wordless)[:NAMES_SHOWN],
         "images_left_out_by_use": len(spoken) - len(wanted),
         "images_left_out_by_limit": len(wanted) - len(usable),
-    }
-    facts["images_broken"] = len(broken)
-    facts |= {"first_images_broken": sorted(broken)[:NAMES_SHOWN], "images_read": len(rows)}
-    facts |= {
+        "images_broken": len(broken),
+        "first_images_broken": sorted(broken)[:NAMES_SHOWN],
+        "images_read": len(rows),
         "image_sizes": dict(sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMES_SHOWN]),
         "different_image_sizes": len(sizes),
     }
     if source.use == "audit":
         absent = set(one.missing)
-        rows += _captions_alone(source, [image for image in one.listing.images if image.name in absent])
+        rows += [_row_of(source, image.name, image) for image in one.listing.images if image.name in absent]
     return rows, prints
 
 
-def _row_of(source: Source, item: FoundImage, data_root: str, root: Path, one: Fingerprint) -> dict:
-    """A row of the image table."""
+def _row_of(source: Source, name: str, image: ListedImage) -> dict:
+    """A row of an image without its file, for comparing captions: such a row never enters the table."""
     return {
-        "image_id": f"{source.name}/{item.name}",
+        "image_id": f"{source.name}/{name}",
         "source": source.name,
-        "split": item.listed.split,
-        "path": _path_text(item, data_root, root),
-        "captions": list(item.listed.captions),
-        "label": item.listed.label,
-        "width": one.width,
-        "height": one.height,
-        "resolution": source.resolution,
+        "split": image.split,
+        "captions": list(image.captions),
+        "label": image.label,
     }
-
-
-def _captions_alone(source: Source, images: list[ListedImage]) -> list[dict]:
-    """Rows of images that are not here, for comparing captions; they never enter the table."""
-    return [
-        {
-            "image_id": f"{source.name}/{image.name}",
-            "source": source.name,
-            "split": image.split,
-            "captions": list(image.captions),
-            "label": image.label,
-        }
-        for image in images
-    ]
 
 
 def _limit(found: list[FoundImage], most: int | None, seed: str) -> list[FoundImage]:
@@ -323,16 +376,6 @@ def _limit(found: list[FoundImage], most: int | None, seed: str) -> list[FoundIm
             items = sorted(random.Random(f"{seed}/{split}").sample(items, most), key=lambda item: item.name)
         kept += items
     return kept
-
-
-def _path_text(item: FoundImage, data_root: str, root: Path) -> str:
-    """The table's path: relative to the root, except for a ``data_root`` that was given as an absolute path outside."""
-    inside = item.path.is_relative_to(root)
-    return (
-        item.path.as_posix()
-        if Path(data_root).is_absolute() and not inside
-        else Path(os.path.relpath(item.path, root)).as_posix()
-    )
 
 
 def _check_splits(present: set[str], report: dict) -> None:
@@ -364,9 +407,8 @@ def write_aggregated(
         save_table([row for row in rows if row["source"] not in adapting], scratch / TABLE)
         save_table([row for row in rows if row["source"] in adapting], scratch / ADAPT)
         write_json_lines(scratch / NEAR_DUPLICATES, report["near_duplicates"]["list"])
-        duplicates = {
-            key: value for key, value in report["near_duplicates"].items() if key != "list"
-        }  # has a file of its own
+        # The list has a file of its own.
+        duplicates = {key: value for key, value in report["near_duplicates"].items() if key != "list"}
         write_json(scratch / "report.json", report | {"near_duplicates": duplicates})
     tables = [aggregated / name for name in ((TABLE, ADAPT) if adapting else (TABLE,))]
     with whole_folder(cards) as scratch:

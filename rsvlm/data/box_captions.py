@@ -10,7 +10,7 @@ Nothing is said about sides or compass points, so that all stays true when an im
 Nothing is said that the annotations do not prove. An object somewhere in an upright box need not be where another's box
 overlaps it, so of boxes alone no object is inside another, and two are next to each other only where the boxes leave no
 other way. "Elsewhere" leaves out a box that holds the middle of the image, "free of" one that reaches into the centre;
-a plain count then takes the caption's place. Parts of a class mask (``rsvlm.data.mask_boxes``) are told by what their
+a plain count then takes the caption's place. Parts of a class mask (``rsvlm.data.boxes``) are told by what their
 pixels prove, and have no number where one part may hold several objects that touch or smaller areas were left out.
 """
 
@@ -33,7 +33,6 @@ PARALLEL = 15  # degrees that each of the objects may be off their mean directio
 NEARBY = 0.05  # share of the image's diagonal that two objects are apart at most where they are next to each other
 STRETCHED = 1.5  # long by short side from which an object has a direction
 SIZES = {"large", "small", "big", "little", "huge", "tiny", "long", "short", "great", "mini", "giant", "oversized"}
-
 
 CENTRE = (
     "{There_are} {objects} in the center of the image.",

@@ -1,41 +1,28 @@
 """Readers of boxes: COCO's JSON, Pascal VOC's and HRSC2016's XML, DOTA's and YOLO's text.
 
-Reader of COCO's instances: boxes, polygons and run-length masks (pycocotools) of named categories.
+- COCO: a file a split; boxes, polygons and run-length masks (pycocotools) of named categories.
+- XML, a file an image: Pascal VOC's (DIOR, DIOR-R, HRRSD) and HRSC2016's, upright or oriented boxes.
+- DOTA, a file an image: lines ``X1 Y1 X2 Y2 X3 Y3 X4 Y4 CLASS DIFFICULTY``; ``imagesource:...`` and ``gsd:...`` may come
+  first.
+- YOLO, a file an image: lines of a class number, and centre and sides as shares.
 
-Reader of XML with a file an image: Pascal VOC's (DIOR, DIOR-R, HRRSD) and HRSC2016's, upright or oriented boxes.
-
-Reader of DOTA's text: a file an image, a line an object with eight corner coordinates, class and difficulty.
-
-``X1 Y1 X2 Y2 X3 Y3 X4 Y4 CLASS DIFFICULTY``; lines ``imagesource:...`` and ``gsd:...`` may come first.
-
-Reader of YOLO's text: a file an image, a line an object: class number, and centre and sides as shares.
+Each gives images with boxes; errors name the file and the entry or line.
 """
 
 import math
-import xml.sax
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
+from xml.parsers import expat
 
 import numpy as np
 from pycocotools import mask as masks
 
-from rsvlm.data.boxes import (
-    Box,
-    BoxedImage,
-    BoxedListing,
-    Classes,
-    annotation_files,
-    check_box,
-    check_corners,
-    image_by_stem,
-    image_size,
-    read_line_boxes,
-    split_of_stems,
-)
-from rsvlm.data.caption_readers import CocoFile, read_coco
-from rsvlm.data.listings import check_split
+from rsvlm.data.boxes import Box, BoxedImage, BoxedListing, Classes, files_of_images, image_size
+from rsvlm.data.caption_readers import read_coco
+from rsvlm.data.listings import check_split, read_lines
 from rsvlm.data.names import ALL, check_name
+
+Size = tuple[int, int]  # width and height, pixels
 
 
 def read_coco_boxes(
@@ -52,7 +39,7 @@ def read_coco_boxes(
         FileNotFoundError: a file is missing.
         ValueError: as ``read_coco``; an unknown category, a box outside its image, a damaged or misfitting mask.
     """
-    listing = BoxedListing()
+    listing = BoxedListing(classes, fixes)
     for split, path in files.items():
         check_split(split, str(path))
         coco = read_coco(path)
@@ -62,34 +49,27 @@ def read_coco_boxes(
         }
         boxes: dict[object, list[Box]] = {key: [] for key in coco.images}
         for number, entry in enumerate(coco.annotations):
-            box = _box_of(entry, coco, sizes, classes, fixes, listing, f"{path}: annotations[{number}]")
-            if box is not None:
-                boxes[entry["image_id"]].append(box)
+            where, category = f"{path}: annotations[{number}]", entry.get("category_id")
+            if not isinstance(category, int | str) or category not in coco.categories:
+                raise ValueError(f"{where}: no category has the id {category!r}")
+            word, image = classes.word(coco.categories[category], where), entry["image_id"]
+            if word is not None:
+                boxes[image] += _coco_box(listing, word, entry, sizes[image], where)
         for key, (name, _, _) in coco.images.items():
             listing.images.append(BoxedImage(name, split, *sizes[key], tuple(boxes[key])))
     return listing
 
 
-def _box_of(
-    entry: dict, coco: CocoFile, sizes: dict, classes: Classes, fixes: frozenset[str], listing: BoxedListing, where: str
-) -> Box | None:
-    """One annotation as a box; None for a class or a box that is left out."""
-    category = entry.get("category_id")
-    if not isinstance(category, int | str) or category not in coco.categories:
-        raise ValueError(f"{where}: no category has the id {category!r}")
-    word = classes.word(coco.categories[category], where)
-    if word is None:
-        return None
-    width, height = sizes[entry["image_id"]]
+def _coco_box(listing: BoxedListing, word: str, entry: dict, size: Size, where: str) -> list[Box]:
     box, pixels = entry.get("bbox"), None
     if entry.get("segmentation"):
-        mask = _run_lengths(entry["segmentation"], width, height, where)
+        mask = _run_lengths(entry["segmentation"], *size, where)
         pixels = float(masks.area(mask)) or None  # a sliver between two rows of pixels still has its box
         box = box or [float(value) for value in masks.toBbox(mask)]
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
         raise ValueError(f"{where}: 'bbox' must be [left, top, width, height], is {box!r}")
     left, top, across, down = box
-    return check_box(word, left, top, left + across, top + down, width, height, where, listing, fixes, pixels=pixels)
+    return listing.check_box(word, (left, top, left + across, top + down), size, where, pixels=pixels)
 
 
 def _run_lengths(segmentation: object, width: int, height: int, where: str) -> dict:
@@ -155,14 +135,7 @@ CENTRED = (
     tuple(f"mbox_{key}" for key in ("cx", "cy", "w", "h", "ang")),
 )
 UPRIGHT = tuple(tuple(f"{box}{key}" for key in ("xmin", "ymin", "xmax", "ymax")) for box in ("bndbox/", "box_"))
-
-
-@dataclass
-class _Object:
-    """One object entry: the texts of its elements by their path below it, and the line it starts in."""
-
-    line: int
-    texts: dict[str, str] = field(default_factory=dict)
+Texts = dict[str, str]  # the texts of a file's or an object's elements by their path below it
 
 
 def read_voc_boxes(
@@ -176,7 +149,6 @@ def read_voc_boxes(
     """Images with boxes from a folder of XML files.
 
     Args:
-        folder: of XML files.
         images: folder, for sizes that a file does not give.
         classes: words for the names in the files.
         lists: split -> list of stems; without any, all files go to ``split``.
@@ -186,111 +158,94 @@ def read_voc_boxes(
         ValueError: not whole XML, an object without name or box, a box outside its image, an unknown class; names file
             and line.
     """
-    listing = BoxedListing()
-    of_image = image_by_stem(images) if images.is_dir() else {}
-    for path, part in split_of_stems(annotation_files(folder, ".xml"), lists, split).items():
-        reader = _read_xml(path)
-        name = check_name(_file_name(reader.texts) or f"{path.stem}.jpg", str(path))
-        if Path(name).stem != path.stem and path.stem in of_image:
+    listing = BoxedListing(classes, fixes)
+    for path, part, image in files_of_images(folder, images, lists, split, (".xml",), needed=False):
+        texts, objects = _read_xml(path)
+        named = texts.get("filename")
+        if texts.get("Img_FileName") and texts.get("Img_FileFmt"):  # HRSC
+            named = f"{texts['Img_FileName']}.{texts['Img_FileFmt']}"
+        name = check_name(named or f"{path.stem}.jpg", str(path))
+        if Path(name).stem != path.stem and image:
             # DIOR's files name one another's images in places; the file's own name holds
-            name = of_image[path.stem].name
+            name = image.name
             listing.counts["files_naming_another_image"] += 1
-        width, height = (
-            _whole(reader.texts.get(f"size/{key}") or reader.texts.get(f"Img_Size{key.capitalize()}"), path)
-            for key in ("width", "height")
-        )
-        if not width or not height:
-            if path.stem not in of_image:
+        size = _voc_size(texts, path)
+        if not all(size):
+            if image is None:
                 raise ValueError(f"{path}: gives no size, and {images} holds no image {path.stem!r} to take it from")
-            width, height = image_size(of_image[path.stem])
+            size = image_size(image)
             listing.counts["sizes_from_the_image"] += 1
-        boxes = []
-        for one in reader.objects:
-            where = f"{path}: line {one.line}"
-            word = classes.word(one.texts.get("name") or one.texts.get("Class_ID") or _missing(where, "name"), where)
-            boxes += [] if word is None else [_box_of_voc_boxes(one, word, width, height, where, listing, fixes)]
-        kept = tuple(box for box in boxes if box is not None)
-        listing.images.append(BoxedImage(name, part, width, height, kept))
+        boxes: list[Box] = []
+        for line, one in objects:
+            where, called = f"{path}: line {line}", one.get("name") or one.get("Class_ID")
+            if not called:
+                raise ValueError(f"{where}: the object has no 'name'")
+            word = classes.word(called, where)
+            boxes += [] if word is None else _voc_box(listing, word, one, size, where)
+        listing.images.append(BoxedImage(name, part, *size, tuple(boxes)))
     return listing
 
 
-def _file_name(texts: dict[str, str]) -> str | None:
-    """The image that a file names: VOC's ``filename``, or HRSC's ``Img_FileName`` and ``Img_FileFmt``."""
-    if texts.get("Img_FileName") and texts.get("Img_FileFmt"):
-        return f"{texts['Img_FileName']}.{texts['Img_FileFmt']}"
-    return texts.get("filename")
+def _read_xml(path: Path) -> tuple[Texts, list[tuple[int, Texts]]]:
+    """A file's own texts, and of each object the line it starts in and its texts (ElementTree would not keep lines)."""
+    texts: Texts = {}
+    objects: list[tuple[int, Texts]] = []
+    way: list[str] = []
+    said: list[str] = []
+    parser = expat.ParserCreate()
 
+    def start(name: str, _: object) -> None:
+        way.append(name)
+        said.clear()
+        if way[1:] in OBJECTS:
+            objects.append((parser.CurrentLineNumber, {}))
 
-class _Reader(xml.sax.ContentHandler):
-    """Collects a file's objects and its own texts, with lines (ElementTree would not keep them)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: dict[str, str] = {}
-        self.objects: list[_Object] = []
-        self._path: list[str] = []
-        self._text = ""
-        self._locator: xml.sax.xmlreader.Locator | None = None
-
-    def setDocumentLocator(self, locator: xml.sax.xmlreader.Locator) -> None:  # the parser's name
-        self._locator = locator
-
-    def startElement(self, name: str, attrs: object) -> None:
-        self._path.append(name)
-        self._text = ""
-        if self._path[1:] in OBJECTS:
-            self.objects.append(_Object(self._locator.getLineNumber()))
-
-    def characters(self, content: str) -> None:
-        self._text += content
-
-    def endElement(self, name: str) -> None:
-        below = self._path[1:]
+    def end(_: str) -> None:
+        below = way[1:]
         depth = next((len(place) for place in OBJECTS if below[: len(place)] == place), None)
         if depth and len(below) > depth:
-            self.objects[-1].texts["/".join(below[depth:])] = self._text.strip()
+            objects[-1][1]["/".join(below[depth:])] = "".join(said).strip()
         elif below:
-            self.texts["/".join(below)] = self._text.strip()
-        self._path.pop()
-        self._text = ""
+            texts["/".join(below)] = "".join(said).strip()
+        way.pop()
+        said.clear()
 
-
-def _read_xml(path: Path) -> _Reader:
-    reader = _Reader()
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, said.append
     try:
         with path.open("rb") as file:
-            parser = xml.sax.make_parser()
-            parser.setFeature(xml.sax.handler.feature_external_ges, False)
-            parser.setContentHandler(reader)
-            parser.parse(file)
-    except xml.sax.SAXParseException as error:
-        raise ValueError(f"{path}: line {error.getLineNumber()}: not whole XML: {error.getMessage()}") from error
-    return reader
+            parser.ParseFile(file)
+    except expat.ExpatError as error:
+        raise ValueError(f"{path}: line {error.lineno}: not whole XML: {expat.ErrorString(error.code)}") from error
+    return texts, objects
 
 
-def _box_of_voc_boxes(
-    one: _Object, word: str, width: int, height: int, where: str, listing: BoxedListing, fixes: frozenset[str]
-) -> Box | None:
+def _voc_size(texts: Texts, path: Path) -> Size:
+    """Width and height as the file gives them, 0 where it does not."""
+    size = []
+    for key in ("width", "height"):
+        text = texts.get(f"size/{key}") or texts.get(f"Img_Size{key.capitalize()}")
+        value = _number(text or "0", f"{path}: size")
+        if value != int(value) or value < 0:
+            raise ValueError(f"{path}: size must be whole numbers of pixels, is {text!r}")
+        size.append(int(value))
+    return size[0], size[1]
+
+
+def _voc_box(listing: BoxedListing, word: str, one: Texts, size: Size, where: str) -> list[Box]:
     """The box of an object, by what its elements give: four corners, centre, sides and angle, or two corners."""
-
-    def values(keys: tuple[str, ...]) -> list[float]:
-        return [_number(one.texts.get(key), f"{where}: {key}") for key in keys]
-
-    for keys in CORNERS:
-        if keys[0] in one.texts:
-            return check_corners(word, values(keys), width, height, where, listing, fixes)
-    for keys in CENTRED:
-        if keys[0] in one.texts:
-            x, y, w, h, angle = values(keys)
-            across = (w / 2 * math.cos(angle), w / 2 * math.sin(angle))
-            down = (-h / 2 * math.sin(angle), h / 2 * math.cos(angle))
-            signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
-            corners = [(x, y)[i] + a * across[i] + d * down[i] for a, d in signs for i in (0, 1)]
-            return check_corners(word, corners, width, height, where, listing, fixes)
-    for keys in UPRIGHT:
-        if keys[0] in one.texts:
-            return check_box(word, *values(keys), width, height, where, listing, fixes)
-    return _missing(where, "bndbox")
+    keys = next((keys for keys in (*CORNERS, *CENTRED, *UPRIGHT) if keys[0] in one), None)
+    if keys is None:
+        raise ValueError(f"{where}: the object has no 'bndbox'")
+    values = [_number(one.get(key), f"{where}: {key}") for key in keys]
+    if keys in UPRIGHT:
+        return listing.check_box(word, tuple(values), size, where)
+    if keys in CENTRED:
+        x, y, w, h, angle = values
+        across = (w / 2 * math.cos(angle), w / 2 * math.sin(angle))
+        down = (-h / 2 * math.sin(angle), h / 2 * math.cos(angle))
+        signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
+        values = [(x, y)[i] + a * across[i] + d * down[i] for a, d in signs for i in (0, 1)]
+    return listing.check_corners(word, values, size, where)
 
 
 def _number(text: str | None, where: str) -> float:
@@ -298,17 +253,6 @@ def _number(text: str | None, where: str) -> float:
         return float(text)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} must be a number, is {text!r}") from error
-
-
-def _whole(text: str | None, path: Path) -> int:
-    value = _number(text or "0", f"{path}: size")
-    if value != int(value) or value < 0:
-        raise ValueError(f"{path}: size must be whole numbers of pixels, is {text!r}")
-    return int(value)
-
-
-def _missing(where: str, key: str) -> str:
-    raise ValueError(f"{where}: the object has no {key!r}")
 
 
 def read_dota_boxes(
@@ -319,29 +263,25 @@ def read_dota_boxes(
     split: str = "train",
     fixes: frozenset[str] = ALL,
 ) -> BoxedListing:
-    """Images with oriented boxes from a folder of text files; sizes are read from the images.
+    """Images with oriented boxes, with the direction of their long side, from a folder of text files.
 
     Raises:
         FileNotFoundError: a folder or an image is missing.
         ValueError: a line with other fields, an unknown class, a box outside its image; names file and line.
     """
-    box_of = partial(_box_of_dota_boxes, classes=classes, fixes=fixes)
-    return read_line_boxes(folder, images, lists, split, box_of, skipped_lines=("imagesource:", "gsd:"))
+    listing = BoxedListing(classes, fixes)
 
+    def box_of(fields: list[str], size: Size, where: str) -> list[Box]:
+        if len(fields) not in (9, 10):
+            raise ValueError(f"{where}: needs eight coordinates, a class and a difficulty, has {len(fields)} fields")
+        try:
+            values = [float(text) for text in fields[:8]]
+        except ValueError as error:
+            raise ValueError(f"{where}: the eight coordinates must be numbers: {error}") from error
+        word = classes.word(fields[8], where)
+        return [] if word is None else listing.check_corners(word, values, size, where)
 
-def _box_of_dota_boxes(
-    fields: list[str], width: int, height: int, listing: BoxedListing, where: str, classes: Classes,
-    fixes: frozenset[str],
-) -> Box | None:  # fmt: skip
-    """One line as a box with the direction of its long side; None for a class or a box that is left out."""
-    if len(fields) not in (9, 10):
-        raise ValueError(f"{where}: needs eight coordinates, a class and a difficulty, has {len(fields)} fields")
-    try:
-        values = [float(text) for text in fields[:8]]
-    except ValueError as error:
-        raise ValueError(f"{where}: the eight coordinates must be numbers: {error}") from error
-    word = classes.word(fields[8], where)
-    return None if word is None else check_corners(word, values, width, height, where, listing, fixes)
+    return _read_lines_of_boxes(listing, folder, images, lists, split, box_of)
 
 
 def read_yolo_boxes(
@@ -352,7 +292,7 @@ def read_yolo_boxes(
     split: str = "train",
     fixes: frozenset[str] = ALL,
 ) -> BoxedListing:
-    """Images with boxes from a folder of text files (``classes.txt`` is skipped); sizes are read from the images.
+    """Images with boxes from a folder of text files; ``classes.txt`` is skipped.
 
     Args:
         classes: words by class number ("0", "1", ...); a number that is not among them stops the reader.
@@ -361,26 +301,40 @@ def read_yolo_boxes(
         FileNotFoundError: a folder or an image is missing.
         ValueError: a line with other fields, an unknown class, a box outside its image; names file and line.
     """
-    box_of = partial(_box_of_yolo_boxes, classes=classes, fixes=fixes)
-    return read_line_boxes(folder, images, lists, split, box_of, skipped_files=("classes.txt",))
+    listing = BoxedListing(classes, fixes)
+
+    def box_of(fields: list[str], size: Size, where: str) -> list[Box]:
+        if len(fields) != 5:
+            raise ValueError(f"{where}: needs a class number and four shares of the sides, has {len(fields)} fields")
+        if not fields[0].isdecimal():
+            raise ValueError(f"{where}: the class must be a whole number, is {fields[0]!r}")
+        try:
+            x, y, w, h = (float(text) for text in fields[1:])
+        except ValueError as error:
+            raise ValueError(f"{where}: the box must be four numbers: {error}") from error
+        if max(x, y, w, h) > 1.5:
+            raise ValueError(f"{where}: the box must be shares of the sides from 0 to 1, is {fields[1:]}: pixels?")
+        word = classes.word(str(int(fields[0])), where)
+        (width, height), left, top = size, (x - w / 2) * size[0], (y - h / 2) * size[1]
+        corners = (left, top, left + w * width, top + h * height)
+        return [] if word is None else listing.check_box(word, corners, size, where)
+
+    return _read_lines_of_boxes(listing, folder, images, lists, split, box_of)
 
 
-def _box_of_yolo_boxes(
-    fields: list[str], width: int, height: int, listing: BoxedListing, where: str, classes: Classes,
-    fixes: frozenset[str],
-) -> Box | None:  # fmt: skip
-    if len(fields) != 5:
-        raise ValueError(f"{where}: needs a class number and four shares of the sides, has {len(fields)} fields")
-    if not fields[0].isdecimal():
-        raise ValueError(f"{where}: the class must be a whole number, is {fields[0]!r}")
-    try:
-        x, y, w, h = (float(text) for text in fields[1:])
-    except ValueError as error:
-        raise ValueError(f"{where}: the box must be four numbers: {error}") from error
-    if max(x, y, w, h) > 1.5:
-        raise ValueError(f"{where}: the box must be shares of the sides from 0 to 1, is {fields[1:]}: pixels?")
-    word = classes.word(str(int(fields[0])), where)
-    if word is None:
-        return None
-    left, top = (x - w / 2) * width, (y - h / 2) * height
-    return check_box(word, left, top, left + w * width, top + h * height, width, height, where, listing, fixes)
+def _read_lines_of_boxes(
+    listing: BoxedListing,
+    folder: Path,
+    images: Path,
+    lists: dict[str, Path],
+    split: str,
+    box_of: Callable[[list[str], Size, str], list[Box]],
+) -> BoxedListing:
+    """The listing, filled from text files with a line an object; ``box_of`` takes its fields, the size and the place."""
+    for path, part, image in files_of_images(folder, images, lists, split, (".txt",), skipped=("classes.txt",)):
+        size, boxes = image_size(image), []
+        for number, line in read_lines(path):
+            if line.strip() and not line.lower().startswith(("imagesource:", "gsd:")):
+                boxes += box_of(line.split(), size, f"{path}: line {number}")
+        listing.images.append(BoxedImage(image.name, part, *size, tuple(boxes)))
+    return listing

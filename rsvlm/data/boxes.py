@@ -1,30 +1,40 @@
-"""Boxes and the images that they lie in: what every file of boxes or masks comes down to.
+"""Boxes around objects: what every file of boxes or masks comes down to, checked against the image's size.
 
-From label maps to boxes and from boxes to words, in the way of RemoteCLIP (Liu et al. 2023, section III).
+Boxes become captions (``rsvlm.data.box_captions``) and masks become boxes in the way of RemoteCLIP (Liu et al. 2023,
+section III): per class a binary mask, its connected parts (``boxes_of_mask``), the box around each.
 
-Mask to box: per class a binary mask, its connected parts, the box around each. Box to caption: an object whose box
-centre lies in the centre of the image is told apart from the others; counts above ten become "many". The paper leaves
-"centre" open; here it is the middle half of width and height, as in a later re-implementation.
+Beyond it, what a caption says of a part of a class mask (LoveDA, Potsdam, Vaihingen, iSAID) is measured on its pixels,
+for a box proves neither where a bent part lies nor what is inside what:
 
-What every file of boxes or masks comes down to: images with their boxes, checked against the image's size.
+- A part lies in the centre when half of it does or it fills half of the centre; around it when no pixel of it is there.
+- A part is surrounded by a class when every path from it to the image's edge crosses that class, that is, when it lies
+  in a hole of it (Suzuki and Abe 1985, "Topological structural analysis of digitized binary images by border
+  following", section 2; OpenCV's contours follow it).
+- Two classes are next to each other when parts of them are at most ``NEARBY`` apart, pixel to pixel.
 
-The readers of COCO, VOC, DOTA, YOLO and masks end here; ``rsvlm.data.box_captions`` makes captions of it.
+A class mask does not tell touching objects apart, and what hides an object splits it: of 572 parts in four iSAID masks
+13 held several instances. So parts of objects are no count of them; areas are, unless some were too small to count.
+OpenCV: extra ``boxes``.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
-from rsvlm.data.images import EXTENSIONS, open_file
+from rsvlm.data.images import EXTENSIONS, ImageError, open_file
 from rsvlm.data.listings import NAMES_SHOWN, check_split, read_lines
-from rsvlm.data.names import ALL, NUMBERS, check_name, closest_name
+from rsvlm.data.names import ALL, check_name, closest_name, is_area
+from rsvlm.extras import import_extra
 
-MANY = 10
+Colour = int | tuple[int, int, int]
+NEARBY = 0.02  # share of the image's diagonal: the labels of Potsdam leave borders of 6 of 724 pixels between classes
+MIN_WIDTH = 3  # pixels: strips that are thinner everywhere are slips of the pen along a border between classes
 
 
 @dataclass(frozen=True)
@@ -44,54 +54,6 @@ class Box:
     exact: bool = True  # whether the boxes of this class are as many as its objects or areas
 
 
-def boxes_of_mask(mask: np.ndarray, label: str, min_pixels: int = 1) -> list[Box]:
-    """Boxes of a boolean mask's (H, W) connected parts (8 neighbours) of at least ``min_pixels``, largest first."""
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=int))
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    boxes = [
-        Box(label, columns.start, rows.start, columns.stop, rows.stop, int(sizes[part]))
-        for part, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1)
-        if sizes[part] >= min_pixels
-    ]
-    return sorted(boxes, key=lambda box: (-box.pixels, box.top, box.left))
-
-
-def boxes_of_classes(class_map: np.ndarray, names: Mapping[int, str], min_pixels: int = 1) -> list[Box]:
-    """Boxes of all named classes of a label map (H, W) of integers: mask to box. Values without a name are left out."""
-    present = [value for value in np.unique(class_map).tolist() if value in names]
-    return [box for value in present for box in boxes_of_mask(class_map == value, names[value], min_pixels)]
-
-
-def is_central(box: Box, width: int, height: int) -> bool:
-    """Whether the box's centre lies in the middle half of the image's width and height."""
-    x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
-    return width / 4 <= x <= 3 * width / 4 and height / 4 <= y <= 3 * height / 4
-
-
-def place_of(box: Box, width: int, height: int) -> str:
-    """Where a box lies, in words that stay true when the image is flipped or turned by right angles.
-
-    One of: ``in the middle``, ``away from the edges``, ``at one edge``, ``in one corner``, ``from edge to edge``,
-    ``around the edges`` (three or four edges).
-    """
-    across = (box.left <= 0) + (box.right >= width)
-    along = (box.top <= 0) + (box.bottom >= height)
-    if across + along == 0:
-        return "in the middle" if is_central(box, width, height) else "away from the edges"
-    if across + along == 1:
-        return "at one edge"
-    if across + along == 2:
-        return "in one corner" if across == along == 1 else "from edge to edge"
-    return "around the edges"
-
-
-def count_in_words(count: int, singular: str, plural: str) -> str:
-    """``one lake``, ``three lakes``, ``many lakes`` (above ten)."""
-    if count == 1:
-        return f"one {singular}"
-    return f"{NUMBERS[count] if count <= MANY else 'many'} {plural}"
-
-
 @dataclass(frozen=True)
 class BoxedImage:
     """One image with its size in pixels and its boxes."""
@@ -102,15 +64,6 @@ class BoxedImage:
     height: int
     boxes: tuple[Box, ...]
     relations: tuple[tuple[str, str, str], ...] = ()  # masks: (class, "next to" or "surrounded by", class)
-
-
-@dataclass
-class BoxedListing:
-    """The images of a source of boxes or masks, counts of what was met, and the first places of some of it."""
-
-    images: list[BoxedImage] = field(default_factory=list)
-    counts: Counter = field(default_factory=Counter)
-    notes: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,64 +87,74 @@ class Classes:
         return name.replace("-", " ").replace("_", " ").strip().lower() if word == "*" else word
 
 
-def check_box(
-    label: str, left: float, top: float, right: float, bottom: float, width: int, height: int, where: str,
-    listing: BoxedListing, fixes: frozenset[str] = ALL, angle: float | None = None, stretch: float = 1.0,
-    pixels: float | None = None,
-) -> Box | None:  # fmt: skip
-    """A box inside its image, or None for one without an area that the fix ``boxes_without_area`` leaves out.
+@dataclass
+class BoxedListing:
+    """The images of a source of boxes or masks, counts of what was met, and the first places of some of it."""
 
-    One that reaches over the edge is cut there by the fix ``boxes_clipped``. Both are counted; of the former the
-    listing's notes tell the first places.
+    classes: Classes = field(default_factory=Classes)
+    fixes: frozenset[str] = ALL
+    images: list[BoxedImage] = field(default_factory=list)
+    counts: Counter = field(default_factory=Counter)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
-    Raises:
-        ValueError: no numbers, wholly outside the image, or a defect whose fix is off; names the place.
-    """
-    corners = (left, top, right, bottom)
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in corners):
-        raise ValueError(f"{where}: the box of {label!r} must be finite numbers, is {corners}")
-    if right <= left or bottom <= top or pixels == 0:
-        listing.counts["boxes_without_area"] += 1
-        places = listing.notes.setdefault("first_boxes_without_area", [])
-        places += [f"{Path(where).name} ({label})"] if len(places) < NAMES_SHOWN else []
-        if "boxes_without_area" not in fixes:
-            raise ValueError(
-                f"{where}: the box of {label!r} has no area: {corners}; the fix 'boxes_without_area' leaves it out"
-            )
-        return None
-    if right <= 0 or bottom <= 0 or left >= width or top >= height:
-        raise ValueError(f"{where}: the box of {label!r} lies outside the image of {width}x{height} pixels: {corners}")
-    inside = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
-    # Some files count pixels from 1 and let the last one end at width + 1.
-    if any(abs(a - b) > 1 for a, b in zip(inside, corners, strict=True)):
-        listing.counts["boxes_over_the_edge"] += 1
-        if "boxes_clipped" not in fixes:
-            raise ValueError(
-                f"{where}: the box of {label!r} reaches over the image of {width}x{height} pixels: {corners}; "
-                "the fix 'boxes_clipped' cuts it at the edge"
-            )
-    area = (inside[2] - inside[0]) * (inside[3] - inside[1])
-    return Box(label, *inside, area if pixels is None else pixels, angle, stretch)
+    def check_box(
+        self, label: str, corners: tuple[float, float, float, float], size: tuple[int, int], where: str,
+        *, angle: float | None = None, stretch: float = 1.0, pixels: float | None = None,
+    ) -> list[Box]:  # fmt: skip
+        """The one box inside its image, or none without an area that the fix ``boxes_without_area`` leaves out.
 
+        One that reaches over the edge is cut there by the fix ``boxes_clipped``. Both are counted; of the former the
+        notes tell the first places.
 
-def check_corners(
-    label: str, values: list[float], width: int, height: int, where: str, listing: BoxedListing, fixes: frozenset[str]
-) -> Box | None:
-    """As ``check_box``, of four corners (x1, y1, ..., x4, y4) in order around the object (DOTA, DIOR-R)."""
-    if not all(map(math.isfinite, values)):
-        raise ValueError(f"{where}: the eight coordinates must be finite, are {values}")
-    corners = list(zip(values[::2], values[1::2], strict=True))
-    sides = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(corners, corners[1:] + corners[:1], strict=True)]
-    lengths = [math.hypot(*side) for side in sides]
-    first, second = (lengths[0] + lengths[2]) / 2, (lengths[1] + lengths[3]) / 2
-    x, y = sides[0] if first >= second else sides[1]
-    # Half the cross product of the diagonals: the area of any quadrilateral.
-    (ax, ay), (bx, by), (cx, cy), (dx, dy) = corners
-    area = abs((cx - ax) * (dy - by) - (cy - ay) * (dx - bx)) / 2
-    return check_box(
-        label, min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]), width, height, where,
-        listing, fixes, math.degrees(math.atan2(y, x)) % 180, max(first, second) / max(min(first, second), 1e-6), area,
-    )  # fmt: skip
+        Args:
+            corners: left, top, right, bottom in pixels.
+            size: width and height of the image.
+
+        Raises:
+            ValueError: no numbers, wholly outside the image, or a defect whose fix is off; names the place.
+        """
+        left, top, right, bottom = corners
+        (width, height), told = size, f"the image of {size[0]}x{size[1]} pixels: {corners}"
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in corners):
+            raise ValueError(f"{where}: the box of {label!r} must be finite numbers, is {corners}")
+        if right <= left or bottom <= top or pixels == 0:
+            self.counts["boxes_without_area"] += 1
+            places = self.notes.setdefault("first_boxes_without_area", [])
+            places += [f"{Path(where).name} ({label})"] if len(places) < NAMES_SHOWN else []
+            if "boxes_without_area" not in self.fixes:
+                raise ValueError(
+                    f"{where}: the box of {label!r} has no area: {corners}; the fix 'boxes_without_area' leaves it out"
+                )
+            return []
+        if right <= 0 or bottom <= 0 or left >= width or top >= height:
+            raise ValueError(f"{where}: the box of {label!r} lies outside {told}")
+        inside = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
+        # Some files count pixels from 1 and let the last one end at width + 1.
+        if any(abs(a - b) > 1 for a, b in zip(inside, corners, strict=True)):
+            self.counts["boxes_over_the_edge"] += 1
+            if "boxes_clipped" not in self.fixes:
+                raise ValueError(
+                    f"{where}: the box of {label!r} reaches over {told}; the fix 'boxes_clipped' cuts it at the edge"
+                )
+        area = (inside[2] - inside[0]) * (inside[3] - inside[1])
+        return [Box(label, *inside, area if pixels is None else pixels, angle, stretch)]
+
+    def check_corners(self, label: str, values: list[float], size: tuple[int, int], where: str) -> list[Box]:
+        """As ``check_box``, of four corners (x1, y1, ..., x4, y4) in order around the object (DOTA, DIOR-R)."""
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{where}: the eight coordinates must be finite, are {values}")
+        x, y = values[::2], values[1::2]
+        sides = [(x[n] - x[n - 1], y[n] - y[n - 1]) for n in (1, 2, 3, 0)]
+        lengths = [math.hypot(*side) for side in sides]
+        first, second = (lengths[0] + lengths[2]) / 2, (lengths[1] + lengths[3]) / 2
+        across, down = sides[0] if first >= second else sides[1]
+        # Half the cross product of the diagonals: the area of any quadrilateral.
+        area = abs((x[2] - x[0]) * (y[3] - y[1]) - (y[2] - y[0]) * (x[3] - x[1])) / 2
+        return self.check_box(
+            label, (min(x), min(y), max(x), max(y)), size, where, pixels=area,
+            angle=math.degrees(math.atan2(down, across)) % 180,
+            stretch=max(first, second) / max(min(first, second), 1e-6),
+        )  # fmt: skip
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -204,32 +167,43 @@ def image_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def image_by_stem(folder: Path) -> dict[str, Path]:
-    """Stem -> image file, of the files directly in a folder.
+def files_of_images(
+    folder: Path, images: Path, lists: Mapping[str, Path], split: str, endings: tuple[str, ...],
+    *, skipped: tuple[str, ...] = (), needed: bool = True,
+) -> Iterator[tuple[Path, str, Path | None]]:  # fmt: skip
+    """(annotation file, split, image file) of a folder with an annotation file for each image, sorted.
+
+    Args:
+        lists: split -> list of stems or file names, one a line; files that no list names are left out.
+        split: of all, where there are no lists.
+        endings: of the annotation files' names; what stands before is their image's stem.
+        skipped: names that are no annotations.
+        needed: each must have its image; else the image file may be None.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: two files have one stem.
+        FileNotFoundError: a folder or an image is missing, or no file has such an ending.
+        ValueError: two images of one stem; a list names a stem that has no file, or two lists name one.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of images")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    of_image: dict[str, Path] = {}
+    if needed and not images.is_dir():
+        raise FileNotFoundError(f"{images}: no such folder of images")
+    for path in sorted(images.iterdir()) if images.is_dir() else ():
         if path.suffix.lower() in EXTENSIONS:
-            if path.stem in found:
-                raise ValueError(f"{path}: {found[path.stem].name} has the same name but for the extension")
-            found[path.stem] = path
-    return found
+            if path.stem in of_image:
+                raise ValueError(f"{path}: {of_image[path.stem].name} has the same name but for the extension")
+            of_image[path.stem] = path
+    files = [path for ending in endings for path in sorted(folder.glob(f"*{ending}"))]
+    if not files:
+        raise FileNotFoundError(f"{folder}: no folder with {endings[0]} files; see data/raw/README.md")
+    files = [path for path in files if path.name not in skipped]
+    for path, part in _splits_of(files, lists, split).items():
+        stem = next(path.name.removesuffix(ending) for ending in endings if path.name.endswith(ending))
+        if needed and stem not in of_image:
+            raise FileNotFoundError(f"{path}: {images} holds no image {stem!r}, which gives its size")
+        yield path, part, of_image.get(stem)
 
 
-def split_of_stems(files: list[Path], lists: Mapping[str, Path], split: str) -> dict[Path, str]:
-    """File -> split: by lists of stems (a stem or file name a line), or one split for all where there are no lists.
-
-    Files that no list names are left out.
-
-    Raises:
-        ValueError: a list names a stem that has no file, or two lists name one; names file and line.
-    """
+def _splits_of(files: list[Path], lists: Mapping[str, Path], split: str) -> dict[Path, str]:
     if not lists:
         check_split(split, "split")
         return dict.fromkeys(files, split)
@@ -251,51 +225,164 @@ def split_of_stems(files: list[Path], lists: Mapping[str, Path], split: str) -> 
     return chosen
 
 
-def annotation_files(folder: Path, extension: str) -> list[Path]:
-    """The annotation files of a folder, sorted.
+def boxes_of_mask(mask: np.ndarray, label: str, min_pixels: int = 1) -> list[Box]:
+    """Boxes of a boolean mask's (H, W) connected parts (8 neighbours) of at least ``min_pixels``, largest first."""
+    parts, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=int))
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    boxes = [
+        Box(label, columns.start, rows.start, columns.stop, rows.stop, int(sizes[part]))
+        for part, (rows, columns) in enumerate(ndimage.find_objects(parts), start=1)
+        if sizes[part] >= min_pixels
+    ]
+    return sorted(boxes, key=_by_size)
 
-    Raises:
-        FileNotFoundError: no such folder, or none of its files has the extension.
-    """
-    files = sorted(path for path in folder.glob(f"*{extension}")) if folder.is_dir() else []
-    if not files:
-        raise FileNotFoundError(f"{folder}: no folder with {extension} files; see data/raw/README.md")
-    return files
+
+def _by_size(box: Box) -> tuple[float, float, float]:
+    return -box.pixels, box.top, box.left
 
 
-def read_line_boxes(
+def read_mask_boxes(
     folder: Path,
     images: Path,
-    lists: Mapping[str, Path],
-    split: str,
-    box_of: Callable[[list[str], int, int, BoxedListing, str], Box | None],
-    skipped_files: tuple[str, ...] = (),
-    skipped_lines: tuple[str, ...] = (),
+    classes: Mapping[Colour, str | None],
+    lists: dict[str, Path],
+    split: str = "train",
+    suffix: str = "",
+    min_pixels: int = 64,
+    min_share: float = 0.001,
+    centre: float = 0.5,
 ) -> BoxedListing:
-    """Images with boxes from a folder of text files, one an image, with a line an object; sizes are the images'.
+    """Images with the boxes of their class masks' connected parts.
 
     Args:
-        box_of: takes a line's fields, width, height, the listing and the place for error messages; None leaves an
-            object out.
-        skipped_files: names that are no annotations.
-        skipped_lines: how lines begin that hold no object, lower case.
+        folder: of masks, PNG or TIFF, named as their images.
+        images: folder of the images.
+        classes: pixel value (index masks) or (red, green, blue) (colour masks) -> word; None leaves a class out.
+        suffix: behind the image's name in the mask's (``_label`` for ``1_label.png``).
+        min_pixels: smallest part of a class of objects, pixels. 8 by 8 are the least to know a thing by; the smallest
+            of 595 instances in four iSAID images has 264, of 16 cars at 5 and 9 cm a pixel 155.
+        min_share: smallest part of a class of areas (``is_area``), share of the image. In samples of LoveDA, Potsdam
+            and Vaihingen a person sees areas from 0.2 % on; below 0.1 % are slivers at borders and beside objects.
+        centre: share of width and height that is the centre.
 
     Raises:
         FileNotFoundError: a folder or an image is missing.
-        ValueError: what ``box_of`` refuses, with file and line.
+        ValueError: a mask that is no image, has another size than its image, or holds a value without a class.
     """
     listing = BoxedListing()
-    of_image = image_by_stem(images)
-    files = [path for path in annotation_files(folder, ".txt") if path.name not in skipped_files]
-    for path, part in split_of_stems(files, lists, split).items():
-        if path.stem not in of_image:
-            raise FileNotFoundError(f"{path}: {images} holds no image {path.stem!r}, which gives the boxes their size")
-        width, height = image_size(of_image[path.stem])
-        boxes = [
-            box_of(line.split(), width, height, listing, f"{path}: line {number}")
-            for number, line in read_lines(path)
-            if line.strip() and not line.lower().startswith(skipped_lines)
-        ]
-        kept = tuple(box for box in boxes if box is not None)
-        listing.images.append(BoxedImage(of_image[path.stem].name, part, width, height, kept))
+    endings = (f"{suffix}.png", f"{suffix}.tif")
+    for path, part, image in files_of_images(folder, images, lists, split, endings):
+        width, height = image_size(image)
+        values = _read_mask(path, colour=any(isinstance(key, tuple) for key in classes))
+        if values.shape[:2] != (height, width):
+            raise ValueError(
+                f"{path}: the mask is {values.shape[1]}x{values.shape[0]} pixels, its image {image.name} "
+                f"{width}x{height}"
+            )
+        found = _values_in(values)
+        unknown = [key for key in found if key not in classes]
+        if unknown and "*" not in classes:
+            raise ValueError(
+                f"{path}: pixels of {unknown[0]} have no class ({len(unknown)} such values); known: "
+                f"{', '.join(map(str, classes))}; the key '*' stands for all others"
+            )
+        planes: dict[str, np.ndarray] = {}
+        for key in found:
+            word = classes.get(key, classes.get("*"))
+            if word is not None:
+                here = (values == np.array(key)).all(axis=2) if values.ndim == 3 else values == key
+                planes[word] = planes[word] | here if word in planes else here
+        boxes: list[Box] = []
+        kept: dict[str, np.ndarray] = {}
+        for word, plane in planes.items():
+            least = math.ceil(min_share * width * height) if is_area(word) else min_pixels
+            parts, kept[word] = boxes_of_part(plane, word, least, centre)
+            boxes += parts
+        relations = tuple(_relations(kept, NEARBY * math.hypot(width, height)))
+        listing.images.append(BoxedImage(image.name, part, width, height, tuple(boxes), relations))
     return listing
+
+
+def _values_in(values: np.ndarray) -> list[Colour]:
+    """The values in a mask, (H, W) of indices or (H, W, 3) of colours, sorted."""
+    if values.ndim == 2:
+        return np.unique(values).tolist()
+    # A colour as one number: as rows of three they sort many times slower.
+    packed = np.unique(values.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)).tolist()
+    return [(number >> 16, number >> 8 & 255, number & 255) for number in packed]
+
+
+def boxes_of_part(
+    mask: np.ndarray, label: str, min_pixels: int = 1, centre: float = 0.5
+) -> tuple[list[Box], np.ndarray]:
+    """Boxes of a boolean mask's (H, W) connected parts (8 neighbours), largest first, and the mask of these parts.
+
+    Parts of fewer than ``min_pixels`` are left out and, where that is more than one, those nowhere MIN_WIDTH wide.
+    """
+    cv2 = import_extra("cv2", "reading masks")
+
+    plane = np.ascontiguousarray(mask, dtype=np.uint8)
+    H, W = plane.shape
+    count, parts, facts, _ = cv2.connectedComponentsWithStats(plane, connectivity=8)
+    wide = np.full(count, min_pixels <= 1)
+    wide[parts[cv2.erode(plane, np.ones((MIN_WIDTH, MIN_WIDTH), np.uint8)) > 0]] = True
+    wide[0] = False  # the background
+    keep = wide & (facts[:, cv2.CC_STAT_AREA] >= min_pixels)
+    exact = is_area(label) and bool((keep == wide).all())
+    # Pixels whose centres lie in the centre, as for boxes.
+    y, x = (np.abs(np.arange(size) + 0.5 - size / 2) <= centre * size / 2 for size in (H, W))
+    inner = np.bincount(parts[np.ix_(y, x)].ravel(), minlength=count)
+    boxes = []
+    for number in np.flatnonzero(keep).tolist():
+        left, top, across, down, pixels = facts[number].tolist()
+        in_centre = 2 * inner[number] >= min(pixels, y.sum() * x.sum())
+        place = "centre" if in_centre else "both" if inner[number] else "around"
+        boxes.append(Box(label, left, top, left + across, top + down, pixels, place=place, exact=exact))
+    return sorted(boxes, key=_by_size), keep[parts]
+
+
+def _relations(planes: dict[str, np.ndarray], nearby: float) -> list[tuple[str, str, str]]:
+    """Which classes have a part that is surrounded by an area of another class, or next to a part of it."""
+    cv2 = import_extra("cv2", "reading masks")
+
+    found = []
+    names = sorted(name for name, plane in planes.items() if plane.any())
+    for other in names:
+        plane = planes[other].astype(np.uint8)
+        near = cv2.distanceTransform(1 - plane, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= nearby
+        contours, _ = cv2.findContours(plane, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        holes = cv2.drawContours(np.zeros_like(plane), contours, -1, 1, cv2.FILLED) > plane
+        for name in names:
+            if name == other:
+                continue
+            if is_area(other) and _has_part_in(planes[name], holes):
+                found.append((name, "surrounded by", other))
+            elif (planes[name] & near).any():
+                found.append((name, "next to", other))
+    return found
+
+
+def _has_part_in(plane: np.ndarray, holes: np.ndarray) -> bool:
+    """Whether a connected part of a plane lies wholly in the holes."""
+    cv2 = import_extra("cv2", "reading masks")
+
+    if not (holes & plane).any():
+        return False
+    _, parts = cv2.connectedComponents(plane.astype(np.uint8), connectivity=8)
+    return bool(np.setdiff1d(parts[holes & plane], parts[~holes & plane]).size)
+
+
+def _read_mask(path: Path, colour: bool) -> np.ndarray:
+    """A mask's values, (H, W) of indices or (H, W, 3) of colours."""
+    try:
+        with open_file(path) as image:
+            image.load()
+            if colour:
+                return np.asarray(image.convert("RGB"))
+            if image.mode not in ("L", "P", "1", "I;16", "I"):
+                raise ImageError(
+                    f"{path}: an index mask must have one channel, has {image.mode}; give 'classes' as colours"
+                )
+            return np.asarray(image).astype(np.int64)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: not a whole image: {error}") from error

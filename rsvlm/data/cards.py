@@ -1,9 +1,10 @@
-"""Data cards: pages written by people, with a block of numbers that a run fills in.
+"""Data cards: pages written by people, with a block of numbers that a run fills in, and the same in Croissant JSON-LD.
 
 ``data_cards/NAME.md`` holds the page; ``data_cards/measured/NAME.json`` the numbers that its block was last filled
-with; ``data_cards/croissant/NAME.json`` the machine's version. The stage aggregate_data puts filled copies of its
-sources' cards into ``reports/cards``; ``python -m rsvlm.data audit FOLDER --cards`` and ``python -m rsvlm.data cards
---study`` renew the ones in the repository.
+with; ``data_cards/croissant/NAME.json`` the machine's version (MLCommons' Croissant 1.0, with the terms of GeoCroissant
+1.0 that apply; the tests validate it with mlcroissant). The stage aggregate_data puts filled copies of its sources'
+cards into ``reports/cards``; ``python -m rsvlm.data audit FOLDER --cards`` and ``python -m rsvlm.data cards --study``
+renew the ones in the repository.
 """
 
 import html
@@ -12,11 +13,9 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from rsvlm.data.audit import words_of
-from rsvlm.data.catalogue import CAP4, KNOWN
-from rsvlm.data.croissant import describe_source, describe_table
+from rsvlm.data.audit import search_scope, words_of
+from rsvlm.data.catalogue import CAP4, KNOWN, KnownSource
 from rsvlm.data.names import FIXES, SPLITS
-from rsvlm.data.overlap import search_scope
 from rsvlm.files import fingerprint_file, read_json, write_json, write_text
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -45,6 +44,35 @@ COUNTS = {  # over all that the file lists, or all that lies in the folder, whet
 }
 
 
+CROISSANT, GEO = "http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/geo/1.0"
+VERSION = "1.0.0"  # of the descriptions
+CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "geocr": "http://mlcommons.org/croissant/geo/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "sc": "https://schema.org/",
+} | {
+    term: f"cr:{term}"
+    for term in (
+        "citeAs", "column", "equivalentProperty", "extract", "field", "fileProperty", "fileObject", "fileSet", "format",
+        "includes", "isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references", "regex",
+        "repeated", "replace", "samplingRate", "separator", "source", "subField", "transform",
+    )
+}  # fmt: skip
+# JSON paths of the formats that mlcroissant can read: name of the field -> path of one value an image.
+JSON_FIELDS = {
+    "karpathy": {"filename": "$.images[*].filename", "split": "$.images[*].split"},
+    "retrieval_json": {"image": "$[*].image"},
+}
+
+
 def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
     """What a run found on one source, for its card: numbers, checksums, overlaps, examples. JSON, no paths.
 
@@ -53,32 +81,23 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
         rows: of the image table, all sources; of a source without rows no examples are shown.
         report: of rsvlm.data.aggregate.
     """
-    facts = report["sources"][name]
-    own = [row for row in rows if row["source"] == name]
-    duplicates = report["near_duplicates"]["images_with_a_near_duplicate"]
-    kept = {key: facts[key] for key in COUNTS if facts.get(key)}
+    facts, shared = report["sources"][name], report["near_duplicates"]
+    duplicates = shared["images_with_a_near_duplicate"]
+    as_they_are = (
+        "format", "annotation_files", "published", "images_listed", "splits_listed", "splits_read", "distinct_captions",
+        "vocabulary", "words_a_caption", "fixes",
+    )  # fmt: skip
+    otherwise = {
+        "images_read": None, "captions_listed": 0, "splits_swapped_back": 0, "image_sizes": {},
+        "different_image_sizes": 0, "read_as": {}, "misspelt": None,
+    }  # fmt: skip
     return {
         "source": name,
-        "format": facts["format"],
-        "annotation_files": facts["annotation_files"],
-        "published": facts["published"],
-        "images_listed": facts["images_listed"],
-        "images_read": facts.get("images_read"),
-        "captions_listed": facts.get("captions_listed", 0),
-        "splits_listed": facts["splits_listed"],
-        "splits_read": facts["splits_read"],
-        "splits_swapped_back": facts.get("splits_swapped_back", 0),
-        "image_sizes": facts.get("image_sizes", {}),
-        "different_image_sizes": facts.get("different_image_sizes", 0),
-        "distinct_captions": facts["distinct_captions"],
-        "vocabulary": facts["vocabulary"],
-        "words_a_caption": facts["words_a_caption"],
+        **{key: facts[key] for key in as_they_are},
+        **{key: facts.get(key, value) for key, value in otherwise.items()},
         "captions_used": sum(facts["captions"].values()),
-        "read_as": facts.get("read_as", {}),
         "drawn_for_validation": facts.get("images_drawn_for_validation", 0),
-        "misspelt": facts.get("misspelt"),
-        "counts": kept,
-        "fixes": facts["fixes"],
+        "counts": {key: facts[key] for key in COUNTS if facts.get(key)},
         "verbatim_in_train": {
             part: {other: share for other, share in row.items() if other.endswith("/train")}
             for part, row in report["verbatim"].items()
@@ -89,9 +108,9 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
             for part, row in duplicates.items()
             if part.startswith(f"{name}/") and any(row.values())
         },
-        "same_ground": report["near_duplicates"]["same_ground"],
+        "same_ground": shared["same_ground"],
         "images_compared": any(part.startswith(f"{name}/") for part in duplicates),
-        "examples": example_images(own),
+        "examples": example_images([row for row in rows if row["source"] == name]),
     }
 
 
@@ -147,7 +166,8 @@ def measured_block(facts: Mapping | None) -> str:
         lines.append(f"- {facts['drawn_for_validation']:,} training images were drawn for validation (`val_share`).")
     lines += [f"- {count:,} {COUNTS[key]}." for key, count in facts["counts"].items()]
     for fix, state in facts["fixes"].items():
-        lines.append(f"- Fix `{fix}` {'on' if state['on'] else 'off'}, met {_times(state['met'])}: {FIXES[fix].does}.")
+        times = "once" if state["met"] == 1 else f"{state['met']:,} times"
+        lines.append(f"- Fix `{fix}` {'on' if state['on'] else 'off'}, met {times}: {FIXES[fix].does}.")
     for part, row in sorted(facts["verbatim_in_train"].items()):
         shares = ", ".join(f"{100 * share:.1f} % in {other}" for other, share in row.items() if share)
         lines.append(f"- Of the captions of {part}, word for word: {shares or 'none in any training split'}.")
@@ -247,11 +267,9 @@ def mixture_card(report: Mapping) -> str:
 
 def renew_cards(rows: list[dict], report: Mapping, folder: Path) -> list[str]:
     """Names of the known sources whose cards in ``folder`` were filled anew from a run."""
-    renewed = []
-    for name in sorted(set(report["sources"]) & set(KNOWN)):
-        facts = measured_facts(name, rows, report)
-        write_json(folder / "measured" / f"{name}.json", facts)
-        renewed.append(name)
+    renewed = sorted(set(report["sources"]) & set(KNOWN))
+    for name in renewed:
+        write_json(folder / "measured" / f"{name}.json", measured_facts(name, rows, report))
     render_cards(folder)
     return renewed
 
@@ -273,11 +291,8 @@ def load_measured(name: str, folder: Path) -> dict | None:
 
 def _own_card(name: str) -> str:
     """The start of a card for a source that has none."""
-    body = {
-        "In short": "A source of this study without a card of its own: write one from what is measured below.",
-        "Measured": f"{BEGIN}\n{END}",
-    }
-    return f"# {_escaped(name)}\n\n" + "\n\n".join(f"## {title}\n\n{text}" for title, text in body.items()) + "\n"
+    text = "A source of this study without a card of its own: write one from what is measured below."
+    return f"# {_escaped(name)}\n\n## In short\n\n{text}\n\n## Measured\n\n{BEGIN}\n{END}\n"
 
 
 def _scope_lines(same_ground: Mapping | None) -> list[str]:
@@ -287,10 +302,6 @@ def _scope_lines(same_ground: Mapping | None) -> list[str]:
         f"- Near-duplicates that are copies of one shot: {scope['copy']}.",
         f"- Near-duplicates that show the same ground at another zoom, shift or date: {scope['same_ground']}.",
     ]
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count:,} times"
 
 
 def _code(text: str) -> str:
@@ -305,3 +316,129 @@ def _escaped(text: str) -> str:
     for mark in ("|", "`", "*", "_", "[", "]"):
         escaped = escaped.replace(mark, f"\\{mark}")
     return escaped
+
+
+def describe_source(name: str, measured: Mapping | None) -> dict:
+    """The Croissant description of a known source.
+
+    Args:
+        name: of rsvlm.data.catalogue.KNOWN.
+        measured: what a run found (``measured_facts``), for the annotation files' checksums; None where none was.
+
+    Raises:
+        KeyError: an unknown source.
+    """
+    known = KNOWN[name]
+    annotated = sorted((measured or {}).get("annotation_files", {}).items())
+    text = "Annotations, as released; the checksum is that of the copy that was audited."
+    files = [
+        _file(file, text, "application/json" if file.endswith(".json") else "text/plain", sha256=digest)
+        for file, digest in annotated
+    ]
+    for download in known.downloads:
+        if download.checksum:
+            kind, _, digest = download.checksum.partition(":")
+            text = f"Images; the checksum is pinned by {download.pinned_by}."
+            files.append(_file(download.file, text, "application/zip", contentUrl=download.url, **{kind: digest}))
+    files.append(
+        {
+            "@type": "cr:FileSet",
+            "@id": "images",
+            "name": "images",
+            "description": "Image files below the source's folder.",
+            "encodingFormat": ["image/jpeg", "image/png", "image/tiff"],
+            "includes": ["**/*.jpg", "**/*.png", "**/*.tif"],
+        }
+    )
+    fields = JSON_FIELDS.get(str(known.settings.get("format")), {})
+    records = [
+        _records(f"{file.rsplit('.', 1)[0]}_images", file, {key: ("jsonPath", path) for key, path in fields.items()})
+        for file, _ in annotated
+        if fields and file.endswith(".json")
+    ]
+    return _dataset(name, known, f"{known.title}: remote-sensing images with English captions.", files, records)
+
+
+def describe_table(sources: list[str], files: Mapping[str, str]) -> dict:
+    """The Croissant description of a study's image table.
+
+    Args:
+        sources: names of the study's sources.
+        files: file name -> SHA-256 of a table.
+    """
+    text = "One object an image: id, source, split, file, captions, class, size, resolution."
+    objects = [_file(file, text, "application/jsonlines", sha256=digest) for file, digest in sorted(files.items())]
+    taken = {key: ("column", key) for key in ("image_id", "source", "split", "path", "label")}
+    records = [_records(file.rsplit(".", 1)[0], file, taken) for file in sorted(files)]
+    titles = ", ".join(KNOWN[name].title if name in KNOWN else name for name in sources)
+    known = KnownSource(
+        title=f"Image table of {titles}",
+        cite="; ".join(KNOWN[name].cite for name in sources if name in KNOWN) or "see the sources",
+        card="mixture",
+        images=None,
+        captions=None,
+        metres_a_pixel=KNOWN[sources[0]].metres_a_pixel if len(sources) == 1 and sources[0] in KNOWN else None,
+        licence="those of the sources; the strictest counts",
+        place="https://example.org/rsvlm-image-table",
+    )
+    return _dataset("image_table", known, f"The checked caption table of a study: {titles}.", objects, records)
+
+
+def _file(name: str, description: str, encoding: str, **more: str) -> dict:
+    entry = {"@type": "cr:FileObject", "@id": name, "name": name, "description": description, "contentUrl": name}
+    return entry | {"encodingFormat": encoding} | more
+
+
+def _dataset(name: str, known: KnownSource, description: str, files: list[dict], records: list[dict]) -> dict:
+    dataset = {
+        "@context": CONTEXT,
+        "@type": "sc:Dataset",
+        "name": name,
+        "alternateName": known.title,
+        "description": description,
+        "conformsTo": [CROISSANT, GEO],
+        "citeAs": known.cite,
+        "license": known.licence,
+        "url": known.place,
+        "version": VERSION,
+        "datePublished": f"{known.published}-01-01",
+        "geocr:bandConfiguration": {
+            "@type": "geocr:BandConfiguration",
+            "geocr:totalBands": 3,
+            "geocr:bandNameList": ["Red", "Green", "Blue"],
+        },
+    }
+    if known.metres_a_pixel is not None:
+        dataset["geocr:spatialResolution"] = {
+            "@type": "QuantitativeValue",
+            "value": known.metres_a_pixel,
+            "unitText": "m",
+        }
+    elif known.resolution != "different":
+        dataset["geocr:spatialResolution"] = known.resolution
+    dataset |= {"geocr:spatialBias": known.bias, "geocr:samplingStrategy": known.sampling} if known.bias else {}
+    if name == "blue_marble":
+        dataset["geocr:coordinateReferenceSystem"] = "EPSG:4326"
+        dataset["spatialCoverage"] = {"@type": "Place", "geo": {"@type": "GeoShape", "box": "-60 -180 80 180"}}
+    elif known.area:
+        dataset["spatialCoverage"] = {"@type": "Place", "name": known.area}
+    return dataset | {"distribution": files, "recordSet": records}
+
+
+def _records(name: str, file: str, fields: Mapping[str, tuple[str, str]]) -> dict:
+    """A record set whose fields are read from one file, each by a JSON path or a column."""
+    return {
+        "@type": "cr:RecordSet",
+        "@id": name,
+        "name": name,
+        "field": [
+            {
+                "@type": "cr:Field",
+                "@id": f"{name}/{key}",
+                "name": f"{name}/{key}",
+                "dataType": "sc:Text",
+                "source": {"fileObject": {"@id": file}, "extract": {kind: value}},
+            }
+            for key, (kind, value) in fields.items()
+        ],
+    }

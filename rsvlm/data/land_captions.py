@@ -10,25 +10,14 @@ import random
 import numpy as np
 from scipy import ndimage
 
-from rsvlm.data.boxes import Box, boxes_of_mask, count_in_words, is_central, place_of
+from rsvlm.data.boxes import Box, boxes_of_mask
+from rsvlm.data.names import NUMBERS
 
 # The 17 land-cover classes of the IGBP (values 0-16 of MCD12C1), as groups that can be told apart from above.
 GROUPS = (
-    "water",
-    "needleleaf forest",
-    "evergreen broadleaf forest",
-    "deciduous forest",
-    "mixed forest",
-    "shrubland",
-    "open woodland",
-    "savanna",
-    "grassland",
-    "wetland",
-    "cropland",
-    "built-up land",
-    "snow and ice",
-    "barren land",
-)
+    "water", "needleleaf forest", "evergreen broadleaf forest", "deciduous forest", "mixed forest", "shrubland",
+    "open woodland", "savanna", "grassland", "wetland", "cropland", "built-up land", "snow and ice", "barren land",
+)  # fmt: skip
 IGBP_TO_GROUP = np.array([0, 1, 2, 1, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 10, 12, 13], dtype=np.uint8)
 WATER, ICE = GROUPS.index("water"), GROUPS.index("snow and ice")
 # Values 0-5 of the simplified Köppen-Geiger map
@@ -66,16 +55,11 @@ _NOUNS = {  # how a group is called; the same class looks different in another c
     },
 }
 _SHARES = (
-    (0.97, "nearly all"),
-    (0.82, "most"),
-    (0.70, "about three quarters"),
-    (0.58, "about two thirds"),
-    (0.45, "about half"),
-    (0.29, "about a third"),
-    (0.20, "about a quarter"),
-    (0.12, "a smaller part"),
+    (0.97, "nearly all"), (0.82, "most"), (0.70, "about three quarters"), (0.58, "about two thirds"),
+    (0.45, "about half"), (0.29, "about a third"), (0.20, "about a quarter"), (0.12, "a smaller part"),
     (0.05, "a small part"),
-)
+)  # fmt: skip
+MANY = 10  # above it things are not counted
 _MIN_PART = 0.02  # share of the tile from which a connected part is told
 
 
@@ -98,7 +82,7 @@ def describe_land(
     """
     words = _Words(groups, sea, climate, snow, rng)
     sentences = [_tell_centre(words), _tell_edges(words), _tell_shares(words), _tell_water(words), _tell_climate(words)]
-    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
+    return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences]
 
 
 class _Words:
@@ -114,17 +98,13 @@ class _Words:
         self.climates = [
             (CLIMATES[i + 1], counts[i] / max(counts.sum(), 1)) for i in np.argsort(-counts, kind="stable") if counts[i]
         ]
-        snowy = bool(self.climates) and self.climates[0][0] in (
-            "temperate",
-            "continental",
-            "polar",
-        )  # elsewhere it is salt or sand
+        # Elsewhere it is salt or sand.
+        snowy = bool(self.climates) and self.climates[0][0] in ("temperate", "continental", "polar")
         self.snow = snow & self.land & (groups != ICE) if snowy else np.zeros_like(self.land)
         self.rng = rng
         self.middle = np.zeros(groups.shape, dtype=bool)
-        self.middle[
-            self.height // 4 : self.height - self.height // 4, self.width // 4 : self.width - self.width // 4
-        ] = True
+        top, left = self.height // 4, self.width // 4
+        self.middle[top : self.height - top, left : self.width - left] = True
 
     def noun(self, kind: int) -> str:
         """The kind in words, singular, usable as subject and object."""
@@ -148,6 +128,36 @@ class _Words:
 
     def pick(self, *templates: str, **words: str) -> str:
         return self.rng.choice(templates).format(**words)
+
+
+def is_central(box: Box, width: int, height: int) -> bool:
+    """Whether the box's centre lies in the middle half of the image's width and height."""
+    x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
+    return width / 4 <= x <= 3 * width / 4 and height / 4 <= y <= 3 * height / 4
+
+
+def place_of(box: Box, width: int, height: int) -> str:
+    """Where a box lies, in words that stay true when the image is flipped or turned by right angles.
+
+    One of: ``in the middle``, ``away from the edges``, ``at one edge``, ``in one corner``, ``from edge to edge``,
+    ``around the edges`` (three or four edges).
+    """
+    across = (box.left <= 0) + (box.right >= width)
+    along = (box.top <= 0) + (box.bottom >= height)
+    if across + along == 0:
+        return "in the middle" if is_central(box, width, height) else "away from the edges"
+    if across + along == 1:
+        return "at one edge"
+    if across + along == 2:
+        return "in one corner" if across == along == 1 else "from edge to edge"
+    return "around the edges"
+
+
+def count_in_words(count: int, singular: str, plural: str) -> str:
+    """``one lake``, ``three lakes``, ``many lakes`` (above ten)."""
+    if count == 1:
+        return f"one {singular}"
+    return f"{NUMBERS[count] if count <= MANY else 'many'} {plural}"
 
 
 def _share_in_words(share: float) -> str:
@@ -174,36 +184,27 @@ def _tell_centre(words: _Words) -> str:
             )
             if top == words.SEA:
                 noun = f"land with {words.noun(kind)}"
-            return (
-                words.pick(
-                    "in the middle of the image there is {a} surrounded by {b}",
-                    "{a} lies in the middle of {b}",
-                    "{b} surrounds {a} in the centre",
-                    a=noun,
-                    b=words.noun(top),
-                )
-                + "."
+            return words.pick(
+                "in the middle of the image there is {a} surrounded by {b}",
+                "{a} lies in the middle of {b}",
+                "{b} surrounds {a} in the centre",
+                a=noun,
+                b=words.noun(top),
             )
     if share >= 0.75 or len(shares) == 1 or shares[1][1] < 0.2:
-        return (
-            words.pick(
-                "the centre of the image shows {a}",
-                "there is {a} in the middle of the image",
-                "{a} fills the centre of the picture",
-                "{a} in the central part of the image",
-                a=words.seen_noun(top, words.middle),
-            )
-            + "."
-        )
-    return (
-        words.pick(
-            "the centre is divided between {a} and {b}",
-            "in the middle of the image {a} meets {b}",
-            "{a} next to {b} in the centre of the image",
+        return words.pick(
+            "the centre of the image shows {a}",
+            "there is {a} in the middle of the image",
+            "{a} fills the centre of the picture",
+            "{a} in the central part of the image",
             a=words.seen_noun(top, words.middle),
-            b=words.seen_noun(shares[1][0], words.middle),
         )
-        + "."
+    return words.pick(
+        "the centre is divided between {a} and {b}",
+        "in the middle of the image {a} meets {b}",
+        "{a} next to {b} in the centre of the image",
+        a=words.seen_noun(top, words.middle),
+        b=words.seen_noun(shares[1][0], words.middle),
     )
 
 
@@ -232,38 +233,29 @@ def _tell_edges(words: _Words) -> str:
         if place in ("at one edge", "in one corner", "from edge to edge"):
             place = {"from edge to edge": "along one side"}.get(place, place)
             a = "open sea" if kind == words.SEA else words.noun(kind)
-            return (
-                words.pick(
-                    "there is {a} {place} of the image, next to {b}",
-                    "{place} of the image {b} gives way to {a}",
-                    "{c} with {a} {place}",
-                    a=a,
-                    b=words.noun(_neighbour_of(words, outer[0], kind)),
-                    c=words.noun(top),
-                    place=place,
-                )
-                + "."
+            return words.pick(
+                "there is {a} {place} of the image, next to {b}",
+                "{place} of the image {b} gives way to {a}",
+                "{c} with {a} {place}",
+                a=a,
+                b=words.noun(_neighbour_of(words, outer[0], kind)),
+                c=words.noun(top),
+                place=place,
             )
     ring = words.shares(~words.middle)
     if ring[0][1] >= 0.75 or len(ring) == 1:
-        return (
-            words.pick(
-                "{a} continues towards the edges",
-                "the edges of the image show {a} as well",
-                "{a} reaches to the edges of the image",
-                a=words.noun(ring[0][0]),
-            )
-            + "."
-        )
-    return (
-        words.pick(
-            "towards the edges there is {a} and {b}",
-            "the outer part of the image shows {a} and {b}",
-            "{a} and {b} lie around the centre",
+        return words.pick(
+            "{a} continues towards the edges",
+            "the edges of the image show {a} as well",
+            "{a} reaches to the edges of the image",
             a=words.noun(ring[0][0]),
-            b=words.noun(ring[1][0]),
         )
-        + "."
+    return words.pick(
+        "towards the edges there is {a} and {b}",
+        "the outer part of the image shows {a} and {b}",
+        "{a} and {b} lie around the centre",
+        a=words.noun(ring[0][0]),
+        b=words.noun(ring[1][0]),
     )
 
 
@@ -280,10 +272,7 @@ def _tell_shares(words: _Words) -> str:
     (top, share), rest = shares[0], [(kind, part) for kind, part in shares[1:] if part >= 0.05]
     a = words.noun(top)
     if not rest:
-        return (
-            words.pick("{s} of the image is {a}", "{s} of the area is covered by {a}", s=_share_in_words(share), a=a)
-            + "."
-        )
+        return words.pick("{s} of the image is {a}", "{s} of the area is covered by {a}", s=_share_in_words(share), a=a)
     b = words.noun(rest[0][0])
     text = words.pick(
         "{s} of the image is {a} and {t} is {b}",
@@ -296,7 +285,7 @@ def _tell_shares(words: _Words) -> str:
     )
     if len(rest) > 1:
         text += words.pick(", with some {c}", ", besides {c}", c=words.noun(rest[1][0]).removeprefix("the "))
-    return text + "."
+    return text
 
 
 def _tell_water(words: _Words) -> str:
@@ -316,41 +305,32 @@ def _tell_water(words: _Words) -> str:
         if len(islands) > 1 or (islands and sea_share > 0.3):
             n = count_in_words(len(islands), "island", "islands")
             if len(islands) == len(lands):
-                return words.pick("{n} in the sea with {a}", "the sea surrounds {n} with {a}", n=n, a=a) + "."
-            return words.pick("{n} off a coast of {a}", "the sea with {n} and a coast of {a}", n=n, a=a) + "."
-        return (
-            words.pick(
-                "a coast with {a} beside the sea, which covers {s} of the image",
-                "a sea coast with {a}",
-                "{a} meets the sea along a coast; {s} of the image is sea",
-                "the sea takes up {s} of the image, the land behind the coast is mostly {a}",
-                a=a,
-                s=_share_in_words(sea_share),
-            )
-            + "."
+                return words.pick("{n} in the sea with {a}", "the sea surrounds {n} with {a}", n=n, a=a)
+            return words.pick("{n} off a coast of {a}", "the sea with {n} and a coast of {a}", n=n, a=a)
+        return words.pick(
+            "a coast with {a} beside the sea, which covers {s} of the image",
+            "a sea coast with {a}",
+            "{a} meets the sea along a coast; {s} of the image is sea",
+            "the sea takes up {s} of the image, the land behind the coast is mostly {a}",
+            a=a,
+            s=_share_in_words(sea_share),
         )
     if lakes:
         if lakes[0].pixels >= 0.05 * area:
-            return (
-                words.pick("a large body of inland water among {a}", "a large lake or river in a landscape of {a}", a=a)
-                + "."
+            return words.pick(
+                "a large body of inland water among {a}", "a large lake or river in a landscape of {a}", a=a
             )
-        return (
-            words.pick(
-                "{n} in a landscape of {a}",
-                "{n} among {a}",
-                a=a,
-                n=count_in_words(len(lakes), "small body of water", "small lakes or river stretches"),
-            )
-            + "."
+        return words.pick(
+            "{n} in a landscape of {a}",
+            "{n} among {a}",
+            a=a,
+            n=count_in_words(len(lakes), "small body of water", "small lakes or river stretches"),
         )
     others = [kind for kind, part in words.shares() if kind < len(GROUPS) and part >= 0.05 and kind != land_top]
     a += f" and {words.noun(others[0])}" if others else ""
     if words.land.all():
-        return (
-            words.pick("an inland area of {a}", "no sea or lake is seen among {a}", "{a} without open water", a=a) + "."
-        )
-    return words.pick("an inland area of {a}", "{a} away from the sea", "an inland landscape with {a}", a=a) + "."
+        return words.pick("an inland area of {a}", "no sea or lake is seen among {a}", "{a} without open water", a=a)
+    return words.pick("an inland area of {a}", "{a} away from the sea", "an inland landscape with {a}", a=a)
 
 
 def _tell_climate(words: _Words) -> str:
@@ -363,7 +343,7 @@ def _tell_climate(words: _Words) -> str:
     snow = words.snow.sum() / words.land.sum()
     a += ", under snow" if snow >= 0.7 else ", partly under snow" if snow >= 0.15 else ""
     if not words.climates:
-        return words.pick("a landscape mainly of {a}", "the land is mainly {a}", a=a) + "."
+        return words.pick("a landscape mainly of {a}", "the land is mainly {a}", a=a)
     first = words.climates[0][0]
     if len(words.climates) > 1 and words.climates[1][1] >= 0.25:
         text = words.pick(
@@ -383,4 +363,4 @@ def _tell_climate(words: _Words) -> str:
             a=a,
             c=first,
         )
-    return text.replace("a arid", "an arid") + "."
+    return text.replace("a arid", "an arid")

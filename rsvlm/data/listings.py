@@ -1,17 +1,13 @@
-"""What every annotation file comes down to, and what all readers of such files share.
+"""What every annotation file comes down to: images with a split and captions, and counts of the file's defects.
 
-Lines of a text file as an annotation reader wants them: numbered, UTF-8, and of a length that fits into memory.
-
-What every annotation file comes down to: a list of images with a split and captions, and counts of its defects.
-
-What is official where copies mislabel or lack it: RSICD's test set, known by its file names, and its classes.
+All readers share what is here: the lines of a text file, numbered, UTF-8 and of a length that fits into memory;
+captions gathered and cleaned; the listed images' files on disk; and what is official where copies mislabel or lack it:
+RSICD's test set, known by its file names, and its classes.
 """
 
-import csv
 import dataclasses
 import hashlib
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -21,9 +17,30 @@ from pathlib import Path, PurePosixPath
 from rsvlm.data.images import EXTENSIONS
 from rsvlm.data.names import ALL
 from rsvlm.data.names import check_split as check_split
-from rsvlm.files import open_bytes, wrong_byte
+from rsvlm.files import open_bytes, read_json, wrong_byte
 
 LONGEST = 1_000_000  # bytes of a line; longer ones are no annotation but a damaged or a wrong file
+NAMES_SHOWN = 10  # file names that a report lists before it only counts
+# Official test set of RSICD: SHA-256 over its 1,093 file names without extension, sorted, joined by newlines.
+RSICD_TEST = "ecfb7e5a7642318951e0efa81452a9f4bf88ab136d05c60e2a2b348261a81a25"
+# Released beside RSICD's JSON (201528014227051/RSICD_optimal, txtclasses_rsicd.rar): a file a class, a name a line.
+RSICD_CLASSES = "txtclasses_rsicd"
+
+
+def check_there(path: Path) -> None:
+    """FileNotFoundError where there is no such annotation file; says where sources come from."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file; see data/raw/README.md for where sources come from")
+
+
+def read_annotations(path: Path) -> object:
+    """The JSON of an annotation file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or not valid JSON; names it.
+    """
+    check_there(path)
+    return read_json(path)
 
 
 def read_lines(path: Path, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
@@ -36,8 +53,7 @@ def read_lines(path: Path, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
         ValueError: a line is not UTF-8 (names the byte), holds a NUL byte, or is longer than ``longest`` bytes; names
             file and line.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such annotation file; see data/raw/README.md for where sources come from")
+    check_there(path)
     with open_bytes(path) as file:
         number = 0
         while line := file.readline(longest + 1):
@@ -62,29 +78,6 @@ def read_lines(path: Path, longest: int = LONGEST) -> Iterator[tuple[int, str]]:
                 ) from error
 
 
-def read_csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(number of the row's last line, fields) of a CSV file with double quotes.
-
-    Raises:
-        ValueError: as ``read_lines``; a quote that is never closed, text after a closing quote; names file and line.
-    """
-    last = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal last
-        for last, text in read_lines(path):  # noqa: B007 - told where the reading stops
-            yield text + "\n"
-
-    try:
-        for fields in csv.reader(texts(), delimiter=delimiter, strict=True):
-            yield last, fields
-    except csv.Error as error:
-        raise ValueError(f"{path}: line {last}: not CSV: {error}") from error
-
-
-NAMES_SHOWN = 10  # file names that a report lists before it only counts
-
-
 @dataclass(frozen=True)
 class ListedImage:
     """One image as its annotation file lists it: file name, split, captions as released (blank ones are gone)."""
@@ -99,7 +92,7 @@ class ListedImage:
 class Listing:
     """The images of one annotation file and what was found in it. ``counts`` and ``notes`` go into the report."""
 
-    images: list[ListedImage]
+    images: list[ListedImage] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
     notes: dict[str, object] = field(default_factory=dict)
 
@@ -140,7 +133,8 @@ def clean_captions(
         counts["captions_with_extra_spaces"] += single != text
         if not single.isascii():
             counts["captions_not_ascii"] += 1
-            counts["captions_in_another_script"] += not _has_latin_letter(single)
+            letters = (character for character in single if character.isalpha())
+            counts["captions_in_another_script"] += not any("LATIN" in unicodedata.name(one, "") for one in letters)
         kept.append(single if "extra_spaces" in fixes else text)
     counts["captions_repeated_within_image"] += len(kept) - len(set(kept))
     return tuple(kept)
@@ -167,16 +161,13 @@ def gather_captions(rows: Iterable[CaptionRow], fixes: frozenset[str] = ALL) -> 
     released: dict[str, list[str]] = {}
     for row in rows:
         known = first.setdefault(row.name, row)
-        if (row.split, row.label) != (known.split, known.label):
-            what = "split" if row.split != known.split else "class"
-            raise ValueError(
-                f"{row.where}: {row.name!r} has the {what} {getattr(row, 'split' if what == 'split' else 'label')!r}, "
-                f"but {getattr(known, 'split' if what == 'split' else 'label')!r} at {known.where}"
-            )
+        for what, value, before in (("split", row.split, known.split), ("class", row.label, known.label)):
+            if value != before:
+                raise ValueError(f"{row.where}: {row.name!r} has the {what} {value!r}, but {before!r} at {known.where}")
         texts = released.setdefault(row.name, [])
         if row.caption is not None:
             texts.append(row.caption)
-    listing = Listing(images=[])
+    listing = Listing()
     for name, row in first.items():
         captions = clean_captions(released[name], listing.counts, fixes, f"{row.where} ({name})")
         listing.images.append(ListedImage(name, row.split, captions, row.label))
@@ -190,16 +181,13 @@ def note_splits(listing: Listing) -> None:
     listing.notes["splits_read"] = dict(listing.notes["splits_listed"])
 
 
-def _has_latin_letter(text: str) -> bool:
-    return any("LATIN" in unicodedata.name(character, "") for character in text if character.isalpha())
-
-
-def differs_from_tokens(raw: str, tokens: list[str]) -> bool:
-    """Whether the ``tokens`` of a sentence are other words than those of its ``raw`` text (punctuation aside)."""
-    return _MARKS.sub(" ", raw.lower()).split() != [token.lower() for token in tokens]
-
-
-_MARKS = re.compile(r"[^\w\s'-]")
+def note_once(seen: dict[tuple[str, str], str], what: str, key: object, place: str, where: str) -> None:
+    """Note the place of a name or id (None: there is none). ValueError where it stood at another place before."""
+    if key is None:
+        return
+    if (what, str(key)) in seen:
+        raise ValueError(f"{where}: the {what} {key!r} is already at {seen[what, str(key)]}; remove one of the two")
+    seen[what, str(key)] = place
 
 
 def find_images(
@@ -284,13 +272,6 @@ def _image_files(folder: Path) -> set[str]:
         prefix = "" if inside == "." else f"{inside}/"
         names.update(prefix + name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS)
     return names
-
-
-# Official test set of RSICD: SHA-256 over its 1,093 file names without extension, sorted, joined by newlines.
-RSICD_TEST = "ecfb7e5a7642318951e0efa81452a9f4bf88ab136d05c60e2a2b348261a81a25"
-
-# Released beside RSICD's JSON (201528014227051/RSICD_optimal, txtclasses_rsicd.rar): a file a class, a name a line.
-RSICD_CLASSES = "txtclasses_rsicd"
 
 
 def mend_rsicd_splits(listing: Listing, allowed: bool) -> None:

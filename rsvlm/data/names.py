@@ -1,7 +1,5 @@
 """Words that settings and files use: splits, class words, named fixes, safe file names, the closest right name.
 
-Names in settings and files: splits, the closest right one for an error message, safe file names, class words.
-
 Nothing heavy is imported here: settings are checked before a stage starts.
 
 Where the class words come from, all under ``CLASSES``:
@@ -32,78 +30,39 @@ MASS = {
     "snow", "ice", "forest", "agriculture", "clutter", "shadow", "barren", "surface", "surfaces",
 }  # fmt: skip
 _ISPRS = {
-    "255,255,255": "paved surface",
-    "0,0,255": "building",
-    "0,255,255": "low vegetation",
-    "0,255,0": "tree",
-    "255,255,0": "car",
-    "255,0,0": None,
-    "0,0,0": None,
-}
+    "255,255,255": "paved surface", "0,0,255": "building", "0,255,255": "low vegetation", "0,255,0": "tree",
+    "255,255,0": "car", "255,0,0": None, "0,0,0": None,
+}  # fmt: skip
+_DIOR = (
+    "airplane", "airport", "baseball field", "basketball court", "bridge", "chimney", "dam", "ground track field",
+    "harbor", "overpass", "ship", "stadium", "storage tank", "tennis court", "train station", "vehicle", "windmill",
+)  # fmt: skip
 _DOTA = (
     "plane", "baseball-diamond", "bridge", "ground-track-field", "small-vehicle", "large-vehicle", "ship",
     "tennis-court", "basketball-court", "storage-tank", "soccer-ball-field", "roundabout", "harbor", "swimming-pool",
     "helicopter", "container-crane", "airport", "helipad",
 )  # fmt: skip
+_ISAID = {
+    "ship": "0,0,63", "storage_tank": "0,63,63", "baseball_diamond": "0,63,0", "tennis_court": "0,63,127",
+    "basketball_court": "0,63,191", "Ground_Track_Field": "0,63,255", "Bridge": "0,127,63",
+    "Large_Vehicle": "0,127,127", "Small_Vehicle": "0,0,127", "Helicopter": "0,0,191", "Swimming_pool": "0,0,255",
+    "Roundabout": "0,191,127", "Soccer_ball_field": "0,127,191", "plane": "0,127,255", "Harbor": "0,100,155",
+}  # fmt: skip
 # Preset -> a file's class name, pixel value or "red,green,blue" -> the word in captions; None leaves the class out.
 CLASSES: dict[str, dict[str, str | None]] = {
-    "dior": {
-        "airplane": "airplane",
-        "airport": "airport",
-        "baseballfield": "baseball field",
-        "basketballcourt": "basketball court",
-        "bridge": "bridge",
-        "chimney": "chimney",
-        "dam": "dam",
+    "dior": {word.replace(" ", ""): word for word in _DIOR}
+    | {
         "Expressway-Service-area": "expressway service area",
         "Expressway-toll-station": "expressway toll station",
         "golffield": "golf course",
-        "groundtrackfield": "ground track field",
-        "harbor": "harbor",
-        "overpass": "overpass",
-        "ship": "ship",
-        "stadium": "stadium",
-        "storagetank": "storage tank",
-        "tenniscourt": "tennis court",
-        "trainstation": "train station",
-        "vehicle": "vehicle",
-        "windmill": "windmill",
     },
     "dota": {name: name.replace("-", " ") for name in _DOTA},
     "hrsc": {"*": "ship"},
-    "isaid": {
-        key: name.replace("_", " ").lower() if name else None
-        for name, colour in (
-            ("", "0,0,0"),
-            ("ship", "0,0,63"),
-            ("storage_tank", "0,63,63"),
-            ("baseball_diamond", "0,63,0"),
-            ("tennis_court", "0,63,127"),
-            ("basketball_court", "0,63,191"),
-            ("Ground_Track_Field", "0,63,255"),
-            ("Bridge", "0,127,63"),
-            ("Large_Vehicle", "0,127,127"),
-            ("Small_Vehicle", "0,0,127"),
-            ("Helicopter", "0,0,191"),
-            ("Swimming_pool", "0,0,255"),
-            ("Roundabout", "0,191,127"),
-            ("Soccer_ball_field", "0,127,191"),
-            ("plane", "0,127,255"),
-            ("Harbor", "0,100,155"),
-        )
-        for key in (name, colour)
-        if key
-    },
-    "loveda": {
-        "0": None,
-        "1": None,
-        "2": "building",
-        "3": "stretch of road",
-        "4": "water",
-        "5": "barren land",
-        "6": "forest",
-        "7": "farmland",
-    },
+    "isaid": {"0,0,0": None}
+    | {key: name.replace("_", " ").lower() for name, colour in _ISAID.items() for key in (name, colour)},
+    "loveda": dict(
+        zip("01234567", (None, None, "building", "stretch of road", "water", "barren land", "forest", "farmland"))
+    ),
     "potsdam": _ISPRS,
     "vaihingen": _ISPRS,
 }

@@ -1,6 +1,6 @@
-"""A source of a study as its parameters name it, and its images and captions read by the format's reader.
+"""A source of a study as its parameters name it, checked as far as that goes without opening a file of data.
 
-Readers are imported where a source is read: the settings are checked before a stage starts, in a moment.
+Only settings and paths are looked at and nothing heavy is imported, so that a mistake shows before a stage starts.
 """
 
 import dataclasses
@@ -8,12 +8,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rsvlm.data.names import NUMBERS, SPLITS, check_fixes, check_split, class_words, closest_name
-
-if TYPE_CHECKING:
-    from rsvlm.data.listings import Listing
 
 # Format -> the keys it knows besides those of every source (COMMON).
 TABLE = {
@@ -316,116 +312,61 @@ def place_of(path: str, data_root: str, root: Path | None = None) -> Path:
     return top / path
 
 
-def list_source(
-    source: Source, data_root: str, seed: int = 0, tiles: Path | None = None, root: Path | None = None
-) -> tuple["Listing", Path | None, list[Path]]:
-    """A source's listing, its folder of images, and the files or folders of its annotations.
+def check_sources(values: Mapping, root: Path) -> None:
+    """Check the section ``aggregate_data`` as far as that goes without opening a file of data.
 
     Args:
-        data_root: folder that paths start from, absolute or relative to ``root``.
-        seed: of Blue Marble's tiles and of the wording of captions made from boxes.
-        tiles: folder that Blue Marble's tiles are written to; None = ``blue_marble`` below ``data_root``.
-        root: None = the working directory.
+        values: the section, names and types checked.
+        root: the project's.
 
     Raises:
-        FileNotFoundError, ValueError: as the format's reader.
+        ValueError: lists every wrong setting, or every file or folder that is missing or that DVC would not watch.
     """
-    from rsvlm.data.caption_readers import read_karpathy
-    from rsvlm.data.listings import mend_rsicd_splits, name_rsicd_classes
+    sources = parse_sources(values["sources"])
+    problems = []
+    for source in sources:
+        allow = values["allow_missing_images"] if source.allow_missing_images is None else source.allow_missing_images
+        optional = {"images"} if allow or source.use == "audit" else set()
+        for key, path in source.paths:
+            problem = _problem_of(source, key, path, values["data_root"], root, key in optional)
+            problems += [f"sources: {source.name}: {key}: {problem}"] if problem else []
+    problems += _missing_splits([source for source in sources if source.use == "all"])
+    if values["max_images_per_split"] is not None and values["max_images_per_split"] < 1:
+        problems.append(f"max_images_per_split must be at least 1 or null, is {values['max_images_per_split']}")
+    if problems:
+        raise ValueError("\n  ".join(problems))
 
-    if source.format == "blue_marble":
-        from rsvlm.data.blue_marble import make_blue_marble
 
-        tiles = tiles or place_of("blue_marble", data_root, root)
-        make_blue_marble(TileSettings(source.tiles, source.tile_pixels, seed), tiles)
-        annotations, images = tiles / "dataset.json", tiles / "images"
-        return read_karpathy(annotations, labels="field"), images, [annotations]
-
-    def below(path: str) -> Path:
-        try:
-            return place_of(path, data_root, root)
-        except ValueError as error:
-            raise ValueError(f"sources: {source.name}: {error}") from error
-
-    fixes = check_fixes(source.fixes)
-    images = below(source.images) if source.images else None
-    lists = {split: below(path) for split, path in (source.splits or {}).items()}
-    if isinstance(source.annotations, Mapping):
-        files = {split: below(path) for split, path in source.annotations.items()}
-        listing = _read_files(source, files, images, fixes, seed)
-        used = list(files.values())
-    else:
-        place = below(source.annotations)
-        listing = _read_one(source, place, images, lists, fixes, seed)
-        used = [place, *lists.values()]
-    if not listing.counts["captions_listed"]:
-        raise ValueError(
-            f"sources: {source.name}: not one caption for {len(listing.images):,} images in "
-            f"{', '.join(map(str, used))}; format {source.format} looks for {SOUGHT.get(source.format, 'captions')}"
+def _problem_of(source: Source, key: str, path: str, data_root: str, root: Path, optional: bool) -> str | None:
+    """What is wrong with one path of a source, or None."""
+    try:
+        place = place_of(path, data_root, root)
+    except ValueError as error:
+        return str(error)
+    link = _folder_link(place, root / data_root)
+    if link:
+        return (
+            f"{link} is a link to a folder, and DVC does not look behind it: after a change there the stage would not "
+            "run again. Copy the folder, or hard-link its files (`cp -al`, which takes no room), or set data_root to a "
+            "folder that holds it; data_root itself and single files may be links"
         )
-    mend_rsicd_splits(listing, allowed="rsicd_swapped_splits" in fixes)
-    if source.labels == "prefix":
-        used += name_rsicd_classes(listing, used[0].parent)
-    return listing, images, used
+    if not place.exists():
+        return None if optional else f"{place} does not exist; data/raw/README.md says what is expected where"
+    folder = key == "images" or (key == "annotations" and source.format in FOLDER)
+    return None if place.is_dir() == folder else f"{place} must be a {'folder' if folder else 'file'}"
 
 
-def _read_files(
-    source: Source, files: dict[str, Path], images: Path | None, fixes: frozenset[str], seed: int
-) -> "Listing":
-    from rsvlm.data.box_captions import caption_listing
-    from rsvlm.data.box_readers import read_coco_boxes
-    from rsvlm.data.boxes import Classes
-    from rsvlm.data.caption_readers import read_coco_captions
-    from rsvlm.data.caption_tables import read_precomputed, read_retrieval_json
-
-    if source.format in TABLE:
-        return _read_table(source, files, fixes)
-    if source.format == "coco_boxes":
-        boxed = read_coco_boxes(files, images or Path(), Classes(class_words(source.classes, "classes")), fixes)
-        return caption_listing(boxed, settings_of(source.captions), seed)
-    readers = {
-        "retrieval_json": read_retrieval_json,
-        "precomputed": read_precomputed,
-        "coco_captions": read_coco_captions,
-    }
-    return readers[source.format](files, fixes)
+def _missing_splits(entering: list[Source]) -> list[str]:
+    """Splits that no source can give, where every source names a file a split."""
+    if not entering or not all(isinstance(source.annotations, Mapping) for source in entering):
+        return []
+    given = {split for source in entering for split in source.annotations}
+    given |= {"val" for source in entering if source.val_share and "train" in source.annotations}
+    return [missing_split(split) for split in SPLITS if split not in given]
 
 
-def _read_table(source: Source, files: Mapping[str, Path] | Path, fixes: frozenset[str]) -> "Listing":
-    from rsvlm.data.caption_tables import Columns, read_caption_table
-
-    captions = tuple(source.caption_columns) if source.caption_columns else None
-    return read_caption_table(
-        files, fixes, Columns(source.split_column, source.image_column, captions, source.label_column)
-    )
-
-
-def _read_one(
-    source: Source, place: Path, images: Path | None, lists: dict[str, Path], fixes: frozenset[str], seed: int
-) -> "Listing":
-    from rsvlm.data.box_captions import caption_listing
-    from rsvlm.data.box_readers import read_dota_boxes, read_voc_boxes, read_yolo_boxes
-    from rsvlm.data.boxes import Classes
-    from rsvlm.data.caption_readers import read_karpathy, read_nwpu
-    from rsvlm.data.caption_tables import read_sydney_text
-    from rsvlm.data.mask_boxes import read_mask_boxes
-
-    if source.format in TABLE:
-        return _read_table(source, place, fixes)
-    if source.format == "karpathy":
-        return read_karpathy(place, fixes=fixes, labels=source.labels)
-    if source.format == "nwpu":
-        return read_nwpu(place, fixes)
-    if source.format == "sydney_text":
-        return read_sydney_text(place, lists, fixes)
-    if images is None:
-        raise ValueError(f"sources: {source.name}: format {source.format} needs 'images' also for an audit alone")
-    if source.format == "masks":
-        words = class_words(source.classes, "classes", masks=True)
-        least, centre = (source.min_pixels, source.min_share), settings_of(source.captions).centre
-        boxed = read_mask_boxes(place, images, words, lists, source.split, source.suffix, *least, centre)
-    else:
-        readers = {"voc_boxes": read_voc_boxes, "dota_boxes": read_dota_boxes, "yolo_boxes": read_yolo_boxes}
-        words = Classes(class_words(source.classes, "classes"))
-        boxed = readers[source.format](place, images, words, lists, source.split, fixes)
-    return caption_listing(boxed, settings_of(source.captions), seed)
+def _folder_link(place: Path, top: Path) -> Path | None:
+    """The first folder below ``top`` on the way to a place that is a link."""
+    steps = [place, *place.parents]
+    inside = [step for step in steps if step != top and step.is_relative_to(top)]
+    return next((step for step in reversed(inside) if step.is_symlink() and step.is_dir()), None)

@@ -1,21 +1,18 @@
-"""Captions and references as people have them in files: CSV, JSON, JSON Lines, Parquet, COCO's results and annotations.
+"""Captions and references as people have them in files: any table of ``caption_tables``, COCO's results and annotations.
 
 A row has an image (a column of IMAGE_COLUMNS) and a caption, or several: a list, numbered columns, or several rows.
 JSON may also be an object image -> caption or list of captions, or COCO's object with ``images`` and ``annotations``.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
-
-from rsvlm.files import read_json, read_json_lines
+from rsvlm.data.caption_tables import LIST, Key, Names, Places, kind_of, read_records
+from rsvlm.files import read_json
 
 IMAGE_COLUMNS = ("image_id", "image", "filename", "file_name", "filepath", "path", "id")
 CAPTION_COLUMNS = ("caption", "captions", "sentence", "sentences", "text", "raw", "description", "references")
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-FORMATS = "CSV, TSV, JSON, JSON Lines or Parquet"
 
 
 def read_caption_lists(path: str | Path) -> dict[str, list[str]]:
@@ -28,22 +25,26 @@ def read_caption_lists(path: str | Path) -> dict[str, list[str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    kind = path.suffix.lower()
-    if kind == ".json":
-        content = read_json(path)
-        if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-            content = _coco_rows(content, path)
-        if isinstance(content, dict):
-            content = [{"image_id": image, "captions": captions} for image, captions in content.items()]
-        return _gather(content, path)
-    if kind in (".jsonl", ".ndjson"):
-        return _gather(read_json_lines(path), path)
-    if kind in SEPARATORS:
-        rows = pd.read_csv(path, sep=SEPARATORS[kind], dtype=str, keep_default_na=False)
-        return _gather(rows.to_dict("records"), path)
-    if kind == ".parquet":
-        return _gather(pd.read_parquet(path).to_dict("records"), path)
-    raise ValueError(f"{path}: {kind or 'no ending'} is no format read here; give {FORMATS}")
+    content = read_json(path) if kind_of(path) in LIST else None
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        content = _coco_rows(content, path)
+    elif isinstance(content, dict):
+        content = [{"image_id": image, "captions": captions} for image, captions in content.items()]
+    _, places, records = read_records(path, _find_places, content)
+    found: dict[str, list[str]] = {}
+    for where, row in records:
+        if places.image not in row:
+            raise ValueError(f"{where}: none of {', '.join(IMAGE_COLUMNS)} among {', '.join(map(str, row))}")
+        values = [row.get(place) for place in places.captions]
+        if len(values) > 1:  # numbered columns
+            values = [value for value in values if value not in ("", None)]
+        elif not isinstance(values[0], str) and hasattr(values[0], "__iter__"):
+            values = list(values[0])
+        for value in values:
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{where}: {value!r} is no caption")
+        found.setdefault(str(row[places.image]), []).extend(values)
+    return found
 
 
 def one_caption_each(captions: Mapping[str, list[str]], path: str | Path) -> dict[str, str]:
@@ -69,35 +70,16 @@ def _coco_rows(content: dict, path: Path) -> list[dict]:
     return rows
 
 
-def _gather(rows: object, path: Path) -> dict[str, list[str]]:
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: no rows; expected an image and its caption in each")
-    found: dict[str, list[str]] = {}
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Mapping):
-            raise ValueError(f"{path}: row {number}: expected an object with an image and its caption")
-        image = _key(row, IMAGE_COLUMNS, path, number)
-        found.setdefault(str(row[image]), []).extend(_texts(row, path, number))
-    return found
+def _find_places(names: Names, where: str) -> Places:
+    """The first of the usual names; of captions, all columns that are numbered where there are such."""
 
+    def first(known: tuple[str, ...]) -> Key:
+        for name in known:
+            for place, own in names.items():
+                if own.lower() == name:
+                    return place
+        raise ValueError(f"{where}: none of {', '.join(known)} among {', '.join(names.values())}")
 
-def _key(row: Mapping, names: Iterable[str], path: Path, number: int) -> str:
-    for name in names:
-        if name in row:
-            return name
-    raise ValueError(f"{path}: row {number}: none of {', '.join(names)} among {', '.join(map(str, row))}")
-
-
-def _texts(row: Mapping, path: Path, number: int) -> list[str]:
-    numbered = sorted(
-        (name for name in row if re.fullmatch(r"captions?_?\d+", str(name))), key=lambda n: int(re.sub(r"\D", "", n))
-    )
-    if numbered:
-        values = [row[name] for name in numbered if row[name] not in ("", None)]
-    else:
-        value = row[_key(row, CAPTION_COLUMNS, path, number)]
-        values = [value] if isinstance(value, str) else list(value) if hasattr(value, "__iter__") else [value]
-    for value in values:
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{path}: row {number}: {value!r} is no caption")
-    return values
+    numbered = {place: name for place, name in names.items() if re.fullmatch(r"captions?_?\d+", name.lower())}
+    captions = sorted(numbered, key=lambda place: int(re.sub(r"\D", "", numbered[place])))
+    return Places(first(IMAGE_COLUMNS), tuple(captions) or (first(CAPTION_COLUMNS),))

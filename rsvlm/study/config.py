@@ -25,7 +25,7 @@ PARAMETERS_TAG = "parameters"
 # Stage -> function(values, root) that raises ValueError where values of the right types cannot be. It runs before the
 # notebook starts, so what it imports has to be light.
 CHECKERS = {
-    "aggregate_data": "rsvlm.data.source_checks:check_sources",
+    "aggregate_data": "rsvlm.data.sources:check_sources",
 }
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
 PLAIN = re.compile(r"[A-Za-z][\w./-]*(:[\w./-]+)*")  # a text that YAML reads as one without quotes

@@ -14,12 +14,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rsvlm.data.audit import words_of
+from rsvlm.data.audit import search_scope, words_of
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.duplicates import KINDS
 from rsvlm.data.images import open_image
 from rsvlm.data.names import SPLITS
-from rsvlm.data.overlap import search_scope
 from rsvlm.viewing.plots import HATCHES, INK, PAPER, SEQUENTIAL, figure, plain_text, series_colours, without_axes
 
 # What the report counts, in a reader's words, by where it is counted; what is zero everywhere is left out of the table.
