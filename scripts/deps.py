@@ -129,9 +129,10 @@ def _files_of(name: str) -> set[str]:
 
 
 def _files_beside(module: Path) -> set[str]:
-    """The JSON files that a module names and that lie beside it."""
+    """The JSON and text files that a module names and that lie beside it."""
     text = module.read_text(encoding="utf-8")
-    return {path.relative_to(ROOT).as_posix() for path in module.parent.glob("*.json") if f'"{path.name}"' in text}
+    files = (path for path in module.parent.iterdir() if path.suffix in (".json", ".txt"))
+    return {path.relative_to(ROOT).as_posix() for path in files if f'"{path.name}"' in text}
 
 
 def _plain(source: str | list[str]) -> str:

@@ -7,16 +7,15 @@ import pytest
 from rsvlm.scoring.comparison import (
     HELD_OUT_DISTINCT,
     NOTHING_PUBLISHED,
-    caption_table,
     comparison_rows,
-    retrieval_table,
-    standing,
-    study_kind,
+    comparison_table,
+    render_fragment,
+    render_html,
+    render_latex,
+    render_markdown,
     study_metrics,
-    unfair_notes,
 )
-from rsvlm.scoring.comparison_pages import render_fragment, render_html, render_latex, render_markdown
-from rsvlm.scoring.published import PUBLISHED, Published, published_for
+from rsvlm.scoring.published import PUBLISHED, Published, published_for, standing, study_kind, unfair_notes
 
 
 def figure(value, n=210):
@@ -68,7 +67,7 @@ def test_metrics_have_the_study_shape(metrics):
 
 
 def test_caption_table_puts_ours_beside_published_on_one_scale(metrics):
-    table = caption_table(metrics, "ucm").cells.set_index("model")
+    table = comparison_table(metrics, "captions", "ucm").cells.set_index("model")
     assert table.index[0] == "captioner"
     assert (
         table.loc["captioner", "CIDEr"] == "3.910 [3.810, 4.010]"
@@ -81,7 +80,7 @@ def test_caption_table_puts_ours_beside_published_on_one_scale(metrics):
 
 
 def test_retrieval_table_is_in_percent_with_the_ceiling(metrics):
-    table = retrieval_table(metrics, "ucm").cells.set_index("model")
+    table = comparison_table(metrics, "retrieval", "ucm").cells.set_index("model")
     assert table.loc["both combined", "mean recall"] == "55.0 [45.0, 65.0]"
     assert table.loc["AMFMN", "mean recall"] == "46.1" and table.loc["AMFMN", "I2T R@1"] == "16.7"
     ceiling = table[table["kind"] == "ceiling"]
@@ -131,12 +130,12 @@ def test_published_figures_are_on_the_scale_and_consistent():
 
 
 def test_published_specialists_stand_apart_from_generalists(metrics):
-    kinds = caption_table(metrics, "ucm").cells["kind"].tolist()
+    kinds = comparison_table(metrics, "captions", "ucm").cells["kind"].tolist()
     assert kinds == sorted(kinds, key=["this study", "specialist", "generalist"].index)
 
 
 def test_the_held_out_reference_shows_its_spread_and_its_row_without_copies(metrics):
-    table = caption_table(metrics, "ucm").cells.set_index("model")
+    table = comparison_table(metrics, "captions", "ucm").cells.set_index("model")
     assert table.loc["one reference, held out", "CIDEr"].startswith("3.880 ± 0.023 [")
     assert table.loc[HELD_OUT_DISTINCT, "CIDEr"].startswith("3.900")
 
@@ -155,7 +154,7 @@ def test_a_cell_is_coloured_only_where_the_comparison_is_fair(metrics):
     notes = " ".join(unfair_notes(metrics, "captions", "ucm"))
     assert "recalled, not verified: BITA" in notes and "generalist; this study is a specialist: " in notes
     assert "RSGPT" not in notes
-    table = caption_table(metrics, "ucm")
+    table = comparison_table(metrics, "captions", "ucm")
     assert table.standings.shape == table.cells.shape
     coloured = table.standings.to_numpy() != ""
     assert coloured.sum() == 3 * 2  # captioner, consensus and zz_other; CIDEr and BLEU-4

@@ -91,7 +91,6 @@ def test_a_scan_can_be_forced_and_the_inner_one_counts(monkeypatch):
         monkeypatch.setenv(backends.SCAN_VARIABLE, name)
         found = backends.choose_scan("similarity_topk", "cpu")
         assert found == (name, f"forced by RSVLM_SCAN={name}")
-        assert found.dtype == (torch.bfloat16 if name == "bfloat16" else torch.float32)
         with force_scan("float32"):
             assert backends.choose_scan("similarity_topk", "cpu") == ("float32", "forced by force_scan")
         for operation in ("similarity_topk", "retrieval_ranks"):

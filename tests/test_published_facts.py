@@ -8,7 +8,7 @@ import pytest
 
 from rsvlm.scoring.caption_study import hold_out
 from rsvlm.scoring.captions import cider_scores
-from rsvlm.scoring.meteor import tokenize_captions
+from rsvlm.scoring.java_metrics import tokenize_captions
 from rsvlm.scoring.retrieval import perfect_ranks, retrieval_set, summarise_ranks
 
 FILES = {

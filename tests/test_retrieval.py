@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from retrieval_case import score_vectors  # tests/retrieval_case.py
 
 from rsvlm.kernels import Ranks, hits
 from rsvlm.scoring.fusion import (
@@ -28,7 +29,6 @@ from rsvlm.scoring.retrieval import (
     rank_retrieval,
     retrieval_set,
     retrieval_sets,
-    score_retrieval_of_captions,
     summarise_ranks,
 )
 from rsvlm.scoring.retrieval_study import score_methods
@@ -63,7 +63,7 @@ def published_recalls(scores, row_image):
 
 def test_agrees_with_the_published_computation_where_nothing_ties():
     images, text, ids, captions, texts = random_set(40)
-    scores = score_retrieval_of_captions(images, text, ids, captions, texts, resamples=0)
+    scores = score_vectors(images, text, ids, captions, texts, resamples=0)
     expected = published_recalls(text @ images.T, np.repeat(np.arange(40), 5))
     for name, value in expected.items():
         entry = scores["by_image"][name]
@@ -108,9 +108,7 @@ def test_hits_follow_the_formula_and_its_bounds(k):
 
 def test_a_model_that_scores_all_alike_gets_chance():
     _, _, ids, captions, texts = random_set(30)
-    scores = score_retrieval_of_captions(np.ones((30, 4)), np.ones((150, 4)), ids, captions, texts, resamples=0)[
-        "by_image"
-    ]
+    scores = score_vectors(np.ones((30, 4)), np.ones((150, 4)), ids, captions, texts, resamples=0)["by_image"]
     for k in KS:
         assert scores[f"text_to_image_recall_at_{k}"]["value"] == pytest.approx(k / 30, abs=1e-6)
         assert scores[f"image_to_text_recall_at_{k}"]["value"] == pytest.approx(
@@ -128,7 +126,7 @@ def test_equal_texts_are_right_answers_by_text_only():
     captions = [["a field ."], ["A field ."], ["a pond ."]]  # the first two are equal once capitalised
     images[1] = [1, 0, 0, 0.1]
     texts = ["A field .", "a field .", "a pond ."]
-    scores = score_retrieval_of_captions(images, text[[0, 1, 2]], ["1", "2", "3"], captions, texts, resamples=0)
+    scores = score_vectors(images, text[[0, 1, 2]], ["1", "2", "3"], captions, texts, resamples=0)
     # image 2 finds the row of image 1 tied with its own; text 2 finds image 1 first
     assert scores["by_image"]["image_to_text_recall_at_1"]["value"] == pytest.approx((0.5 + 0.5 + 1) / 3, abs=1e-6)
     assert scores["by_image"]["text_to_image_recall_at_1"]["value"] == pytest.approx(2 / 3, abs=1e-6)
@@ -156,9 +154,9 @@ def test_the_ceiling_is_what_an_oracle_scores():
 def test_intervals_hold_the_value_and_are_the_same_at_every_run():
     images, text, ids, captions, texts = random_set(40, seed=5)
     images = unit_rows(images + 0.8 * np.repeat(text.reshape(40, 5, 8).mean(1), 1, axis=0))
-    runs = [score_retrieval_of_captions(images, text, ids, captions, texts, resamples=300, seed=7) for _ in range(2)]
+    runs = [score_vectors(images, text, ids, captions, texts, resamples=300, seed=7) for _ in range(2)]
     assert json.dumps(runs[0], allow_nan=False) == json.dumps(runs[1])
-    other = score_retrieval_of_captions(images, text, ids, captions, texts, resamples=300, seed=8)
+    other = score_vectors(images, text, ids, captions, texts, resamples=300, seed=8)
     assert other["by_image"]["mean_recall"] != runs[0]["by_image"]["mean_recall"]
     for name, entry in runs[0]["by_image"].items():
         assert entry["low"] <= entry["value"] <= entry["high"], name
@@ -203,8 +201,8 @@ def test_median_ranks_are_those_of_the_drawn_images():
 
 def test_a_repeated_file_counts_once():
     images, text, ids, captions, texts = random_set(6)
-    once = score_retrieval_of_captions(images, text, ids, captions, texts, resamples=0)
-    again = score_retrieval_of_captions(
+    once = score_vectors(images, text, ids, captions, texts, resamples=0)
+    again = score_vectors(
         np.concatenate([images, images[:1]]),
         text,
         [*ids, ids[0]],
@@ -218,26 +216,26 @@ def test_a_repeated_file_counts_once():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_ids": ["a"]}, "1 image ids for 2 image embeddings"),
+        ({"image_ids": ["a"]}, "1 image ids but captions of 2 images"),
         ({"captions": [["x"], []]}, "1 images have no caption, such as 'b'"),
         ({"captions": [["x"], ["z"]]}, "no vector for 1 of 2 texts, such as 'z'"),
         ({"texts": ["x"]}, "1 text names for 2 text vectors"),
         ({"texts": ["x", "x"]}, "'x' has more than one vector"),
-        ({"image_embeddings": np.ones((0, 3)), "image_ids": [], "captions": []}, "the split is empty"),
-        ({"image_embeddings": np.full((2, 3), np.nan)}, "row 0 holds NaN"),
-        ({"image_embeddings": np.ones((2, 4))}, "widths 4 and 3"),
+        ({"images": np.ones((0, 3)), "image_ids": [], "captions": []}, "the split is empty"),
+        ({"images": np.full((2, 3), np.nan)}, "row 0 holds NaN"),
+        ({"images": np.ones((2, 4))}, "widths 4 and 3"),
     ],
 )
 def test_input_that_does_not_fit_is_refused(change, message):
     arguments = dict(
-        image_embeddings=np.ones((2, 3)),
-        text_embeddings=np.ones((2, 3)),
+        images=np.ones((2, 3)),
+        text=np.ones((2, 3)),
         image_ids=["a", "b"],
         captions=[["x"], ["y"]],
         texts=["x", "y"],
     )
     with pytest.raises(ValueError, match=message):
-        score_retrieval_of_captions(**(arguments | change))
+        score_vectors(**(arguments | change))
 
 
 def small_table():
@@ -381,7 +379,7 @@ def test_a_report_of_methods_and_sources_agrees_with_itself():
             assert point == pytest.approx(scores[name]["value"], abs=1e-6)
         one = spaces[method]
         own = tests[source]
-        direct = score_retrieval_of_captions(
+        direct = score_vectors(
             one.images(own.image_ids), one.text_vectors, own.image_ids,
             list(table.set_index("image_id").loc[own.image_ids, "captions"]), one.texts, resamples=20, seed=1,
         )  # fmt: skip

@@ -6,15 +6,15 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from retrieval_case import score_vectors  # tests/retrieval_case.py
 
 from rsvlm.kernels import Ranks, hits
 from rsvlm.scoring.fusion import choose_weight, find_candidates, rerank
 from rsvlm.scoring.retrieval import (
     EmbeddingSpace,
-    mean_recall,
     rank_retrieval,
+    recalls,
     retrieval_set,
-    score_retrieval_of_captions,
     summarise_ranks,
     with_texts_once,
 )
@@ -22,8 +22,9 @@ from rsvlm.scoring.retrieval_study import (
     PROTOCOLS,
     Method,
     Reordering,
+    _levels,
+    _precisions,
     class_recalls,
-    expected_average_precision,
     find_protocols,
     precision_scores,
     score_methods,
@@ -73,9 +74,7 @@ def test_the_same_embeddings_give_clip_benchmarks_recall():
     scores = torch.from_numpy(text_vectors @ image_vectors.T)
     pairs = torch.zeros(5 * N, N, dtype=torch.bool)
     pairs[torch.arange(5 * N), torch.arange(5 * N) // 5] = True
-    ours = score_retrieval_of_captions(
-        image_vectors, text_vectors, [str(i) for i in range(N)], captions, texts, resamples=0
-    )
+    ours = score_vectors(image_vectors, text_vectors, [str(i) for i in range(N)], captions, texts, resamples=0)
     six = []
     for k in (1, 5, 10):
         text_to_image = (clip_benchmark_recall(scores, pairs, k) > 0).float().mean().item()
@@ -169,6 +168,10 @@ def test_average_precision_is_the_mean_over_all_orders_of_ties():
     scores, right = np.array([3, 2, 2, 2, 1, 1, 0.0]), np.array([1, 3, 4, 6])
     orders = [[0, *middle, *low, 6] for middle in permutations([1, 2, 3]) for low in permutations([4, 5])]
     expected = np.mean([average_precision(order, right) for order in orders])
+
+    def expected_average_precision(scores, right):
+        return _precisions(_levels(scores, right))["map"]
+
     assert expected_average_precision(scores, right) == pytest.approx(expected, abs=1e-12)
     assert expected_average_precision(np.array([2.0, 1.0]), np.array([0])) == 1
     with pytest.raises(ValueError, match="without a right answer"):
@@ -207,7 +210,7 @@ def test_texts_once_makes_every_image_of_a_text_right():
         ["a", "b"], unit(np.array([[1, 0.1], [0.1, 1]])), ["x", "y", "z"], unit(np.array([[1, 1], [1, 0], [0, 1]]))
     )
     ranks = rank_retrieval(once, *vectors_of(once, space), "by_image")
-    assert mean_recall(ranks) == 1  # x finds a or b, both are right
+    assert recalls(ranks)["mean_recall"] == 1  # x finds a or b, both are right
 
 
 def test_protocols_are_named_and_texts_are_encoded_in_their_form():

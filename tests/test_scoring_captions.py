@@ -17,7 +17,6 @@ from rsvlm.scoring.captions import (
     draw_scores,
     score_captions,
     subset,
-    summarize,
     token_pairs,
 )
 from rsvlm.scoring.meteor import meteor_score
@@ -114,7 +113,7 @@ def test_all_metrics_equal_pycocoevalcap(tools, tokens, originals):
         assert distinct.corpus[metric] == pytest.approx(scores.corpus[metric], abs=1e-12)
 
     drawn = draw_scores(scores, seed=0, resamples=100)
-    summary = summarize(scores, drawn)
+    summary = summarize_draws([scores], average_draws([scores], seed=0, resamples=100))
     assert list(summary) == list(METRICS)
     assert summary["SPICE"]["value"] is None and "jars missing" in summary["SPICE"]["reason"]
     for metric in expected:
@@ -229,7 +228,7 @@ def test_draws_are_averaged_with_their_spread(tools, tokens):
         held, rest = hold_out(REFERENCES, tokens, seed=seed)
         scores.append(score_captions(held, rest, tokens=tokens, tools=tools))
     average = average_draws(scores, seed=0, resamples=50)
-    summary = summarize_draws(scores, average)
+    summary = summarize_draws(scores, average, spread=True)
     values = [score.corpus["BLEU-1"] for score in scores]
     assert summary["BLEU-1"]["value"] == pytest.approx(np.mean(values), abs=1e-6)
     assert summary["BLEU-1"]["standard_deviation"] == pytest.approx(np.std(values, ddof=1), abs=1e-6)

@@ -15,11 +15,17 @@ import pytest
 
 from rsvlm.content_cache import ContentCache
 from rsvlm.scoring import java_metrics as java
-from rsvlm.scoring import java_metrics as spice
 from rsvlm.scoring import meteor
-from rsvlm.scoring import meteor as paraphrases
-from rsvlm.scoring import meteor as tokens
-from rsvlm.scoring.java_metrics import Jar, JavaNotFound, find_java, get_jars, run_java
+from rsvlm.scoring.java_metrics import (
+    NEEDED,
+    Jar,
+    JavaNotFound,
+    find_java,
+    get_jars,
+    run_java,
+    spice_scores,
+    tokenize_captions,
+)
 from rsvlm.scoring.meteor import meteor_statistics
 
 COUNTS = " ".join(["1.0"] * 23)
@@ -57,7 +63,7 @@ def test_a_foreign_locale_changes_nothing(monkeypatch, tmp_path):
     shown = run_java("-XshowSettings:all", "-version", folder=tmp_path, seconds=60)
     assert shown.failure is None
     # Turkish would lower-case I to another letter, Latin-1 would lose the umlaut
-    assert tokens.tokenize_captions(["INDUSTRIAL BIG Übersee"]) == {"INDUSTRIAL BIG Übersee": "industrial big übersee"}
+    assert tokenize_captions(["INDUSTRIAL BIG Übersee"]) == {"INDUSTRIAL BIG Übersee": "industrial big übersee"}
 
 
 def test_nothing_is_written_where_pycocoevalcap_is_installed():
@@ -67,7 +73,7 @@ def test_nothing_is_written_where_pycocoevalcap_is_installed():
         return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "__pycache__" not in path.parts}
 
     before = listing()
-    tokens.tokenize_captions(["a plane, parked."])
+    tokenize_captions(["a plane, parked."])
     assert listing() == before
 
 
@@ -118,9 +124,9 @@ def test_other_programs_are_tried_twice_and_reported(tmp_path, monkeypatch, prog
     starts = stand_in(tmp_path, monkeypatch, "open(log, 'a').write('x'); sys.exit('broken')")
     with pytest.raises(RuntimeError, match=r"failed 2 times: .*broken"):
         if program == "tokens":
-            tokens.tokenize_captions(["a"])
+            tokenize_captions(["a"])
         else:
-            spice.spice_scores([("a", ["b"])], tmp_path)
+            spice_scores([("a", ["b"])], tmp_path)
     assert starts.read_text() == "xx"
 
 
@@ -164,7 +170,7 @@ def table(tmp_path):
 
 
 def cut(index, texts, tmp_path):
-    number = paraphrases.write_cut(index, texts, tmp_path / "cut.gz")
+    number = meteor.write_cut(index, texts, tmp_path / "cut.gz")
     lines = gzip.decompress((tmp_path / "cut.gz").read_bytes()).decode().splitlines()
     pairs = list(zip(lines[1::3], lines[2::3], strict=True))
     assert number == len(pairs)
@@ -172,8 +178,8 @@ def cut(index, texts, tmp_path):
 
 
 def test_a_cut_table_holds_what_can_occur_in_the_texts(table, tmp_path, monkeypatch):
-    monkeypatch.setattr(paraphrases, "CHUNK", 20)  # entries lie across chunks
-    index = paraphrases.load_index(table, tmp_path / "index")
+    monkeypatch.setattr(meteor, "CHUNK", 20)  # entries lie across chunks
+    index = meteor.load_index(table, tmp_path / "index")
     assert index.longest == 3
     always = [(",", ".")]  # no letter or digit: it may come from anywhere
     assert cut(index, ["a big house", "a large house"], tmp_path) == [("big", "large"), *always, ("large", "big")]
@@ -181,18 +187,18 @@ def test_a_cut_table_holds_what_can_occur_in_the_texts(table, tmp_path, monkeypa
     assert cut(index, ["I'm; i-am"], tmp_path) == [("i 'm", "i am"), *always]
     assert cut(index, ["&quot;big huge&quot;"], tmp_path) == [("big", "huge"), *always]
     assert cut(index, [], tmp_path) == always
-    again = paraphrases.load_index(table, tmp_path / "index")
+    again = meteor.load_index(table, tmp_path / "index")
     assert (again.checksums == index.checksums).all()
 
 
 def test_the_index_of_another_table_is_made_anew(table, tmp_path):
-    paraphrases.load_index(table, tmp_path / "index")
+    meteor.load_index(table, tmp_path / "index")
     table.write_bytes(gzip.compress(b"0.5\nsea\nocean\n"))
-    index = paraphrases.load_index(table, tmp_path / "index")
+    index = meteor.load_index(table, tmp_path / "index")
     assert cut(index, ["sea ocean"], tmp_path) == [("sea", "ocean")]
     table.write_bytes(gzip.compress(b"0.5\nsea\n"))
     with pytest.raises(ValueError, match="not a paraphrase table"):
-        paraphrases.load_index(table, tmp_path / "index")
+        meteor.load_index(table, tmp_path / "index")
 
 
 # SPICE's jars
@@ -227,12 +233,9 @@ def test_jars_are_fetched_once_and_only_with_the_right_checksum(repository, tmp_
 
 
 def test_the_pinned_checksums_are_those_of_working_jars(shared_spice):
-    from rsvlm.scoring.java_metrics import NEEDED
-
     for jar in NEEDED:
         if "models" not in jar.name:  # the example folder's models are cut down
             assert hashlib.sha1((shared_spice / jar.name).read_bytes()).hexdigest() == jar.sha1
-    assert [jar.name for jar in NEEDED] == list(spice.JARS)
 
 
 def test_counts_of_the_same_caption_are_whole(tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ import pytest
 
 from rsvlm.files import read_json, write_json, write_json_lines
 from rsvlm.scoring.caption_study import paired_table, score_study, text_table
+from rsvlm.scoring.captions import class_names, describe_texts, hallucinated_classes
 from rsvlm.scoring.runs import read_captions, read_runs
-from rsvlm.scoring.texts import class_names, describe_texts, hallucinated_classes
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 RECALLS = [f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)] + ["mean_recall"]

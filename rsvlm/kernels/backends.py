@@ -36,29 +36,17 @@ log = logging.getLogger("rsvlm.kernels")
 _forced: dict[str, ContextVar[str | None]] = {
     variable: ContextVar(variable, default=None) for variable in (VARIABLE, SCAN_VARIABLE)
 }
-_said: set[tuple[str, "Backend"]] = set()
+_said: set[tuple[str, "Choice"]] = set()
 
 
-class Backend(NamedTuple):
-    """A choice and why it was made."""
+class Choice(NamedTuple):
+    """A backend or a scan, and why it was chosen."""
 
-    name: str  # "torch" or "triton"
+    name: str  # one of BACKENDS or SCANS
     reason: str
 
 
-class Scan(NamedTuple):
-    """What scans on a CPU, and why."""
-
-    name: str  # one of SCANS
-    reason: str
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type in which it multiplies."""
-        return torch.bfloat16 if self.name == "bfloat16" else torch.float32
-
-
-def choose_backend(operation: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Backend:
+def choose_backend(operation: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Choice:
     """The backend that runs ``operation`` for tensors on ``device``; logged the first time it is chosen for a reason.
 
     Args:
@@ -75,9 +63,9 @@ def choose_backend(operation: str, device: torch.device | str, dtype: torch.dtyp
     if forced == "triton" and obstacle:
         raise ValueError(f"{by}: {operation} cannot run in Triton: {obstacle}")
     if forced:
-        backend = Backend(forced, f"forced by {by}")
+        backend = Choice(forced, f"forced by {by}")
     else:
-        backend = Backend("torch", obstacle) if obstacle else Backend("triton", "the tensors are on an NVIDIA GPU")
+        backend = Choice("torch", obstacle) if obstacle else Choice("triton", "the tensors are on an NVIDIA GPU")
     if (operation, backend) not in _said:
         _said.add((operation, backend))
         log.info("%s runs in %s: %s", operation, *backend)
@@ -101,7 +89,7 @@ def backends_for(device: torch.device | str, *operations: str) -> dict[str, dict
     return found
 
 
-def choose_scan(operation: str, device: torch.device | str) -> Scan:
+def choose_scan(operation: str, device: torch.device | str) -> Choice:
     """How the torch backends of top-k and ranks scan on ``device``; only a CPU has the choice, and only top-k FAISS.
 
     Raises:
@@ -109,18 +97,18 @@ def choose_scan(operation: str, device: torch.device | str) -> Scan:
             them for.
     """
     if torch.device(device).type != "cpu":
-        return Scan("float32", "the choice is for CPUs")
+        return Choice("float32", "the choice is for CPUs")
     can_be_faiss = operation == "similarity_topk"
     forced, by = _forced_choice(SCAN_VARIABLE, "scan", SCANS)
     if forced is None:
         return _faster_scan(torch.get_num_threads(), can_be_faiss and _has_faiss())
     if forced == "faiss" and not can_be_faiss:
-        return Scan("float32", f"FAISS knows no ranks; {by} is for top-k")
+        return Choice("float32", f"FAISS knows no ranks; {by} is for top-k")
     if forced == "faiss" and not _has_faiss():
         raise ValueError(f"{by}: FAISS is not installed; pip install faiss-cpu, or use float32")
     if forced == "bfloat16" and not _rounds_once():
         raise ValueError(f"{by}: this torch's bfloat16 products are rounded more than once; use float32")
-    return Scan(forced, f"forced by {by}")
+    return Choice(forced, f"forced by {by}")
 
 
 def force_backend(name: str) -> AbstractContextManager[None]:
@@ -161,7 +149,7 @@ def _has_faiss() -> bool:
 
 
 @lru_cache
-def _faster_scan(threads: int, with_faiss: bool) -> Scan:
+def _faster_scan(threads: int, with_faiss: bool) -> Choice:
     """The faster scan on this CPU and the reason, measured once for each number of ``threads`` in some 50 ms.
 
     Where bfloat16 can't be it, nothing is measured: FAISS was faster than torch on every CPU tried so far. The reason
@@ -170,13 +158,13 @@ def _faster_scan(threads: int, with_faiss: bool) -> Scan:
     other = "faiss" if with_faiss else "float32"
     abilities = torch.cpu.get_capabilities()
     if not (abilities.get("avx512_bf16") or abilities.get("amx_bf16")):
-        return Scan(other, "this CPU has no instructions for bfloat16")
+        return Choice(other, "this CPU has no instructions for bfloat16")
     if not _rounds_once():
-        return Scan(other, "this torch's bfloat16 products are rounded more than once")
+        return Choice(other, "this torch's bfloat16 products are rounded more than once")
     taken = _scan_seconds(with_faiss)
     if taken["bfloat16"] < MUCH_FASTER * taken[other]:
-        return Scan("bfloat16", "bfloat16 products are much faster than float32 here")
-    return Scan(other, "bfloat16 products are not much faster than float32 here")
+        return Choice("bfloat16", "bfloat16 products are much faster than float32 here")
+    return Choice(other, "bfloat16 products are not much faster than float32 here")
 
 
 def _scan_seconds(with_faiss: bool, rows: int = 512, columns: int = 2048) -> dict[str, float]:

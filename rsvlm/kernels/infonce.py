@@ -183,19 +183,8 @@ class _SymmetricLoss(torch.autograd.Function):
         at_positives += column_weight[columns] * (
             (logits - column_sums[columns]).exp() - (logits - column_right[columns]).exp()
         )
-        ctx.save_for_backward(
-            images,
-            texts,
-            scale,
-            row_sums,
-            column_sums,
-            row_weight,
-            column_weight,
-            rows,
-            columns,
-            at_positives,
-            *([] if group is None else [every_text]),
-        )
+        saved = (images, texts, scale, row_sums, column_sums, row_weight, column_weight, rows, columns, at_positives)
+        ctx.save_for_backward(*saved, *([] if group is None else [every_text]))
         ctx.group, ctx.backend = group, backend
         return (row_loss / n_rows + column_loss / n_columns) / 2
 
@@ -210,15 +199,9 @@ class _SymmetricLoss(torch.autograd.Function):
         own_images, own_texts = ctx.backend.prepare(images, texts)
         every_text = rest[0] if rest else own_texts
         by_images = to_images or (to_scale and not to_texts)
-        for_images, for_texts = ctx.backend.products(
-            own_images,
-            every_text,
-            scale,
-            (row_sums, column_sums),
-            (row_weight, column_weight),
-            (rows, columns, values),
-            (by_images, to_texts),
-        )
+        sums, weights, wanted = (row_sums, column_sums), (row_weight, column_weight), (by_images, to_texts)
+        positives = rows, columns, values
+        for_images, for_texts = ctx.backend.products(own_images, every_text, scale, sums, weights, positives, wanted)
         grads: list[Tensor | None] = [None] * 6
         size = rank_and_size(ctx.group)[1]
         if to_scale:  # sum of d loss / d logit times the inner product, either way

@@ -218,7 +218,7 @@ def scan_in_torch(
         block: items in one tile.
     """
     device = queries.device
-    dtype = choose_scan("retrieval_ranks", device).dtype
+    dtype = getattr(torch, choose_scan("retrieval_ranks", device).name)
     rounding = rounding_of(dtype, device)
     height = min(QUERY_ROWS, block)
     tall, wide = min(height, len(queries)), min(block, len(items))

@@ -1,4 +1,4 @@
-"""Intervals and paired differences over images, by resampling images with replacement.
+"""Intervals and p-values over images, by resampling images with replacement.
 
 A corpus score is a function of sums over images (BLEU's counts, METEOR's counts, a value and a 1 for a mean), so one
 resampling serves all of them: sum the resampled images' statistics, then apply the function. CIDEr's idf is part of
@@ -14,15 +14,6 @@ BLOCK_VALUES = 4_000_000  # resampled counts held at one time
 DECIMALS = 6  # of what is written: more would differ between machines
 
 
-def bootstrap_mean(values: np.ndarray, *, seed: int, resamples: int = 1000) -> tuple[float, float]:
-    """(low, high): the 95 % percentile interval of the mean of per-image values (n,).
-
-    Raises:
-        ValueError: no values, or one of them is no finite number, or resamples < 1.
-    """
-    return bootstrap_corpus(mean_statistics(values), mean_of, seed=seed, resamples=resamples)
-
-
 def bootstrap_corpus(
     statistics: np.ndarray, corpus: Callable[[np.ndarray], np.ndarray], *, seed: int, resamples: int = 1000
 ) -> tuple[float, float]:
@@ -34,36 +25,6 @@ def bootstrap_corpus(
     """
     scores = corpus(resampled_sums(statistics, seed=seed, resamples=resamples))
     return percentile_interval(scores)
-
-
-def paired_difference(
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    seed: int,
-    resamples: int = 1000,
-    corpus: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> dict[str, float | int]:
-    """{"value", "low", "high", "p", "n"} of first - second on the same images, resampled together.
-
-    ``p``: see ``difference_of_draws``.
-
-    Args:
-        first, second: per-image values (n,), or statistics (n, k) together with ``corpus``.
-    """
-    if corpus is None:
-        corpus, first, second = mean_of, mean_statistics(first), mean_statistics(second)
-    if first.shape != second.shape:
-        raise ValueError(f"paired difference of {len(first)} and {len(second)} images: both runs need the same images")
-    k = first.shape[1]
-    both = np.concatenate([first, second], axis=1)
-    sums = resampled_sums(both, seed=seed, resamples=resamples)
-    total = both.sum(axis=0)
-    return {
-        "value": float(corpus(total[:k]) - corpus(total[k:])),
-        **difference_of_draws(corpus(sums[:, :k]) - corpus(sums[:, k:])),
-        "n": len(both),
-    }
 
 
 def difference_of_draws(differences: np.ndarray) -> dict[str, float]:
@@ -114,4 +75,4 @@ def mean_of(sums: np.ndarray) -> np.ndarray:
 
 def rounded(entry: Mapping[str, object]) -> dict:
     """The same entry with its fractional numbers cut to six decimals."""
-    return {key: round(value, DECIMALS) if isinstance(value, float) else value for key, value in entry.items()}
+    return {key: round(float(value), DECIMALS) if isinstance(value, float) else value for key, value in entry.items()}

@@ -1,19 +1,26 @@
-"""Caption metrics per corpus and per image: BLEU, METEOR, ROUGE_L, CIDEr, SPICE, CLIPScore, RefCLIPScore.
+"""Captions measured: their metrics per corpus and per image, their variety, and the classes that they wrongly name.
 
-CLIPScore and RefCLIPScore (Hessel et al. 2021) from the study's own dual encoder.
+BLEU-1..4, METEOR, ROUGE_L, CIDEr and SPICE are as pycocoevalcap computes them. All see the same PTB tokens. CIDEr's
+document frequencies come from the references that are evaluated, so one call must hold all images of one source and
+split: batches or subsets would give other numbers.
 
-CLIPScore = 2.5 max(cos(image, caption), 0) needs no references. RefCLIPScore is the harmonic mean of it and the highest
-cosine of the caption to a reference, 0 where that is negative. Published figures come from OpenAI's CLIP with the
-prompt "A photo depicts"; here the encoder is the study's, adapted to these images, without a prompt. So the scores
-compare runs of one study and nothing else. They also favour captions that were chosen by the same encoder's neighbours.
+CLIPScore = 2.5 max(cos(image, caption), 0) needs no references; RefCLIPScore is the harmonic mean of it and the highest
+cosine of the caption to a reference, 0 where that is negative (Hessel et al. 2021). Published figures come from OpenAI's
+CLIP with the prompt "A photo depicts"; here the encoder is the study's, adapted to these images, without a prompt. So
+the scores compare runs of one study and nothing else. They also favour captions that were chosen by the same encoder's
+neighbours.
 
-BLEU-1..4, METEOR, ROUGE_L, CIDEr and SPICE as pycocoevalcap computes them, and CLIPScore, per corpus and per image.
-
-All metrics see the same PTB tokens. CIDEr's document frequencies come from the references that are evaluated, so one
-call must hold all images of one source and split: batches or subsets would give other numbers.
+Classes are hallucination after CHAIR (Rohrbach et al. 2018), which knows what is in an image from its annotation and
+its reference captions. Here: a class is in the image when its label says so or one of its references names it. A caption
+hallucinates when it names a class that is not. ``class_names.txt`` has a class a line: those of UC Merced, RSICD and
+NWPU-RESISC45 and the land groups of the Blue Marble captions, each with the words by which captions call it, in
+singular, as PTB tokens; the first is how it is called in a report. A word of a longer name is not counted again
+("railway station" names no railway), plurals count, and words that every second caption uses for something else
+("field", "square", "line") do not.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,50 +30,34 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.content_cache import ContentCache
-from rsvlm.scoring.bootstrap import mean_of, mean_statistics, percentile_interval, resampled_sums, rounded
-from rsvlm.scoring.java_metrics import spice_scores, why_not
-from rsvlm.scoring.meteor import meteor_score, meteor_statistics, tokenize_captions
+from rsvlm.scoring.bootstrap import mean_of, mean_statistics, resampled_sums, rounded
+from rsvlm.scoring.java_metrics import spice_scores, tokenize_captions, why_not
+from rsvlm.scoring.meteor import meteor_score, meteor_statistics
 from rsvlm.scoring.retrieval import EmbeddingSpace
-
-WEIGHT = 2.5
-PROTOCOL = (
-    "2.5 * max(cosine, 0) of image and caption in the study's encoder, no prompt; RefCLIPScore: harmonic mean with the"
-    " highest cosine to a reference (Hessel et al. 2021). Not comparable with figures from another encoder."
-)
-
-
-def clip_scores(
-    generated: Mapping[str, str], references: Mapping[str, Sequence[str]], space: EmbeddingSpace
-) -> dict[str, np.ndarray]:
-    """{"CLIPScore": (n,), "RefCLIPScore": (n,)} of each image's caption, in the order of ``generated``.
-
-    A caption without a word scores 0.
-
-    Args:
-        space: unit vectors of the images, the captions and the references.
-
-    Raises:
-        ValueError: an image or text has no vector; names it.
-    """
-    image_ids = list(generated)
-    captions = space.text([generated[image_id] for image_id in image_ids]).astype(np.float64)
-    images = space.images(image_ids).astype(np.float64)
-    wordless = np.array([not any(map(str.isalnum, generated[image_id])) for image_id in image_ids])
-    plain = WEIGHT * np.maximum((images * captions).sum(axis=1), 0)
-    plain[wordless] = 0
-    nearest = np.zeros(len(image_ids))
-    for row, image_id in enumerate(image_ids):
-        own = space.text(list(dict.fromkeys(references[image_id]))).astype(np.float64)
-        nearest[row] = max(float((own @ captions[row]).max()), 0.0)
-    total = plain + nearest
-    both = np.divide(2 * plain * nearest, total, out=np.zeros_like(total), where=total > 0)
-    return {"CLIPScore": plain, "RefCLIPScore": both}
-
 
 PTB_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 METRICS = (*PTB_METRICS, "CLIPScore", "RefCLIPScore")
-NO_ENCODER = "not run: no encoder given"
 BLEU_ORDERS = 4
+NO_ENCODER = "not run: no encoder given"
+CLIP_WEIGHT = 2.5
+CLIP_PROTOCOL = (
+    "2.5 * max(cosine, 0) of image and caption in the study's encoder, no prompt; RefCLIPScore: harmonic mean with the"
+    " highest cosine to a reference (Hessel et al. 2021). Not comparable with figures from another encoder."
+)
+ORDERS = (1, 2, 3)
+TEXT_PROTOCOL = (
+    "words are PTB tokens; distinct_n: different n-grams over all n-grams of the run's captions (Li et al. 2016);"
+    " copied: the share of captions that equal a training caption after tokenising"
+)
+CLASS_PROTOCOL = (
+    "after CHAIR (Rohrbach et al. 2018), on the classes of rsvlm/scoring/class_names.txt: an image has a class when its"
+    " label or one of its references names it; captions: share of captions that name another; names: share of the named"
+    " classes that are others; interval over images"
+)
+CLASSES = [line.split(", ") for line in Path(__file__).with_name("class_names.txt").read_text("utf-8").splitlines()]
+LONGEST = 3  # words of a name
+# Labels such as RSICD's "railwaystation" are written without spaces.
+_NAMES = {form: names[0] for names in CLASSES for name in names for form in (name, name.replace(" ", ""))}
 
 Pair = tuple[str, list[str]]  # a tokenized caption and its tokenized references
 
@@ -215,28 +206,6 @@ def draw_scores(scores: CaptionScores, *, seed: int, resamples: int) -> dict[str
     return {metric: corpus_function(metric)(sums[:, at[id(values)]]) for metric, values in scores.statistics.items()}
 
 
-def summarize(scores: CaptionScores, drawn: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """metric -> {"value", "low", "high", "n"}: corpus scores, 95 % intervals over images; "reason" if not run.
-
-    Args:
-        drawn: what ``draw_scores`` gives for the same scores.
-    """
-    n = len(scores.per_image)
-    summary = {}
-    for metric in METRICS:
-        if metric in scores.statistics:
-            low, high = percentile_interval(drawn[metric])
-            summary[metric] = rounded({"value": scores.corpus[metric], "low": low, "high": high, "n": n})
-        else:
-            summary[metric] = not_run(n, scores.reasons[metric])
-    return summary
-
-
-def not_run(n: int, reason: str) -> dict[str, object]:
-    """The entry of a metric without a value."""
-    return {"value": None, "low": None, "high": None, "n": n, "reason": reason}
-
-
 def corpus_function(metric: str) -> Callable[[np.ndarray], np.ndarray]:
     """The function from summed statistics (..., k) to the metric's scores (...)."""
     if metric.startswith("BLEU-"):
@@ -299,3 +268,112 @@ def cider_scores(truths: Mapping[str, Sequence[str]], results: Mapping[str, Sequ
         return np.zeros(len(truths))  # references in no words at all: pycocoevalcap stops there
     _, scores = Cider().compute_score(dict(truths), {image_id: results[image_id] for image_id in truths})
     return np.asarray(scores, dtype=np.float64)
+
+
+def clip_scores(
+    generated: Mapping[str, str], references: Mapping[str, Sequence[str]], space: EmbeddingSpace
+) -> dict[str, np.ndarray]:
+    """{"CLIPScore": (n,), "RefCLIPScore": (n,)} of each image's caption, in the order of ``generated``.
+
+    A caption without a word scores 0.
+
+    Args:
+        space: unit vectors of the images, the captions and the references.
+
+    Raises:
+        ValueError: an image or text has no vector; names it.
+    """
+    image_ids = list(generated)
+    captions = space.text([generated[image_id] for image_id in image_ids]).astype(np.float64)
+    images = space.images(image_ids).astype(np.float64)
+    wordless = np.array([not any(map(str.isalnum, generated[image_id])) for image_id in image_ids])
+    plain = CLIP_WEIGHT * np.maximum((images * captions).sum(axis=1), 0)
+    plain[wordless] = 0
+    nearest = np.zeros(len(image_ids))
+    for row, image_id in enumerate(image_ids):
+        own = space.text(list(dict.fromkeys(references[image_id]))).astype(np.float64)
+        nearest[row] = max(float((own @ captions[row]).max()), 0.0)
+    total = plain + nearest
+    both = np.divide(2 * plain * nearest, total, out=np.zeros_like(total), where=total > 0)
+    return {"CLIPScore": plain, "RefCLIPScore": both}
+
+
+def describe_texts(tokenized: Sequence[str], training: Collection[str]) -> dict[str, float | int | None]:
+    """Lengths (words), vocabulary, different captions, distinct_1..3 and the share copied of tokenized captions.
+
+    distinct_n is None where no caption has n words.
+
+    Args:
+        training: the training captions, tokenized.
+    """
+    words = [text.split() for text in tokenized]
+    lengths = np.array([len(row) for row in words])
+    described = {
+        "mean_words": float(lengths.mean()),
+        "shortest": int(lengths.min()),
+        "longest": int(lengths.max()),
+        "vocabulary": len({word for row in words for word in row}),
+        "distinct_captions": len(set(tokenized)),
+    }
+    for order in ORDERS:
+        grams = Counter(tuple(row[at : at + order]) for row in words for at in range(len(row) - order + 1))
+        described[f"distinct_{order}"] = len(grams) / grams.total() if grams else None
+    described["copied"] = float(np.mean([text in training for text in tokenized]))
+    return rounded(described)
+
+
+@dataclass(frozen=True)
+class NamedClasses:
+    """How many classes each caption names, and how many of them its image does not have; (n,) each."""
+
+    named: np.ndarray
+    wrong: np.ndarray
+    examples: dict[str, int]  # class -> how many captions name it wrongly
+
+
+def class_names(text: str) -> set[str]:
+    """The classes that a tokenized caption names."""
+    words = text.lower().split()
+    found, at = set(), 0
+    while at < len(words):
+        for length in range(min(LONGEST, len(words) - at), 0, -1):
+            name = _NAMES.get(" ".join([*words[at : at + length - 1], _singular(words[at + length - 1])]))
+            name = name or _NAMES.get(" ".join(words[at : at + length]))
+            if name:
+                found.add(name)
+                at += length
+                break
+        else:
+            at += 1
+    return found
+
+
+def hallucinated_classes(
+    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], labels: Mapping[str, str | None]
+) -> NamedClasses:
+    """What classes the captions name, held against their images.
+
+    Args:
+        captions: image_id -> tokenized caption.
+        references: image_id -> tokenized references.
+        labels: image_id -> class label, None where there is none.
+    """
+    named, wrong, examples = [], [], Counter()
+    for image_id, caption in captions.items():
+        said = class_names(caption)
+        there = set().union(*map(class_names, [*references[image_id], labels.get(image_id) or ""]))
+        others = said - there
+        named.append(len(said))
+        wrong.append(len(others))
+        examples.update(others)
+    often = dict(sorted(examples.items(), key=lambda pair: (-pair[1], pair[0])))
+    return NamedClasses(np.array(named), np.array(wrong), often)
+
+
+def _singular(word: str) -> str:
+    """The word without a plural ending, as far as the names need it."""
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ches", "shes", "sses", "xes")):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word

@@ -1,131 +1,84 @@
-"""The study's figures beside the published ones, and which of these they may be held against.
-
-Where one of this study's figures may be held against a published one, and how it stands there.
-
-Fair means: the same test images, all of them; the same kind of model (one trained on that benchmark alone against its
-like, one trained on several against its like); the published protocol; and a figure that was read, not recalled. Metric
-code and tokenisation still differ between papers, so "above" and "below" ask more than a difference: the study's whole
-95 % interval lies on that side of the best comparable figure.
-
-The study's table: its runs and baselines beside the published figures for the same source, on one scale.
+"""The study's table: its runs and baselines beside the published figures for the same source, as data and as pages.
 
 ``reports/metrics.json`` holds the study's own numbers only; the published ones are in the table, marked with how sure
-they are.
+they are. As HTML, Markdown and LaTeX every text from data is escaped.
 """
 
+import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from rsvlm.scoring.captions import METRICS
-from rsvlm.scoring.published import RECALLS, TEST_IMAGES, Published, benchmark_name, published_for
+from rsvlm.scoring.published import (
+    ABOVE,
+    BELOW,
+    LEVEL,
+    MAIN,
+    RECALLS,
+    adapting_sources,
+    published_for,
+    standing,
+    unfair_notes,
+)
 from rsvlm.scoring.runs import HUMAN, METHODS, RUNS, in_order, named
-
-ABOVE, LEVEL, BELOW = "above", "level", "below"
-STANDINGS = (ABOVE, LEVEL, BELOW)
-PUBLISHED_PROTOCOL = "remoteclip"
-
-
-def standing(metrics: Mapping, task: str, source: str, name: str, metric: str) -> str | None:
-    """ "above", "level" or "below" the best published figure that may fairly be compared; None where there is none.
-
-    Args:
-        metrics: what ``study_metrics`` gives.
-        task: "captions" or "retrieval".
-        name: a run or method.
-    """
-    entry = metrics[task].get(name, {}).get(source, {}).get(metric, {})
-    if entry.get("value") is None or entry.get("low") is None or entry.get("high") is None:
-        return None
-    fair = [
-        row.values[metric]
-        for row in published_for(task, source)
-        if metric in row.values and why_not_fair(metrics, task, source, name, row, metric) is None
-    ]
-    if not fair:
-        return None
-    best = max(fair)
-    return ABOVE if entry["low"] > best else BELOW if entry["high"] < best else LEVEL
-
-
-def why_not_fair(metrics: Mapping, task: str, source: str, name: str, row: Published, metric: str) -> str | None:
-    """Why a run's figure may not be held against this published one; None where it may."""
-    unfair = named(RUNS, name).unfair if task == "captions" else ""
-    return (
-        unfair
-        or why_study_differs(metrics, task, source, row)
-        or (None if row.verified(metric) else "recalled, not verified")
-    )
-
-
-def why_study_differs(metrics: Mapping, task: str, source: str, row: Published) -> str | None:
-    """Why this study as a whole cannot be compared with a published row; None where it can."""
-    protocol = metrics.get("protocol", {}).get(task, {})
-    if protocol.get("split") != "test":
-        return f"this study scored the split {protocol.get('split')!r}"
-    wanted = TEST_IMAGES.get(benchmark_name(source))
-    found = next((own[source][key].get("n") for own in metrics[task].values() if source in own
-                  for key in ("CIDEr", "mean_recall") if key in own[source]), None)  # fmt: skip
-    if found != wanted:
-        return f"this study scored {found} of the benchmark's {wanted} test images"
-    if task == "retrieval" and protocol.get("name") != PUBLISHED_PROTOCOL:
-        return f"this study's protocol is {protocol.get('name', 'not recorded')!r}, not {PUBLISHED_PROTOCOL!r}"
-    kind = study_kind(metrics)
-    if kind is None:
-        return "the record does not say what this study was trained on"
-    return None if row.kind == kind else f"{row.kind}; this study is a {kind}"
-
-
-def study_kind(metrics: Mapping) -> str | None:
-    """ "specialist" for a study trained on one source, "generalist" for several; None where the record does not say.
-
-    A source that only adapts the encoder counts.
-    """
-    sources = metrics.get("protocol", {}).get("captions", {}).get("sources")
-    if not sources:
-        return None
-    trained = {name for name, entry in sources.items() if entry["training_images"] > 0}
-    return "specialist" if len(trained | set(adapting_sources(metrics))) == 1 else "generalist"
-
-
-def adapting_sources(metrics: Mapping) -> list[str]:
-    """Sources of a recorded study that adapted the encoder and entered nothing else."""
-    sources = metrics.get("parameters", {}).get("aggregate_data", {}).get("sources", [])
-    return [source["name"] for source in sources if source.get("use") == "adapt"]
-
-
-def unfair_notes(metrics: Mapping, task: str, source: str) -> list[str]:
-    """One line a reason: the published models that no figure of this study was held against."""
-    main = "CIDEr" if task == "captions" else "mean_recall"
-    names: dict[str, list[str]] = {}
-    for row in published_for(task, source):
-        reason = why_study_differs(metrics, task, source, row)
-        if reason is None and not any(row.verified(metric) for metric in row.values):
-            reason = "recalled, not verified"
-        elif reason is None and main not in row.values:
-            reason = f"gives no {main}; compared where it gives a figure"
-        if reason:
-            names.setdefault(reason, []).append(row.name)
-    return [f"{reason}: {', '.join(models)}" for reason, models in names.items()]
-
 
 OURS = "this study"
 HELD_OUT_DISTINCT = "one reference, held out, no copy of it left"
 PARTS = ("distinct", "seen", "unseen")
-CAPTION_EXTRAS = tuple(f"CIDEr_{part}" for part in PARTS)
-RETRIEVAL_EXTRAS = ("mean_recall_by_text",)
-CAPTION_TITLES = {f"CIDEr_{part}": f"CIDEr {part}" for part in PARTS}
-RECALL_TITLES = {
-    **{f"image_to_text_recall_at_{k}": f"I2T R@{k}" for k in (1, 5, 10)},
-    **{f"text_to_image_recall_at_{k}": f"T2I R@{k}" for k in (1, 5, 10)},
-    "mean_recall": "mean recall",
-    "mean_recall_by_text": "mean recall by text",
+TITLES = {  # task -> metric -> the column's heading
+    "captions": {metric: metric for metric in METRICS} | {f"CIDEr_{part}": f"CIDEr {part}" for part in PARTS},
+    "retrieval": {
+        **{f"image_to_text_recall_at_{k}": f"I2T R@{k}" for k in (1, 5, 10)},
+        **{f"text_to_image_recall_at_{k}": f"T2I R@{k}" for k in (1, 5, 10)},
+        "mean_recall": "mean recall",
+        "mean_recall_by_text": "mean recall by text",
+    },
 }
 COLUMNS = ["task", "source", "name", "kind", "status", "metric", "value", "low", "high", "n", "unit_of_source", "note"]
 NOTHING_PUBLISHED = "No published figure is known for this source: it is this study's own."
 NAMED = ("model", "kind", "status")  # columns that are no figures
+
+TITLE = "Comparison with published figures"
+LEGEND = (
+    "Caption metrics on pycocoevalcap's scale (CIDEr 3.5, not 350), recalls in percent.",
+    "Brackets: 95 % interval over images; ±: standard deviation over draws.",
+    "read: found in the publication; second-hand: in another publication's table; recalled: not verified.",
+    "specialist: trained or fine-tuned on that benchmark alone; generalist: one model for several.",
+    "Metric code, splits and tokenisation differ between papers.",
+    "Distinct: each image's repeated references count once.",
+    "Seen / unseen: images whose set of references also belongs to a training image, or to none.",
+    "CLIPScore: from this study's own encoder; it compares this study's runs only.",
+)
+COLOURS = {ABOVE: "#cfe6f7", LEVEL: "#eeeeee", BELOW: "#fbe3c0"}  # told apart by colour-blind readers and in grey
+MARKS = {ABOVE: "▲", LEVEL: "=", BELOW: "▼"}
+MEANINGS = {
+    ABOVE: "the interval lies above the best comparable published figure",
+    LEVEL: "that figure lies within the interval",
+    BELOW: "the interval lies below it",
+}
+NOT_COLOURED = "Everything else has no comparable published figure: other images, kind of model or protocol, or unread."
+STYLE = """.rsvlm-table table{border-collapse:collapse;margin:.5rem 0;display:block;overflow-x:auto}
+.rsvlm-table th,.rsvlm-table td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #d5dbe1;white-space:nowrap}
+.rsvlm-table td.name,.rsvlm-table th.name{text-align:left}
+.rsvlm-table tr.ours td.model{font-weight:600}.rsvlm-table tr.first td{border-top:2px solid #66727f}
+.rsvlm-table .note{color:#66727f}
+""" + "\n".join(f".rsvlm-table td.{name},.rsvlm-table span.{name}{{background:{COLOURS[name]}}}" for name in COLOURS)
+PAGE_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;background:#fff}
+body{max-width:120rem;margin:2rem auto;padding:0 1rem}
+"""
+LATEX_COLUMNS = (  # what fits a page
+    "model", "kind", "status",
+    "BLEU-1", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", "CIDEr distinct", "CIDEr unseen",
+    "I2T R@1", "I2T R@5", "I2T R@10", "T2I R@1", "T2I R@5", "T2I R@10", "mean recall",
+)  # fmt: skip
+LATEX_SIGNS = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", "±": r"$\pm$", '"': "''",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -193,13 +146,15 @@ def comparison_rows(metrics: Mapping) -> pd.DataFrame:
         metrics: what ``study_metrics`` gives.
     """
     rows = []
-    for task in ("captions", "retrieval"):
+    for task in TITLES:
         for source in sources_of(metrics[task]):
             for name, by_source in metrics[task].items():
                 for metric, entry in by_source.get(source, {}).items():
-                    rows.append(_own_row(task, source, name, metric, entry))
-            for published in published_for(task, source):
-                rows += [_published_row(published, source, metric, value) for metric, value in published.values.items()]
+                    figures = (entry.get(key) for key in ("value", "low", "high", "n"))
+                    rows.append([task, source, name, OURS, "measured", metric, *figures, "", entry.get("reason", "")])
+            for row in published_for(task, source):
+                given, told = [task, source, row.name, row.kind, row.status], [None, None, None, row.unit, row.note]
+                rows += [[*given, metric, value, *told] for metric, value in row.values.items()]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64"})  # whole numbers, also beside unknown ones
 
 
@@ -210,72 +165,41 @@ def sources_of(by_name: Mapping[str, Mapping]) -> list[str]:
 
 def comparison_tables(metrics: Mapping) -> list[ComparisonTable]:
     """The tables of each task and source that the study has scored."""
-    made = [caption_table(metrics, source) for source in sources_of(metrics["captions"])]
-    return made + [retrieval_table(metrics, source) for source in sources_of(metrics["retrieval"])]
+    return [comparison_table(metrics, task, source) for task in TITLES for source in sources_of(metrics[task])]
 
 
-def caption_table(metrics: Mapping, source: str) -> ComparisonTable:
-    """The captions of one source: ours first, then published specialists, then generalists."""
-    shown = [*METRICS, *CAPTION_EXTRAS]
-    rows = []
-    for run, by_source in metrics["captions"].items():
-        if source in by_source:
-            entries = by_source[source]
-            rows.append(_own_cells(metrics, "captions", source, run, entries, shown, CAPTION_TITLES))
-            if run == HUMAN and "CIDEr_distinct" in entries:
-                rest = {metric: entries.get(f"{metric}_distinct", {}) for metric in METRICS}
-                if rest["CIDEr"].get("value") != entries["CIDEr"].get("value"):
-                    label = {"model": HELD_OUT_DISTINCT}
-                    cells, _ = _own_cells(metrics, "captions", source, run, rest, shown, CAPTION_TITLES)
-                    rows.append((cells | label, {}))
-    rows += [(_published_cells(row, shown, CAPTION_TITLES), {}) for row in published_for("captions", source)]
-    return _table(metrics, "captions", source, rows, kept="CIDEr")
-
-
-def retrieval_table(metrics: Mapping, source: str) -> ComparisonTable:
-    """The recalls of one source in percent: ours first, the ceiling, then published."""
-    shown = list(RECALL_TITLES)
-    rows, ceiling = [], {}
-    for method, by_source in metrics["retrieval"].items():
-        if source in by_source:
-            entries = by_source[source]
-            ceiling = ceiling or {name: entries[f"{name}_ceiling"] for name in RECALLS if f"{name}_ceiling" in entries}
-            rows.append(_own_cells(metrics, "retrieval", source, method, entries, shown, RECALL_TITLES, percent=True))
+def comparison_table(metrics: Mapping, task: str, source: str) -> ComparisonTable:
+    """One task and source, recalls in percent: ours first, their ceiling, then published specialists and generalists."""
+    rows, ceiling = [], {}  # of (cells, standings)
+    for name, by_source in metrics[task].items():
+        if source not in by_source:
+            continue
+        entries = by_source[source]
+        own = _own_cells(task, named(RUNS if task == "captions" else METHODS, name).label, entries)
+        shown = ((metric, title) for metric, title in TITLES[task].items() if own[title])
+        rows.append((own, {title: standing(metrics, task, source, name, metric) or "" for metric, title in shown}))
+        ceiling = ceiling or {name: entries[f"{name}_ceiling"] for name in RECALLS if f"{name}_ceiling" in entries}
+        if name == HUMAN and "CIDEr_distinct" in entries:
+            rest = {metric: entries.get(f"{metric}_distinct", {}) for metric in METRICS}
+            if rest["CIDEr"].get("value") != entries["CIDEr"].get("value"):
+                rows.append((_own_cells(task, HELD_OUT_DISTINCT, rest), {}))
     if ceiling:
-        cells = {RECALL_TITLES[name]: _cell(ceiling.get(name), percent=True) for name in shown}
-        rows.append(({"model": METHODS["ceiling"].label, "kind": "ceiling", "status": "computed", **cells}, {}))
-    rows += [
-        (_published_cells(row, shown, RECALL_TITLES, percent=True), {}) for row in published_for("retrieval", source)
-    ]
-    return _table(metrics, "retrieval", source, rows, kept="mean recall")
-
-
-def _own_cells(
-    metrics: Mapping, task: str, source: str, name: str, entries: Mapping, shown: Sequence[str], titles: Mapping,
-    percent: bool = False,
-) -> tuple[dict, dict]:  # fmt: skip
-    """(cells, standings) of one of the study's rows; the main figure with its interval."""
-    label = named(RUNS if task == "captions" else METHODS, name).label
-    cells = {"model": label, "kind": OURS, "status": "measured"}
-    standings = {}
-    for metric in shown:
-        title = titles.get(metric, metric)
-        cells[title] = _cell(entries.get(metric), percent=percent, interval=metric in ("CIDEr", "mean_recall"))
-        standings[title] = (standing(metrics, task, source, name, metric) or "") if cells[title] else ""
-    return cells, standings
-
-
-def _published_cells(row: Published, shown: Sequence[str], titles: Mapping, percent: bool = False) -> dict:
-    cells = {titles.get(name, name): _cell({"value": row.values.get(name)}, percent=percent) for name in shown}
-    status = f"{row.status} ({row.note})" if row.note else row.status
-    return {"model": row.name, "kind": row.kind, "status": status, **cells}
-
-
-def _table(metrics: Mapping, task: str, source: str, rows: list[tuple[dict, dict]], kept: str) -> ComparisonTable:
+        rows.append(
+            ({"model": METHODS["ceiling"].label, "kind": "ceiling", "status": "computed"} | _cells(task, ceiling), {})
+        )
+    for row in published_for(task, source):
+        status = f"{row.status} ({row.note})" if row.note else row.status
+        figures = _cells(task, {metric: {"value": value} for metric, value in row.values.items()})
+        rows.append(({"model": row.name, "kind": row.kind, "status": status} | figures, {}))
     cells = pd.DataFrame([row for row, _ in rows])
+    kept = TITLES[task][MAIN[task]]
     cells = cells[[column for column in cells if column == kept or (cells[column] != "").any()]]
     marks = [[own.get(column, "") for column in cells] for _, own in rows]
     standings = pd.DataFrame(marks, columns=cells.columns, index=cells.index)
+    return ComparisonTable(task, source, cells, standings, _notes(metrics, task, source))
+
+
+def _notes(metrics: Mapping, task: str, source: str) -> list[str]:
     notes = [f"Not held against the study's figures: {note}." for note in unfair_notes(metrics, task, source)]
     if not published_for(task, source):
         notes = [NOTHING_PUBLISHED]
@@ -284,7 +208,19 @@ def _table(metrics: Mapping, task: str, source: str, rows: list[tuple[dict, dict
     if task == "retrieval":
         name = metrics.get("protocol", {}).get("retrieval", {}).get("name", "remoteclip, as far as recorded")
         notes.insert(0, f"Protocol {name}, right answers by image unless a column says otherwise.")
-    return ComparisonTable(task, source, cells, standings, notes)
+    return notes
+
+
+def _own_cells(task: str, label: str, entries: Mapping) -> dict[str, str]:
+    return {"model": label, "kind": OURS, "status": "measured"} | _cells(task, entries, interval=MAIN[task])
+
+
+def _cells(task: str, entries: Mapping, interval: str = "") -> dict[str, str]:
+    """The figures as text; that of the metric ``interval`` with its interval."""
+    return {
+        title: _cell(entries.get(metric), percent=task == "retrieval", interval=metric == interval)
+        for metric, title in TITLES[task].items()
+    }
 
 
 def _by_source(by_source: Mapping, figures: Callable[[Mapping], dict]) -> dict[str, dict]:
@@ -294,9 +230,9 @@ def _by_source(by_source: Mapping, figures: Callable[[Mapping], dict]) -> dict[s
 def _caption_figures(entry: Mapping) -> dict[str, dict]:
     released, distinct = entry.get("released", {}), entry.get("distinct", {})
     figures = dict(released)
-    for name, part in zip(CAPTION_EXTRAS, PARTS, strict=True):
+    for part in PARTS:
         if "CIDEr" in entry.get(part, {}):
-            figures[name] = entry[part]["CIDEr"]
+            figures[f"CIDEr_{part}"] = entry[part]["CIDEr"]
     figures |= {
         f"{metric}_distinct": own
         for metric, own in distinct.items()
@@ -316,17 +252,6 @@ def _retrieval_figures(entry: Mapping) -> dict[str, dict]:
     return figures | {f"{name}_ceiling": own for name, own in entry.get("ceiling", {}).items() if name in RECALLS}
 
 
-def _own_row(task: str, source: str, name: str, metric: str, entry: Mapping) -> dict:
-    interval = {key: entry.get(key) for key in ("value", "low", "high", "n")}
-    row = {"task": task, "source": source, "name": name, "kind": OURS, "status": "measured", "metric": metric}
-    return row | interval | {"unit_of_source": "", "note": entry.get("reason", "")}
-
-
-def _published_row(row: Published, source: str, metric: str, value: float) -> dict:
-    named = {"task": row.task, "source": source, "name": row.name, "kind": row.kind, "status": row.status}
-    return named | {"metric": metric, "value": value, "unit_of_source": row.unit, "note": row.note}
-
-
 def _cell(entry: Mapping | None, *, percent: bool = False, interval: bool = False) -> str:
     """A figure as text, with standard deviation and interval where asked; why it was not run; empty when unknown."""
     entry = entry or {}
@@ -344,3 +269,99 @@ def _cell(entry: Mapping | None, *, percent: bool = False, interval: bool = Fals
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def render_html(metrics: Mapping) -> str:
+    """All tables as one self-contained page."""
+    parts = [f"<h1>{TITLE}</h1>", render_fragment(metrics)]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<title>{TITLE}</title>\n'
+        f"<style>{PAGE_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def render_fragment(metrics: Mapping) -> str:
+    """All tables as HTML to show in a notebook."""
+    parts = [_html_table(table) for table in comparison_tables(metrics)]
+    key = "; ".join(f'<span class="{name}">&nbsp;{MARKS[name]}&nbsp;</span> {MEANINGS[name]}' for name in COLOURS)
+    lines = [f'<li class="note">Coloured where the comparison is fair: {key}. {html.escape(NOT_COLOURED)}</li>']
+    lines += [f'<li class="note">{html.escape(line)}</li>' for line in LEGEND]
+    parts.append(f"<ul>{''.join(lines)}</ul>")
+    return f'<div class="rsvlm-table"><style>{STYLE}</style>\n' + "\n".join(parts) + "</div>"
+
+
+def render_markdown(metrics: Mapping) -> str:
+    """All tables as Markdown; the colours of the page are marks behind the figures."""
+    parts = [f"# {TITLE}", ""]
+    for table in comparison_tables(metrics):
+        header = list(table.cells.columns)
+        lines = [header, ["---" if name in NAMED else "---:" for name in header]]
+        for row, marks in zip(table.cells.to_numpy().tolist(), table.standings.to_numpy().tolist(), strict=True):
+            lines.append([f"{cell} {MARKS[mark]}" if mark else cell for cell, mark in zip(row, marks, strict=True)])
+        parts += [f"## {_markdown(table.title)}", ""]
+        parts += ["| " + " | ".join(_markdown(str(cell)) for cell in line) + " |" for line in lines]
+        parts += ["", *(f"{_markdown(note)}\n" for note in table.notes)]
+    key = "; ".join(f"{MARKS[name]} {MEANINGS[name]}" for name in MARKS)
+    return "\n".join([*parts, f"- {key}. {NOT_COLOURED}", *(f"- {line}" for line in LEGEND)]) + "\n"
+
+
+def render_latex(metrics: Mapping) -> str:
+    """All tables as LaTeX, to \\input into a paper; needs booktabs, and xcolor with its option table."""
+    parts = [r"% \usepackage{booktabs}", r"% \usepackage[table]{xcolor}"]
+    parts += [f"\\definecolor{{{name}}}{{HTML}}{{{COLOURS[name][1:].upper()}}}" for name in COLOURS]
+    return "\n".join([*parts, *map(_latex_table, comparison_tables(metrics))]) + "\n"
+
+
+def _html_table(table: ComparisonTable) -> str:
+    kinds = [f"{'name' * (name in NAMED)} {'model' * (name == 'model')}" for name in table.cells]
+    head = [_tag("th", html.escape(str(name)), "name" * (name in NAMED)) for name in table.cells]
+    rows = []
+    for first, row, marks in _grouped(table):
+        cells = []
+        for kind, cell, mark in zip(kinds, row, marks, strict=True):
+            cells.append(_tag("td", html.escape(str(cell)), f"{kind} {mark}", MEANINGS.get(mark, "")))
+        rows.append(_tag("tr", "".join(cells), f"{'ours' * (row[1] == OURS)} {'first' * first}"))
+    body = "\n".join(rows)
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
+    top = f"<h2>{html.escape(table.title)}</h2>\n<table><thead><tr>{''.join(head)}</tr></thead><tbody>"
+    return f"{top}\n{body}\n</tbody></table>{notes}"
+
+
+def _tag(name: str, content: str, classes: str, title: str = "") -> str:
+    attributes = {"class": " ".join(classes.split()), "title": title}
+    given = "".join(f' {key}="{value}"' for key, value in attributes.items() if value)
+    return f"<{name}{given}>{content}</{name}>"
+
+
+def _latex_table(table: ComparisonTable) -> str:
+    columns = [name for name in LATEX_COLUMNS if name in table.cells.columns]
+    places = [table.cells.columns.get_loc(name) for name in columns]
+    layout = "".join("l" if name in NAMED else "r" for name in columns)
+    caption = f"{_latex(table.title)}. {_latex(' '.join(table.notes))}"
+    lines = [r"\begin{table}", r"\centering\footnotesize", f"\\caption{{{caption}}}"]
+    lines += [f"\\begin{{tabular}}{{{layout}}}", r"\toprule", " & ".join(map(_latex, columns)) + r" \\"]
+    for first, row, marks in _grouped(table):
+        if first:
+            lines.append(r"\midrule")
+        cells = [(f"\\cellcolor{{{marks[at]}}}" if marks[at] else "") + _latex(row[at]) for at in places]
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def _grouped(table: ComparisonTable) -> Iterable[tuple[bool, list[str], list[str]]]:
+    """(whether a kind of model begins, cells, standings) of each row."""
+    before = None
+    for row, marks in zip(table.cells.to_numpy().tolist(), table.standings.to_numpy().tolist(), strict=True):
+        yield row[1] != before, row, marks
+        before = row[1]
+
+
+def _markdown(text: str) -> str:
+    """Text that stays in its cell and is no markup."""
+    return html.escape(text.replace("\n", " "), quote=False).replace("|", "\\|")
+
+
+def _latex(text: object) -> str:
+    """Text that LaTeX sets as it stands."""
+    return str(text).replace("\n", " ").translate(LATEX_SIGNS)

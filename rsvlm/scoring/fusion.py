@@ -1,31 +1,25 @@
-"""Several similarities as one, and the first images re-ranked by the captioner.
-
-Captions as vectors in the study's own encoder, beside the images and texts that are encoded already.
-
-Several similarities as one: their weighted sum, written as an inner product.
+"""Several similarities as one, their weighted sum, and the first images re-ranked by the captioner.
 
 Vectors of unit length, scaled by the square root of their weight and set end to end, have the weighted sum of the
-parts' cosines as inner product. So a sum of models needs no matrix of similarities and searches like one model.
-
-The parts of the study's combined method:
+parts' cosines as inner product. So a sum of models needs no matrix of similarities and searches like one model. The
+parts of the study's combined method:
 
 1. the dual encoder's image and text embeddings;
 2. the captioner's ``[RET]`` embeddings;
 3. neighbours: an image stands for the captions of the training images that look most like it, so a query text is held
-   against texts. Only training images are neighbours;
-4. hubness correction: a text that is close to many images, and an image that is close to many texts, is a poor answer to any single
-   query ("There is a piece of farmland ." fits every field). It loses what it scores on average against the training
-   items most like it (CSLS, Conneau et al. 2018, arXiv:1710.04087, with training items as the bank, as in QB-Norm,
-   Bogolin et al. 2022, arXiv:2112.12777). Only training items are in the bank: no test item tells of another.
+   against texts;
+4. hubness correction: a text that is close to many images, and an image that is close to many texts, is a poor answer
+   to any single query ("There is a piece of farmland ." fits every field). It loses what it scores on average against
+   the training items most like it (CSLS, Conneau et al. 2018, arXiv:1710.04087, with training items as the bank, as in
+   QB-Norm, Bogolin et al. 2022, arXiv:2112.12777).
 
-All weights are chosen on the validation split by mean recall, never on the test split.
+Only training items are neighbours or in the bank: no test item tells of another. All weights are chosen on the
+validation split, never on the test split.
 
-Re-ranking: of the images that a text finds first, the captioner says which the text describes best.
-
-A first stage (any space) gives the top k images of each text. Each of them gets, beside its similarity, the captioner's
-mean log-likelihood a token of the text given the image. A text that is likely for every image says nothing, so the
-likelihood counts as its difference from the mean over the text's k images. Its weight is chosen on validation; with
-weight 0 the order stays as it was. Images beyond the top k keep their places below. From image to text nothing changes.
+Re-ranking: a first stage (any space) gives the top k images of each text. Each of them gets, beside its similarity, the
+captioner's mean log-likelihood a token of the text given the image. A text that is likely for every image says nothing,
+so the likelihood counts as its difference from the mean over the text's k images. With weight 0 the order stays as it
+was. Images beyond the top k keep their places below. From image to text nothing changes.
 """
 
 import functools
@@ -43,8 +37,16 @@ from rsvlm.models.captioner import load_capret
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import Features, encode_texts
 from rsvlm.models.generation import caption_log_likelihoods
-from rsvlm.scoring.retrieval import KS, EmbeddingSpace, RetrievalSet, mean_recall, rank_retrieval
+from rsvlm.scoring.retrieval import KS, EmbeddingSpace, RetrievalSet, rank_retrieval, recalls
 from rsvlm.scoring.retrieval_study import Method, Reordering, precision_scores
+
+PARTS = ("dual_encoder", "ret", "neighbours", "hubness")
+# A text that looks for images: what it loses itself is one constant
+HUBNESS_QUERY = np.array([[0.0, 1.0]], dtype=np.float32)
+TEXTS_AT_ONCE = 16  # candidates behind one image in a row of the captioner
+Weights = dict[str, float]
+# Images and, for each, candidate texts -> for each image the log-likelihoods (candidates,)
+Likelihood = Callable[[Sequence[str], Sequence[Sequence[str]]], list[np.ndarray]]
 
 
 def caption_space(features: Features, captions: Iterable[str], encoder: Path) -> EmbeddingSpace:
@@ -85,16 +87,8 @@ def caption_encoder(features: Features, encoder: Path) -> Callable[[list[str], b
             )
         return loaded
 
-    return lambda texts, capitalise: encode_texts(
-        model(), texts, capitalise=capitalise, precision=features.meta["precision"]
-    )
-
-
-PARTS = ("dual_encoder", "ret", "neighbours", "hubness")
-HUBNESS_QUERY = np.array(
-    [[0.0, 1.0]], dtype=np.float32
-)  # a text that looks for images: what it loses itself is one constant
-Weights = dict[str, float]
+    precision = features.meta["precision"]
+    return lambda texts, capitalise: encode_texts(model(), texts, capitalise=capitalise, precision=precision)
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -194,11 +188,7 @@ def make_parts(
     temperature: float,
     hubness_neighbours: int,
 ) -> dict[str, EmbeddingSpace]:
-    """The space of each of ``PARTS`` for these images and texts.
-
-    Raises:
-        ValueError: see neighbour_space and hubness_space.
-    """
+    """The space of each of ``PARTS`` for these images and texts, see ``neighbour_space`` and ``hubness_space``."""
     near = neighbour_space(dual, training, image_ids, neighbours=neighbours, temperature=temperature)
     hubness = hubness_space(dual, training, image_ids, texts, neighbours=hubness_neighbours)
     return dict(zip(PARTS, (dual, ret, near, hubness), strict=True))
@@ -221,9 +211,8 @@ def combine_spaces(
         raise ValueError(f"weights {weights}: expected numbers from 0, one above 0, for the parts {sorted(spaces)}")
     images = [np.sqrt(weight) * spaces[part].images(image_ids) for part, weight in used.items()]
     text = [np.sqrt(weight) * spaces[part].text(texts) for part, weight in used.items()]
-    return EmbeddingSpace(
-        list(image_ids), np.hstack(images).astype(np.float32), list(texts), np.hstack(text).astype(np.float32)
-    )
+    images, text = (np.hstack(own).astype(np.float32) for own in (images, text))
+    return EmbeddingSpace(list(image_ids), images, list(texts), text)
 
 
 def weight_grid(
@@ -262,20 +251,15 @@ def choose_weights(
     """
     rows = []
     for weights in grid:
-        recalls = {}
+        reached = {}
         for source, test in validation.items():
             space = combine_spaces(spaces, weights, test.image_ids, test.texts)
             vectors = space.image_vectors, space.text_vectors
             ranks = rank_retrieval(test, *vectors, "by_image", normalize=False)
-            recalls[f"recall_{source}"] = round(mean_recall(ranks), 6)
-        rows.append({**weights, **recalls, "mean_recall": round(float(np.mean(list(recalls.values()))), 6)})
+            reached[f"recall_{source}"] = round(recalls(ranks)["mean_recall"], 6)
+        rows.append({**weights, **reached, "mean_recall": round(float(np.mean(list(reached.values()))), 6)})
     tried = pd.DataFrame(rows)
     return grid[int(tried["mean_recall"].argmax())], tried
-
-
-TEXTS_AT_ONCE = 16  # candidates behind one image in a row of the captioner
-# Images and, for each, candidate texts -> for each image the log-likelihoods (candidates,)
-Likelihood = Callable[[Sequence[str], Sequence[Sequence[str]]], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -307,14 +291,10 @@ def find_candidates(test: RetrievalSet, space: EmbeddingSpace, k: int, likelihoo
     for text, row in enumerate(images):
         for place, image in enumerate(row):
             places.setdefault(int(image), []).append((text, place))
-    jobs = [
-        (image, own[start : start + TEXTS_AT_ONCE])
-        for image, own in sorted(places.items())
-        for start in range(0, len(own), TEXTS_AT_ONCE)
-    ]
-    said = likelihood(
-        [test.image_ids[image] for image, _ in jobs], [[test.texts[text] for text, _ in own] for _, own in jobs]
-    )
+    jobs = [(image, own[start : start + TEXTS_AT_ONCE])
+            for image, own in sorted(places.items()) for start in range(0, len(own), TEXTS_AT_ONCE)]  # fmt: skip
+    asked = [[test.texts[text] for text, _ in own] for _, own in jobs]
+    said = likelihood([test.image_ids[image] for image, _ in jobs], asked)
     likelihoods = np.zeros(similarity.shape)
     for (_, own), values in zip(jobs, said, strict=True):
         for (text, place), value in zip(own, values, strict=True):
@@ -342,12 +322,12 @@ def choose_weight(
         raise ValueError(f"rerank_weights {list(weights)}: expected one or more numbers from 0 on")
     tried = {}
     for weight in sorted(set(map(float, weights))):
-        recalls = []
+        reached = []
         for source, test in validation.items():
             vectors = space.images(test.image_ids), space.text(test.texts)
             _, ranks = precision_scores(test, *vectors, "by_image", candidates[source].reorder(weight))
-            recalls.append(np.mean([hits(ranks, k).mean() for k in KS]))
-        tried[weight] = round(float(np.mean(recalls)), 6)
+            reached.append(np.mean([hits(ranks, k).mean() for k in KS]))
+        tried[weight] = round(float(np.mean(reached)), 6)
     return max(tried, key=lambda weight: (tried[weight], -weight)), tried
 
 

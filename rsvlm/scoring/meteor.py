@@ -1,23 +1,13 @@
-"""PTB tokens and METEOR from pycocoevalcap's jars, without METEOR's long start.
+"""METEOR 1.5: its counts from pycocoevalcap's jar, its score as a formula over them.
 
-PTB tokens of captions: the one tokenisation that all caption metrics see.
-
-METEOR's paraphrase table, cut down to what can occur in the captions at hand.
-
-METEOR 1.5 reads 5.3 million pairs of phrases before its first answer: ten seconds and more, nearly all of its time. A
-pair can only ever match where one phrase stands in the caption and the other in the reference. With every pair left out
-that does not stand in the texts, METEOR starts in less than a second and gives the same counts.
-
-What decides is a phrase's sequence of runs of letters and digits, because METEOR moves only what lies between them
-when it normalises a text. So the cut keeps a little too much and never too little.
-
-The index is made once a machine: the table as plain text, and a checksum and a place for each phrase in it.
-
-METEOR 1.5: its counts from pycocoevalcap's jar, its score as a formula over them.
-
-The counts of a caption and its references are kept by content, so Java runs only for pairs it has not met.
+METEOR reads 5.3 million pairs of phrases before its first answer: ten seconds and more, nearly all of its time. A pair
+can only ever match where one phrase stands in the caption and the other in the reference. With every pair left out that
+does not stand in the texts, it starts in less than a second and gives the same counts. What decides is a phrase's
+sequence of runs of letters and digits, because METEOR moves only what lies between them when it normalises a text: the
+cut keeps a little too much and never too little. The table's index is made once a machine.
 """
 
+import functools
 import gzip
 import html
 import itertools
@@ -27,194 +17,28 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from rsvlm.content_cache import ContentCache
 from rsvlm.files import read_json, whole_folder, write_json
-from rsvlm.scoring.java_metrics import pycocoevalcap_folder, run_java
+from rsvlm.scoring.java_metrics import ATTEMPTS, LINE_BREAKS, kept_answers, pycocoevalcap_folder, run_java
 
-LINE_BREAKS = re.compile("[\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029]")  # all that the tokenizer may take for an end of line
-PROGRAM = "stanford-corenlp-3.4.1 PTBTokenizer -preserveLines -lowerCase"
-TOKEN_SECONDS, TOKEN_SECONDS_A_LINE = 120.0, 0.01
-ATTEMPTS = 2
-
-
-def tokenize_captions(captions: Iterable[str], cache: ContentCache | None = None) -> dict[str, str]:
-    """Each distinct caption's PTB tokens: lower case, punctuation dropped, joined by one space.
-
-    Equal to pycocoevalcap's PTBTokenizer; also for captions that are empty or hold line breaks, which it misaligns.
-
-    Args:
-        cache: where tokens are kept between calls.
-
-    Raises:
-        JavaNotFound: no Java runtime.
-        RuntimeError: the tokenizer failed or hung twice; holds what it said.
-    """
-    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
-
-    lines = {caption: LINE_BREAKS.sub(" ", caption) for caption in sorted(set(captions))}
-    known = cache.find(PROGRAM, set(lines.values())) if cache else {}
-    known |= {line: "" for line in lines.values() if not line.strip()}
-    new = sorted(set(lines.values()) - set(known))
-    dropped = set(PUNCTUATIONS)
-    made = {}
-    for line, tokenized in zip(new, _tokenize_lines(new), strict=True):
-        made[line] = " ".join(word for word in tokenized.rstrip().split(" ") if word and word not in dropped)
-    if cache and made:
-        cache.keep(PROGRAM, made)
-    known |= made
-    return {caption: known[line] for caption, line in lines.items()}
-
-
-def _tokenize_lines(lines: list[str]) -> list[str]:
-    """One line of tokens for each line. Lines that the tokenizer breaks up are put together again."""
-    if not lines:
-        return []
-    jar = pycocoevalcap_folder() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
-    with tempfile.TemporaryDirectory(prefix="rsvlm-tokens-") as folder:
-        source = Path(folder) / "captions.txt"
-        source.write_bytes("\n".join(lines).encode("utf-8", "replace"))
-        command = (
-            "-cp",
-            str(jar),
-            "edu.stanford.nlp.process.PTBTokenizer",
-            "-preserveLines",
-            "-lowerCase",
-            str(source),
-        )
-        for _ in range(ATTEMPTS):
-            done = run_java(*command, folder=Path(folder), seconds=TOKEN_SECONDS + TOKEN_SECONDS_A_LINE * len(lines))
-            if not done.failure:
-                break
-    if done.failure:
-        raise RuntimeError(f"the PTB tokenizer failed {ATTEMPTS} times: {done.failure}")
-    tokenized = done.output.decode("utf-8", "replace").removesuffix("\n").split("\n")
-    if len(tokenized) == len(lines):
-        return tokenized
-    if len(lines) == 1:
-        return [" ".join(tokenized)]
-    middle = len(lines) // 2
-    return _tokenize_lines(lines[:middle]) + _tokenize_lines(lines[middle:])
-
-
-RUNS = re.compile(rb"[0-9a-z\x80-\xff]+")
-PLAIN = re.compile(rb"[0-9a-z\x80-\xff]+(?: [0-9a-z\x80-\xff]+)*")
-CHUNK = 1 << 24  # bytes read at one time
-TEXT, PLACES, ABOUT = "paraphrases.txt", "places.npy", "about.json"
-
-
-@dataclass(frozen=True)
-class ParaphraseIndex:
-    """The whole table in a folder: groups of entries that share their first phrase, found by checksum."""
-
-    text: np.ndarray  # (bytes,) uint8, the table; memory-mapped
-    checksums: np.ndarray  # (groups,) uint32, of each group's runs, sorted
-    starts: np.ndarray  # (groups,) int64, in the order of checksums
-    ends: np.ndarray  # (groups,) int64
-    longest: int  # runs of the longest phrase
-
-
-def load_index(table: Path, folder: Path) -> ParaphraseIndex:
-    """The index of a paraphrase table in ``folder``, made when it is not there or belongs to another table.
-
-    Raises:
-        ValueError: the table is not in METEOR's form; names the file.
-    """
-    stamp = {"bytes": table.stat().st_size, "crc32": _checksum_file(table)}
-    about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
-    if not isinstance(about, dict) or {key: about.get(key) for key in stamp} != stamp:
-        longest = _make_index(table, folder, stamp)
-    else:
-        longest = about["longest"]
-    places = np.load(folder / PLACES)
-    text = np.memmap(folder / TEXT, dtype=np.uint8, mode="r")
-    return ParaphraseIndex(text, places[:, 0].astype(np.uint32), places[:, 1], places[:, 2], longest)
-
-
-def write_cut(index: ParaphraseIndex, texts: Iterable[str], target: Path) -> int:
-    """How many pairs of phrases that can occur in the texts were written to ``target``, in METEOR's form."""
-    keys = runs_in(texts, index.longest)
-    wanted = np.array(sorted({zlib.crc32(key) for key in keys}), dtype=np.uint32)
-    first, last = np.searchsorted(index.checksums, wanted), np.searchsorted(index.checksums, wanted, side="right")
-    groups = np.concatenate([np.arange(0), *(np.arange(a, b) for a, b in zip(first, last) if b > a)])
-    groups = groups[np.argsort(index.starts[groups], kind="stable")]  # the table's order
-    kept = []
-    for start, end in zip(index.starts[groups].tolist(), index.ends[groups].tolist()):
-        lines = index.text[start:end].tobytes().split(b"\n")
-        if runs_of(lines[1]) in keys:  # another phrase may have the same checksum
-            entries = (lines[at : at + 3] for at in range(0, len(lines) - 2, 3))
-            kept += [b"\n".join(entry) for entry in entries if runs_of(entry[2]) in keys]
-    target.write_bytes(gzip.compress(b"".join(entry + b"\n" for entry in kept), 1, mtime=0))
-    return len(kept)
-
-
-def runs_in(texts: Iterable[str], longest: int) -> set[bytes]:
-    """Every sequence of up to ``longest`` runs that stands in a text, and the empty one."""
-    found = {b""}
-    for text in set(texts):
-        lowered = text.lower()
-        for form in {lowered, html.unescape(lowered)}:  # METEOR reads &quot; as a quotation mark
-            runs = RUNS.findall(form.encode("utf-8", "replace"))
-            for start in range(len(runs)):
-                for stop in range(start + 1, min(len(runs), start + longest) + 1):
-                    found.add(b" ".join(runs[start:stop]))
-    return found
-
-
-def runs_of(phrase: bytes) -> bytes:
-    """The phrase's runs of letters and digits, one space between them."""
-    return phrase if PLAIN.fullmatch(phrase) else b" ".join(RUNS.findall(phrase.lower()))
-
-
-def _make_index(table: Path, folder: Path, stamp: dict) -> int:
-    """The number of runs in the longest phrase, after the table was written plainly with its places."""
-    places: list[tuple[int, int, int]] = []  # checksum, start, end
-    offset, longest, rest = 0, 0, b""
-    with whole_folder(folder) as scratch:
-        with gzip.open(table) as source, (scratch / TEXT).open("wb") as target:
-            while block := source.read(CHUNK):
-                target.write(block)
-                lines = (rest + block).split(b"\n")
-                whole = (len(lines) - 1) // 3 * 3
-                rest = b"\n".join(lines[whole:])
-                entries = zip(lines[1:whole:3], lines[:whole:3], lines[2:whole:3])
-                for phrase, group in itertools.groupby(entries, key=itemgetter(0)):
-                    end = offset + sum(len(a) + len(b) + len(c) + 3 for a, b, c in group)
-                    key = runs_of(phrase)
-                    longest = max(longest, key.count(b" ") + 1)
-                    places.append((zlib.crc32(key), offset, end))
-                    offset = end
-        if rest or not places:
-            raise ValueError(f"{table}: not a paraphrase table of METEOR (three lines an entry)")
-        array = np.array(places, dtype=np.int64)
-        np.save(scratch / PLACES, array[np.argsort(array[:, 0], kind="stable")])
-        write_json(scratch / ABOUT, stamp | {"longest": longest, "groups": len(places)})
-    return longest
-
-
-def _checksum_file(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
-
-
-PROGRAM_METEOR = "meteor-1.5 -l en -norm"
+PROGRAM = "meteor-1.5 -l en -norm"
+METEOR_SECONDS, METEOR_SECONDS_A_LINE = 300.0, 0.5
 TABLE = Path("data") / "paraphrase-en.gz"
 STATISTICS = 23
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75  # METEOR 1.5's parameters for English (Denkowski & Lavie 2014)
 STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
-METEOR_SECONDS, METEOR_SECONDS_A_LINE = 300.0, 0.5
 LINES_A_PROCESS = 300  # below, a second process costs more than it saves
 BAR = " ||| "
-
-Pair = tuple[str, tuple[str, ...]]  # a tokenized caption and its tokenized references
+RUNS = re.compile(rb"[0-9a-z\x80-\xff]+")
+PLAIN = re.compile(rb"[0-9a-z\x80-\xff]+(?: [0-9a-z\x80-\xff]+)*")
+CHUNK = 1 << 24  # bytes read at one time
+TEXT, PLACES, ABOUT = "paraphrases.txt", "places.npy", "about.json"
 
 
 def meteor_statistics(pairs: Sequence[tuple[str, Sequence[str]]], cache: ContentCache | None = None) -> np.ndarray:
@@ -230,14 +54,8 @@ def meteor_statistics(pairs: Sequence[tuple[str, Sequence[str]]], cache: Content
         JavaNotFound: no Java runtime.
         RuntimeError: METEOR died or hung twice at the same caption; holds the caption and what it said.
     """
-    lines = [_line(caption, references) for caption, references in pairs]
-    known = cache.find(PROGRAM_METEOR, set(lines)) if cache else {}
-    new = sorted(set(lines) - set(known))
-    if new:
-        made = dict(zip(new, _ask_all(new, cache.folder if cache else None), strict=True))
-        if cache:
-            cache.keep(PROGRAM_METEOR, made)
-        known |= made
+    lines = [_meteor_line(caption, references) for caption, references in pairs]
+    known = kept_answers(PROGRAM, lines, cache, lambda new: _ask_meteor(new, cache.folder if cache else None))
     counts = np.array([known[line].split() for line in lines], dtype=np.float64).reshape(len(lines), STATISTICS)
     # Word for word the same: METEOR does not count this as a piece, nor in a corpus's sum
     whole = (counts[:, 20] == 1) & (counts[:, 21:23] == counts[:, :2]).all(axis=1)
@@ -267,13 +85,13 @@ def meteor_score(statistics: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(score), score, 0.0)
 
 
-def _line(caption: str, references: Sequence[str]) -> str:
+def _meteor_line(caption: str, references: Sequence[str]) -> str:
     """METEOR's question. Its separator cannot be part of a text (pycocoevalcap takes it out of the caption too)."""
     texts = [*dict.fromkeys(references), caption]
     return BAR.join(["SCORE", *(LINE_BREAKS.sub(" ", text).replace("|||", "").replace("  ", " ") for text in texts)])
 
 
-def _ask_all(lines: list[str], folder: Path | None) -> list[str]:
+def _ask_meteor(lines: list[str], folder: Path | None) -> list[str]:
     """METEOR's 23 counts for each line, from two processes side by side where that is worth it."""
     own = pycocoevalcap_folder() / "meteor"
     with tempfile.TemporaryDirectory(prefix="rsvlm-meteor-") as scratch:
@@ -284,14 +102,14 @@ def _ask_all(lines: list[str], folder: Path | None) -> list[str]:
             write_cut(load_index(own / TABLE, folder / "paraphrases"), texts, table)
         parts = max(1, min(2, os.cpu_count() or 1, len(lines) // LINES_A_PROCESS))
         with ThreadPoolExecutor(parts) as pool:
-            answers = list(pool.map(lambda start: _ask(lines[start::parts], own, table), range(parts)))
+            answers = list(pool.map(lambda start: _ask_one_meteor(lines[start::parts], own, table), range(parts)))
     merged = [""] * len(lines)
     for start, part in enumerate(answers):
         merged[start::parts] = part
     return merged
 
 
-def _ask(lines: list[str], own: Path, table: Path) -> list[str]:
+def _ask_one_meteor(lines: list[str], own: Path, table: Path) -> list[str]:
     """One process's answers; it is started again behind what it has answered when it dies or hangs."""
     arguments = ("-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm", "-a", str(table))
     answers: list[str] = []
@@ -301,17 +119,99 @@ def _ask(lines: list[str], own: Path, table: Path) -> list[str]:
         text = "".join(f"{line}\n" for line in rest).encode("utf-8", "replace")
         done = run_java(*arguments, folder=own, seconds=METEOR_SECONDS + METEOR_SECONDS_A_LINE * len(rest), text=text)
         whole = done.output.decode("utf-8", "replace").split("\n")[:-1]  # a line without an end may be half of one
-        good = whole[: _first_bad(whole[: len(rest)])]
+        good = list(itertools.takewhile(lambda line: len(line.split()) == STATISTICS, whole[: len(rest)]))
         failures = 1 if good else failures + 1
         answers += good
         if len(answers) < len(lines) and failures >= ATTEMPTS:
-            stuck = lines[len(answers)][len("SCORE") :]
-            raise RuntimeError(
-                f"METEOR failed {ATTEMPTS} times at {stuck[:200]!r}: {done.failure or 'it gave no counts'}"
-            )
+            stuck = lines[len(answers)][len("SCORE") :][:200]
+            raise RuntimeError(f"METEOR failed {ATTEMPTS} times at {stuck!r}: {done.failure or 'it gave no counts'}")
     return answers
 
 
-def _first_bad(lines: Sequence[str]) -> int:
-    """The place of the first line that holds no counts; their number when all do."""
-    return next((at for at, line in enumerate(lines) if len(line.split()) != STATISTICS), len(lines))
+class ParaphraseIndex(NamedTuple):
+    """The whole table in a folder: groups of entries that share their first phrase, found by checksum."""
+
+    text: np.ndarray  # (bytes,) uint8, the table; memory-mapped
+    checksums: np.ndarray  # (groups,) uint32, of each group's runs, sorted
+    starts: np.ndarray  # (groups,) int64, in the order of checksums
+    ends: np.ndarray  # (groups,) int64
+    longest: int  # runs of the longest phrase
+
+
+def load_index(table: Path, folder: Path) -> ParaphraseIndex:
+    """The index of a paraphrase table in ``folder``, made when it is not there or belongs to another table.
+
+    Raises:
+        ValueError: the table is not in METEOR's form; names the file.
+    """
+    with table.open("rb") as file:
+        checksum = functools.reduce(
+            lambda known, block: zlib.crc32(block, known), iter(lambda: file.read(CHUNK), b""), 0
+        )
+    stamp = {"bytes": table.stat().st_size, "crc32": checksum}
+    about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
+    if not isinstance(about, dict) or {key: about.get(key) for key in stamp} != stamp:
+        _make_index(table, folder, stamp)
+        about = read_json(folder / ABOUT)
+    checksums, starts, ends = np.load(folder / PLACES).T
+    text = np.memmap(folder / TEXT, dtype=np.uint8, mode="r")
+    return ParaphraseIndex(text, checksums.astype(np.uint32), starts, ends, about["longest"])
+
+
+def write_cut(index: ParaphraseIndex, texts: Iterable[str], target: Path) -> int:
+    """How many pairs of phrases that can occur in the texts were written to ``target``, in METEOR's form."""
+    keys = _runs_in(texts, index.longest)
+    wanted = np.array(sorted({zlib.crc32(key) for key in keys}), dtype=np.uint32)
+    groups = np.flatnonzero(np.isin(index.checksums, wanted))
+    groups = groups[np.argsort(index.starts[groups], kind="stable")]  # the table's order
+    kept = []
+    for start, end in zip(index.starts[groups].tolist(), index.ends[groups].tolist()):
+        lines = index.text[start:end].tobytes().split(b"\n")
+        if _runs_of(lines[1]) in keys:  # another phrase may have the same checksum
+            entries = (lines[at : at + 3] for at in range(0, len(lines) - 2, 3))
+            kept += [b"\n".join(entry) for entry in entries if _runs_of(entry[2]) in keys]
+    target.write_bytes(gzip.compress(b"".join(entry + b"\n" for entry in kept), 1, mtime=0))
+    return len(kept)
+
+
+def _runs_in(texts: Iterable[str], longest: int) -> set[bytes]:
+    """Every sequence of up to ``longest`` runs that stands in a text, and the empty one."""
+    found = {b""}
+    for text in set(texts):
+        lowered = text.lower()
+        for form in {lowered, html.unescape(lowered)}:  # METEOR reads &quot; as a quotation mark
+            runs = RUNS.findall(form.encode("utf-8", "replace"))
+            for start in range(len(runs)):
+                for stop in range(start + 1, min(len(runs), start + longest) + 1):
+                    found.add(b" ".join(runs[start:stop]))
+    return found
+
+
+def _runs_of(phrase: bytes) -> bytes:
+    """The phrase's runs of letters and digits, one space between them."""
+    return phrase if PLAIN.fullmatch(phrase) else b" ".join(RUNS.findall(phrase.lower()))
+
+
+def _make_index(table: Path, folder: Path, stamp: dict) -> None:
+    """The table as plain text, and a checksum and a place for each phrase in it."""
+    places: list[tuple[int, int, int]] = []  # checksum, start, end
+    offset, longest, rest = 0, 0, b""
+    with whole_folder(folder) as scratch:
+        with gzip.open(table) as source, (scratch / TEXT).open("wb") as target:
+            while block := source.read(CHUNK):
+                target.write(block)
+                lines = (rest + block).split(b"\n")
+                whole = (len(lines) - 1) // 3 * 3
+                rest = b"\n".join(lines[whole:])
+                entries = zip(lines[1:whole:3], lines[:whole:3], lines[2:whole:3])
+                for phrase, group in itertools.groupby(entries, key=itemgetter(0)):
+                    end = offset + sum(len(a) + len(b) + len(c) + 3 for a, b, c in group)
+                    key = _runs_of(phrase)
+                    longest = max(longest, key.count(b" ") + 1)
+                    places.append((zlib.crc32(key), offset, end))
+                    offset = end
+        if rest or not places:
+            raise ValueError(f"{table}: not a paraphrase table of METEOR (three lines an entry)")
+        array = np.array(places, dtype=np.int64)
+        np.save(scratch / PLACES, array[np.argsort(array[:, 0], kind="stable")])
+        write_json(scratch / ABOUT, stamp | {"longest": longest, "groups": len(places)})

@@ -1,11 +1,5 @@
 """Image-text retrieval in RemoteCLIP's protocol: its test sets, vectors, recalls and ceiling.
 
-The test sets of retrieval: images, their caption rows, and which answers are right.
-
-Images and texts as vectors in one space, found by image id and by caption.
-
-Image-text retrieval in RemoteCLIP's protocol, with what the protocol leaves open said in numbers.
-
 The protocol (``retrieval.py`` of RemoteCLIP, after CLIP_benchmark): the images of a split, each file once; all their
 caption rows, copies included; cosine similarity; image to text (image_to_text) R@K is the share of images with one of their own
 captions among the K best rows, text to image (text_to_image) R@K the share of caption rows whose own image is among the K best
@@ -32,8 +26,14 @@ import torch
 
 from rsvlm.files import read_json
 from rsvlm.kernels import TIE_RULES, Ranks, hits, two_way_ranks
+from rsvlm.scoring.bootstrap import rounded
 
 MATCH_RULES = ("by_image", "by_text")
+KS = (1, 5, 10)
+DIRECTIONS = ("image_to_text", "text_to_image")
+IMAGE_VECTORS, TEXT_VECTORS = "image.npy", "text.npy"
+IMAGE_IDS, TEXTS = "image_ids.json", "texts.json"
+RESAMPLES_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,6 @@ def retrieval_sets(table: pd.DataFrame, split: str) -> dict[str, RetrievalSet]:
     return {source: retrieval_set(list(own["image_id"]), list(own["captions"])) for source, own in groups}
 
 
-IMAGE_VECTORS, TEXT_VECTORS = "image.npy", "text.npy"
-IMAGE_IDS, TEXTS = "image_ids.json", "texts.json"
-
-
 @dataclass(frozen=True)
 class EmbeddingSpace:
     """Vectors of images (n, D) and of distinct texts (m, D); their inner product is the similarity.
@@ -133,23 +129,29 @@ class EmbeddingSpace:
     image_vectors: np.ndarray  # (n, D), may be a memory map
     texts: list[str]
     text_vectors: np.ndarray  # (m, D)
-    _image_row: dict[str, int] = field(init=False, repr=False, compare=False)
-    _text_row: dict[str, int] = field(init=False, repr=False, compare=False)
+    _rows: dict[str, dict[str, int]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_image_row", _rows_by_name(self.image_ids, self.image_vectors, "image"))
-        object.__setattr__(self, "_text_row", _rows_by_name(self.texts, self.text_vectors, "text"))
+        self._rows["image"] = _rows_by_name(self.image_ids, self.image_vectors, "image")
+        self._rows["text"] = _rows_by_name(self.texts, self.text_vectors, "text")
         if self.image_vectors.shape[1] != self.text_vectors.shape[1]:
             widths = f"{self.image_vectors.shape[1]} and {self.text_vectors.shape[1]}"
             raise ValueError(f"image and text vectors have widths {widths}: they lie in no common space")
 
     def images(self, image_ids: list[str]) -> np.ndarray:
         """Vectors (len(image_ids), D) of these images, in this order. ValueError names an unknown image."""
-        return self.image_vectors[_find(self._image_row, image_ids, "image")]
+        return self.image_vectors[self._find(image_ids, "image")]
 
     def text(self, texts: list[str]) -> np.ndarray:
         """Vectors (len(texts), D) of these texts, in this order. ValueError names an unknown text."""
-        return self.text_vectors[_find(self._text_row, texts, "text")]
+        return self.text_vectors[self._find(texts, "text")]
+
+    def _find(self, names: list[str], what: str) -> np.ndarray:
+        rows = self._rows[what]
+        missing = [name for name in names if name not in rows]
+        if missing:
+            raise ValueError(f"no vector for {len(missing)} of {len(names)} {what}s, such as {missing[0]!r}")
+        return np.array([rows[name] for name in names], dtype=np.int64)
 
 
 def load_space(folder: Path) -> EmbeddingSpace:
@@ -182,20 +184,6 @@ def _rows_by_name(names: list[str], vectors: np.ndarray, what: str) -> dict[str,
         repeated = next(name for row, name in enumerate(names) if rows[name] != row)
         raise ValueError(f"the {what} {repeated!r} has more than one vector")
     return rows
-
-
-def _find(rows: dict[str, int], names: list[str], what: str) -> np.ndarray:
-    missing = [name for name in names if name not in rows]
-    if missing:
-        raise ValueError(f"no vector for {len(missing)} of {len(names)} {what}s, such as {missing[0]!r}")
-    return np.array([rows[name] for name in names], dtype=np.int64)
-
-
-KS = (1, 5, 10)
-CURVE_KS = tuple(range(1, 21))
-DIRECTIONS = ("image_to_text", "text_to_image")
-DIGITS = 6  # of a fraction in a file
-RESAMPLES_AT_ONCE = 100
 
 
 def rank_retrieval(
@@ -232,14 +220,10 @@ def first_places(ranks: Ranks) -> np.ndarray:
     return 1 + np.asarray(ranks.greater) + np.asarray(ranks.equal) / (np.asarray(ranks.tied) + 1.0)
 
 
-def recall_curve(ranks: Ranks, ks: tuple[int, ...] = CURVE_KS) -> np.ndarray:
-    """Expected R@K for each K, shape (len(ks),)."""
-    return np.array([hits(ranks, k).mean() for k in ks])
-
-
-def mean_recall(ranks: dict[str, Ranks]) -> float:
-    """Mean of expected R@1, R@5, R@10 in both directions."""
-    return float(np.mean([recall_curve(ranks[direction], KS).mean() for direction in DIRECTIONS]))
+def recalls(ranks: Mapping[str, Ranks], ties: str = "expected") -> dict[str, float]:
+    """``image_to_text_recall_at_1`` to ``text_to_image_recall_at_10`` under one tie rule, and ``mean_recall``."""
+    found = {f"{way}_recall_at_{k}": float(hits(ranks[way], k, ties).mean()) for way in DIRECTIONS for k in KS}
+    return found | {"mean_recall": float(np.mean(list(found.values())))}
 
 
 def summarise_ranks(
@@ -259,15 +243,13 @@ def summarise_ranks(
         precision: what ``precision_scores`` gives; its means come with the rest.
     """
     values, draws = draw_recalls(test, ranks, precision=precision, resamples=resamples, seed=seed)
-    bounds = {ties: _recall_values(test, ranks, ties) for ties in TIE_RULES[1:]}
+    bounds = {ties: recalls(ranks, ties) for ties in TIE_RULES[1:]}
     summary = {}
     for name, value in values.items():
         low, high = np.percentile(draws[name], [2.5, 97.5]) if resamples else (None, None)
         n = len(test.captions) if name.startswith("text_to_image") else len(test.image_ids)
-        summary[name] = {"value": rounded(value), "low": rounded(low), "high": rounded(high), "n": n}
-        for ties, bound in bounds.items():
-            if name in bound:
-                summary[name][ties] = rounded(bound[name])
+        extremes = {ties: bound[name] for ties, bound in bounds.items() if name in bound}
+        summary[name] = rounded({"value": value, "low": low, "high": high, "n": n} | extremes)
     return summary
 
 
@@ -311,12 +293,6 @@ def draw_recalls(
     return values, {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in draws.items()}
 
 
-def _recall_values(test: RetrievalSet, ranks: dict[str, Ranks], ties: str) -> dict[str, float]:
-    """The recalls under one tie rule."""
-    found = {f"{way}_recall_at_{k}": float(hits(ranks[way], k, ties).mean()) for way in DIRECTIONS for k in KS}
-    return found | {"mean_recall": float(np.mean(list(found.values())))}
-
-
 def score_retrieval(
     image_embeddings: np.ndarray,
     text_embeddings: np.ndarray,
@@ -349,45 +325,7 @@ def score_retrieval(
         raise ValueError(f"image {lonely[0]} and {len(lonely) - 1} more have no text: take them out")
     csr = torch.from_numpy(np.cumsum([0, *map(len, rows)])), torch.from_numpy(np.concatenate(rows))
     back, there = two_way_ranks(texts, images, csr, normalize=normalize)
-    ranks = {"image_to_text": _as_numpy(there), "text_to_image": _as_numpy(back)}
-    found = {f"{way}_recall_at_{k}": float(hits(ranks[way], k, ties).mean()) for way in DIRECTIONS for k in KS}
-    return found | {"mean_recall": float(np.mean(list(found.values())))}
-
-
-def score_retrieval_of_captions(
-    image_embeddings: np.ndarray,
-    text_embeddings: np.ndarray,
-    image_ids: list[str],
-    captions: list[list[str]],
-    texts: list[str],
-    *,
-    normalize: bool = True,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, dict]:
-    """{"by_image": {...}, "by_text": {...}, "ceiling": {...}}, each what summarise_ranks returns.
-
-    Args:
-        image_embeddings: (N, D), a row for each of image_ids.
-        text_embeddings: (M, D), a row for each of texts, which hold every caption once.
-        captions: of each image.
-        normalize: cosine (True) or inner product (False).
-        resamples: of the bootstrap; 0 leaves the intervals null.
-
-    Raises:
-        ValueError: lengths do not fit, an image without captions, a caption that is not in texts; named.
-    """
-    if len(image_ids) != len(image_embeddings):
-        raise ValueError(f"{len(image_ids)} image ids for {len(image_embeddings)} image embeddings")
-    test = retrieval_set(image_ids, captions)
-    kept: dict[str, int] = {}
-    for row, image_id in enumerate(image_ids):
-        kept.setdefault(image_id, row)
-    space = EmbeddingSpace(list(kept), np.asarray(image_embeddings)[list(kept.values())], texts, text_embeddings)
-    vectors = space.images(test.image_ids), space.text(test.texts)
-    ranks = {rule: rank_retrieval(test, *vectors, rule, normalize=normalize) for rule in MATCH_RULES}
-    ranks["ceiling"] = perfect_ranks(test)
-    return {name: summarise_ranks(test, own, resamples=resamples, seed=seed) for name, own in ranks.items()}
+    return recalls({"image_to_text": _as_numpy(there), "text_to_image": _as_numpy(back)}, ties)
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -403,8 +341,3 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _as_numpy(ranks: Ranks) -> Ranks:
     return Ranks(*(part.cpu().numpy() for part in ranks))
-
-
-def rounded(number: float | None) -> float | None:
-    """The number with the digits that files hold."""
-    return None if number is None else round(float(number), DIGITS)

@@ -1,28 +1,23 @@
-"""All retrieval methods of a study scored under all protocols, with precision and classes.
+"""All retrieval methods of a study scored on all its test sets: recalls, precision, classes, pairs, curves, protocols.
 
-Mean average precision and precision at k, in expectation over a random order of ties; ranks of reordered results.
+Recall at k asks for the first right answer only; mean average precision and precision at k ask where all of them are, in
+expectation over a random order of ties. Scores are computed a block of queries at a time, and each distinct text once,
+so that equal texts tie exactly and no similarity matrix is kept.
 
-Recall at k asks for the first right answer only; these ask where all of them are. Scores are computed a block of
-queries at a time, and each distinct text once, so that equal texts tie exactly and no similarity matrix is kept.
-
-Retrieval protocols by name. A recall without its protocol's name says little: the name travels with the number.
-
-All retrieval methods of a study scored on all its test sets: recalls, precision, classes, pairs, curves.
+A recall without its protocol's name says little: the name travels with the number.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from rsvlm.kernels import Ranks, hits
-from rsvlm.scoring.bootstrap import difference_of_draws
-from rsvlm.scoring.bootstrap import rounded as rounded_entry
+from rsvlm.scoring.bootstrap import DECIMALS, difference_of_draws, rounded
 from rsvlm.scoring.retrieval import (
-    CURVE_KS,
-    DIGITS,
     DIRECTIONS,
     KS,
     MATCH_RULES,
@@ -32,12 +27,12 @@ from rsvlm.scoring.retrieval import (
     first_places,
     perfect_ranks,
     rank_retrieval,
-    recall_curve,
-    rounded,
+    recalls,
     summarise_ranks,
     with_texts_once,
 )
 
+CURVE_KS = tuple(range(1, 21))
 PRECISION_KS = (5, 10)  # precision at 1 is recall at 1
 NAMES = ("map", *(f"p{k}" for k in PRECISION_KS))
 BLOCK = 256  # queries at a time
@@ -60,8 +55,8 @@ def precision_scores(
 ) -> tuple[dict[str, dict[str, np.ndarray]], Ranks]:
     """(direction -> {"map", "p5", "p10"} -> of each query, ranks from text to image). By inner product.
 
-    Queries are images for "image_to_text" and caption rows for "text_to_image". The ranks are those that ``rank_retrieval`` counts, unless
-    ``reordering`` changes them.
+    Queries are images for "image_to_text" and caption rows for "text_to_image". The ranks are those that
+    ``rank_retrieval`` counts, unless ``reordering`` changes them.
 
     Args:
         image_vectors: (N, D) finite, in the order of test.image_ids.
@@ -70,48 +65,34 @@ def precision_scores(
         reordering: of what a text finds.
     """
     offsets, ids = test.positives(rule)
-    owners = np.repeat(np.arange(len(test.image_ids)), np.diff(offsets))
-    back = np.lexsort((owners, ids))
-    back_offsets = np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=len(test.captions)))])
-    images, texts = (np.asarray(part, dtype=np.float32) for part in (image_vectors, text_vectors))
-    found = {
-        name: {"image_to_text": np.zeros(len(images)), "text_to_image": np.zeros(len(test.captions))} for name in NAMES
-    }
-    ranks = Ranks(np.zeros(len(test.captions)), *(np.zeros(len(test.captions), dtype=np.int64) for _ in range(3)))
+    N, C = len(test.image_ids), len(test.captions)
+    owners = np.repeat(np.arange(N), np.diff(offsets))
+    rows_of_image = np.split(ids, offsets[1:-1])
+    images_of_row = np.split(owners[np.lexsort((owners, ids))], np.cumsum(np.bincount(ids, minlength=C))[:-1])
     rows_of_text = np.split(np.argsort(test.row_text, kind="stable"), np.cumsum(np.bincount(test.row_text))[:-1])
+    images, texts = (np.asarray(part, dtype=np.float32) for part in (image_vectors, text_vectors))
+    found = {way: {name: np.zeros(n) for name in NAMES} for way, n in zip(DIRECTIONS, (N, C))}
+    ranks = Ranks(np.zeros(C), *(np.zeros(C, dtype=np.int64) for _ in range(3)))
 
     for image, scores in _score_rows(images, texts):
-        own = ids[offsets[image] : offsets[image + 1]]
-        for name, value in _precisions(_levels(scores[test.row_text], own)).items():
-            found[name]["image_to_text"][image] = value
+        for name, value in _precisions(_levels(scores[test.row_text], rows_of_image[image])).items():
+            found["image_to_text"][name][image] = value
     for text, scores in _score_rows(texts, images):
-        if reordering is not None:
-            scores = _reordered(scores, reordering.images[text], reordering.scores[text])
+        if reordering is not None:  # its images stand above all others, in their order
+            first, order = reordering.images[text], reordering.scores[text]
+            scores = scores.astype(np.float64)
+            scores[first] = scores.max() + 1 + order - order.min()
         for row in rows_of_text[text]:
-            levels = _levels(scores, owners[back[back_offsets[row] : back_offsets[row + 1]]])
+            levels = _levels(scores, images_of_row[row])
             for name, value in _precisions(levels).items():
-                found[name]["text_to_image"][row] = value
+                found["text_to_image"][name][row] = value
             best = (levels.score[0], levels.above[0], levels.size[0] - levels.right[0], levels.right[0])
             for part, value in zip(ranks, best, strict=True):
                 part[row] = value
-    return {direction: {name: found[name][direction] for name in NAMES} for direction in DIRECTIONS}, ranks
+    return found, ranks
 
 
-def expected_average_precision(scores: np.ndarray, right: np.ndarray) -> float:
-    """Average precision of one query over a random order of ties (McSherry and Najork 2008).
-
-    A group of n tied items, r of them right, that starts after t items with R right ones, adds the sum over its places
-    i = 1..n of (r / n) (R + 1 + (i - 1) (r - 1) / (n - 1)) / (t + i).
-
-    Args:
-        scores: (M,), of all items.
-        right: numbers of the right items.
-    """
-    return _precisions(_levels(scores, right))["map"]
-
-
-@dataclass(frozen=True)
-class _Levels:
+class _Levels(NamedTuple):
     """The scores that right items have, best first, each with the items above it, at it, and the right ones at it."""
 
     score: np.ndarray
@@ -125,15 +106,8 @@ def _score_rows(queries: np.ndarray, items: np.ndarray) -> Iterator[tuple[int, n
         yield from enumerate(queries[start : start + BLOCK] @ items.T, start=start)
 
 
-def _reordered(scores: np.ndarray, first: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Scores where the items ``first`` stand above all others, in the order of ``order``."""
-    made = scores.astype(np.float64)
-    made[first] = made.max() + 1 + order - order.min()
-    return made
-
-
 def _levels(scores: np.ndarray, right: np.ndarray) -> _Levels:
-    """Raises ValueError where no item is right."""
+    """Of the scores (M,) of all items, ``right`` being numbers of items. Raises ValueError where none is right."""
     if len(right) == 0:
         raise ValueError("a query without a right answer cannot be scored")
     levels, counts = np.unique(scores[right], return_counts=True)
@@ -144,6 +118,11 @@ def _levels(scores: np.ndarray, right: np.ndarray) -> _Levels:
 
 
 def _precisions(levels: _Levels) -> dict[str, float]:
+    """Average precision and precision at k of one query over a random order of ties (McSherry and Najork 2008).
+
+    A group of n tied items, r of them right, that starts after t items with R right ones, adds to average precision the
+    sum over its places i = 1..n of (r / n) (R + 1 + (i - 1) (r - 1) / (n - 1)) / (t + i).
+    """
     t, n, r = levels.above, levels.size, levels.right.astype(np.float64)
     before = np.cumsum(r) - r  # R
     A = np.array([(1 / np.arange(above + 1, above + size + 1)).sum() for above, size in zip(t, n, strict=True)])
@@ -294,7 +273,7 @@ def score_methods(
     per_image, curves = [], []
     for source, test in tests.items():
         ceiling = perfect_ranks(test)
-        curves.append(_curve_rows("ceiling", source, "by_image", ceiling))
+        curves += _curve_rows("ceiling", source, "by_image", ceiling)
         best = summarise_ranks(test, ceiling, resamples=resamples, seed=seed)
         drawn = {}
         for method, given in methods.items():
@@ -311,7 +290,7 @@ def score_methods(
                 metrics[method][source][rule] = summarise_ranks(test, ranks, **options)
                 names = {"method": method, "source": source, "match": rule}
                 per_image.append(image_scores(test, ranks).assign(**names))
-                curves.append(_curve_rows(method, source, rule, ranks))
+                curves += _curve_rows(method, source, rule, ranks)
                 if rule == "by_image":
                     metrics[method][source]["by_class"] = class_recalls(test, ranks, labels or {})
                     drawn[method] = draw_recalls(test, ranks, resamples=resamples, seed=seed)
@@ -319,30 +298,24 @@ def score_methods(
     scores = pd.concat(per_image, ignore_index=True)
     named = ["method", "source", "match", "image_id"]
     scores = scores[[*named, *(column for column in scores if column not in named)]]
-    return RetrievalReport(metrics, scores, pd.concat(curves, ignore_index=True))
+    columns = ["method", "source", "match", "direction", "k", "recall"]
+    return RetrievalReport(metrics, scores, pd.DataFrame(curves, columns=columns))
 
 
 def image_scores(test: RetrievalSet, ranks: dict[str, Ranks]) -> pd.DataFrame:
     """One row an image: its own ranks and hits as a query, and the means over its captions as queries."""
-    N = len(test.image_ids)
-    counts = np.bincount(test.row_image, minlength=N)
     there, back = ranks["image_to_text"], ranks["text_to_image"]
+    counts = np.bincount(test.row_image, minlength=len(test.image_ids))
+
+    def over_captions(values: np.ndarray) -> np.ndarray:
+        return (np.bincount(test.row_image, values, minlength=len(counts)) / counts).round(DECIMALS)
+
     columns = {"image_id": test.image_ids, "captions": counts}
-    columns |= {
-        "image_to_text_greater": there.greater,
-        "image_to_text_equal": there.equal,
-        "image_to_text_tied": there.tied,
-    }
-    columns["image_to_text_rank"] = first_places(there).round(DIGITS)
-    columns |= {f"image_to_text_recall_at_{k}": hits(there, k).round(DIGITS) for k in KS}
-    columns["text_to_image_rank"] = (np.bincount(test.row_image, first_places(back), minlength=N) / counts).round(
-        DIGITS
-    )
-    for k in KS:
-        columns[f"text_to_image_recall_at_{k}"] = (
-            np.bincount(test.row_image, hits(back, k), minlength=N) / counts
-        ).round(DIGITS)
-    return pd.DataFrame(columns)
+    columns |= {f"image_to_text_{name}": getattr(there, name) for name in ("greater", "equal", "tied")}
+    columns["image_to_text_rank"] = first_places(there).round(DECIMALS)
+    columns |= {f"image_to_text_recall_at_{k}": hits(there, k).round(DECIMALS) for k in KS}
+    columns["text_to_image_rank"] = over_captions(first_places(back))
+    return pd.DataFrame(columns | {f"text_to_image_recall_at_{k}": over_captions(hits(back, k)) for k in KS})
 
 
 def class_recalls(test: RetrievalSet, ranks: dict[str, Ranks], labels: Mapping[str, str]) -> dict[str, dict]:
@@ -354,17 +327,11 @@ def class_recalls(test: RetrievalSet, ranks: dict[str, Ranks], labels: Mapping[s
     for number, image_id in enumerate(test.image_ids):
         if image_id in labels:
             classes.setdefault(labels[image_id], []).append(number)
-    hit = {f"{way}_recall_at_{k}": hits(ranks[way], k) for way in DIRECTIONS for k in KS}
     found = {}
     for name in sorted(classes):
-        rows = np.isin(test.row_image, classes[name])
-        recalls = {
-            key: float(values[classes[name] if key.startswith("image_to_text") else rows].mean())
-            for key, values in hit.items()
-        }
-        recalls["mean_recall"] = float(np.mean(list(recalls.values())))
-        found[name] = {"images": len(classes[name]), "captions": int(rows.sum())}
-        found[name] |= {key: rounded(value) for key, value in recalls.items()}
+        chosen = {"image_to_text": classes[name], "text_to_image": np.isin(test.row_image, classes[name])}
+        own = recalls({way: Ranks(*(part[chosen[way]] for part in ranks[way])) for way in DIRECTIONS})
+        found[name] = {"images": len(classes[name]), "captions": int(chosen["text_to_image"].sum())} | rounded(own)
     return found
 
 
@@ -378,21 +345,11 @@ def compare_methods(drawn: Mapping[str, tuple[Mapping, Mapping]], n: int) -> dic
     pairs = {}
     for (first, a), (second, b) in combinations(drawn.items(), 2):
         pairs[f"{first} - {second}"] = {
-            name: rounded_entry(
-                {"value": a[0][name] - b[0][name], **difference_of_draws(a[1][name] - b[1][name]), "n": n}
-            )
+            name: rounded({"value": a[0][name] - b[0][name], **difference_of_draws(a[1][name] - b[1][name]), "n": n})
             for name in PAIRED
         }
     return pairs
 
 
-def _curve_rows(method: str, source: str, rule: str, ranks: dict[str, Ranks]) -> pd.DataFrame:
-    parts = [
-        pd.DataFrame({"direction": direction, "k": CURVE_KS, "recall": recall_curve(ranks[direction])})
-        for direction in DIRECTIONS
-    ]
-    rows = pd.concat(parts, ignore_index=True)
-    rows.insert(0, "method", method)
-    rows.insert(1, "source", source)
-    rows.insert(2, "match", rule)
-    return rows
+def _curve_rows(method: str, source: str, rule: str, ranks: Mapping[str, Ranks]) -> list[tuple]:
+    return [(method, source, rule, way, k, hits(ranks[way], k).mean()) for way in DIRECTIONS for k in CURVE_KS]
