@@ -8,6 +8,7 @@ PACKAGES = {
     "cv2": ("opencv-python-headless", "boxes"),
     "faiss": ("faiss-cpu", "cpu"),
     "inflect": ("inflect", "boxes"),
+    "jinja2": ("jinja2", "study"),
     "pyarrow": ("pyarrow", "parquet"),
     "spellchecker": ("pyspellchecker", "audit"),
 }

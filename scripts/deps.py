@@ -54,13 +54,8 @@ def needed_modules(stage: str) -> list[str]:
     found = {file for file in found if not file.startswith(NEVER) and not _is_bare(ROOT / file)}
     if stage in EXPENSIVE:
         found = {file for file in found if not file.startswith(PICTURES)}
-    # What a module reads from a file beside it, a table of facts, is as much its code as itself.
-    found |= {beside for file in found for beside in _files_beside(ROOT / file)}
-    # So are a page's templates.
-    templates = ROOT / "rsvlm" / "viewing" / "templates"
-    if any("templates" in (ROOT / file).read_text(encoding="utf-8") for file in found if file.startswith(PICTURES)):
-        found |= {path.relative_to(ROOT).as_posix() for path in templates.rglob("*") if path.is_file()}
-    return sorted(found)
+    # What a module reads from files beside it, facts and templates, is as much its code as itself.
+    return sorted(found | {beside for file in found for beside in _files_beside(ROOT / file)})
 
 
 def named_places(stage: str) -> set[str]:
@@ -129,10 +124,12 @@ def _files_of(name: str) -> set[str]:
 
 
 def _files_beside(module: Path) -> set[str]:
-    """The JSON and text files that a module names and that lie beside it."""
-    text = module.read_text(encoding="utf-8")
-    files = (path for path in module.parent.iterdir() if path.suffix in (".json", ".txt"))
-    return {path.relative_to(ROOT).as_posix() for path in files if f'"{path.name}"' in text}
+    """The files that a module reads: tables of facts that it names, and its room's templates where it speaks of them."""
+    text, room = module.read_text(encoding="utf-8"), module.parent
+    files = [path for path in room.iterdir() if path.suffix in (".json", ".txt") and f'"{path.name}"' in text]
+    if "templates" in text:
+        files += [path for path in (room / "templates").rglob("*") if path.is_file()]
+    return {path.relative_to(ROOT).as_posix() for path in files}
 
 
 def _plain(source: str | list[str]) -> str:

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import pandas as pd
 import pytest
 
 from rsvlm.data.aggregate import aggregate_sources, list_source
@@ -11,6 +12,7 @@ from rsvlm.data.caption_tables import Columns, read_caption_table, read_retrieva
 from rsvlm.data.listings import read_lines
 from rsvlm.data.names import ALL
 from rsvlm.data.sources import parse_source
+from rsvlm.scoring.caption_files import read_caption_lists
 
 
 def write(path, content):
@@ -184,6 +186,20 @@ def test_one_table_with_a_column_of_splits(tmp_path, file, content, read_as):
     assert as_tuples(listing) == expected
     assert read_as in listing.notes["read_as"][file]
     assert listing.counts["captions_blank_dropped"] == 0, "an empty cell of a wide table is no caption"
+
+
+def test_parquet_with_lists_and_missing_values(tmp_path):
+    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    rows = {"image": ["a.jpg", "b.jpg"], "captions": [["a river", "a bridge"], ["a field"]], "split": ["train", "test"]}
+    path = tmp_path / "t.parquet"
+    pd.DataFrame(rows | {"category": ["river", None]}).to_parquet(path)
+    listing = read_caption_table(path)
+    assert as_tuples(listing) == [
+        ("a.jpg", "train", ("a river", "a bridge"), "river"),
+        ("b.jpg", "test", ("a field",), None),
+    ]
+    assert listing.notes["read_as"]["t.parquet"].startswith("Parquet; images from 'image'")
+    assert read_caption_lists(path) == {"a.jpg": ["a river", "a bridge"], "b.jpg": ["a field"]}
 
 
 def test_columns_of_other_names_and_repeated_ones(tmp_path):

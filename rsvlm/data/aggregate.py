@@ -193,8 +193,12 @@ def _read_source(
         least = (source.min_pixels, source.min_share, settings.centre)
         boxed = read_mask_boxes(place, images, words, lists, source.split, source.suffix, *least)
     else:
-        read = getattr(box_readers, f"read_{source.format}")  # voc_boxes, dota_boxes, yolo_boxes
-        boxed = read(place, images, Classes(words), lists, source.split, fixes)
+        readers = {
+            "voc_boxes": box_readers.read_voc_boxes,
+            "dota_boxes": box_readers.read_dota_boxes,
+            "yolo_boxes": box_readers.read_yolo_boxes,
+        }
+        boxed = readers[source.format](place, images, Classes(words), lists, source.split, fixes)
     return caption_listing(boxed, settings, seed)
 
 
@@ -397,10 +401,8 @@ def write_aggregated(
     """The stage's metrics; writes them, both tables, the near-duplicates, ``report.json`` and the sources' filled cards.
 
     Args:
-        aggregated: folder of the tables and the report.
-        pages: folder of the cards that people write.
-        cards: folder of the filled ones.
-        metrics: folder of the stages' metrics.
+        aggregated, metrics: folders of the tables and the report, and of the stages' metrics.
+        pages, cards: folders of the cards that people write, and of the filled ones.
     """
     adapting = {name for name, facts in report["sources"].items() if facts["use"] == "adapt"}
     with whole_folder(aggregated) as scratch:

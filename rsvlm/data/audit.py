@@ -24,26 +24,15 @@ MISSPELT_SHOWN = 30
 # Percent of planted near-duplicates that are found, as recorded in benchmarks/results/near_duplicates_cpu_2_cores.json.
 RECALL = {
     "copy": {
-        "re-encoded, JPEG quality 60": 100.0,
-        "resized to half": 100.0,
-        "brightened by 30 %": 98.2,
-        "cropped by 5 %": 96.4,
-        "mirrored": 100.0,
-        "turned by 90 degrees": 100.0,
-        "cropped, mirrored, brightened": 97.6,
+        "re-encoded, JPEG quality 60": 100.0, "resized to half": 100.0, "brightened by 30 %": 98.2,
+        "cropped by 5 %": 96.4, "mirrored": 100.0, "turned by 90 degrees": 100.0, "cropped, mirrored, brightened": 97.6,
     },
     "same_ground": {
-        "shifted by 10 %": 100.0,
-        "shifted by 20 %": 100.0,
-        "shifted by 30 %": 94.0,
-        "shifted by 50 %": 96.0,
-        "zoomed by 1.25": 98.0,
-        "zoomed by 1.5": 94.0,
-        "zoomed by 1.5, mirrored": 86.0,
-        "zoomed by 1.5, turned by 30 degrees": 92.0,
-        "zoomed by 2": 74.0,
+        "shifted by 10 %": 100.0, "shifted by 20 %": 100.0, "shifted by 30 %": 94.0, "shifted by 50 %": 96.0,
+        "zoomed by 1.25": 98.0, "zoomed by 1.5": 94.0, "zoomed by 1.5, mirrored": 86.0,
+        "zoomed by 1.5, turned by 30 degrees": 92.0, "zoomed by 2": 74.0,
     },
-}
+}  # fmt: skip
 
 
 def find_near_duplicates(
@@ -97,25 +86,21 @@ def find_near_duplicates(
     same = [(known[pair.first]["image_id"], known[pair.second]["image_id"]) for pair in pairs]
     drawn = {name: draw_validation(name, share, kept, same, seed) for name, share in (val_shares or {}).items()}
     listed = [_as_row(pair, known, dropped) for pair in pairs]
-    between = {
-        f"{a}_and_{b}": sum({row["first_split"], row["second_split"]} == {a, b} for row in listed)
-        for a, b in combinations(SPLITS, 2)
-    }
+    met = Counter((row["kind"], frozenset((row["first_split"], row["second_split"]))) for row in listed)
     report = {
         "pairs": len(listed),
         "pairs_of_equal_files": sum(row["exact"] for row in listed),
-        "pairs_between_splits": between,
+        "pairs_between_splits": {
+            f"{a}_and_{b}": sum(met[kind, frozenset((a, b))] for kind in KINDS) for a, b in combinations(SPLITS, 2)
+        },
         "images_with_a_near_duplicate": _shared_images(pairs, known),
         "images_too_even_to_compare": len(without_contrast(ordered)),
         "dropped_from_train": len(dropped),
         "drawn_for_validation": drawn,
         "by_kind": {
             kind: {
-                "pairs": sum(row["kind"] == kind for row in listed),
-                "train_and_test": sum(
-                    row["kind"] == kind and {row["first_split"], row["second_split"]} == {"train", "test"}
-                    for row in listed
-                ),
+                "pairs": sum(count for (own, _), count in met.items() if own == kind),
+                "train_and_test": met[kind, frozenset(("train", "test"))],
                 "dropped_from_train": Counter(dropped.values())[kind],
             }
             for kind in KINDS
@@ -216,18 +201,14 @@ def _shared_images(pairs: list[Pair], known: list[dict]) -> dict[str, dict[str, 
 
 
 def _as_row(pair: Pair, known: list[dict], dropped: dict[str, str]) -> dict:
-    first, second = known[pair.first], known[pair.second]
-    gone = sorted({first["image_id"], second["image_id"]} & dropped.keys())
+    ends = {"first": known[pair.first], "second": known[pair.second]}
     return {
-        "first": first["image_id"],
-        "second": second["image_id"],
-        "first_split": first["split"],
-        "second_split": second["split"],
-        "first_path": first["path"],
-        "second_path": second["path"],
+        **{end: row["image_id"] for end, row in ends.items()},
+        **{f"{end}_split": row["split"] for end, row in ends.items()},
+        **{f"{end}_path": row["path"] for end, row in ends.items()},
         "kind": pair.kind,
-        **{name: value for name, value in asdict(pair).items() if name not in ("first", "second")},
-        "dropped": gone,
+        **{name: value for name, value in asdict(pair).items() if name not in ends},
+        "dropped": sorted({row["image_id"] for row in ends.values()} & dropped.keys()),
     }
 
 
@@ -245,18 +226,13 @@ def caption_facts(captions: list[str]) -> dict:
     """Numbers on a source's captions: distinct ones, their words, the vocabulary, words that occur once."""
     words = Counter(word for caption in captions for word in words_of(caption))
     lengths = sorted(len(caption.split()) for caption in captions)
+    spread = {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]} if lengths else {}
     return {
         "distinct_captions": len(set(captions)),
         "words": sum(words.values()),
         "vocabulary": len(words),
         "words_that_occur_once": sum(count == 1 for count in words.values()),
-        "words_a_caption": {
-            "least": lengths[0],
-            "median": lengths[len(lengths) // 2],
-            "most": lengths[-1],
-        }
-        if lengths
-        else {},
+        "words_a_caption": spread,
     }
 
 
@@ -270,16 +246,13 @@ def published_counts(name: str, listing: Listing) -> list[dict]:
     known = KNOWN.get(name)
     if known is None:
         return []
-    rows = []
-    if known.images is not None:
-        rows.append({"what": "images", "published": known.images, "found": len(listing.images)})
-    if known.captions is not None:
-        rows.append({"what": "captions", "published": known.captions, "found": listing.counts["captions_listed"]})
     read = listing.notes["splits_read"]
-    for split in SPLITS:
-        if split in known.splits:
-            rows.append({"what": f"{split} images", "published": known.splits[split], "found": read.get(split, 0)})
-    return rows
+    rows = [
+        ("images", known.images, len(listing.images)),
+        ("captions", known.captions, listing.counts["captions_listed"]),
+    ]
+    rows += [(f"{split} images", known.splits.get(split), read.get(split, 0)) for split in SPLITS]
+    return [{"what": what, "published": told, "found": found} for what, told, found in rows if told is not None]
 
 
 def english_dictionary(otherwise: str = "set check_spelling to false") -> object:

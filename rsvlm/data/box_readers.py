@@ -6,7 +6,9 @@
   first.
 - YOLO, a file an image: lines of a class number, and centre and sides as shares.
 
-Each gives images with boxes; errors name the file and the entry or line.
+Each gives images with boxes; ``lists`` (split -> list of stems) tell the splits, and without any all images go to
+``split``. FileNotFoundError names the folder or file that is missing; ValueError names file and entry or line of a class
+that ``classes`` has no word for, a box outside its image, and what is not of the format.
 """
 
 import math
@@ -34,10 +36,6 @@ def read_coco_boxes(
         files: split -> JSON file.
         images: folder, for sizes that the file does not give.
         classes: words for category names.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: as ``read_coco``; an unknown category, a box outside its image, a damaged or misfitting mask.
     """
     listing = BoxedListing(classes, fixes)
     for split, path in files.items():
@@ -151,12 +149,6 @@ def read_voc_boxes(
     Args:
         images: folder, for sizes that a file does not give.
         classes: words for the names in the files.
-        lists: split -> list of stems; without any, all files go to ``split``.
-
-    Raises:
-        FileNotFoundError: a folder or file is missing.
-        ValueError: not whole XML, an object without name or box, a box outside its image, an unknown class; names file
-            and line.
     """
     listing = BoxedListing(classes, fixes)
     for path, part, image in files_of_images(folder, images, lists, split, (".xml",), needed=False):
@@ -263,12 +255,7 @@ def read_dota_boxes(
     split: str = "train",
     fixes: frozenset[str] = ALL,
 ) -> BoxedListing:
-    """Images with oriented boxes, with the direction of their long side, from a folder of text files.
-
-    Raises:
-        FileNotFoundError: a folder or an image is missing.
-        ValueError: a line with other fields, an unknown class, a box outside its image; names file and line.
-    """
+    """Images with oriented boxes, with the direction of their long side, from a folder of text files."""
     listing = BoxedListing(classes, fixes)
 
     def box_of(fields: list[str], size: Size, where: str) -> list[Box]:
@@ -296,10 +283,6 @@ def read_yolo_boxes(
 
     Args:
         classes: words by class number ("0", "1", ...); a number that is not among them stops the reader.
-
-    Raises:
-        FileNotFoundError: a folder or an image is missing.
-        ValueError: a line with other fields, an unknown class, a box outside its image; names file and line.
     """
     listing = BoxedListing(classes, fixes)
 

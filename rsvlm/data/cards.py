@@ -16,6 +16,7 @@ from pathlib import Path
 from rsvlm.data.audit import search_scope, words_of
 from rsvlm.data.catalogue import CAP4, KNOWN, KnownSource
 from rsvlm.data.names import FIXES, SPLITS
+from rsvlm.extras import import_extra
 from rsvlm.files import fingerprint_file, read_json, write_json, write_text
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -134,70 +135,29 @@ def example_images(rows: list[dict]) -> dict[str, dict]:
 
 def measured_block(facts: Mapping | None) -> str:
     """The numbers as Markdown, with the markers around them; text from data is escaped."""
-    lines = [BEGIN, ""]
-    if facts is None:
-        lines += ["No copy of this source was at hand to measure: the numbers above are the published ones.", "", END]
-        return "\n".join(lines)
-    lines += ["| | published | in the files |", "|---|---|---|"]
-    lines += [f"| {row['what']} | {row['published']:,} | {row['found']:,} |" for row in facts["published"]]
-    if not facts["published"]:
-        lines.append(f"| images | - | {facts['images_listed']:,} |")
-        lines.append(f"| captions | - | {facts['captions_listed']:,} |")
-        lines += [f"| {split} images | - | {facts['splits_read'].get(split, 0):,} |" for split in SPLITS]
-    words = facts["words_a_caption"]
-    lines += [
-        "",
-        f"- Of {facts['captions_used']:,} captions read, {facts['distinct_captions']:,} different ones with "
-        f"{facts['vocabulary']:,} different words; a caption has {words.get('least', 0)} to {words.get('most', 0)} "
-        f"words, half of them at most {words.get('median', 0)}.",
-    ]
-    if facts["images_compared"]:
-        frequent = sorted(facts["image_sizes"].items(), key=lambda pair: (-pair[1], pair[0]))
-        sizes = [f"{size} ({count:,})" for size, count in frequent[:3]]
-        lines.append(
-            f"- {facts['images_read']:,} of {facts['images_listed']:,} listed images were at hand, of "
-            f"{'one size' if len(sizes) == 1 else str(facts['different_image_sizes']) + ' sizes'}: {', '.join(sizes)}"
-            f"{' and others' if len(frequent) > 3 else ''}."
-        )
-    else:
-        lines.append("- No image was at hand; images could not be compared.")
-    lines += [f"- Read from `{_code(file)}`: {_escaped(taken)}." for file, taken in sorted(facts["read_as"].items())]
-    if facts["drawn_for_validation"]:
-        lines.append(f"- {facts['drawn_for_validation']:,} training images were drawn for validation (`val_share`).")
-    lines += [f"- {count:,} {COUNTS[key]}." for key, count in facts["counts"].items()]
-    for fix, state in facts["fixes"].items():
-        times = "once" if state["met"] == 1 else f"{state['met']:,} times"
-        lines.append(f"- Fix `{fix}` {'on' if state['on'] else 'off'}, met {times}: {FIXES[fix].does}.")
-    for part, row in sorted(facts["verbatim_in_train"].items()):
-        shares = ", ".join(f"{100 * share:.1f} % in {other}" for other, share in row.items() if share)
-        lines.append(f"- Of the captions of {part}, word for word: {shares or 'none in any training split'}.")
-    for part, row in sorted(facts["images_with_a_near_duplicate"].items()):
-        lines.append(
-            f"- Images of {part} with a near-duplicate: {', '.join(f'{n:,} in {other}' for other, n in row.items())}."
-        )
-    if facts["images_compared"] and not facts["images_with_a_near_duplicate"]:
-        lines.append("- No near-duplicate of an image was found, in this source or in those audited with it.")
-    if facts["images_compared"]:
-        lines += _scope_lines(facts.get("same_ground"))
-    if facts.get("misspelt"):
-        misspelt = facts["misspelt"]
-        shown = ", ".join(
-            f"{_escaped(row['word'])} ({row['times']})" for row in misspelt["most_frequent"] if row["perhaps"]
-        )
-        lines.append(
-            f"- {misspelt['words']:,} words are in no English dictionary, {misspelt['times']:,} times in all; of them "
-            f"with a near word: {shown}. Some are real words."
-        )
-    for kind, example in facts["examples"].items():
-        lines += [
-            "",
-            f"A{'n' if kind == 'atypical' else ''} {kind} training image, `{_code(example['image_id'])}`:",
-            "",
-        ]
-        lines += [f"> {_escaped(caption)}  " for caption in example["captions"]]
-    lines += ["", "Annotations measured (SHA-256):"]
-    lines += [f"`{_code(file)}` {digest[:16]}…" for file, digest in sorted(facts["annotation_files"].items())]
-    return "\n".join([*lines, "", END])
+    sizes = sorted((facts or {}).get("image_sizes", {}).items(), key=lambda pair: (-pair[1], pair[0]))
+    values = {
+        "facts": facts,
+        "splits": SPLITS,
+        "sizes": [f"{size} ({count:,})" for size, count in sizes],
+        "counted": COUNTS,
+        "fixes": FIXES,
+        "scope": search_scope((facts or {}).get("same_ground")),  # None: recorded before the same ground was looked for
+    }
+    return f"{BEGIN}\n\n{_render('measured', values)}\n{END}"
+
+
+def _render(template: str, values: Mapping) -> str:
+    jinja2 = import_extra("jinja2", "filling data cards")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rsvlm.data", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"n": "{:,}".format, "plain": _escaped, "code": _code}
+    return environment.get_template(f"{template}.md.jinja").render(values)
 
 
 def fill_card(page: str, block: str, where: str) -> str:
@@ -234,35 +194,20 @@ def write_study_cards(folder: Path, rows: list[dict], report: Mapping, tables: l
 def mixture_card(report: Mapping) -> str:
     """A page on the study's mixture: what each source gives, shares, what left and why."""
     entered = {name: facts for name, facts in report["sources"].items() if facts["use"] != "audit"}
-    total = sum(sum(facts["images"].values()) for facts in entered.values())
-    lines = [
-        "# The mixture of this study",
-        "",
-        "| source | train | val | test | captions | share of images |",
-        "|---|---|---|---|---|---|",
+    total = max(sum(sum(facts["images"].values()) for facts in entered.values()), 1)
+    sources = [
+        {
+            "title": KNOWN[name].title if name in KNOWN else name,
+            "use": facts["use"],
+            "images": [facts["images"][split] for split in SPLITS],
+            "captions": sum(facts["captions"].values()),
+            "share": 100 * sum(facts["images"].values()) / total,
+        }
+        for name, facts in sorted(entered.items())
     ]
-    for name, facts in sorted(entered.items()):
-        images, captions = facts["images"], sum(facts["captions"].values())
-        share = 100 * sum(images.values()) / max(total, 1)
-        title = KNOWN[name].title if name in KNOWN else name
-        cells = " | ".join(f"{images[split]:,}" for split in SPLITS)
-        title = _escaped(title) + (" (adapts the encoder alone)" if facts["use"] == "adapt" else "")
-        lines.append(f"| {title} | {cells} | {captions:,} | {share:.1f} % |")
-    duplicates = report["near_duplicates"]
-    lines += [
-        "",
-        f"- Pairs of near-duplicates: {duplicates['pairs']:,}, of equal files among them {duplicates['pairs_of_equal_files']:,}, "
-        f"of the same ground at another zoom, shift or date {duplicates['by_kind']['same_ground']['pairs']:,}.",
-        *_scope_lines(duplicates["same_ground"]),
-        f"- Training images that left because a test image shows the same: {duplicates['dropped_from_train']:,} "
-        "(`near_duplicates.jsonl` lists them).",
-        f"- Images too even to be compared but by their bytes: {duplicates['images_too_even_to_compare']:,}.",
-        "- Sources are neither weighted nor balanced; every score is reported by source.",
-        "- Licences are those of the sources, and the strictest counts.",
-    ]
-    if set(entered) == set(CAP4):
-        lines.append("- This is Cap-4, the mixture of the paper.")
-    return "\n".join(lines) + "\n"
+    shared = report["near_duplicates"]
+    values = {"sources": sources, "shared": shared, "scope": search_scope(shared["same_ground"])}
+    return _render("mixture", values | {"cap4": set(entered) == set(CAP4)})
 
 
 def renew_cards(rows: list[dict], report: Mapping, folder: Path) -> list[str]:
@@ -293,15 +238,6 @@ def _own_card(name: str) -> str:
     """The start of a card for a source that has none."""
     text = "A source of this study without a card of its own: write one from what is measured below."
     return f"# {_escaped(name)}\n\n## In short\n\n{text}\n\n## Measured\n\n{BEGIN}\n{END}\n"
-
-
-def _scope_lines(same_ground: Mapping | None) -> list[str]:
-    """What the search for near-duplicates finds, a line a kind; None: recorded before the same ground was looked for."""
-    scope = search_scope(same_ground)
-    return [
-        f"- Near-duplicates that are copies of one shot: {scope['copy']}.",
-        f"- Near-duplicates that show the same ground at another zoom, shift or date: {scope['same_ground']}.",
-    ]
 
 
 def _code(text: str) -> str:

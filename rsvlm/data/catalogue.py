@@ -192,8 +192,9 @@ def fetch_file(url: str, file: Path, checksum: str | None, log: Callable[[str], 
                     target.write(piece)
                 target.flush()
                 os.fsync(target.fileno())
-            if not resumed and "Content-Length" in answer.headers:
-                _check_length(part, int(answer.headers["Content-Length"]))
+            length, came = int(answer.headers.get("Content-Length") or 0), part.stat().st_size
+            if not resumed and came < length:
+                raise DownloadError(f"{part}: the connection ended at byte {came:,} of {length:,}; run this again")
     if checksum is not None and not _matches(part, checksum):
         wrong = file.with_name(f"{file.name}.wrong")
         os.replace(part, wrong)
@@ -257,13 +258,6 @@ def _check_room(place: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise DownloadError(f"{place}: {needed:,} bytes are needed, {free:,} are free on this disk")
-
-
-def _check_length(part: Path, length: int) -> None:
-    if part.stat().st_size < length:
-        raise DownloadError(
-            f"{part}: the connection ended at byte {part.stat().st_size:,} of {length:,}; run this again"
-        )
 
 
 def digest_of(file: Path, kind: str) -> str:

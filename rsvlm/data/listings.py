@@ -230,15 +230,12 @@ def find_images(
         taken[name] = image.name
         found.append(FoundImage(image, name, folder / name))
     pairs = [(PurePosixPath(item.name), PurePosixPath(item.listed.name)) for item in found]
-    return (
-        found,
-        missing,
-        {
-            "images_with_another_extension": sum(name.suffix != listed.suffix for name, listed in pairs),
-            "images_in_another_folder": sum(name.parent != listed.parent for name, listed in pairs),
-            "files_not_listed": len(on_disk - set(taken)),
-        },
-    )
+    counts = {
+        "images_with_another_extension": sum(name.suffix != listed.suffix for name, listed in pairs),
+        "images_in_another_folder": sum(name.parent != listed.parent for name, listed in pairs),
+        "files_not_listed": len(on_disk - set(taken)),
+    }
+    return found, missing, counts
 
 
 def _by_base_name(files: set[str], loose: bool) -> Callable[[str, Path], str | None]:

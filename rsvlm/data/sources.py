@@ -47,6 +47,25 @@ USES = ("all", "adapt", "audit")
 IMAGERY_PER_DEGREE = 15  # pixels of Blue Marble a degree
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_texts(values: list | tuple) -> bool:
+    return bool(values) and all(isinstance(text, str) and text for text in values)
+
+
+def _are_paths(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(path, str) for path in value.values())
+
+
+def _check(settings: object, where: str, **rules: tuple[object, str]) -> None:
+    """ValueError for the first setting, by name, that does not fit what it must be."""
+    for key, (fits, what) in rules.items():
+        if not fits:
+            raise ValueError(f"{where}{key} must be {what}, is {getattr(settings, key)!r}")
+
+
 @dataclass(frozen=True)
 class TileSettings:
     """How Blue Marble's tiles are cut. Raises ValueError for a value that cannot be."""
@@ -82,18 +101,18 @@ class CaptionSettings:
     details: bool = True  # tell sizes, and objects that lie in parallel
 
     def __post_init__(self) -> None:
-        if not isinstance(self.centre, int | float) or not 0 < self.centre < 1:
-            raise ValueError(f"centre must be between 0 and 1, is {self.centre!r}")
-        if type(self.general_above) is not int or not 1 <= self.general_above < len(NUMBERS):
-            raise ValueError(f"general_above must be from 1 to {len(NUMBERS) - 1}, is {self.general_above!r}")
-        terms = self.general_terms
-        if not isinstance(terms, tuple) or not terms or not all(isinstance(term, str) and term for term in terms):
-            raise ValueError(f"general_terms must be a list of texts, is {terms!r}")
-        if type(self.counted) is not int or self.counted < 1:
-            raise ValueError(f"counted must be a whole number of at least 1, is {self.counted!r}")
-        for key in ("relations", "details"):
-            if not isinstance(getattr(self, key), bool):
-                raise ValueError(f"{key} must be true or false, is {getattr(self, key)!r}")
+        terms, most = self.general_terms, len(NUMBERS) - 1
+        counts = type(self.general_above) is int and 1 <= self.general_above <= most
+        _check(
+            self,
+            "",
+            centre=(_is_number(self.centre) and 0 < self.centre < 1, "between 0 and 1"),
+            general_above=(counts, f"from 1 to {most}"),
+            general_terms=(isinstance(terms, tuple) and _are_texts(terms), "a list of texts"),
+            counted=(type(self.counted) is int and self.counted >= 1, "a whole number of at least 1"),
+            relations=(isinstance(self.relations, bool), "true or false"),
+            details=(isinstance(self.details, bool), "true or false"),
+        )
 
 
 @dataclass(frozen=True)
@@ -129,90 +148,65 @@ class Source:
     tile_pixels: int = TileSettings.tile_pixels  # blue_marble: side of a tile in pixels
 
     def __post_init__(self) -> None:
-        where = f"sources: {self.name}"
-        if not isinstance(self.name, str) or not self.name or "/" in self.name:
-            raise ValueError(f"sources: name must be a non-empty text without '/', is {self.name!r}")
-        if self.format not in FORMATS:
-            raise ValueError(f"{where}: unknown format {self.format!r}{closest_name(self.format, FORMATS, OLDER)}")
-        if self.format != "blue_marble":
-            self._check_paths(where)
-        if self.fixes is not None and not isinstance(self.fixes, list):
-            raise ValueError(f"{where}: fixes must be a list of names, is {self.fixes!r}")
+        where, kind, share = f"sources: {self.name}", self.format, self.val_share
+        named = isinstance(self.name, str) and self.name and "/" not in self.name
+        _check(self, "sources: ", name=(named, "a non-empty text without '/'"))
+        if kind not in FORMATS:
+            raise ValueError(f"{where}: unknown format {kind!r}{closest_name(kind, FORMATS, OLDER)}")
+        if kind != "blue_marble":
+            self._check_needed(where)
+        columns, metres = self.caption_columns, self.resolution
+        texts = ("split_column", "image_column", "label_column", "suffix")
+        numbers = ("tiles", "tile_pixels", "min_pixels")
+        _check(
+            self,
+            f"{where}: ",
+            splits=(not self.splits or _are_paths(self.splits), "a path for each split"),
+            fixes=(isinstance(self.fixes, list | None), "a list of names"),
+            caption_columns=(columns is None or isinstance(columns, list) and _are_texts(columns), "a list of names"),
+            resolution=(metres is None or _is_number(metres) and metres > 0, "metres a pixel or null"),
+            use=(self.use in USES, f"one of {', '.join(USES)}"),
+            allow_missing_images=(isinstance(self.allow_missing_images, bool | None), "true, false or null"),
+            min_share=(
+                _is_number(self.min_share) and 0 <= self.min_share < 1,
+                "a share of the image from 0 to below 1",
+            ),
+            val_share=(share is None or _is_number(share) and 0 < share < 1, "between 0 and 1"),
+            **{key: (isinstance(getattr(self, key), str | None), "a text") for key in texts},
+            **{key: (type(getattr(self, key)) is int, "a whole number") for key in numbers},
+        )
         check_fixes(self.fixes)
         check_split(self.split, f"{where}: split")
-        self._check_table(where)
-        for key in ("tiles", "tile_pixels", "min_pixels"):
-            if not isinstance(getattr(self, key), int) or isinstance(getattr(self, key), bool):
-                raise ValueError(f"{where}: {key} must be a whole number, is {getattr(self, key)!r}")
-        number = isinstance(self.resolution, int | float) and not isinstance(self.resolution, bool)
-        if self.resolution is not None and not (number and self.resolution > 0):
-            raise ValueError(f"{where}: resolution must be metres a pixel or null, is {self.resolution!r}")
-        if self.use not in USES:
-            raise ValueError(f"{where}: use must be one of {', '.join(USES)}, is {self.use!r}")
-        if not isinstance(self.allow_missing_images, bool | None):
-            raise ValueError(
-                f"{where}: allow_missing_images must be true, false or null, is {self.allow_missing_images!r}"
-            )
-        if self.format in ("masks", "yolo_boxes") and not self.classes:
-            raise ValueError(f"{where}: format {self.format} needs the key 'classes'")
-        self._check_boxes(where)
-        if self.format == "blue_marble":
-            TileSettings(self.tiles, self.tile_pixels)
-
-    def _check_boxes(self, where: str) -> None:
-        class_words(self.classes, f"{where}: classes", self.format == "masks")
-        share = self.min_share
-        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < 1:
-            raise ValueError(f"{where}: min_share must be a share of the image from 0 to below 1, is {share!r}")
-        settings_of(self.captions, f"{where}: captions")
-
-    def _check_table(self, where: str) -> None:
-        for key in ("split_column", "image_column", "label_column", "suffix"):
-            if not isinstance(getattr(self, key), str | None):
-                raise ValueError(f"{where}: {key} must be a text, is {getattr(self, key)!r}")
-        names = self.caption_columns
-        if names is not None and not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
-            raise ValueError(f"{where}: caption_columns must be a list of names, is {names!r}")
+        for key in ("annotations", "splits"):
+            for split in getattr(self, key) if isinstance(getattr(self, key), Mapping) else ():
+                check_split(split, f"{where}: {key}")
         if self.split_column is not None and isinstance(self.annotations, Mapping):
             raise ValueError(
                 f"{where}: split_column needs one file under 'annotations'; a file a split tells the split itself"
             )
-        if self.val_share is None:
-            return
-        number = isinstance(self.val_share, int | float) and not isinstance(self.val_share, bool)
-        if not number or not 0 < self.val_share < 1:
-            raise ValueError(f"{where}: val_share must be between 0 and 1, is {self.val_share!r}")
-        if self.use != "all":
+        if share is not None and self.use != "all":
             raise ValueError(f"{where}: val_share is for sources whose `use` is all; this one's is {self.use!r}")
+        class_words(self.classes, f"{where}: classes", kind == "masks")
+        settings_of(self.captions, f"{where}: captions")
+        if kind == "blue_marble":
+            TileSettings(self.tiles, self.tile_pixels)
 
-    def _check_paths(self, where: str) -> None:
-        if self.format in TABLE and not isinstance(self.annotations, Mapping):
-            if not isinstance(self.annotations, str):
-                raise ValueError(
-                    f"{where}: format {self.format} needs the key 'annotations' with a path, or a path for each split"
-                )
-        elif self.format in FILE_A_SPLIT or self.format in TABLE:
-            files = self.annotations
-            if not isinstance(files, Mapping) or not files or not all(isinstance(file, str) for file in files.values()):
-                raise ValueError(
-                    f"{where}: format {self.format} needs the key 'annotations' with a path for each split"
-                )
-        elif not isinstance(self.annotations, str):
-            raise ValueError(f"{where}: format {self.format} needs the key 'annotations' with a path")
-        if not isinstance(self.images, str) and not (self.use == "audit" and self.images is None):
-            raise ValueError(f"{where}: format {self.format} needs the key 'images' with a path")
-        if self.format == "sydney_text" and not self.splits:
-            raise ValueError(
-                f"{where}: format sydney_text needs the key 'splits' with a list of file names for each split"
-            )
-        if self.splits is not None and not (
-            isinstance(self.splits, Mapping) and all(isinstance(file, str) for file in self.splits.values())
+    def _check_needed(self, where: str) -> None:
+        one, several = isinstance(self.annotations, str), _are_paths(self.annotations)
+        fits, what = one, "a path"
+        if self.format in TABLE:
+            fits, what = one or several, "a path, or a path for each split"
+        elif self.format in FILE_A_SPLIT:
+            fits, what = several, "a path for each split"
+        without = self.use == "audit" and self.images is None
+        for key, there, how in (
+            ("annotations", fits, f" with {what}"),
+            ("images", isinstance(self.images, str) or without, " with a path"),
+            ("splits", self.format != "sydney_text" or self.splits, " with a list of file names for each split"),
+            ("classes", self.format not in ("masks", "yolo_boxes") or self.classes, ""),
         ):
-            raise ValueError(f"{where}: splits must be a path for each split, is {self.splits!r}")
-        for key in ("annotations", "splits"):
-            if isinstance(getattr(self, key), Mapping):
-                for split in getattr(self, key):
-                    check_split(split, f"{where}: {key}")
+            if not there:
+                raise ValueError(f"{where}: format {self.format} needs the key {key!r}{how}")
 
     @property
     def paths(self) -> list[tuple[str, str]]:

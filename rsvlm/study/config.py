@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from nbformat import NotebookNode
 from pydantic import create_model
 from ruamel.yaml import YAML
@@ -169,6 +168,8 @@ def params_text(changes: Mapping[str, Mapping], head: str) -> str:
 
 def float_text(value: float) -> str:
     """A number as a person writes it: 0.05, and 4.0e-4 below a thousandth."""
+    import numpy as np  # here: the checks before a stage import nothing heavy
+
     return np.format_float_scientific(value, trim="0", exp_digits=1) if 0 < abs(value) < 1e-3 else repr(value)
 
 
