@@ -138,16 +138,14 @@ def measure_search(images: int, dimensions: int) -> dict[str, float]:
     import faiss
     import numpy as np
 
-    from rsvlm.viewing.search_index import SearchIndex
+    from rsvlm.viewing.retrieval_gallery import SearchIndex
 
     draw = np.random.default_rng(0)
     vectors = draw.normal(size=(images, dimensions)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     made = faiss.IndexFlatIP(dimensions)
     made.add(vectors)
-    index = SearchIndex(
-        "dual_encoder", [f"made/{number:06}.png" for number in range(images)], {"dual_encoder": 1.0}, made
-    )
+    index = SearchIndex([f"made/{number:06}.png" for number in range(images)], {"dual_encoder": 1.0}, made)
     within = np.arange(images) % 3 == 0
     rows = {}
     for name, mask in (("all images", None), ("a third of them", within)):

@@ -16,7 +16,7 @@ from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
 from rsvlm.study.studies import study_text
 from rsvlm.viewing import browse
-from rsvlm.viewing.search_index import save_indexes
+from rsvlm.viewing.retrieval_gallery import save_indexes
 
 SCRIPT = "<script>document.title='taken'</script>"
 NASTY_NAME = "a\"b'<i>&c.png"

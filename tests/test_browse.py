@@ -13,9 +13,9 @@ from rsvlm.models.features import load_features
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing import browse
-from rsvlm.viewing.dialogue_pages import dialogue_markdown, export_dialogue, start_dialogue
-from rsvlm.viewing.marks import read_marks
-from rsvlm.viewing.search_index import load_index, saved_methods
+from rsvlm.viewing.browse import dialogue_markdown, export_dialogue, start_dialogue
+from rsvlm.viewing.caption_gallery import read_marks
+from rsvlm.viewing.retrieval_gallery import load_index, saved_methods
 from rsvlm.viewing.widgets import caption_gallery, dialogue_pane, search_box
 
 
@@ -78,7 +78,7 @@ def test_the_combined_index_is_the_weighted_sum(study):
         parts[method] = dict(browse.search_text(archive, "a river", 4, method=method, split="test").hits)
     combined = dict(browse.search_text(archive, "a river", 4, method="combined").hits)
     assert set(combined) == set(parts["ret"]) == {f"s/{number}.png" for number in range(4)}
-    text = archive.index("combined").query(browse._parts_of(archive, "a river", archive.index("combined").weights))
+    text = archive.index("combined").query(browse.query_parts(archive, "a river", archive.index("combined").weights))
     width = load_features(paths.FEATURES).image_embeddings.shape[1]
     for name, score in combined.items():
         both = archive.index("combined").vector(name)[0] * text[0]  # dual encoder, hubs, neighbours, [RET]

@@ -21,11 +21,9 @@ from rsvlm.files import fingerprint_values, write_json, write_json_lines
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing import caption_gallery, retrieval_gallery
-from rsvlm.viewing.caption_entries import read_corpus_scores
-from rsvlm.viewing.page import choose_sample, format_score, new_words
-from rsvlm.viewing.records import read_entries
+from rsvlm.viewing.page import choose_sample, format_score, make_thumbnail, mark_words
+from rsvlm.viewing.records import read_corpus_scores, read_entries
 from rsvlm.viewing.retrieval_gallery import rank_queries, read_recalls
-from rsvlm.viewing.thumbnails import make_thumbnail
 
 SCRIPT = "<script>document.title='taken'</script>"
 NASTY = (
@@ -295,10 +293,10 @@ def test_sample_of_everything_and_of_unscored_things():
 
 
 def test_new_words_are_marked_and_joined_give_the_caption():
-    pieces = new_words("Two Planes, near a lake's shore .", ["two planes on grass", "A shore."])
-    assert "".join(text for text, _ in pieces) == "Two Planes, near a lake's shore ."
-    assert [text for text, is_new in pieces if is_new] == ["near", "lake's"]
-    assert new_words("", ["a"]) == [] and new_words("a b", []) == [("a b", False)]
+    pieces = mark_words("Two Planes, near a lake's shore .", ["two planes on grass", "A shore."])
+    assert words_of(pieces) == "Two Planes, near a lake's shore ."
+    assert [piece for piece in pieces if isinstance(piece, list)] == [["near"], ["lake's"]]
+    assert mark_words("", ["a"]) == [] and mark_words("a b", []) == ["a b"]
     assert format_score(None) == format_score(float("nan")) == "–"
 
 
