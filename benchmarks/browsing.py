@@ -97,12 +97,12 @@ def make_records(root: Path, records: int, pictures: Path | None) -> None:
 def measure_gallery() -> dict[str, float]:
     """Opening and paging the gallery, and what it holds in memory."""
     from rsvlm.study.paths import finished_study
-    from rsvlm.viewing.widgets import caption_gallery
+    from rsvlm.viewing.widgets import CaptionGallery
 
     query, rows = {"run": "captioner", "baseline": "consensus"}, {}
     for name in ("the first time", "again"):
         held, start = memory(), time.perf_counter()
-        gallery = caption_gallery(finished_study())
+        gallery = CaptionGallery(finished_study())
         gallery.answer_page(query, 0, 24)
         rows[f"gallery: open to the first page, {name}, ms"] = 1000 * (time.perf_counter() - start)
         rows[f"gallery: memory it takes, {name}, MB"] = memory() - held

@@ -9,7 +9,7 @@ from rsvlm.study.paths import finished_study
 from rsvlm.viewing import records as records_cache
 from rsvlm.viewing.caption_gallery import write_caption_gallery
 from rsvlm.viewing.records import Query, draw_order, open_records, read_entries, read_records, select_rows
-from rsvlm.viewing.widgets import caption_gallery
+from rsvlm.viewing.widgets import CaptionGallery
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_the_stage_leaves_a_large_study_ready_to_open(root, monkeypatch):  # noq
     monkeypatch.setattr(records_cache, "LARGE", 5)
     write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), images=4)
     monkeypatch.setattr(records_cache, "read_records", lambda *_, **__: pytest.fail("read again"))
-    assert len(caption_gallery(finished_study()).records) == 12
+    assert len(CaptionGallery(finished_study()).records) == 12
 
 
 def test_a_changed_file_is_read_anew_and_old_columns_go(root, monkeypatch):  # noqa: F811

@@ -46,7 +46,8 @@ from rsvlm.viewing.caption_gallery import (
     standing_marks,
 )
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail, read_template
-from rsvlm.viewing.records import BASELINES, Query, Records, StudyFiles, draw_order, open_records, select_rows
+from rsvlm.viewing.records import BASELINES, Query, StudyFiles, draw_order, open_records, select_rows
+from rsvlm.viewing.retrieval_gallery import NO_INDEX
 
 TOLD = (ValueError, OSError, RuntimeError, ImportError)  # errors with a message for the reader
 LARGE_PIXELS, LARGE_BYTES = 1_024, 400_000  # the enlarged picture
@@ -54,16 +55,6 @@ MOST_ON_A_PAGE = 200
 MOST_RESULTS = 100
 EXAMPLES = 6  # captions of the searched split offered as first queries
 OFFERED = 12  # images offered for a word in a dialogue
-
-
-def _script(*names: str) -> str:
-    """The ES module of a widget, of the package's script files."""
-    return read_template("dom.js", "kernel.js", *names)
-
-
-def _style(*names: str) -> str:
-    """The style sheet inside a widget's shadow root."""
-    return read_template("page.css", *names, "widget.css")
 
 
 class AnsweringWidget(anywidget.AnyWidget):
@@ -99,31 +90,52 @@ class AnsweringWidget(anywidget.AnyWidget):
 
 
 class CaptionGallery(AnsweringWidget):
-    """The gallery of some records, a page of pictures at a time; made by ``caption_gallery``."""
+    """The caption gallery of a study, a page of pictures at a time.
 
-    _esm = _script("gallery.js", "gallery_widget.js")
-    sheet = traitlets.Unicode(_style("gallery.css")).tag(sync=True)
+    Args:
+        files: its table, runs, scores and features are read, its marks added to.
+        runs: in their order, the studied one first; None: all that were made.
+        split: train, val or test; None: every image that has a generated caption.
+        references: which scores, against ``released`` or ``distinct`` references.
+        metric: the one that orders at first.
+        page_size: images of a page, at most 200.
+        neighbours: nearest training images shown in the enlarged view.
+        who: name on the marks; empty takes the name of the user's account.
+        seed: of the random order.
+
+    Raises:
+        FileNotFoundError, ValueError: the stages have not run, or a setting is out of range.
+    """
+
+    _esm = read_template("dom.js", "kernel.js", "gallery.js", "gallery_widget.js")
+    sheet = traitlets.Unicode(read_template("page.css", "gallery.css", "widget.css")).tag(sync=True)
 
     def __init__(
         self,
-        records: Records,
         files: StudyFiles,
+        runs: Sequence[str] | None = None,
         *,
-        who: str,
-        neighbours: int,
-        seed: int,
-        cache: ThumbnailCache,
-        **more: object,
+        split: str | None = None,
+        references: str = "released",
+        metric: str = "CIDEr",
+        page_size: int = 24,
+        neighbours: int = 4,
+        thumbnail_pixels: int = 192,
+        who: str = "",
+        seed: int = 0,
     ) -> None:
+        if not 1 <= page_size <= MOST_ON_A_PAGE:
+            raise ValueError(f"page_size is {page_size}: give 1 to {MOST_ON_A_PAGE}")
+        self.records = records = open_records(files, runs, split=split, references=references)
+        self.files, self.who, self.neighbours = files, who.strip() or getpass.getuser(), neighbours
+        self.drawn, self.cache = draw_order(records, seed), ThumbnailCache(thumbnail_pixels)
+        self._marks_read: tuple[object, list[Mark]] = (None, [])
         run = records.runs[0]
         others = [*(name for name in BASELINES if name in records.runs), *records.runs]
         baseline = next((name for name in others if name != run), None)
-        setting = gallery_setting(records, run=run, baseline=baseline, **more)
+        setting = gallery_setting(records, run=run, baseline=baseline, metric=metric, size=page_size)
         study = fingerprint_values(str(files.root.absolute()))[:12]
         super().__init__(setting=setting | {"marks": True, "kinds": list(MARKS), "study": study})
-        self.records, self.files, self.who, self.neighbours, self.cache = records, files, who, neighbours, cache
-        self.drawn = draw_order(records, seed)
-        self._marks_read: tuple[object, list[Mark]] = (None, [])
 
     def answer_page(self, query: dict, first: int, count: int) -> dict:
         """``{"total", "items"}``: the images of a page, with the pictures that are there already."""
@@ -209,52 +221,23 @@ class CaptionGallery(AnsweringWidget):
         return read_features(self.files), self.files.read_table()
 
 
-def caption_gallery(
-    files: StudyFiles,
-    runs: Sequence[str] | None = None,
-    *,
-    split: str | None = None,
-    references: str = "released",
-    metric: str = "CIDEr",
-    page_size: int = 24,
-    neighbours: int = 4,
-    thumbnail_pixels: int = 192,
-    who: str = "",
-    seed: int = 0,
-) -> CaptionGallery:
-    """The caption gallery of the study, ready to be shown by a notebook.
-
-    Args:
-        files: its table, runs, scores and features are read, its marks added to.
-        runs: in their order, the studied one first; None: all that were made.
-        split: train, val or test; None: every image that has a generated caption.
-        references: which scores, against ``released`` or ``distinct`` references.
-        metric: the one that orders at first.
-        page_size: images of a page, at most 200.
-        neighbours: nearest training images shown in the enlarged view.
-        who: name on the marks; empty takes the name of the user's account.
-        seed: of the random order.
+class SearchBox(AnsweringWidget):
+    """The search box of an archive: free text, images like one, a file from outside.
 
     Raises:
-        FileNotFoundError, ValueError: the stages have not run, or a setting is out of range.
+        FileNotFoundError: the study has saved no index.
+        ValueError: ``results`` is out of range.
     """
-    if not 1 <= page_size <= MOST_ON_A_PAGE:
-        raise ValueError(f"page_size is {page_size}: give 1 to {MOST_ON_A_PAGE}")
-    records = open_records(files, runs, split=split, references=references)
-    return CaptionGallery(
-        records, files, who=who.strip() or getpass.getuser(), neighbours=neighbours, seed=seed, metric=metric,
-        size=page_size, cache=ThumbnailCache(thumbnail_pixels),
-    )  # fmt: skip
 
+    _esm = read_template("dom.js", "kernel.js", "search.js")
+    sheet = traitlets.Unicode(read_template("page.css", "search.css", "widget.css")).tag(sync=True)
 
-class SearchBox(AnsweringWidget):
-    """The search box of an archive: free text, images like one, a file from outside; made by ``search_box``."""
-
-    _esm = _script("search.js")
-    sheet = traitlets.Unicode(_style("search.css")).tag(sync=True)
-
-    def __init__(self, archive: Archive, *, results: int, cache: ThumbnailCache) -> None:
-        self.archive, self.results, self.cache = archive, results, cache
+    def __init__(self, archive: Archive, results: int = 12, thumbnail_pixels: int = 192) -> None:
+        if not 1 <= results <= MOST_RESULTS:
+            raise ValueError(f"results is {results}: give 1 to {MOST_RESULTS}")
+        if not archive.methods:
+            raise FileNotFoundError(f"{archive.files.search_index}: no search index; {NO_INDEX}")
+        self.archive, self.results, self.cache = archive, results, ThumbnailCache(thumbnail_pixels)
         methods = [{"id": name, "name": METHODS[name].name, "note": METHODS[name].note} for name in archive.methods]
         captions = rows_of(archive.table, split=archive.split)["captions"]
         places = np.unique(np.linspace(0, len(captions) - 1, EXAMPLES).astype(int))
@@ -296,28 +279,14 @@ class SearchBox(AnsweringWidget):
             self.tell({"status": "loading the captioner …"})
 
 
-def search_box(archive: Archive, results: int = 12, thumbnail_pixels: int = 192) -> SearchBox:
-    """The search box of the archive, ready to be shown by a notebook.
-
-    Raises:
-        FileNotFoundError: the study has saved no index.
-        ValueError: ``results`` is out of range.
-    """
-    if not 1 <= results <= MOST_RESULTS:
-        raise ValueError(f"results is {results}: give 1 to {MOST_RESULTS}")
-    if not archive.methods:
-        raise FileNotFoundError("no search index: run the stage retrieval_gallery (notebook 86_retrieval_gallery)")
-    return SearchBox(archive, results=results, cache=ThumbnailCache(thumbnail_pixels))
-
-
 class DialoguePane(AnsweringWidget):
-    """The pane of a conversation; made by ``dialogue_pane``. Another cell may go on with the same conversation."""
+    """The chat pane of a conversation. Another cell may go on with the same conversation."""
 
-    _esm = _script("dialogue.js")
-    sheet = traitlets.Unicode(_style("search.css", "dialogue.css")).tag(sync=True)
+    _esm = read_template("dom.js", "kernel.js", "dialogue.js")
+    sheet = traitlets.Unicode(read_template("page.css", "search.css", "dialogue.css", "widget.css")).tag(sync=True)
 
-    def __init__(self, talk: Conversation, archive: Archive, *, cache: ThumbnailCache) -> None:
-        self.talk, self.archive, self.cache = talk, archive, cache
+    def __init__(self, talk: Conversation, archive: Archive, thumbnail_pixels: int = 192) -> None:
+        self.talk, self.archive, self.cache = talk, archive, ThumbnailCache(thumbnail_pixels)
         prompts = [CAPTION_PROMPT, CAPTION_PROMPTS[0], CAPTION_PROMPTS[4], RETRIEVAL_PROMPTS[0]]
         super().__init__(setting={"limits": limits_of(talk), "prompts": prompts})
 
@@ -356,8 +325,3 @@ class DialoguePane(AnsweringWidget):
         for image, score in zip(images, turn.scores, strict=False):
             image["score"] = round(score, 4)
         return {"who": turn.who, "words": words_of(turn), "images": images}
-
-
-def dialogue_pane(talk: Conversation, archive: Archive, thumbnail_pixels: int = 192) -> DialoguePane:
-    """The chat pane of a conversation, ready to be shown by a notebook."""
-    return DialoguePane(talk, archive, cache=ThumbnailCache(thumbnail_pixels))
