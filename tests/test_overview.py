@@ -152,5 +152,5 @@ def test_series_keep_their_colours_and_new_ones_differ():
     colours = series_colours(["captioner", "mine", "consensus", "yours"])
     assert colours["captioner"] == series_colours(["captioner"])["captioner"]
     assert len(set(colours.values())) == 4 and colours["mine"] in COLOURS
-    drawn, axes = figure(rows=2, columns=2, title="T")
-    assert axes.shape == (2, 2) and PNG_METADATA["Software"] is None and drawn.get_suptitle() == "T"
+    _, axes = figure(3, 2, rows=2, columns=2)
+    assert axes.shape == (2, 2) and PNG_METADATA["Software"] is None
