@@ -240,7 +240,8 @@ def test_caption_page_without_scores_baselines_and_metrics(root, images):
     setting = read_data(paths.GALLERIES / "captions.html")["setting"]
     assert written["runs"] == ["captioner"] and setting["images"] == images and not page.all("table")
     assert setting["metrics"] == setting["bars"] == [] and setting["baseline"] is None
-    caption_gallery.draw_caption_preview(read_entries(finished_study())[0], run="captioner", metric="CIDEr", best=True)
+    preview = caption_gallery.show_caption_preview(read_entries(finished_study())[0], run="captioner", metric="CIDEr")
+    assert preview.data.count("<img ") == 2 * images and "<i2>" not in preview.data and SCRIPT not in preview.data
 
 
 def test_caption_page_shows_scores_of_the_wanted_references(root):
@@ -340,6 +341,8 @@ def test_searches_find_the_right_ones_and_their_places(root):
         assert (first.place, first.score) == (query.rank, query.score)
     ranked = [by_image[i].rank for i in rank_queries(by_image)]
     assert ranked == sorted(ranked) and ranked[-1] > 1
+    preview = retrieval_gallery.show_search_preview(by_caption, finished_study().read_table(), count=2).data
+    assert preview.count("outline:") >= 4 and "The 2 worst searches" in preview and "<script" not in preview
     summary = retrieval_gallery.summarise_places(by_caption, by_image)
     assert list(summary["searches"]) == [len(by_caption), 9] and summary["in first 10"].max() <= 100
 

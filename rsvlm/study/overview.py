@@ -159,15 +159,15 @@ def draw_map(stages: Sequence[Stage], states: Mapping[str, tuple[str, str]]) -> 
     return HTML(_render("map.svg.jinja", stages=stages, states=shown, corners=corners, direct=direct, **size, **box))
 
 
-def headline_table(path: Path | None = None) -> pd.DataFrame:
+def headline_table() -> pd.DataFrame:
     """The study's own headline figures as text: value, 95 % interval and n, by source and run or method.
 
     Without ``reports/metrics.json`` the only row says how to get one.
     """
-    path = path or paths.REPORTS / "metrics.json"
+    path = paths.REPORTS / "metrics.json"
     metrics = read_json(path) if path.is_file() else {}
     found = [
-        (source, place, -by_source[source][figure]["value"], name)
+        (source, place, -by_source[source][figure]["value"], name, task)
         for task in ("captions", "retrieval")
         for name, by_source in metrics.get(task, {}).items()
         for source in by_source
@@ -175,9 +175,9 @@ def headline_table(path: Path | None = None) -> pd.DataFrame:
         if by_source[source].get(figure, {}).get("value") is not None
     ]
     rows = []
-    for source, place, _, name in sorted(found):
+    for source, place, _, name, task in sorted(found):
         figure, (title, scale, digits) = list(HEADLINES.items())[place]
-        entry = (metrics["captions"].get(name) or metrics["retrieval"][name])[source][figure]
+        entry = metrics[task][name][source][figure]
         value, _, interval = figure_text(entry, scale, digits, True).partition(" ")
         shown = interval.strip("[]").replace(", ", " – ") or "–"
         rows.append((source, title, name, value, shown, entry.get("n", "–")))

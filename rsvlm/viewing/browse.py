@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, DisplayHandle, display
-from markupsafe import Markup
 
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, rows_of
@@ -39,7 +38,7 @@ from rsvlm.models.prompts import caption_prompt
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.retrieval import load_space
 from rsvlm.scoring.runs import read_captions
-from rsvlm.viewing.page import ThumbnailCache, encode_jpeg, make_thumbnail
+from rsvlm.viewing.page import ThumbnailCache, encode_jpeg, make_thumbnail, show_cards
 from rsvlm.viewing.plots import shrink
 from rsvlm.viewing.records import StudyFiles
 from rsvlm.viewing.retrieval_gallery import SearchIndex, load_index, saved_methods
@@ -50,10 +49,6 @@ NO_CAPTIONER = (
 PICTURE_PIXELS, PICTURE_BYTES = 512, 120_000  # of an exported dialogue
 CELL_PIXELS = 150
 PUNCTUATION = re.compile(r"([!-%'-/:;=?@\[-`{-~])")  # these may stand behind a backslash in Markdown; & < > are escaped
-FIGURE = Markup(
-    '<figure style="margin:0;width:150px"><img src="{uri}" alt="{name}" style="width:150px;border-radius:5px">'
-    '<figcaption style="font-size:12px;overflow-wrap:anywhere">{score}{name}</figcaption></figure>'
-)
 LARGEST_FILE = 64_000_000  # bytes of a file from outside
 
 
@@ -361,31 +356,31 @@ def limits_of(talk: Conversation) -> list[str]:
 
 def show_image_turn(talk: Conversation, archive: Archive, image_id: str) -> HTML:
     """The turn that shows an image of the archive to the model."""
-    turn = talk.give_image(image_id, look_at(archive, image_id))
-    return HTML(turn_html(turn, archive))
+    return _show_turns([talk.give_image(image_id, look_at(archive, image_id))], archive)
 
 
 def show_answer(talk: Conversation, archive: Archive, text: str) -> None:
     """Show the model's answer to a text in a notebook, while it is being made."""
     handle: DisplayHandle | None = None
     for turn in talk.ask(text):
-        shown = HTML(turn_html(Turn("you", text), archive) + turn_html(turn, archive))
+        shown = _show_turns([Turn("you", text), turn], archive)
         if handle is None:
             handle = display(shown, display_id=True)
         else:
             handle.update(shown)
 
 
-def turn_html(turn: Turn, archive: Archive) -> str:
-    """HTML of one turn, its images inline; every text escaped."""
-    who = "You" if turn.who == "you" else "Model"
-    words = Markup('<div style="margin:4px 0"><b>{}</b> {}</div>').format(who, words_of(turn))
-    figures = []
-    for image_id, score in _images_of(turn):
-        uri = make_thumbnail(archive.table.loc[image_id, "path"], CELL_PIXELS)
-        figures.append(FIGURE.format(uri=uri, name=image_id, score=Markup("<b>{}</b> ").format(score) if score else ""))
-    row = Markup('<div style="display:flex;flex-wrap:wrap;gap:12px;margin:6px 0">{}</div>')
-    return str(words + (row.format(Markup("").join(figures)) if figures else ""))
+def _show_turns(turns: Sequence[Turn], archive: Archive) -> HTML:
+    """Turns with their images."""
+    rows = []
+    for turn in turns:
+        pictures = [make_thumbnail(archive.table.loc[name, "path"], CELL_PIXELS) for name in turn.image_ids]
+        cards = [
+            {"picture": picture, "bold": score, "title": name}
+            for picture, (name, score) in zip(pictures, _images_of(turn), strict=True)
+        ]
+        rows.append({"head": "You" if turn.who == "you" else "Model", "words": words_of(turn), "cards": cards})
+    return show_cards(rows, width=CELL_PIXELS)
 
 
 def words_of(turn: Turn) -> str:

@@ -9,16 +9,14 @@ the same time; a line that came in twice (sent again after a kernel was restarte
 import csv
 import io
 import math
-import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from IPython.display import HTML
 
 from rsvlm.files import append_line
 from rsvlm.models.features import Features, load_features, nearest_images
@@ -31,9 +29,9 @@ from rsvlm.viewing.page import (
     make_thumbnail,
     mark_words,
     render_page,
+    show_cards,
     write_page,
 )
-from rsvlm.viewing.plots import BLUE, MUTED, VERMILION, figure, plain_text, show_picture, without_axes
 from rsvlm.viewing.records import (
     BASELINES,
     CORPUS_METRICS,
@@ -234,40 +232,22 @@ def write_caption_gallery(
     }
 
 
-def draw_caption_preview(
-    entries: Sequence[Entry], *, run: str, metric: str, best: bool, count: int = 8, columns: int = 4
-) -> Figure:
-    """A grid of the ``count`` best or worst images by ``metric``, each with its caption and the first reference."""
-    ranked = rank_entries(entries, run, metric) or list(range(len(entries)))
-    chosen = ranked[:count] if best else ranked[::-1][:count]
-    columns = min(columns, max(1, len(chosen)))
-    rows = max(1, math.ceil(len(chosen) / columns))
-    width, height = 2.5 * columns, 3.75 * rows + 0.35
-    # Placed by hand: constrained layout does not count the words below the pictures. 80 dpi keeps the notebook small.
-    drawn, axes = figure(width, height, rows=rows, columns=columns, squeeze=False, layout="none", dpi=80)
-    drawn.subplots_adjust(0.01, 0.85 / height, 0.99, 1 - 0.65 / height, wspace=0.07, hspace=0.52)
-    title = f"The {len(chosen)} {'best' if best else 'worst'} by {metric}"
-    drawn.text(0.01, 1 - 0.12 / height, title, va="top", fontsize=12, fontweight="bold")
-    without_axes(axes)
-    for axis, position in zip(axes.flat, chosen, strict=False):
-        entry = entries[position]
-        show_picture(axis, entry.path, 224, interpolation="lanczos")
-        title = f"{format_score(entry.score(run, metric))}   {plain_text(entry.label or entry.source)}"
-        axis.set_title(title, fontsize=9, color=BLUE if best else VERMILION)
-        said = _wrapped(entry.captions[run] or "(empty caption)", 37)
-        truth = _wrapped(f"“{entry.references[0][0]}”" if entry.references else "no reference", 41, lines=2)
-        below = {"xy": (0, 0), "xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
-        axis.annotate(said, xytext=(0, -6), fontsize=8, **below)
-        lower = -10 - 11.5 * (said.count("\n") + 1)
-        axis.annotate(truth, xytext=(0, lower), fontsize=7.2, color=MUTED, style="italic", **below)
-    return drawn
-
-
-def show_caption_preview(entries: Sequence[Entry], *, run: str, metric: str, count: int = 8) -> None:
-    """Draw and show the best and the worst images in a notebook."""
-    for best in (True, False):
-        draw_caption_preview(entries, run=run, metric=metric, best=best, count=count)
-        plt.show()
+def show_caption_preview(entries: Sequence[Entry], *, run: str, metric: str, count: int = 8) -> HTML:
+    """The best and the worst images by ``metric``, each with its caption and the first reference, for a notebook."""
+    ranked, rows = rank_entries(entries, run, metric) or list(range(len(entries))), []
+    for word, chosen in (("best", ranked[:count]), ("worst", ranked[::-1][:count])):
+        cards = [
+            {
+                "picture": make_thumbnail(entry.path),
+                "bold": format_score(entry.score(run, metric)),
+                "title": entry.label or entry.source,
+                "text": entry.captions[run] or "(empty caption)",
+                "note": f"“{entry.references[0][0]}”" if entry.references else "no reference",
+            }
+            for entry in (entries[position] for position in chosen)
+        ]
+        rows.append({"head": f"The {len(chosen)} {word} by {metric}", "words": "", "cards": cards})
+    return show_cards(rows)
 
 
 def _histogram(records: Records, runs: Sequence[str], metric: str) -> dict | None:
@@ -282,10 +262,6 @@ def _histogram(records: Records, runs: Sequence[str], metric: str) -> dict | Non
 
 def _words(text: str) -> list[str]:
     return WORD.findall(text.lower())
-
-
-def _wrapped(text: str, width: int, lines: int = 3) -> str:
-    return plain_text("\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …")))
 
 
 @dataclass(frozen=True)

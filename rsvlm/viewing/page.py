@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from IPython.display import HTML
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
@@ -89,6 +90,16 @@ def render_page(template: str, scripts: Sequence[str], styles: Sequence[str] = (
     # Markup: these two are files of this package, not data.
     own = {"style": Markup(style), "script": Markup(code), "script_hash": f"sha256-{digest}"}
     return page_environment().get_template(template).render(**own, **values)
+
+
+def show_cards(rows: Iterable[Mapping[str, object]], width: int = 170) -> HTML:
+    """Rows of pictures with words below, for a notebook's cell; every text is escaped.
+
+    Args:
+        rows: ``{"head", "words", "cards": [{"picture": data URI, "bold", "title", and perhaps "text", "note", "right"}]}``.
+        width: of a card, pixels.
+    """
+    return HTML(page_environment().get_template("cards.html").render(rows=rows, width=width))
 
 
 def write_page(path: Path, html: str) -> int:

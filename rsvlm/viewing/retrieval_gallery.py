@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from IPython.display import HTML
 
 from rsvlm.data.table import rows_of
 from rsvlm.extras import import_extra
@@ -23,8 +22,15 @@ from rsvlm.models.features import load_features
 from rsvlm.scoring.fusion import combine_spaces, make_parts
 from rsvlm.scoring.published import RECALLS
 from rsvlm.scoring.retrieval import EmbeddingSpace, load_space, retrieval_sets
-from rsvlm.viewing.page import bytes_for_each, choose_sample, make_thumbnail, read_reported, render_page, write_page
-from rsvlm.viewing.plots import GREEN, MUTED, RULE, figure, plain_text, show_picture
+from rsvlm.viewing.page import (
+    bytes_for_each,
+    choose_sample,
+    make_thumbnail,
+    read_reported,
+    render_page,
+    show_cards,
+    write_page,
+)
 from rsvlm.viewing.records import StudyFiles
 
 META, NO_INDEX = "index.json", "run the stage retrieval_gallery (notebook 86_retrieval_gallery)"
@@ -253,42 +259,24 @@ def write_retrieval_gallery(
     }
 
 
-def draw_search_preview(queries: Sequence[Query], table: pd.DataFrame, *, best: bool, count: int = 4) -> Figure:
-    """The best or worst searches by caption, one row each: the images found, right ones framed, with their scores."""
-    ranked = rank_queries(queries)
-    chosen = [queries[i] for i in (ranked[:count] if best else ranked[::-1][:count])]
+def show_search_preview(queries: Sequence[Query], table: pd.DataFrame, *, count: int = 4) -> HTML:
+    """The best and the worst searches by caption with the images found, right ones framed, for a notebook."""
+    ranked, rows = rank_queries(queries), []
     path_of = dict(zip(table["image_id"], table["path"], strict=True))
-    columns = max(len(query.hits) for query in chosen)
-    rows, width = len(chosen), 1.75 * columns
-    height = 2.35 * rows + 0.4
-    # Placed by hand: constrained layout does not count the captions above the pictures.
-    drawn, axes = figure(width, height, rows=rows, columns=columns, squeeze=False, layout="none", dpi=80)
-    drawn.subplots_adjust(0.01, 0.25 / height, 0.99, 1 - 0.85 / height, wspace=0.06, hspace=0.42)
-    title = f"The {rows} {'best' if best else 'worst'} searches by caption"
-    drawn.text(0.01, 1 - 0.1 / height, title, va="top", fontsize=12, fontweight="bold")
-    for line, query in zip(axes, chosen, strict=True):
-        text = query.name if len(query.name) <= 95 else query.name[:94] + "…"
-        place = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 8.5}
-        line[0].annotate(plain_text(f"“{text}”"), (0, 1), (0, 6), **place)
-        for axis, hit in zip(line, query.hits, strict=False):
-            show_picture(axis, path_of[hit.name], 160, interpolation="lanczos")
-            axis.set_xlabel(f"{hit.place}.  {hit.score:.2f}{'   right' if hit.right else ''}", fontsize=8, labelpad=3)
-            axis.xaxis.label.set_color(GREEN if hit.right else MUTED)
-            for spine in axis.spines.values():
-                spine.set(visible=True, color=GREEN if hit.right else RULE, linewidth=3.5 if hit.right else 0.8)
-        for axis in line:
-            axis.set(xticks=[], yticks=[])
-            axis.grid(False)
-        for axis in line[len(query.hits) :]:
-            axis.set_axis_off()
-    return drawn
-
-
-def show_search_preview(queries: Sequence[Query], table: pd.DataFrame, *, count: int = 4) -> None:
-    """Draw and show the best and the worst searches in a notebook."""
-    for best in (True, False):
-        draw_search_preview(queries, table, best=best, count=count)
-        plt.show()
+    for word, chosen in (("best", ranked[:count]), ("worst", ranked[::-1][:count])):
+        rows.append({"head": f"The {len(chosen)} {word} searches by caption", "words": "", "cards": []})
+        for query in (queries[position] for position in chosen):
+            cards = [
+                {
+                    "picture": make_thumbnail(path_of[hit.name], 160),
+                    "bold": f"{hit.place}.",
+                    "title": f"{hit.score:.2f}{', right' if hit.right else ''}",
+                    "right": hit.right,
+                }
+                for hit in query.hits
+            ]
+            rows.append({"head": "", "words": f"“{query.name}”", "cards": cards})
+    return show_cards(rows, width=130)
 
 
 def summarise_places(by_caption: Sequence[Query], by_image: Sequence[Query]) -> pd.DataFrame:
