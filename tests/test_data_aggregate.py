@@ -295,9 +295,9 @@ def test_limit_is_drawn_by_seed(tmp_path):
         ({"image": "x"}, "s: unknown key 'image'; did you mean 'images'"),
         ({"tiles": 5}, "unknown key 'tiles'"),
         ({"annotations": None}, "needs the key 'annotations'"),
-        ({"name": "a/b"}, "name must be"),
-        ({"name": 3}, "name must be"),
-        ({"fixes": "x"}, "fixes must be a list"),
+        ({"name": "a/b"}, "'name' must be"),
+        ({"name": 3}, "'name' must be str"),
+        ({"fixes": "x"}, "s: 'fixes' must be list.* but is 'x'"),
         ({"format": "blue_marble"}, "unknown key 'annotations'"),
     ],
 )
@@ -339,10 +339,10 @@ def test_sources_are_checked_by_their_paths(tmp_path):
         ([source | {"format": "csv"}], {}, "did you mean 'caption_table'"),
         ([boxes | {"classes": "diro"}], {}, "sources: boxed: classes: unknown preset 'diro'; did you mean 'dior'"),
         ([boxes | {"classes": "loveda"}], {}, "boxed: classes: the preset 'loveda' is for masks; for boxes: dior"),
-        ([boxes | {"captions": {"center": 0.5}}], {}, "boxed: captions: unknown key 'center'; did you mean 'centre'"),
-        ([boxes | {"captions": {"centre": "half"}}], {}, "boxed: captions: centre must be between 0 and 1, is 'half'"),
-        ([boxes | {"captions": {"general_terms": "many"}}], {}, "general_terms must be a list of texts, is 'many'"),
-        ([boxes | {"captions": "many"}], {}, "boxed: captions must be a mapping of settings, is 'many'"),
+        ([boxes | {"captions": {"center": 0.5}}], {}, "boxed: captions: unknown name 'center'; did you mean 'centre'"),
+        ([boxes | {"captions": {"centre": "half"}}], {}, "boxed: captions: 'centre' must be float, but is 'half'"),
+        ([boxes | {"captions": {"general_terms": "many"}}], {}, "'general_terms' must be list.str., but is 'many'"),
+        ([boxes | {"captions": "many"}], {}, "boxed: 'captions' must be dict . None, but is 'many'"),
         ([source], {"max_images_per_split": 0}, "max_images_per_split must be at least 1"),
         ([table], {}, r"(?s)the split val has no image.*val_share.*the split test has no image"),
     ]:
@@ -382,8 +382,8 @@ def test_wrong_settings_of_the_whole(tmp_path):
         ),
         ([source | {"annotations": "/elsewhere/d.json"}], {}, r"s: '/elsewhere/d.json' leads out of data_root .*DVC"),
         ([source | {"images": "../imgs"}], {}, r"s: '../imgs' leads out of data_root"),
-        ([{"name": "b", "format": "blue_marble", "tile_pixels": 50}], {}, "multiple of 12"),
-        ([{"name": "b", "format": "blue_marble", "tiles": "9"}], {}, "tiles must be a whole number"),
+        ([{"name": "b", "format": "blue_marble", "tile_pixels": 50}], {}, "'tile_pixels' must be 24, 36"),
+        ([{"name": "b", "format": "blue_marble", "tiles": "9"}], {}, "'tiles' must be int"),
     ]:
         with pytest.raises(ValueError, match=message):
             run(tmp_path, *sources, **options)

@@ -342,24 +342,30 @@ def test_bad_coco_captions(tmp_path, content, message):
     ("change", "message"),
     [
         ({"format": "coco_captions"}, "s: format coco_captions needs the key 'annotations' with a path for each split"),
-        ({"format": "caption_table", "annotations": 3}, "needs the key 'annotations' with a path, or a path for each"),
+        (
+            {"format": "caption_table", "annotations": None},
+            "needs the key 'annotations' with a path, or a path for each",
+        ),
         ({"format": "caption_csv", "annotations": {"trian": "a.csv"}}, "unknown split 'trian'; did you mean 'train'"),
         (
             {"format": "caption_table", "annotations": {"train": "a.csv"}, "split_column": "part"},
             "split_column needs one file",
         ),
-        ({"format": "caption_table", "caption_columns": "caption"}, "caption_columns must be a list of names"),
-        ({"val_share": 1}, "s: val_share must be between 0 and 1, is 1"),
+        ({"format": "caption_table", "caption_columns": "caption"}, "'caption_columns' must be list"),
+        ({"val_share": 1}, "s: 'val_share' is 1.0, but must be above 0 and below 1"),
         ({"val_share": 0.1, "use": "adapt"}, "val_share is for sources whose `use` is all"),
         ({"format": "sydney_text"}, "needs the key 'splits'"),
         ({"images": None}, "needs the key 'images'"),
         ({"fixes": ["rsicd"]}, "unknown fix 'rsicd'"),
-        ({"resolution": 0}, "resolution must be metres a pixel"),
-        ({"use": "none"}, "use must be one of all, adapt, audit"),
-        ({"allow_missing_images": 1}, "allow_missing_images must be true, false or null"),
+        ({"resolution": 0}, "'resolution' is 0.0, but must be above 0"),
+        ({"use": "none"}, "'use' must be 'all', 'adapt' or 'audit', but is 'none'"),
+        ({"allow_missing_images": 1}, "'allow_missing_images' must be bool"),
         ({"format": "masks"}, "needs the key 'classes'"),
-        ({"format": "voc_boxes", "captions": {"center": 1}}, "captions: unknown key 'center'"),
-        ({"format": "voc_boxes", "captions": {"centre": 1}}, "centre must be between 0 and 1"),
+        (
+            {"format": "voc_boxes", "captions": {"center": 1}},
+            "s: captions: unknown name 'center'; did you mean 'centre'",
+        ),
+        ({"format": "voc_boxes", "captions": {"centre": 1}}, "s: captions: 'centre' is 1.0, but must be above 0"),
     ],
 )
 def test_wrong_settings_of_the_new_formats(change, message):

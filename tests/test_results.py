@@ -32,22 +32,23 @@ def test_a_record_is_as_it_was_written(folder):
     assert {name: fingerprint_file(folder / name) for name in sums} == sums
 
 
+def figures(metrics: dict) -> dict[str, set[str]]:
+    """Run or method -> CIDEr or mean recall with its interval, as the tables show it."""
+    shown: dict[str, set[str]] = {}
+    for kind, name, scale, digits in (("captions", "CIDEr", 1, 2), ("retrieval", "mean_recall", 100, 1)):
+        for run, by_source in metrics[kind].items():
+            for scores in by_source.values():
+                value, low, high = (f"{scale * scores[name][key]:.{digits}f}" for key in ("value", "low", "high"))
+                shown.setdefault(run, set()).add(f"{value} [{low}, {high}]")
+    return shown
+
+
 @pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.name)
-def test_the_readme_quotes_the_record(folder):
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"results/{folder.name}" in readme
-    quoted = []
-    for run, by_source in metrics["captions"].items():
-        for scores in by_source.values():
-            cider = scores["CIDEr"]
-            quoted.append((run, f"{cider['value']:.2f} [{cider['low']:.2f}, {cider['high']:.2f}]"))
-    for method, by_source in metrics["retrieval"].items():
-        for scores in by_source.values():
-            recall = scores["mean_recall"]
-            quoted.append(
-                (method, f"{100 * recall['value']:.1f} [{100 * recall['low']:.1f}, {100 * recall['high']:.1f}]")
-            )
-    missing = [f"{name}: {text}" for name, text in quoted if text not in readme]
-    assert not missing, f"README.md does not say what {folder.name} holds: {missing}"
-    assert folder.name.rsplit("_", 1)[0] in study_names()
+def test_the_readmes_quote_the_record(folder):
+    shown = figures(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+    short, long = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "results/README.md"))
+    missing = {run: texts for run, texts in shown.items() if any(text not in long for text in texts)}
+    assert not missing, f"results/README.md does not say what {folder.name} holds"
+    headline = [text for run in ("captioner", "consensus", "combined") for text in shown[run]]
+    assert not [text for text in headline if text not in short], "README.md"
+    assert f"]({folder.name})" in long and folder.name.rsplit("_", 1)[0] in study_names()

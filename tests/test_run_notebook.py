@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from rsvlm.files import cache_folder
 from rsvlm.study import paths
-from rsvlm.study.config import CHECKERS, check_section, read_params, read_section, settings_of
+from rsvlm.study.config import CHECKERS, check_section, params_text, read_params, read_section, settings_of
 from rsvlm.study.strip import as_text, stripped
 
 PARAMETERS = "\n".join(
@@ -122,8 +122,8 @@ def test_a_mistake_inside_sources_stops_before_the_first_cell(scratch_root):
     notebook = scratch_root / "build" / "notebooks" / "10_aggregate_data.ipynb"
     notebook.parent.mkdir(parents=True)
     shutil.copy(project / "notebooks" / notebook.name, notebook)
-    text = (project / "params" / "ucm.yaml").read_text(encoding="utf-8")
-    (scratch_root / "params.yaml").write_text(text.replace("format: karpathy", "format: csv"), encoding="utf-8")
+    text = params_text({"aggregate_data": {"sources": [{"name": "ucm", "format": "csv"}]}}, "")
+    (scratch_root / "params.yaml").write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "rsvlm.study.run", "aggregate_data"]
     done = subprocess.run(command, cwd=scratch_root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "params.yaml, section 'aggregate_data'" in done.stderr

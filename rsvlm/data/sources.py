@@ -3,13 +3,15 @@
 Only settings and paths are looked at and nothing heavy is imported, so that a mistake shows before a stage starts.
 """
 
-import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from rsvlm.data.names import NUMBERS, SPLITS, check_fixes, check_split, class_words, closest_name
+from rsvlm.settings import SEED, Settings, Within, setting
 
 # Format -> the keys it knows besides those of every source (COMMON).
 TABLE = {
@@ -41,44 +43,22 @@ SOUGHT = {
     "coco_boxes": "'annotations' with 'bbox' or 'segmentation'",
     "masks": "pixels of the values in 'classes', in parts of at least 'min_pixels' or 'min_share'",
 }
-# all: its images enter the study's table. adapt: its training images help to adapt the encoder, and enter nothing else.
-# audit: compared with the other sources, enters nothing.
-USES = ("all", "adapt", "audit")
 IMAGERY_PER_DEGREE = 15  # pixels of Blue Marble a degree
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+class Tiles(Settings):
+    """How Blue Marble is cut."""
+
+    tiles: int = setting(1600, "tiles to keep at most, over all splits", Within(3, 1_000_000, "one a split at least"))
+    tile_pixels: Literal[24, 36, 48, 60, 72, 84, 96, 108, 120] = setting(
+        48, "side of a tile in pixels of the imagery; a pixel is 7.4 km at the equator"
+    )
 
 
-def _are_texts(values: list | tuple) -> bool:
-    return bool(values) and all(isinstance(text, str) and text for text in values)
+class TileSettings(Tiles):
+    """How Blue Marble is cut and its tiles are drawn."""
 
-
-def _are_paths(value: object) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(path, str) for path in value.values())
-
-
-def _check(settings: object, where: str, **rules: tuple[object, str]) -> None:
-    """ValueError for the first setting, by name, that does not fit what it must be."""
-    for key, (fits, what) in rules.items():
-        if not fits:
-            raise ValueError(f"{where}{key} must be {what}, is {getattr(settings, key)!r}")
-
-
-@dataclass(frozen=True)
-class TileSettings:
-    """How Blue Marble's tiles are cut. Raises ValueError for a value that cannot be."""
-
-    tiles: int = 1600  # tiles to keep at most, over all splits
-    tile_pixels: int = 48  # side of a tile in pixels of the imagery; a pixel is 7.4 km at the equator
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.tiles < 3:
-            raise ValueError(f"tiles must be at least 3 (one a split), is {self.tiles}")
-        if self.tile_pixels % 12 or not 24 <= self.tile_pixels <= 120:
-            raise ValueError(f"tile_pixels must be a multiple of 12 from 24 to 120, is {self.tile_pixels}")
+    seed: int = setting(0, "of the tiles and their split", SEED)
 
     @property
     def degrees(self) -> float:
@@ -86,127 +66,118 @@ class TileSettings:
         return self.tile_pixels / IMAGERY_PER_DEGREE
 
 
-@dataclass(frozen=True)
-class CaptionSettings:
-    """How boxes become captions: what RemoteCLIP's paper leaves open, and what goes beyond it.
+class CaptionSettings(Settings):
+    """How boxes become captions: what RemoteCLIP's paper leaves open, and what goes beyond it."""
 
-    Raises ValueError for a value that cannot be.
-    """
+    centre: float = setting(
+        0.5,  # the middle half, as a re-implementation chose
+        "share of width and height that is the centre",
+        Within(0, 1, "without a centre nothing is in it, and all of an image has none", above=True, below=True),
+    )
+    general_above: int = setting(
+        10,  # from the paper
+        "counts above it may be told in general terms",
+        Within(1, len(NUMBERS) - 1, "larger numbers have no word here"),
+    )
+    general_terms: list[str] = setting(["many", "a lot of"], "the paper's examples")
+    counted: int = setting(
+        3,  # not in the paper
+        "classes that a counting caption names at least, where there are so many",
+        Within(1, 100, "no image has boxes of more classes"),
+    )
+    relations: bool = setting(True, "tell which classes lie next to each other or, of masks, surround each other")
+    details: bool = setting(True, "tell sizes, and objects that lie in parallel")
 
-    centre: float = 0.5  # share of width and height that is the centre: the middle half, as a re-implementation chose
-    general_above: int = 10  # from the paper: counts above ten may be told in general terms
-    general_terms: tuple[str, ...] = ("many", "a lot of")  # the paper's examples
-    counted: int = 3  # classes that a counting caption names at least, where there are so many; not in the paper
-    relations: bool = True  # tell which classes lie next to each other or, of masks, surround each other
-    details: bool = True  # tell sizes, and objects that lie in parallel
-
-    def __post_init__(self) -> None:
-        terms, most = self.general_terms, len(NUMBERS) - 1
-        counts = type(self.general_above) is int and 1 <= self.general_above <= most
-        _check(
-            self,
-            "",
-            centre=(_is_number(self.centre) and 0 < self.centre < 1, "between 0 and 1"),
-            general_above=(counts, f"from 1 to {most}"),
-            general_terms=(isinstance(terms, tuple) and _are_texts(terms), "a list of texts"),
-            counted=(type(self.counted) is int and self.counted >= 1, "a whole number of at least 1"),
-            relations=(isinstance(self.relations, bool), "true or false"),
-            details=(isinstance(self.details, bool), "true or false"),
-        )
+    @model_validator(mode="after")
+    def _check_terms(self) -> Self:
+        if not self.general_terms or not all(self.general_terms):
+            raise ValueError(f"'general_terms' must be a list of texts, is {self.general_terms!r}")
+        return self
 
 
-@dataclass(frozen=True)
-class Source:
-    """One source of a study, as a dict of the parameter ``sources`` gives it. Checks itself.
+class Source(Tiles):
+    """One source of a study, as a dict of the parameter ``sources`` gives it.
 
     Paths lie below ``data_root``, the folder that DVC watches. Blue Marble needs none.
     """
 
     name: str
     format: str
-    annotations: str | Mapping[str, str] | None = None  # a file, a file a split, or a folder of files
+    annotations: str | dict[str, str] | None = None  # a file, a file a split, or a folder of files
     images: str | None = None  # the folder of images
-    splits: Mapping[str, str] | None = None  # split -> list of file names, for formats that do not tell the split
+    splits: dict[str, str] | None = None  # split -> list of file names, for formats that do not tell the split
     split: str = "train"  # of all images, where there are no lists
     split_column: str | None = None  # caption_table: the column that tells the split; None finds one of the usual names
     image_column: str | None = None  # caption_table: likewise, the image's file name
     caption_columns: list[str] | None = None  # caption_table: likewise, one column or several
     label_column: str | None = None  # caption_table: likewise, the class
-    val_share: float | None = None  # of the training images, drawn for validation where the files have none
+    val_share: float | None = setting(
+        None,
+        "of the training images, drawn for validation where the files have none",
+        Within(0, 1, "something is drawn, and something is left to train with", above=True, below=True),
+    )
     labels: str = "none"  # karpathy: where class names come from, see read_karpathy
     fixes: list[str] | None = None  # fixes that may be applied, see rsvlm.data.names; None = all, [] = none
     # boxes and masks: a preset's name, or name, number or colour "r,g,b" -> word; null leaves it out; see class_words
-    classes: str | Mapping | list | None = None
-    captions: Mapping[str, object] | None = None  # boxes and masks: see CaptionSettings
+    classes: str | dict | list | None = None
+    captions: dict | None = None  # boxes and masks: see CaptionSettings
     suffix: str = ""  # masks: behind the image's name in the mask's
-    min_pixels: int = 64  # masks: smallest part of an object that counts, pixels
-    min_share: float = 0.001  # masks: smallest area of a kind of ground that counts, share of the image
-    resolution: float | None = None  # metres a pixel; None where it differs or is unknown
-    use: str = "all"  # one of USES
+    min_pixels: int = setting(
+        64, "masks: smallest part of an object that counts, pixels", Within(0, 2**31, "no image has more pixels")
+    )
+    min_share: float = setting(
+        0.001,
+        "masks: smallest area of a kind of ground that counts, share of the image",
+        Within(0, 1, "nothing is larger than the image", below=True),
+    )
+    resolution: float | None = setting(
+        None,
+        "metres a pixel; null where it differs or is unknown",
+        Within(0, 1e6, "the Earth is 40,000 km around", above=True),
+    )
+    # all: its images enter the study's table. adapt: its training images help to adapt the encoder, and enter nothing
+    # else. audit: compared with the other sources, enters nothing.
+    use: Literal["all", "adapt", "audit"] = "all"
     allow_missing_images: bool | None = None  # as the study's parameter, for this source; None = as the study says
-    tiles: int = TileSettings.tiles  # blue_marble: tiles at most
-    tile_pixels: int = TileSettings.tile_pixels  # blue_marble: side of a tile in pixels
 
-    def __post_init__(self) -> None:
-        where, kind, share = f"sources: {self.name}", self.format, self.val_share
-        named = isinstance(self.name, str) and self.name and "/" not in self.name
-        _check(self, "sources: ", name=(named, "a non-empty text without '/'"))
-        if kind not in FORMATS:
-            raise ValueError(f"{where}: unknown format {kind!r}{closest_name(kind, FORMATS, OLDER)}")
-        if kind != "blue_marble":
-            self._check_needed(where)
-        columns, metres = self.caption_columns, self.resolution
-        texts = ("split_column", "image_column", "label_column", "suffix")
-        numbers = ("tiles", "tile_pixels", "min_pixels")
-        _check(
-            self,
-            f"{where}: ",
-            splits=(not self.splits or _are_paths(self.splits), "a path for each split"),
-            fixes=(isinstance(self.fixes, list | None), "a list of names"),
-            caption_columns=(columns is None or isinstance(columns, list) and _are_texts(columns), "a list of names"),
-            resolution=(metres is None or _is_number(metres) and metres > 0, "metres a pixel or null"),
-            use=(self.use in USES, f"one of {', '.join(USES)}"),
-            allow_missing_images=(isinstance(self.allow_missing_images, bool | None), "true, false or null"),
-            min_share=(
-                _is_number(self.min_share) and 0 <= self.min_share < 1,
-                "a share of the image from 0 to below 1",
-            ),
-            val_share=(share is None or _is_number(share) and 0 < share < 1, "between 0 and 1"),
-            **{key: (isinstance(getattr(self, key), str | None), "a text") for key in texts},
-            **{key: (type(getattr(self, key)) is int, "a whole number") for key in numbers},
-        )
+    @model_validator(mode="after")
+    def _check_what_belongs_together(self) -> Self:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"'name' must be a non-empty text without '/', is {self.name!r}")
+        if self.format not in FORMATS:
+            raise ValueError(f"unknown format {self.format!r}{closest_name(self.format, FORMATS, OLDER)}")
+        if self.format != "blue_marble":
+            self._check_needed()
         check_fixes(self.fixes)
-        check_split(self.split, f"{where}: split")
-        for key in ("annotations", "splits"):
-            for split in getattr(self, key) if isinstance(getattr(self, key), Mapping) else ():
-                check_split(split, f"{where}: {key}")
-        if self.split_column is not None and isinstance(self.annotations, Mapping):
-            raise ValueError(
-                f"{where}: split_column needs one file under 'annotations'; a file a split tells the split itself"
-            )
-        if share is not None and self.use != "all":
-            raise ValueError(f"{where}: val_share is for sources whose `use` is all; this one's is {self.use!r}")
-        class_words(self.classes, f"{where}: classes", kind == "masks")
-        settings_of(self.captions, f"{where}: captions")
-        if kind == "blue_marble":
-            TileSettings(self.tiles, self.tile_pixels)
+        for key, given in (("split", [self.split]), ("annotations", self.annotations), ("splits", self.splits)):
+            for split in given if isinstance(given, dict | list) else ():
+                check_split(split, key)
+        if self.caption_columns == []:
+            raise ValueError("'caption_columns' must be a list of names, is []")
+        if self.split_column is not None and isinstance(self.annotations, dict):
+            raise ValueError("split_column needs one file under 'annotations'; a file a split tells the split itself")
+        if self.val_share is not None and self.use != "all":
+            raise ValueError(f"val_share is for sources whose `use` is all; this one's is {self.use!r}")
+        class_words(self.classes, "classes", self.format == "masks")
+        settings_of(self.captions)
+        return self
 
-    def _check_needed(self, where: str) -> None:
-        one, several = isinstance(self.annotations, str), _are_paths(self.annotations)
+    def _check_needed(self) -> None:
+        """Whether the keys are there that the format cannot do without."""
+        one, several = isinstance(self.annotations, str), isinstance(self.annotations, dict) and self.annotations
         fits, what = one, "a path"
         if self.format in TABLE:
             fits, what = one or several, "a path, or a path for each split"
         elif self.format in FILE_A_SPLIT:
             fits, what = several, "a path for each split"
-        without = self.use == "audit" and self.images is None
         for key, there, how in (
             ("annotations", fits, f" with {what}"),
-            ("images", isinstance(self.images, str) or without, " with a path"),
+            ("images", self.images is not None or self.use == "audit", " with a path"),
             ("splits", self.format != "sydney_text" or self.splits, " with a list of file names for each split"),
             ("classes", self.format not in ("masks", "yolo_boxes") or self.classes, ""),
         ):
             if not there:
-                raise ValueError(f"{where}: format {self.format} needs the key {key!r}{how}")
+                raise ValueError(f"format {self.format} needs the key {key!r}{how}")
 
     @property
     def paths(self) -> list[tuple[str, str]]:
@@ -220,23 +191,16 @@ class Source:
         return found + ([("images", self.images)] if self.images else [])
 
 
-def settings_of(values: object, where: str = "captions") -> CaptionSettings:
+def settings_of(values: dict | None) -> CaptionSettings:
     """CaptionSettings from a mapping of some of its fields; the usual ones for None.
 
     Raises:
-        ValueError: no mapping, an unknown field, or a value that cannot be.
+        ValueError: an unknown field, or a value that cannot be.
     """
-    values = {} if values is None else values
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} must be a mapping of settings, is {values!r}")
-    known = [field.name for field in dataclasses.fields(CaptionSettings)]
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}{closest_name(key, known)}")
     try:
-        return CaptionSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return CaptionSettings(**(values or {}))
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"captions: {error}") from error
 
 
 def parse_source(settings: object) -> Source:
@@ -247,15 +211,17 @@ def parse_source(settings: object) -> Source:
     """
     if not isinstance(settings, dict):
         raise ValueError(f"sources: each source must be a mapping with at least name and format, is {settings!r}")
-    settings = dict(settings)
-    known = KEYS.get(str(settings.get("format")), tuple(field.name for field in dataclasses.fields(Source)))
+    known, where = KEYS.get(str(settings.get("format")), Source.model_fields), f"sources: {settings.get('name')}"
     for key in settings:
         if key not in known:
-            raise ValueError(f"sources: {settings.get('name')}: unknown key {key!r}{closest_name(key, known)}")
+            raise ValueError(f"{where}: unknown key {key!r}{closest_name(key, known)}")
     for key in ("name", "format"):
         if key not in settings:
             raise ValueError(f"sources: a source lacks the key {key!r}: {settings}")
-    return Source(**settings)
+    try:
+        return Source(**settings)
+    except ValueError as error:
+        raise ValueError("\n".join(f"{where}: {line.strip()}" for line in str(error).splitlines())) from error
 
 
 def parse_sources(sources: list) -> list[Source]:

@@ -122,7 +122,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def record_run(name: str) -> Path:
-    """The folder results/NAME, after metrics.json, table.md, params.yaml and provenance.json were put there, whole.
+    """The folder results/NAME, after metrics.json, table.md, params.yaml, provenance.json and the executed notebooks were
+    put there, whole.
 
     An earlier record of the same name is replaced; git has it.
 
@@ -136,7 +137,7 @@ def record_run(name: str) -> Path:
         "metrics.json": paths.REPORTS / "metrics.json",
         "table.md": paths.TABLES / "comparison.md",
         "params.yaml": paths.PARAMS,
-    }
+    } | {f"notebooks/{path.name}": path for path in sorted(paths.EXECUTED.glob("*.ipynb"))}
     for path in sources.values():
         if not path.is_file():
             raise FileNotFoundError(f"{path}: nothing to record; run the study first (`make study`)")
@@ -147,6 +148,7 @@ def record_run(name: str) -> Path:
     files = {target: fingerprint_file(path) for target, path in sources.items()}
     with whole_folder(paths.RESULTS / name) as folder:
         for target, path in sources.items():
+            (folder / target).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / target)
         write_json(
             folder / "provenance.json", metrics["provenance"] | {"sha256": files, "stage_metrics_sha256": details}
