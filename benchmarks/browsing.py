@@ -97,12 +97,12 @@ def make_records(root: Path, records: int, pictures: Path | None) -> None:
 def measure_gallery() -> dict[str, float]:
     """Opening and paging the gallery, and what it holds in memory."""
     from rsvlm.study.paths import finished_study
-    from rsvlm.viewing.widgets import caption_gallery
+    from rsvlm.viewing.widgets import CaptionGallery
 
     query, rows = {"run": "captioner", "baseline": "consensus"}, {}
     for name in ("the first time", "again"):
         held, start = memory(), time.perf_counter()
-        gallery = caption_gallery(finished_study())
+        gallery = CaptionGallery(finished_study())
         gallery.answer_page(query, 0, 24)
         rows[f"gallery: open to the first page, {name}, ms"] = 1000 * (time.perf_counter() - start)
         rows[f"gallery: memory it takes, {name}, MB"] = memory() - held
@@ -138,16 +138,14 @@ def measure_search(images: int, dimensions: int) -> dict[str, float]:
     import faiss
     import numpy as np
 
-    from rsvlm.viewing.search_index import SearchIndex
+    from rsvlm.viewing.retrieval_gallery import SearchIndex
 
     draw = np.random.default_rng(0)
     vectors = draw.normal(size=(images, dimensions)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     made = faiss.IndexFlatIP(dimensions)
     made.add(vectors)
-    index = SearchIndex(
-        "dual_encoder", [f"made/{number:06}.png" for number in range(images)], {"dual_encoder": 1.0}, made
-    )
+    index = SearchIndex([f"made/{number:06}.png" for number in range(images)], {"dual_encoder": 1.0}, made)
     within = np.arange(images) % 3 == 0
     rows = {}
     for name, mask in (("all images", None), ("a third of them", within)):

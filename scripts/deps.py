@@ -124,9 +124,9 @@ def _files_of(name: str) -> set[str]:
 
 
 def _files_beside(module: Path) -> set[str]:
-    """The files that a module reads: tables of facts that it names, and its room's templates where it speaks of them."""
+    """The files that a module reads: those beside it that it names, and its room's templates where it speaks of them."""
     text, room = module.read_text(encoding="utf-8"), module.parent
-    files = [path for path in room.iterdir() if path.suffix in (".json", ".txt") and f'"{path.name}"' in text]
+    files = [path for path in room.iterdir() if path.suffix != ".py" and f'"{path.name}"' in text and path.is_file()]
     if "templates" in text:
         files += [path for path in (room / "templates").rglob("*") if path.is_file()]
     return {path.relative_to(ROOT).as_posix() for path in files}

@@ -14,9 +14,8 @@ from rsvlm.models.inference import save_captioner
 from rsvlm.settings import Generation
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
-from rsvlm.study.studies import study_text
 from rsvlm.viewing import browse
-from rsvlm.viewing.search_index import save_indexes
+from rsvlm.viewing.retrieval_gallery import save_indexes
 
 SCRIPT = "<script>document.title='taken'</script>"
 NASTY_NAME = "a\"b'<i>&c.png"
@@ -102,7 +101,6 @@ def add_captioner() -> None:
     weights = {"dual_encoder": 0.75, "ret": 0.25, "neighbours": 0.5, "hubness": 0.5}
     combined = {"weights": weights, "neighbours": 2, "temperature": 0.05, "hubness_neighbours": 3}
     write_json(paths.METRICS / "score_retrieval.json", {"protocol": {"combined": combined}})
-    paths.PARAMS.write_text(study_text("smoke"), encoding="utf-8")
     save_indexes(table, finished_study())
 
 

@@ -13,10 +13,10 @@ from rsvlm.models.features import load_features
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing import browse
-from rsvlm.viewing.dialogue_pages import dialogue_markdown, export_dialogue, start_dialogue
-from rsvlm.viewing.marks import read_marks
-from rsvlm.viewing.search_index import load_index, saved_methods
-from rsvlm.viewing.widgets import caption_gallery, dialogue_pane, search_box
+from rsvlm.viewing.browse import dialogue_markdown, export_dialogue, start_dialogue
+from rsvlm.viewing.caption_gallery import read_marks
+from rsvlm.viewing.retrieval_gallery import load_index, saved_methods
+from rsvlm.viewing.widgets import CaptionGallery, DialoguePane, SearchBox
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_the_combined_index_is_the_weighted_sum(study):
         parts[method] = dict(browse.search_text(archive, "a river", 4, method=method, split="test").hits)
     combined = dict(browse.search_text(archive, "a river", 4, method="combined").hits)
     assert set(combined) == set(parts["ret"]) == {f"s/{number}.png" for number in range(4)}
-    text = archive.index("combined").query(browse._parts_of(archive, "a river", archive.index("combined").weights))
+    text = archive.index("combined").query(browse.query_parts(archive, "a river", archive.index("combined").weights))
     width = load_features(paths.FEATURES).image_embeddings.shape[1]
     for name, score in combined.items():
         both = archive.index("combined").vector(name)[0] * text[0]  # dual encoder, hubs, neighbours, [RET]
@@ -104,7 +104,7 @@ def test_search_and_similar_images(study):
 
 
 def test_the_gallery_answers_its_page(study):
-    gallery = caption_gallery(finished_study(), who="Ada", page_size=3)
+    gallery = CaptionGallery(finished_study(), who="Ada", page_size=3)
     ask = talk_to(gallery)
     assert gallery.setting["runs"] == ["captioner", "nearest"] and gallery.setting["images"] == 4
     query = {"run": "captioner", "order": "random"}
@@ -130,7 +130,7 @@ def test_the_gallery_answers_its_page(study):
 
 
 def test_marks_of_the_gallery_are_on_the_disk_before_it_says_so(study):
-    ask = talk_to(caption_gallery(finished_study(), who="Ada"))
+    ask = talk_to(CaptionGallery(finished_study(), who="Ada"))
     mark = {
         "image_id": "s/1.png",
         "run": "captioner",
@@ -148,9 +148,9 @@ def test_marks_of_the_gallery_are_on_the_disk_before_it_says_so(study):
     query = {"run": "captioner", "mark": "hallucinated"}
     found = ask("page", query=query, first=0, count=9)
     assert [item["marks"] for item in found["items"]] == [{"captioner": {"kinds": ["hallucinated"], "note": ""}}]
-    fresh = talk_to(caption_gallery(finished_study(), who="Ada"))  # a new kernel
+    fresh = talk_to(CaptionGallery(finished_study(), who="Ada"))  # a new kernel
     assert fresh("page", query=query, first=0, count=9)["total"] == 1
-    assert talk_to(caption_gallery(finished_study(), who="Eve"))("page", query=query, first=0, count=9)["total"] == 0
+    assert talk_to(CaptionGallery(finished_study(), who="Eve"))("page", query=query, first=0, count=9)["total"] == 0
     errors = fresh("errors", run="captioner")
     assert errors["rows"][-1][0] == "all" and errors["rows"][0][:5] == ["river", 0, 0, 0, 1]
     assert "'odd' is none of good" in ask("mark", mark=mark | {"kind": "odd"})
@@ -158,7 +158,7 @@ def test_marks_of_the_gallery_are_on_the_disk_before_it_says_so(study):
 
 
 def test_a_fault_of_the_program_is_told_and_raised(study):
-    gallery = caption_gallery(finished_study())
+    gallery = CaptionGallery(finished_study())
     ask = talk_to(gallery)
     with pytest.raises(TypeError):
         ask("page", wrong=1)
@@ -167,7 +167,7 @@ def test_a_fault_of_the_program_is_told_and_raised(study):
 
 def test_the_search_box_answers_its_page(study):
     add_captioner()
-    box = search_box(open_archive(), results=3)
+    box = SearchBox(open_archive(), results=3)
     ask = talk_to(box)
     assert [method["id"] for method in box.setting["methods"]] == ["dual_encoder", "ret", "combined"]
     assert box.setting["split"] == "test" and "Caption 0" in box.setting["examples"]
@@ -187,13 +187,13 @@ def test_the_search_box_answers_its_page(study):
 
 
 def test_a_search_box_without_captioner_and_without_index(study):
-    box = search_box(open_archive())
+    box = SearchBox(open_archive())
     assert [method["id"] for method in box.setting["methods"]] == ["dual_encoder"]
     dropped = talk_to(box)("drop", [(study / "2.png").read_bytes()], name="2.png", split="test")
     assert dropped["captions"] == [] and len(dropped["hits"]) == 4
     (paths.SEARCH_INDEX / "index.json").unlink()
     with pytest.raises(FileNotFoundError, match="retrieval_gallery"):
-        search_box(open_archive())
+        SearchBox(open_archive())
 
 
 def test_the_dialogue_pane_answers_its_page(study):
@@ -202,7 +202,7 @@ def test_the_dialogue_pane_answers_its_page(study):
     add_captioner()
     archive = open_archive()
     talk = start_dialogue(archive, max_new_tokens=4)
-    ask = talk_to(dialogue_pane(talk, archive))
+    ask = talk_to(DialoguePane(talk, archive))
     assert [image["id"] for image in ask("find", words="RIVER caption")] == ["s/1.png", "s/3.png"]
     given = ask("give", image_id="s/3.png")
     assert given["who"] == "you" and given["images"][0]["id"] == "s/3.png"

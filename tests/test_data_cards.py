@@ -27,7 +27,7 @@ from rsvlm.data.cards import (
 from rsvlm.data.catalogue import CAP4, KNOWN, REMOTECLIP, REMOTECLIP_IMAGES
 from rsvlm.data.sources import parse_source
 from rsvlm.files import fingerprint_file, read_json
-from rsvlm.study.model_card import model_card
+from rsvlm.study.overview import model_card
 from rsvlm.study.studies import study_params
 from rsvlm.viewing.data_figures import findings_table, sources_table
 
@@ -316,7 +316,7 @@ def test_the_model_card_holds_what_was_measured():
     params = study_params("default")
     page = model_card(metrics, data, params)
     cider = metrics["captions"]["captioner"]["blue_marble"]["CIDEr"]
-    assert f"| this model | {cider['value']:.3f} [{cider['low']:.3f}, {cider['high']:.3f}] |" in page
+    assert f"| captioner | {cider['value']:.3f} [{cider['low']:.3f}, {cider['high']:.3f}] |" in page
     assert "| RSICD (adapts the encoder alone) | 7 | 0 | 0 | 35 |" in page
     assert "3 training images were left out" in page and "not clearly above a consensus" in page
     assert page.startswith("---\nlanguage: en\n") and "nan" not in page.lower().split()

@@ -16,7 +16,7 @@ from rsvlm.data.boxes import image_size, read_mask_boxes
 from rsvlm.data.duplicates import fingerprint_images
 from rsvlm.data.images import MAX_PIXELS, READING, ImageError, open_file, open_image
 from rsvlm.models import pixels as pixel_cache
-from rsvlm.viewing.thumbnails import ThumbnailCache, make_thumbnail
+from rsvlm.viewing.page import ThumbnailCache, make_thumbnail
 
 GREY, RGB, UNSPECIFIED, ASSOCIATED, ALPHA = 1, 2, 0, 1, 2  # of a TIFF's photometric interpretation and extra samples
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, EXTRA, SUBFILE, TURNED = 256, 257, 258, 259, 262, 338, 254, 274
@@ -321,7 +321,7 @@ def in_masks(path):
 
 READERS = {
     "picture": open_image, "size": image_size, "mask": in_masks, "thumbnail": lambda path: make_thumbnail(str(path)),
-    "cached thumbnail": lambda path: ThumbnailCache(64, path=path.parent / "t.sqlite").make([str(path)]),
+    "cached thumbnail": lambda path: ThumbnailCache(64, folder=path.parent / "kept").make([str(path)]),
 }  # fmt: skip
 
 
@@ -380,7 +380,7 @@ def test_the_audit_of_files_goes_on_without_what_is_no_file(tmp_path):
 def test_caches_of_pictures_know_how_they_were_read(tmp_path, monkeypatch):
     path = save(tmp_path / "real.png", SCENE[..., :3])
     assert str(duplicates.VERSION).endswith(f"-{READING}")
-    assert ThumbnailCache(64).path.stem.endswith(f"-{READING}")
+    assert f"-{READING}-" in ThumbnailCache(64).kind
     before = pixel_cache.fingerprint_images([str(path)])
     monkeypatch.setattr(pixel_cache, "READING", READING + 1)
     assert pixel_cache.fingerprint_images([str(path)]) != before

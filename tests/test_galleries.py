@@ -21,11 +21,9 @@ from rsvlm.files import fingerprint_values, write_json, write_json_lines
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing import caption_gallery, retrieval_gallery
-from rsvlm.viewing.caption_entries import read_corpus_scores
-from rsvlm.viewing.page import choose_sample, format_score, new_words
-from rsvlm.viewing.records import read_entries
+from rsvlm.viewing.page import choose_sample, format_score, make_thumbnail, mark_words
+from rsvlm.viewing.records import read_corpus_scores, read_entries
 from rsvlm.viewing.retrieval_gallery import rank_queries, read_recalls
-from rsvlm.viewing.thumbnails import make_thumbnail
 
 SCRIPT = "<script>document.title='taken'</script>"
 NASTY = (
@@ -242,7 +240,8 @@ def test_caption_page_without_scores_baselines_and_metrics(root, images):
     setting = read_data(paths.GALLERIES / "captions.html")["setting"]
     assert written["runs"] == ["captioner"] and setting["images"] == images and not page.all("table")
     assert setting["metrics"] == setting["bars"] == [] and setting["baseline"] is None
-    caption_gallery.draw_caption_preview(read_entries(finished_study())[0], run="captioner", metric="CIDEr", best=True)
+    preview = caption_gallery.show_caption_preview(read_entries(finished_study())[0], run="captioner", metric="CIDEr")
+    assert preview.data.count("<img ") == 2 * images and "<i2>" not in preview.data and SCRIPT not in preview.data
 
 
 def test_caption_page_shows_scores_of_the_wanted_references(root):
@@ -295,10 +294,10 @@ def test_sample_of_everything_and_of_unscored_things():
 
 
 def test_new_words_are_marked_and_joined_give_the_caption():
-    pieces = new_words("Two Planes, near a lake's shore .", ["two planes on grass", "A shore."])
-    assert "".join(text for text, _ in pieces) == "Two Planes, near a lake's shore ."
-    assert [text for text, is_new in pieces if is_new] == ["near", "lake's"]
-    assert new_words("", ["a"]) == [] and new_words("a b", []) == [("a b", False)]
+    pieces = mark_words("Two Planes, near a lake's shore .", ["two planes on grass", "A shore."])
+    assert words_of(pieces) == "Two Planes, near a lake's shore ."
+    assert [piece for piece in pieces if isinstance(piece, list)] == [["near"], ["lake's"]]
+    assert mark_words("", ["a"]) == [] and mark_words("a b", []) == ["a b"]
     assert format_score(None) == format_score(float("nan")) == "–"
 
 
@@ -342,6 +341,8 @@ def test_searches_find_the_right_ones_and_their_places(root):
         assert (first.place, first.score) == (query.rank, query.score)
     ranked = [by_image[i].rank for i in rank_queries(by_image)]
     assert ranked == sorted(ranked) and ranked[-1] > 1
+    preview = retrieval_gallery.show_search_preview(by_caption, finished_study().read_table(), count=2).data
+    assert preview.count("outline:") >= 4 and "The 2 worst searches" in preview and "<script" not in preview
     summary = retrieval_gallery.summarise_places(by_caption, by_image)
     assert list(summary["searches"]) == [len(by_caption), 9] and summary["in first 10"].max() <= 100
 
@@ -427,6 +428,7 @@ def test_gallery_notebooks_run(root, name):
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
             exec(compile(cell.source, name, "exec"), scope)
+            scope["method"] = "dual_encoder"  # nothing was combined here
     assert len(list((root / "scratch" / name / "reports" / "galleries").glob("*.html"))) == 1
     assert not list(paths.GALLERIES.glob("*.html")), "run by hand, it leaves the study's page"
 

@@ -22,8 +22,7 @@ from browse_case import NASTY_NAME, SCRIPT, add_captioner, build_study
 
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
-from rsvlm.viewing.caption_gallery import write_caption_gallery
-from rsvlm.viewing.marks import read_marks
+from rsvlm.viewing.caption_gallery import read_marks, write_caption_gallery
 from rsvlm.viewing.records import Query, draw_order, read_records, select_rows
 
 playwright = pytest.importorskip(

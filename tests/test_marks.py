@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from rsvlm.files import append_line
-from rsvlm.viewing.marks import COLUMNS, KINDS, Mark, error_table, marks_of, read_marks, save_mark, standing_marks
+from rsvlm.viewing.caption_gallery import MARK_COLUMNS, MARKS, Mark, error_table, read_marks, save_mark, standing_marks
 
 MARK = Mark(
     "2026-01-02T03:04:05+00:00", "Ada", "captioner", "s/1.png", "s", "river", "wrong count", 1, "", "A river.", "k0"
@@ -29,7 +29,7 @@ def test_marks_come_back_as_they_were_saved(tmp_path):
     read = read_marks(path)
     assert read[:2] == nasty[:2] and read[2].note == "two lines and   nul"
     lines = path.read_text().split("\n")
-    assert lines[0] == ",".join(COLUMNS) and len(lines) == 5 and lines[-1] == ""
+    assert lines[0] == ",".join(MARK_COLUMNS) and len(lines) == 5 and lines[-1] == ""
     assert read_marks(tmp_path / "none.csv") == []
 
 
@@ -46,7 +46,7 @@ def test_a_mark_taken_back_does_not_stand_and_one_sent_twice_counts_once(tmp_pat
     assert [mark.key for mark in read_marks(path)] == ["k0", "k1", "k2", "k3"]
     standing = standing_marks(read_marks(path))
     assert set(standing["Ada", "captioner", "s/1.png"]) == {"good"}
-    assert marks_of(standing, "Eve") == {("captioner", "s/1.png"): {"wrong count"}}
+    assert set(standing["Eve", "captioner", "s/1.png"]) == {"wrong count"}
 
 
 def test_a_torn_line_is_told_and_harms_no_other(tmp_path):
@@ -67,7 +67,7 @@ def test_a_process_killed_while_it_marks_loses_nothing_it_called_saved(tmp_path)
     program = f"""
         from dataclasses import replace
         from pathlib import Path
-        from rsvlm.viewing.marks import Mark, save_mark
+        from rsvlm.viewing.caption_gallery import Mark, save_mark
         mark = Mark(*{(MARK.when, MARK.who, MARK.run, MARK.image_id, MARK.source, MARK.label, MARK.kind, 1, "", "x", "k")!r})
         for number in range(10**6):
             save_mark(replace(mark, key=f"k{{number}}"), Path({str(path)!r}))
@@ -115,7 +115,7 @@ def test_the_error_table_counts_images_by_class_and_kind():
     assert river["wrong, %"] == 50.0 and table.loc["(no class)", "marked"] == 0
     assert table.loc["all", "note"] == 1 and error_table(marks).loc["all", "wrong"] == 2
     empty = error_table([])
-    assert list(empty.index) == ["all"] and empty.loc["all", list(KINDS)].sum() == 0
+    assert list(empty.index) == ["all"] and empty.loc["all", list(MARKS)].sum() == 0
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rsvlm.settings import Settings
-    from rsvlm.viewing.caption_entries import StudyFiles
+    from rsvlm.viewing.records import StudyFiles
 
 PLACES = {
     "ROOT": ".",
@@ -177,7 +177,7 @@ def begin(stage: str, names: Mapping[str, object]) -> tuple["Settings", Workspac
 
 def finished_study() -> "StudyFiles":
     """Where the parts of the study in place lie, for the pages and widgets of ``rsvlm.viewing``."""
-    from rsvlm.viewing.caption_entries import StudyFiles  # here: as above
+    from rsvlm.viewing.records import StudyFiles  # here: as above
 
     use_own_cache()
     root = find_root()

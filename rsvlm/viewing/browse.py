@@ -1,35 +1,54 @@
-"""Looking around in a finished study: free-text search, images like one, an image from outside.
+"""Looking around in a finished study: free-text search, images like one, an image from outside, a dialogue.
 
-Images as the search box and the dialogue show them: a small picture with what is known of it, as values of JSON.
+A dialogue with the captioner is shown in a notebook's cell, or exported as Markdown with its pictures.
 """
 
+import itertools
+import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML, DisplayHandle, display
 
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, rows_of
+from rsvlm.files import whole_folder, write_text
 from rsvlm.models.candidates import choose_captions
 from rsvlm.models.devices import choose_device
+from rsvlm.models.dialogue import Conversation, Turn, context_length
 from rsvlm.models.encoders import DualEncoder, load_encoder
-from rsvlm.models.features import Features, encode_pictures, encode_texts, load_features
+from rsvlm.models.features import (
+    Features,
+    VisualInput,
+    choose_view,
+    encode_pictures,
+    encode_texts,
+    load_features,
+    read_visual,
+)
 from rsvlm.models.generation import embed_captions_ret
 from rsvlm.models.inference import Captioner, is_finished, load_captioner, propose_captions
+from rsvlm.models.prompts import caption_prompt
 from rsvlm.scoring.fusion import HUBNESS_QUERY
+from rsvlm.scoring.retrieval import load_space
 from rsvlm.scoring.runs import read_captions
-from rsvlm.viewing.caption_entries import StudyFiles, known_runs
-from rsvlm.viewing.search_index import SearchIndex, load_index, mask_of, saved_methods
-from rsvlm.viewing.thumbnails import ThumbnailCache, make_thumbnail
+from rsvlm.viewing.page import ThumbnailCache, encode_jpeg, make_thumbnail, show_cards
+from rsvlm.viewing.plots import shrink
+from rsvlm.viewing.records import StudyFiles
+from rsvlm.viewing.retrieval_gallery import SearchIndex, load_index, saved_methods
 
 NO_CAPTIONER = (
     "no captioner yet: run the stages finetune_lora and generate_captions (`make study`), then this cell again"
 )
+PICTURE_PIXELS, PICTURE_BYTES = 512, 120_000  # of an exported dialogue
+CELL_PIXELS = 150
+PUNCTUATION = re.compile(r"([!-%'-/:;=?@\[-`{-~])")  # these may stand behind a backslash in Markdown; & < > are escaped
 LARGEST_FILE = 64_000_000  # bytes of a file from outside
 
 
@@ -42,7 +61,8 @@ class Archive:
     features: Features
     device: str
     split: str | None  # what is searched unless a search says otherwise
-    runs: dict[str, dict[str, str]] = field(default_factory=dict)  # run -> image id -> generated caption
+    runs: dict[str, dict[str, str]]  # run -> image id -> generated caption
+    _indexes: dict[str, SearchIndex] = field(default_factory=dict, init=False, repr=False)
 
     def __str__(self) -> str:
         rows = rows_of(self.table, split=self.split)
@@ -53,8 +73,13 @@ class Archive:
     @property
     def methods(self) -> list[str]:
         """The retrieval methods that can be searched with now."""
-        without = {"ret", "combined"} if not self.has_captioner else set()
-        return [method for method in saved_methods(self.files.search_index) if method not in without]
+        saved = saved_methods(self.files.search_index)
+        return saved if self.has_captioner else [method for method in saved if method == "dual_encoder"]
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits of the archive, in their usual order."""
+        return [split for split in SPLITS if split in set(self.table["split"])]
 
     @property
     def has_captioner(self) -> bool:
@@ -80,34 +105,14 @@ class Archive:
     @cached_property
     def images_of_caption(self) -> dict[str, set[str]]:
         """Caption, case and outer blanks ignored -> the images outside training that carry it."""
-        found: dict[str, set[str]] = {}
-        rows = self.table[self.table["split"] != "train"]
-        for image_id, captions in zip(rows["image_id"], rows["captions"], strict=True):
-            for caption in captions:
-                found.setdefault(_plain(caption), set()).add(image_id)
-        return found
+        captions = self.table.loc[self.table["split"] != "train", "captions"].explode()
+        return captions.groupby(captions.map(_plain)).agg(lambda own: set(own.index)).to_dict()
 
     def index(self, method: str) -> SearchIndex:
-        """The saved index of a method."""
+        """The saved index of a method. Raises as ``load_index``."""
         if method not in self._indexes:
             self._indexes[method] = load_index(method, self.files.search_index)
         return self._indexes[method]
-
-    def within(self, method: str, split: str | None) -> np.ndarray | None:
-        """(N,) bool: which images of a method's index are of a split; None: all are wanted. ValueError: no such split."""
-        if split is None:
-            return None
-        if (method, split) not in self._masks:
-            self._masks[method, split] = mask_of(self.index(method), rows_of(self.table, split=split)["image_id"])
-        return self._masks[method, split]
-
-    @cached_property
-    def _indexes(self) -> dict[str, SearchIndex]:
-        return {}
-
-    @cached_property
-    def _masks(self) -> dict[tuple[str, str], np.ndarray]:
-        return {}
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,6 @@ class Described:
     captions: dict[str, str]  # by run: captioner, beam, consensus
     like: Search
     picture: str = field(repr=False)  # data URI of a thumbnail
-    features: Features = field(repr=False)  # of this image alone; its id is its file name
 
 
 def open_archive(files: StudyFiles, *, split: str | None = "test", device: str = "cpu") -> Archive:
@@ -140,13 +144,8 @@ def open_archive(files: StudyFiles, *, split: str | None = "test", device: str =
     """
     table = files.read_table().set_index("image_id", drop=False)
     rows_of(table, split=split)
-    runs = {run: read_captions(file) for run, file in known_runs(files).items()}
+    runs = {run: read_captions(file) for run, file in files.runs().items()}
     return Archive(files, table, load_features(files.features), device, split, runs)
-
-
-def splits_of(archive: Archive) -> list[str]:
-    """The splits of the archive, in their usual order."""
-    return [split for split in SPLITS if split in set(archive.table["split"])]
 
 
 def search_text(
@@ -167,20 +166,16 @@ def search_text(
         return Search([])
     index = archive.index(method)
     start = time.perf_counter()
-    vector = index.query(_parts_of(archive, text, index.weights))
-    encoded = time.perf_counter()
-    within = archive.within(method, split)
-    hits = index.search(vector, results, within=within)
-    done = time.perf_counter()
-    searched = len(index.image_ids) if within is None else int(within.sum())
-    known = archive.images_of_caption.get(_plain(text), set())
-    right = {i for i in known if i in index.row_of and (within is None or within[index.row_of[i]])}
-    return Search(hits, frozenset(right), searched, encoded - start, done - encoded)
+    vector = index.query(query_parts(archive, text, index.weights))
+    encode_seconds = time.perf_counter() - start
+    known = archive.images_of_caption.get(_plain(text), ())
+    return _search(archive, method, vector, results, split, known, encode_seconds)
 
 
 def similar_images(archive: Archive, image_id: str, results: int = 12, *, split: str | None = None) -> Search:
     """The other images nearest to one, by the dual encoder."""
-    found = _like(archive, archive.index("dual_encoder").vector(image_id), results + 1, split)
+    vector = archive.index("dual_encoder").vector(image_id)
+    found = _search(archive, "dual_encoder", vector, results + 1, split)
     return Search([hit for hit in found.hits if hit[0] != image_id][:results], searched=found.searched)
 
 
@@ -201,27 +196,23 @@ def describe_file(
         path = Path(folder) / "image"
         path.write_bytes(content)
         try:
-            picture = make_thumbnail(str(path)).uri
+            picture = make_thumbnail(str(path))
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from error
-        meta = archive.features.meta
-        encoding = {key: meta[key] for key in ("views", "grid", "precision")}
+        encoding = {key: archive.features.meta[key] for key in ("views", "grid", "precision")}
         features = encode_pictures(archive.encoder, [open_image(path)], [name], **encoding)
-    like = _like(archive, features.image_embeddings, results, split)
-    captions = _captions(archive, features, name) if archive.has_captioner else {}
-    return Described(captions, like, picture, features)
+    like = _search(archive, "dual_encoder", features.image_embeddings, results, split)
+    captions = {}
+    if archive.has_captioner:  # as the stage generate_captions makes them
+        captioner = archive.captioner
+        pools = captioner.pools(features.image_embeddings, [name])
+        proposed = propose_captions(captioner.model, features, [name], pools, captioner.generation)
+        chosen = choose_captions(proposed.candidates, proposed.judged, captioner.weights)[0]
+        captions = {"captioner": chosen, "beam": proposed.beams[0][0], "consensus": pools.ranked[0][0][0]}
+    return Described(captions, like, picture)
 
 
-def _captions(archive: Archive, features: Features, name: str) -> dict[str, str]:
-    """The captions of the runs captioner, beam and consensus, made as the stage generate_captions makes them."""
-    captioner = archive.captioner
-    pools = captioner.pools(features.image_embeddings, [name])
-    proposed = propose_captions(captioner.model, features, [name], pools, captioner.generation)
-    chosen = choose_captions(proposed.candidates, proposed.judged, captioner.weights)[0]
-    return {"captioner": chosen, "beam": proposed.beams[0][0], "consensus": pools.ranked[0][0][0]}
-
-
-def _parts_of(archive: Archive, text: str, parts: Sequence[str]) -> dict[str, np.ndarray]:
+def query_parts(archive: Archive, text: str, parts: Sequence[str]) -> dict[str, np.ndarray]:
     """part of a method -> (1, D_part), the text in its space."""
     made = {"hubness": HUBNESS_QUERY}
     if "dual_encoder" in parts or "neighbours" in parts:
@@ -233,12 +224,25 @@ def _parts_of(archive: Archive, text: str, parts: Sequence[str]) -> dict[str, np
     return made
 
 
-def _like(archive: Archive, vector: np.ndarray, results: int, split: str | None) -> Search:
-    index, within = archive.index("dual_encoder"), archive.within("dual_encoder", split)
+def _search(
+    archive: Archive,
+    method: str,
+    vector: np.ndarray,
+    results: int,
+    split: str | None,
+    known: Sequence[str] = (),
+    encode_seconds: float = 0.0,
+) -> Search:
+    """What a method's index finds for a vector among the images of a split; right are the ``known`` images in it."""
+    index = archive.index(method)
+    wanted = np.ones(len(index.image_ids), dtype=bool)
+    if split is not None:
+        wanted = np.isin(index.image_ids, rows_of(archive.table, split=split).index)
     start = time.perf_counter()
-    hits = index.search(vector, results, within=within)
-    searched = len(index.image_ids) if within is None else int(within.sum())
-    return Search(hits, searched=searched, search_seconds=time.perf_counter() - start)
+    hits = index.search(vector, results, within=None if split is None else wanted)
+    seconds = time.perf_counter() - start
+    right = frozenset(name for name in known if name in index.row_of and wanted[index.row_of[name]])
+    return Search(hits, right, int(wanted.sum()), encode_seconds, seconds)
 
 
 def _plain(caption: str) -> str:
@@ -256,7 +260,7 @@ def show_image(archive: Archive, cache: ThumbnailCache, image_id: str) -> dict[s
     row = archive.table.loc[image_id]
     picture, trouble = None, None
     try:
-        picture = cache.make([row["path"]])[row["path"]].uri
+        picture = cache.make([row["path"]])[row["path"]]
     except (OSError, ValueError) as error:  # said in the picture's place, the others are shown
         trouble = str(error)
     run, own = next(iter(archive.runs.items()), ("", {}))
@@ -272,37 +276,169 @@ def show_image(archive: Archive, cache: ThumbnailCache, image_id: str) -> dict[s
     }
 
 
-def show_hits(
-    archive: Archive, cache: ThumbnailCache, hits: Sequence[tuple[str, float]], right: frozenset[str] = frozenset()
-) -> list[dict[str, object]]:
-    """The images of a search with their scores, best first, and whether they are right answers."""
-    return [
-        show_image(archive, cache, image_id) | {"score": round(score, 4), "right": image_id in right}
-        for image_id, score in hits
-    ]
-
-
-def find_images(archive: Archive, words: str, count: int, split: str | None) -> list[str]:
-    """Ids of the first images whose id, class or captions hold all words, case ignored; those of a split, or all."""
-    wanted = words.lower().split()
-    found: list[str] = []
-    for image_id, own, label, captions in zip(
-        archive.table["image_id"],
-        archive.table["split"],
-        archive.table["label"],
-        archive.table["captions"],
-        strict=True,
-    ):
-        if split is not None and own != split:
-            continue
-        text = " ".join([image_id, label or "", *captions]).lower()
+def find_images(archive: Archive, words: str, count: int) -> list[str]:
+    """Ids of the first images of the archive's split whose id, class or captions hold all words, case ignored."""
+    wanted, found = words.lower().split(), []
+    for row in rows_of(archive.table, split=archive.split).itertuples(index=False):
+        text = " ".join([row.image_id, row.label or "", *row.captions]).lower()
         if all(word in text for word in wanted):
-            found.append(image_id)
+            found.append(row.image_id)
             if len(found) == count:
                 break
     return found
 
 
-def shown_captions(captions: Mapping[str, str]) -> list[dict[str, str]]:
-    """Captions by run as a list, in their order."""
-    return [{"run": run, "text": text} for run, text in captions.items()]
+def start_dialogue(
+    archive: Archive, *, images: int = 3, max_new_tokens: int = 40, ret_bias: float = 0.0
+) -> Conversation:
+    """A new dialogue with the study's captioner; ``[RET]`` finds images of the archive's split.
+
+    Args:
+        images: brought by a ``[RET]``.
+        max_new_tokens: longest answer.
+        ret_bias: added to the logit of ``[RET]``: higher values bring images sooner.
+
+    Raises:
+        FileNotFoundError: no captioner was trained.
+    """
+    captioner = archive.captioner.model
+    space = load_space(folder) if (folder := archive.files.ret_embeddings).is_dir() else None
+    split_of = dict(zip(archive.table["image_id"], archive.table["split"], strict=True))
+    wanted = (None, archive.split) if archive.split else ("train", "val", "test")
+    found = [image_id for image_id in space.image_ids if split_of.get(image_id) in wanted] if space else []
+    return Conversation(
+        captioner, found, space.images(found) if found else None, look=lambda image_id: look_at(archive, image_id),
+        images=images, max_new_tokens=max_new_tokens, ret_bias=ret_bias,
+    )  # fmt: skip
+
+
+def look_at(archive: Archive, image_id: str) -> list[str | VisualInput]:
+    """What the captioner is given of an image of the archive, as in training: the image, and its neighbours' captions.
+
+    Raises:
+        ValueError: the image has no features.
+    """
+    captioner = archive.captioner
+    row = archive.features.rows([image_id])
+    view = choose_view(captioner.generation.view)
+    visual = read_visual(archive.features, row, view, grid=captioner.model.settings.grid_cells > 0)
+    told = captioner.config["prompting"]["neighbour_captions"]
+    if not told:
+        return [visual]
+    near = captioner.pools(archive.features.image_embeddings[row], [image_id]).top(told)[image_id]
+    return [visual, caption_prompt("", near).strip()]
+
+
+def limits_of(talk: Conversation) -> list[str]:
+    """What the model of a dialogue cannot do, in plain sentences."""
+    config = talk.captioner.config
+    steps = config.get("training", {}).get("steps")
+    trained = f" in {steps} steps" if steps else ""
+    told = config.get("prompting", {}).get("neighbour_captions", 0)
+    brings = (
+        f"brings up to {talk.images} of {len(talk.image_ids)} images" if len(talk.image_ids) else "finds no images yet"
+    )
+    return [
+        f"{config.get('language_model', 'The language model')} was trained{trained} to caption images of this study and to "
+        "find them from a caption, and for nothing else.",
+        "It does not count or measure reliably, knows no place, date or name, and says what such captions say even where "
+        "the image shows something else. Hold its words against the picture.",
+        "It was trained on one image at a time: what was said of a first image colours what it says of a second. Start "
+        "afresh for another image.",
+        f"With each image it is told {told} {'caption' if told == 1 else 'captions'} of similar training images, as in "
+        "training."
+        if told
+        else "It sees the image and nothing else.",
+        f"When it emits [RET] it {brings}. An answer has at most {talk.max_new_tokens} tokens, the whole dialogue "
+        f"{context_length(talk.captioner)}.",
+    ]
+
+
+def show_image_turn(talk: Conversation, archive: Archive, image_id: str) -> HTML:
+    """The turn that shows an image of the archive to the model."""
+    return _show_turns([talk.give_image(image_id, look_at(archive, image_id))], archive)
+
+
+def show_answer(talk: Conversation, archive: Archive, text: str) -> None:
+    """Show the model's answer to a text in a notebook, while it is being made."""
+    handle: DisplayHandle | None = None
+    for turn in talk.ask(text):
+        shown = _show_turns([Turn("you", text), turn], archive)
+        if handle is None:
+            handle = display(shown, display_id=True)
+        else:
+            handle.update(shown)
+
+
+def _show_turns(turns: Sequence[Turn], archive: Archive) -> HTML:
+    """Turns with their images."""
+    rows = []
+    for turn in turns:
+        pictures = [make_thumbnail(archive.table.loc[name, "path"], CELL_PIXELS) for name in turn.image_ids]
+        cards = [
+            {"picture": picture, "bold": score, "title": name}
+            for picture, (name, score) in zip(pictures, _images_of(turn), strict=True)
+        ]
+        rows.append({"head": "You" if turn.who == "you" else "Model", "words": words_of(turn), "cards": cards})
+    return show_cards(rows, width=CELL_PIXELS)
+
+
+def words_of(turn: Turn) -> str:
+    """The words of a turn, and in brackets what happened where words do not say it."""
+    parts = [turn.text] if turn.text else []
+    if turn.asked_for_images:
+        parts.append("[brings images]" if turn.image_ids else "[asks for images, but there are none to be found]")
+    elif turn.who == "model" and not turn.text:
+        parts.append("[says nothing]")
+    if turn.cut_off:
+        parts.append("[cut off]")
+    return " ".join(parts) if parts else "[an image]"
+
+
+def dialogue_markdown(turns: Sequence[Turn], pictures: dict[str, str]) -> str:
+    """The dialogue as Markdown; every text stands as it is, no mark of it means anything.
+
+    Args:
+        pictures: image id -> where its picture lies, relative to the file.
+    """
+    blocks = ["# A dialogue with the captioner"]
+    for turn in turns:
+        blocks.append(f"**{'You' if turn.who == 'you' else 'Model'}:** {_escaped(words_of(turn))}")
+        for image_id, score in _images_of(turn):
+            name = _escaped(image_id)
+            blocks.append(f"![{name}]({pictures[image_id]})\n{name}{f' ({score})' if score else ''}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def export_dialogue(turns: Sequence[Turn], archive: Archive, folder: Path) -> Path:
+    """The new folder with ``dialogue.md`` and the pictures beside it, written whole.
+
+    Args:
+        folder: where dialogues are kept.
+
+    Raises:
+        ValueError: nothing was said yet.
+    """
+    if not turns:
+        raise ValueError("the dialogue is empty: there is nothing to export")
+    places = (folder / f"dialogue_{number:03d}" for number in itertools.count(1))
+    made = next(place for place in places if not place.exists())
+    image_ids = list(dict.fromkeys(image_id for turn in turns for image_id in turn.image_ids))
+    pictures = {image_id: f"image_{place:02d}.jpg" for place, image_id in enumerate(image_ids, start=1)}
+    with whole_folder(made) as scratch:
+        for image_id, name in pictures.items():
+            picture = shrink(open_image(archive.table.loc[image_id, "path"]), PICTURE_PIXELS)
+            (scratch / name).write_bytes(encode_jpeg(picture, PICTURE_BYTES))
+        write_text(scratch / "dialogue.md", dialogue_markdown(turns, pictures))
+    return made
+
+
+def _images_of(turn: Turn) -> list[tuple[str, str]]:
+    """(image id, its score as text) of a turn's images; those that nobody searched for have none."""
+    scores = [f"{score:.2f}" for score in turn.scores] or [""] * len(turn.image_ids)
+    return list(zip(turn.image_ids, scores, strict=True))
+
+
+def _escaped(text: str) -> str:
+    plain = PUNCTUATION.sub(r"\\\1", " ".join(text.split()))
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

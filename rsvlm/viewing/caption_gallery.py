@@ -1,105 +1,56 @@
-"""The caption gallery: what its view is told, the nearest training images, and its page.
+"""The caption gallery: what a run says of each image beside the baselines, the references and the nearest training images.
 
-The training images most like an image: did the model copy what is said of them?
-
-Read straight from the features' files with numpy: a page of captions needs no torch.
-
-What the caption gallery's view is told, as values of JSON: the same for the notebook's widget and the static page.
-
-The caption gallery: what the captioner says of each image, beside the baselines and the references, on one page.
+The same values of JSON feed the static page of the stage and the notebook's widget, in which people mark what is good or
+wrong. Marks lie in one CSV, a line a mark, added to and never rewritten. A mark is on the disk before the gallery says
+that it is saved, so a killed kernel loses none. Taking one back adds a line with ``on`` = 0. Two notebooks may write at
+the same time; a line that came in twice (sent again after a kernel was restarted) counts once, by its ``key``.
 """
 
+import csv
+import io
 import math
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from IPython.display import HTML
 
-from rsvlm.data.images import open_image
-from rsvlm.files import read_json
-from rsvlm.scoring.runs import RUNS, in_order
-from rsvlm.viewing.caption_entries import (
+from rsvlm.files import append_line
+from rsvlm.models.features import Features, load_features, nearest_images
+from rsvlm.viewing.page import (
+    WORD,
+    bytes_for_each,
+    choose_sample,
+    format_score,
+    histogram_paths,
+    make_thumbnail,
+    mark_words,
+    render_page,
+    show_cards,
+    write_page,
+)
+from rsvlm.viewing.records import (
     BASELINES,
     CORPUS_METRICS,
+    DIGITS,
+    FIRST_METRICS,
     Entry,
+    Records,
     StudyFiles,
+    open_records,
     rank_entries,
     read_corpus_scores,
+    read_records,
 )
-from rsvlm.viewing.page import WORD, choose_sample, format_score, histogram_paths, mark_words, render_page, write_page
-from rsvlm.viewing.plots import BLUE, MUTED, VERMILION, figure, shrink, without_axes
-from rsvlm.viewing.records import DIGITS, FIRST_METRICS, Records, open_records, read_records
-from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail
 
-QUERIES = 64  # images that are looked up together
-
-
-@dataclass(frozen=True)
-class TrainingImages:
-    """The embeddings of a study's images, and which of them are training images."""
-
-    vectors: np.ndarray  # (N, D) rows of length 1, a memory map
-    row_of: dict[str, int]
-    training: np.ndarray  # rows of training images
-    image_ids: list[str]
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A training image and its cosine to the image it is near to."""
-
-    image_id: str
-    cosine: float
-
-
-def open_training_images(table: pd.DataFrame, folder: Path) -> TrainingImages | None:
-    """The training images of the table with their embeddings; None where no features were made or nothing was trained on.
-
-    Args:
-        folder: of the features.
-
-    Raises:
-        ValueError: the features' files do not fit each other; names the folder.
-    """
-    if not (folder / "meta.json").is_file():
-        return None
-    image_ids = read_json(folder / "meta.json")["image_ids"]
-    vectors = np.load(folder / "image_embeddings.npy", mmap_mode="r")
-    if len(vectors) != len(image_ids):
-        raise ValueError(f"{folder}: {len(vectors)} embeddings for {len(image_ids)} images; run encode_images again")
-    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    training = [row_of[name] for name in table.loc[table["split"] == "train", "image_id"] if name in row_of]
-    return TrainingImages(vectors, row_of, np.array(training, dtype=np.int64), image_ids) if training else None
-
-
-def nearest_training(images: TrainingImages, image_ids: Sequence[str], count: int = 3) -> list[list[Neighbour]]:
-    """For each image its ``count`` nearest training images by cosine, nearest first, itself left out.
-
-    Raises:
-        ValueError: an image has no features; names it.
-    """
-    unknown = next((image_id for image_id in image_ids if image_id not in images.row_of), None)
-    if unknown is not None:
-        raise ValueError(f"image {unknown!r} has no features; run the stage encode_images again")
-    rows = np.array([images.row_of[image_id] for image_id in image_ids], dtype=np.int64)
-    found = []
-    for block in np.array_split(rows, -(-len(rows) // QUERIES) or 1):
-        cosines = (images.vectors @ images.vectors[block].T)[images.training]  # (training images, queries)
-        for row, own in zip(block.tolist(), cosines.T, strict=True):
-            order = np.lexsort((images.training, -own))[: count + 1]
-            near = [(int(images.training[i]), float(own[i])) for i in order if images.training[i] != row][:count]
-            found.append([Neighbour(images.image_ids[other], round(cosine, 4)) for other, cosine in near])
-    return found
-
-
-def same_words(one: str, other: str) -> bool:
-    """Whether two captions have the same words in the same order, case and punctuation ignored."""
-    return WORD.findall(one.lower()) == WORD.findall(other.lower())
+SCRIPTS, STYLES = ("dom.js", "gallery.js", "captions.js"), ("gallery.css",)
+MARKS = ("good", "wrong object", "wrong count", "hallucinated", "wrong relation", "note")
+ERRORS = MARKS[1:5]
+LONGEST_NOTE = 2_000  # characters
+TRAINING_PIXELS, TRAINING_SHARE = 96, 0.3  # pictures of training images: longer side, bytes as a share of a card's
 
 
 def gallery_setting(
@@ -114,6 +65,7 @@ def gallery_setting(
         size: images of a page.
     """
     metrics = sorted(records.metrics, key=lambda name: name != metric)
+    highest = {name: [np.nanmax(own) for (_, key), own in records.scores.items() if key == name] for name in metrics}
     return {
         "run": run,
         "baseline": baseline,
@@ -121,7 +73,8 @@ def gallery_setting(
         "metric": metrics[0] if metrics else metric,
         "metrics": metrics,
         "bars": [name for name in FIRST_METRICS if name in metrics],
-        "tops": {name: _top(records, name) for name in metrics},
+        # the right ends of the bars: 1 for fractions, the next whole number for CIDEr
+        "tops": {name: float(max(1, math.ceil(max(own)))) for name, own in highest.items()},
         "sources": sorted(set(records.sources)),
         "splits": sorted(set(records.splits)),
         "labels": sorted(set(records.labels) - {""}),
@@ -156,20 +109,41 @@ def gallery_item(entry: Entry, *, picture: str | None = None, marks: dict | None
     }
 
 
-def copied_captions(entry: Entry, captions: Sequence[str]) -> dict[str, list[str]]:
-    """run -> those of the captions of another image that have the very words of what the run says of this one."""
-    copied = {run: [text for text in captions if same_words(text, said)] for run, said in entry.captions.items()}
-    return {run: own for run, own in copied.items() if own}
+def read_features(files: StudyFiles) -> Features | None:
+    """The study's features; None where none were made. Raises as ``load_features``."""
+    return load_features(files.features) if (files.features / "meta.json").is_file() else None
 
 
-def _top(records: Records, metric: str) -> float:
-    """The right end of a metric's bars: 1 for fractions, the next whole number for CIDEr."""
-    highest = [np.nanmax(own[metric]) for own in records.scores.values() if metric in own]
-    return float(max(1, math.ceil(max(highest, default=1.0))))
+def nearest_training(
+    features: Features | None, table: pd.DataFrame, entries: Sequence[Entry], count: int
+) -> dict[str, list[dict]]:
+    """Image id -> its ``count`` nearest training images by cosine, nearest first: did the model copy what is said of them?
 
+    Each is ``{"name", "cosine", "label", "captions", "path", "copied": run -> those captions that have the very words of what
+    the run says of the image}``. There are none without features and where nothing was trained on.
 
-SCRIPTS, STYLES = ("dom.js", "gallery.js", "captions.js"), ("gallery.css",)
-TRAINING_PIXELS, TRAINING_SHARE = 96, 0.3  # pictures of training images: longer side, bytes as a share of a card's
+    Raises:
+        ValueError: an image has no features; names it.
+    """
+    near: dict[str, list[dict]] = {entry.image_id: [] for entry in entries}
+    known = set(features.image_ids) if features and count else set()
+    training = table[(table["split"] == "train") & table["image_id"].isin(known)].set_index("image_id")
+    if training.empty:
+        return near
+    for entry, (_, own) in zip(
+        entries, nearest_images(features, list(near), training.index, count).groupby("image_id", sort=False)
+    ):
+        for name, cosine in zip(own["neighbour"], own["cosine"]):
+            row = training.loc[name]
+            captions = list(dict.fromkeys(row["captions"]))
+            copied = {
+                run: [text for text in captions if _words(text) == _words(said)] for run, said in entry.captions.items()
+            }
+            near[entry.image_id].append(
+                {"name": name, "cosine": cosine, "label": row["label"] or "", "captions": captions, "path": row["path"]}
+                | {"copied": {run: texts for run, texts in copied.items() if texts}}
+            )
+    return near
 
 
 def write_caption_gallery(
@@ -209,7 +183,9 @@ def write_caption_gallery(
     baseline = records.runs[1] if len(records.runs) > 1 else None
     setting = gallery_setting(records, run=run, baseline=baseline, metric=metric, size=len(shown))
     setting |= {"images": len(shown), "labels": sorted({entry.label for entry in shown if entry.label})}
-    near = _training(shown, neighbours, files)
+    near = nearest_training(read_features(files) if neighbours else None, files.read_table(), shown, neighbours)
+    training = {other["name"]: other for own in near.values() for other in own}
+    corpus = read_corpus_scores(files, references)
     values = {
         "study": " + ".join(setting["sources"]),
         "split": split,
@@ -221,27 +197,29 @@ def write_caption_gallery(
         "metric": setting["metric"] if setting["metrics"] else "",
         "sample": sample,
         "shown": len(shown),
-        "neighbours": bool(near["training"]),
-        "corpus": _corpus_table(read_corpus_scores(files, references)),
+        "neighbours": bool(training),
+        "corpus": corpus,
+        "columns": [name for name in CORPUS_METRICS if any(name in row["scores"] for row in corpus)],
         "histogram": _histogram(records, [name for name in (run, baseline) if name], metric),
     }
 
-    def render(pictures: dict[str, str]) -> str:
-        items = [
-            gallery_item(entry, picture=pictures.get(entry.image_id)) | {"near": near["of"][entry.image_id]}
-            for entry in shown
-        ]
-        training = {name: own | {"picture": pictures.get(name)} for name, own in near["training"].items()}
-        data = {"setting": setting, "items": items, "training": training}
+    def render(pictures: Mapping[str, str]) -> str:
+        items = []
+        for entry in shown:
+            others = [[other["name"], other["cosine"], other["copied"]] for other in near[entry.image_id]]
+            items.append(gallery_item(entry, picture=pictures.get(entry.image_id)) | {"near": others})
+        told = {
+            name: {"label": own["label"], "captions": own["captions"], "picture": pictures.get(name)}
+            for name, own in training.items()
+        }
+        data = {"setting": setting, "items": items, "training": told}
         return render_page("captions.html", SCRIPTS, STYLES, data=data, **values)
 
-    text_bytes = len(render({}).encode())
-    weight = len(shown) + TRAINING_SHARE * len(near["training"])
-    most = bytes_for_each(page_megabytes, weight, text_bytes)
-    pictures = {entry.image_id: make_thumbnail(entry.path, thumbnail_pixels, most).uri for entry in shown}
+    most = bytes_for_each(page_megabytes, len(shown) + TRAINING_SHARE * len(training), len(render({}).encode()))
+    pictures = {entry.image_id: make_thumbnail(entry.path, thumbnail_pixels, most) for entry in shown}
     small = min(thumbnail_pixels, TRAINING_PIXELS)
-    for name, place in near["paths"].items():
-        pictures[name] = make_thumbnail(place, small, int(TRAINING_SHARE * most)).uri
+    for name, own in training.items():
+        pictures[name] = make_thumbnail(own["path"], small, int(TRAINING_SHARE * most))
     size = write_page(path, render(pictures))
     open_records(files)  # a large study's columns are kept, so that the notebook's gallery opens in a moment
     return {
@@ -254,79 +232,27 @@ def write_caption_gallery(
     }
 
 
-def draw_caption_preview(
-    entries: Sequence[Entry], *, run: str, metric: str, best: bool, count: int = 8, columns: int = 4
-) -> Figure:
-    """A grid of the ``count`` best or worst images by ``metric``, each with its caption and the first reference."""
-    ranked = rank_entries(entries, run, metric) or list(range(len(entries)))
-    chosen = ranked[:count] if best else ranked[::-1][:count]
-    columns = min(columns, max(1, len(chosen)))
-    rows = max(1, math.ceil(len(chosen) / columns))
-    width, height = 2.5 * columns, 3.75 * rows + 0.35
-    # Placed by hand: constrained layout does not count the words below the pictures. 80 dpi keeps the notebook small.
-    drawn, axes = figure(width, height, rows=rows, columns=columns, squeeze=False, layout="none", dpi=80)
-    drawn.subplots_adjust(0.01, 0.85 / height, 0.99, 1 - 0.65 / height, wspace=0.07, hspace=0.52)
-    word = "best" if best else "worst"
-    drawn.text(
-        0.01, 1 - 0.12 / height, f"The {len(chosen)} {word} by {metric}", va="top", fontsize=12, fontweight="bold"
-    )
-    without_axes(axes)
-    for axis, position in zip(axes.flat, chosen, strict=False):
-        entry = entries[position]
-        axis.imshow(np.asarray(shrink(open_image(entry.path), 224)), interpolation="lanczos")
-        value = format_score(entry.score(run, metric))
-        axis.set_title(
-            f"{value}   {_plain(entry.label or entry.source)}", fontsize=9, color=BLUE if best else VERMILION
-        )
-        said = _wrapped(entry.captions[run] or "(empty caption)", 37)
-        truth = _wrapped(f"“{entry.references[0][0]}”" if entry.references else "no reference", 41, lines=2)
-        below = {"xy": (0, 0), "xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
-        axis.annotate(said, xytext=(0, -6), fontsize=8, **below)
-        axis.annotate(
-            truth, xytext=(0, -10 - 11.5 * (said.count("\n") + 1)), fontsize=7.2, color=MUTED, style="italic", **below
-        )
-    return drawn
-
-
-def show_caption_preview(entries: Sequence[Entry], *, run: str, metric: str, count: int = 8) -> None:
-    """Draw and show the best and the worst images in a notebook."""
-    for best in (True, False):
-        draw_caption_preview(entries, run=run, metric=metric, best=best, count=count)
-        plt.show()
-
-
-def _training(shown: Sequence[Entry], count: int, files: StudyFiles) -> dict[str, dict]:
-    """Nearest training images: ``of`` image id -> [[training id, cosine, copied]], what is known of them, their paths."""
-    table = files.read_table()
-    images = open_training_images(table, files.features) if count else None
-    if images is None:
-        return {"of": {entry.image_id: [] for entry in shown}, "training": {}, "paths": {}}
-    rows = table.set_index("image_id")
-    of, training, places = {}, {}, {}
-    for entry, own in zip(shown, nearest_training(images, [entry.image_id for entry in shown], count), strict=True):
-        of[entry.image_id] = []
-        for other in own:
-            row = rows.loc[other.image_id]
-            captions = list(dict.fromkeys(row["captions"]))
-            of[entry.image_id].append([other.image_id, other.cosine, copied_captions(entry, captions)])
-            training[other.image_id] = {"label": row["label"] or "", "captions": captions}
-            places[other.image_id] = row["path"]
-    return {"of": of, "training": training, "paths": places}
-
-
-def _corpus_table(rows: list[dict]) -> dict:
-    """The heading's table: columns with a value anywhere, rows with one cell a column."""
-    columns = [name for name in CORPUS_METRICS if any(name in row["scores"] for row in rows)]
-    several = len({row["source"] for row in rows}) > 1
-    place = {run: number for number, run in enumerate(in_order(RUNS, (row["run"] for row in rows)))}
-    rows = sorted(rows, key=lambda row: (row["source"], place[row["run"]]))
-    return {"columns": columns, "rows": rows, "several": several}
+def show_caption_preview(entries: Sequence[Entry], *, run: str, metric: str, count: int = 8) -> HTML:
+    """The best and the worst images by ``metric``, each with its caption and the first reference, for a notebook."""
+    ranked, rows = rank_entries(entries, run, metric) or list(range(len(entries))), []
+    for word, chosen in (("best", ranked[:count]), ("worst", ranked[::-1][:count])):
+        cards = [
+            {
+                "picture": make_thumbnail(entry.path),
+                "bold": format_score(entry.score(run, metric)),
+                "title": entry.label or entry.source,
+                "text": entry.captions[run] or "(empty caption)",
+                "note": f"“{entry.references[0][0]}”" if entry.references else "no reference",
+            }
+            for entry in (entries[position] for position in chosen)
+        ]
+        rows.append({"head": f"The {len(chosen)} {word} by {metric}", "words": "", "cards": cards})
+    return show_cards(rows)
 
 
 def _histogram(records: Records, runs: Sequence[str], metric: str) -> dict | None:
     values = {run: records.values(run, metric) for run in runs}
-    series = {run: own[np.isfinite(own)].tolist() for run, own in values.items()}
-    series = {run: values for run, values in series.items() if len(values) > 1}
+    series = {run: own[np.isfinite(own)] for run, own in values.items() if np.isfinite(own).sum() > 1}
     if not series:
         return None
     width, height = 300.0, 84.0
@@ -334,9 +260,114 @@ def _histogram(records: Records, runs: Sequence[str], metric: str) -> dict | Non
     return {"paths": paths, "top": top, "highest": highest, "width": width, "height": height, "metric": metric}
 
 
-def _wrapped(text: str, width: int, lines: int = 3) -> str:
-    return _plain("\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …")))
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.lower())
 
 
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib reads $...$ as mathematics: a caption never is
+@dataclass(frozen=True)
+class Mark:
+    """One line of the file of marks.
+
+    Raises:
+        ValueError: an unknown kind, no image, run or author, or a note that is too long.
+    """
+
+    when: str  # UTC, ISO 8601
+    who: str
+    run: str
+    image_id: str
+    source: str
+    label: str
+    kind: str
+    on: int  # 1: set, 0: taken back
+    note: str
+    caption: str  # what the run said then: runs are made again
+    key: str  # made by the page, so that a line sent twice counts once
+
+    def __post_init__(self) -> None:
+        if self.kind not in MARKS:
+            raise ValueError(f"mark {self.kind!r} is none of {', '.join(MARKS)}")
+        for name in ("who", "run", "image_id", "key"):
+            if not getattr(self, name):
+                raise ValueError(f"a mark needs {name}")
+        if self.on not in (0, 1):
+            raise ValueError(f"on: 0 or 1 is needed, got {self.on!r}")
+        if len(self.note) > LONGEST_NOTE:
+            raise ValueError(f"a note of {len(self.note)} characters: at most {LONGEST_NOTE}")
+
+
+MARK_COLUMNS = [one.name for one in fields(Mark)]
+
+
+def save_mark(mark: Mark, path: Path) -> None:
+    """Add a mark to the file; it is on the disk when this returns. Line breaks become spaces."""
+    line = io.StringIO()
+    texts = [str(value).replace("\n", " ").replace("\r", " ").replace("\0", " ") for value in astuple(mark)]
+    csv.writer(line, lineterminator="").writerow(texts)
+    append_line(path, line.getvalue(), head=",".join(MARK_COLUMNS))
+
+
+def read_marks(path: Path) -> list[Mark]:
+    """All lines of the file in their order, those of a key that came before left out; none without a file.
+
+    A line that is no mark, such as one that a power failure left half written, is left out with a warning.
+
+    Raises:
+        ValueError: the file's first line is not that of a file of marks.
+    """
+    if not path.is_file():
+        return []
+    head, *lines = path.read_text(encoding="utf-8").split("\n")
+    if head.rstrip("\r") != ",".join(MARK_COLUMNS):
+        raise ValueError(f"{path}: the first line must be {','.join(MARK_COLUMNS)}")
+    marks: dict[str, Mark] = {}
+    for number, line in enumerate(lines, start=2):
+        if line.strip():
+            try:
+                values = next(csv.reader([line], strict=True))
+                if len(values) != len(MARK_COLUMNS):
+                    raise ValueError(f"{len(values)} fields, {len(MARK_COLUMNS)} are needed")
+                given = dict(zip(MARK_COLUMNS, values))
+                mark = Mark(**given | {"on": {"0": 0, "1": 1}.get(given["on"], given["on"])})
+            except (ValueError, csv.Error) as error:
+                warnings.warn(f"{path}: line {number} is left out: {error}", stacklevel=2)
+            else:
+                marks.setdefault(mark.key, mark)
+    return list(marks.values())
+
+
+def standing_marks(marks: Iterable[Mark]) -> dict[tuple[str, str, str], dict[str, Mark]]:
+    """(who, run, image id) -> kind -> the mark that stands: the last one, where it was not taken back."""
+    standing: dict[tuple[str, str, str], dict[str, Mark]] = {}
+    for mark in marks:
+        own = standing.setdefault((mark.who, mark.run, mark.image_id), {})
+        own.pop(mark.kind, None)
+        if mark.on:
+            own[mark.kind] = mark
+    return {key: own for key, own in standing.items() if own}
+
+
+def error_table(marks: Iterable[Mark], *, run: str | None = None) -> pd.DataFrame:
+    """One row a class, one column a kind: how many images carry the mark, from whomever; a row ``all`` last.
+
+    ``marked`` counts images with any mark but a note; ``wrong`` those with some error, and ``wrong, %`` their share.
+
+    Args:
+        run: of which run; None: all, an image counts once a run.
+    """
+    standing = [own for (_, own_run, _), own in standing_marks(marks).items() if run in (None, own_run)]
+    rows = [
+        (mark.run, mark.image_id, mark.label or "(no class)", kind) for own in standing for kind, mark in own.items()
+    ]
+    table = pd.DataFrame(rows, columns=["run", "image_id", "class", "kind"])
+    image = [table["run"], table["image_id"]]
+    table["class"] = table.groupby(image)["class"].transform("last")
+    carries = pd.DataFrame({kind: table["kind"] == kind for kind in MARKS})
+    each = carries.groupby([*image, table["class"]]).any()
+    each["marked"], each["wrong"] = each[["good", *ERRORS]].any(axis=1), each[[*ERRORS]].any(axis=1)
+    counted = each.groupby("class").sum()
+    counted = pd.concat([counted, counted.sum().to_frame("all").T.rename_axis("class")]).astype(int)
+    counted["wrong, %"] = (
+        (100 * counted["wrong"] / counted["marked"].where(counted["marked"] > 0)).astype(float).round(1)
+    )
+    return counted

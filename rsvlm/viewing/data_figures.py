@@ -1,9 +1,4 @@
-"""Tables and figures of the data: sources, splits, captions, and what splits share.
-
-Tables and figures on the caption table: what each source holds, what was dropped, how it looks.
-
-Figures of the audit: how large the splits are, what they share, and near-duplicate images side by side.
-"""
+"""Tables and figures of the data: what each source holds, how it looks, and what the splits share."""
 
 import textwrap
 from collections import Counter
@@ -21,6 +16,12 @@ from rsvlm.data.images import open_image
 from rsvlm.data.names import SPLITS
 from rsvlm.viewing.plots import HATCHES, INK, PAPER, SEQUENTIAL, figure, plain_text, series_colours, without_axes
 
+LABELLED = 16  # parts up to which a matrix names its numbers
+KIND_NAMES = {
+    "equal_files": "equal files",
+    "copy": "copies of one shot",
+    "same_ground": "the same ground at another zoom, shift or date",
+}
 # What the report counts, in a reader's words, by where it is counted; what is zero everywhere is left out of the table.
 FINDINGS = {
     "in the file": {
@@ -153,14 +154,6 @@ def draw_examples(table: pd.DataFrame, per_source: int = 4, seed: int = 0) -> Fi
     return drawn
 
 
-LABELLED = 16  # parts up to which a matrix names its numbers
-KIND_NAMES = {
-    "equal_files": "equal files",
-    "copy": "copies of one shot",
-    "same_ground": "the same ground at another zoom, shift or date",
-}
-
-
 def draw_split_sizes(report: dict) -> Figure:
     """Images of each source by split, as entered into the table, with the numbers beside the bars."""
     sources = report["sources"]
@@ -191,17 +184,10 @@ def draw_overlap(report: dict) -> Figure:
     duplicates, captions = report["near_duplicates"]["images_with_a_near_duplicate"], report["verbatim"]
     side = 1.6 + 0.42 * max(len(duplicates), len(captions), 4)
     drawn, (left, right) = figure(2 * side + 1.5, side + 0.6, columns=2)
-    counts = np.array([[row[name] for name in duplicates] for row in duplicates.values()], dtype=float).reshape(
-        len(duplicates), -1
-    )
-    shares = np.array([[row[name] for name in captions] for row in captions.values()])
-    _draw_matrix(
-        left, counts, list(duplicates), "Images with a near-duplicate", "{:.0f}", float(max(counts.max(initial=0), 1))
-    )
-    _draw_matrix(right, 100 * shares, list(captions), "Captions found word for word, %", "{:.0f}", 100)
+    highest = max([1.0, *(count for row in duplicates.values() for count in row.values())])
+    _draw_matrix(left, duplicates, "Images with a near-duplicate", 1, highest)
+    _draw_matrix(right, captions, "Captions found word for word, %", 100, 100)
     left.set_ylabel("of these ...")
-    for axes in (left, right):
-        axes.set_xlabel("... in these")
     return drawn
 
 
@@ -267,16 +253,19 @@ def _how_alike(pair: dict) -> str:
     return ", ".join([*mirrored, *parts, f"{pair['matches']} points agree"])
 
 
-def _draw_matrix(axes: Axes, values: np.ndarray, names: list[str], title: str, form: str, highest: float) -> None:
+def _draw_matrix(axes: Axes, rows: dict[str, dict], title: str, scale: float, highest: float) -> None:
+    """A heat map of numbers, times ``scale``, by the part of a row and that of a column."""
     axes.grid(False)
     axes.set_title(title)
-    if not names:
+    axes.set_xlabel("... in these")
+    if not rows:
         axes.text(0.5, 0.5, "no images to compare", transform=axes.transAxes, ha="center")
         return
+    values = scale * pd.DataFrame.from_dict(rows, orient="index")[list(rows)].to_numpy(float)
     axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=highest)
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
-    axes.set_yticks(range(len(names)), names, fontsize=7.5)
-    if len(names) <= LABELLED:
+    axes.set_xticks(range(len(rows)), rows, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
+    axes.set_yticks(range(len(rows)), rows, fontsize=7.5)
+    if len(rows) <= LABELLED:
         for row, column in np.ndindex(values.shape):
             ink = PAPER if values[row, column] < 0.5 * highest else INK
-            axes.text(column, row, form.format(values[row, column]), ha="center", va="center", fontsize=7, color=ink)
+            axes.text(column, row, f"{values[row, column]:.0f}", ha="center", va="center", fontsize=7, color=ink)

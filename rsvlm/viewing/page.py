@@ -1,43 +1,40 @@
-"""Self-contained HTML pages, and widgets whose page asks and whose kernel answers.
+"""Self-contained HTML pages from Jinja2 templates, and the small pictures that they show.
 
-Self-contained HTML pages from Jinja2 templates: everything escaped, no network, no kernel.
-
-A page holds its style, its script and its pictures. What comes from the data (captions, file names, labels) reaches the
-page only through Jinja2's autoescape or its ``tojson`` filter. A content security policy in the page allows the one
-script by its hash and forbids every connection: even a text that slipped through could neither run nor call home.
-
-Widgets whose page asks and whose kernel answers: the ground of the gallery, the search box and the dialogue.
-
-A page sends ``{"ask": id, "what": name, "given": {...}}``, perhaps with bytes; the method ``answer_NAME`` is called with
-what is given, and its result goes back as ``{"ask": id, "answer": ...}``. An error goes back as its text, to be shown
-where the question was asked: JupyterLab hides what a callback raises.
+A page holds its style, its script and its pictures, and asks no network and no kernel. What comes from the data
+(captions, file names, labels) reaches it only through Jinja2's autoescape or its ``tojson`` filter. A content security
+policy in the page allows the one script by its hash and forbids every connection: even a text that slipped through
+could neither run nor call home. Pictures are JPEG copies as data URIs.
 """
 
 import base64
 import hashlib
+import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import anywidget
 import numpy as np
-import traitlets
+from IPython.display import HTML
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
-from rsvlm.files import write_text
+from rsvlm.content_cache import ContentCache
+from rsvlm.data.images import READING, ImageError, check_file, open_image
+from rsvlm.files import cache_folder, write_text
 from rsvlm.scoring.runs import METHODS, RUNS, named
+from rsvlm.viewing.plots import shrink
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
+QUALITIES = (86, 80, 74, 68, 62, 56, 48, 40, 32, 24)  # of JPEG, tried from the best down until the bytes fit
+BINS = 24  # of a histogram
 
 
 def format_score(value: float | None, digits: int = 2) -> str:
     """``value`` with a fixed number of digits; a dash when it is missing or no number."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.{digits}f}"
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
@@ -45,33 +42,21 @@ def format_percent(value: float | None, digits: int = 1) -> str:
     return format_score(None if value is None else 100 * value, digits)
 
 
-def new_words(caption: str, references: Sequence[str]) -> list[tuple[str, bool]]:
-    """``caption`` in pieces (text, is_new): ``is_new`` marks words, case ignored, that no reference holds.
+def mark_words(caption: str, references: Iterable[str]) -> list[str | list[str]]:
+    """``caption`` in pieces for a page's script: a text as it is, or ``[word]`` for words that no reference holds.
 
-    The pieces joined give the caption back. Without references nothing is marked.
+    Case is ignored. The pieces joined give the caption back. Without references nothing is marked.
     """
     known = {word.lower() for reference in references for word in WORD.findall(reference)}
     pieces, end = [], 0
     for match in WORD.finditer(caption):
         if known and match.group().lower() not in known:
-            pieces += [(caption[end : match.start()], False), (match.group(), True)]
+            pieces += [caption[end : match.start()], [match.group()]]
             end = match.end()
-    pieces.append((caption[end:], False))
-    return [piece for piece in pieces if piece[0]]
+    return [piece for piece in [*pieces, caption[end:]] if piece]
 
 
-def mark_words(caption: str, references: Sequence[str]) -> list[str | list[str]]:
-    """``caption`` in pieces for a page's script: a text as it is, or ``[text]`` for words that no reference holds."""
-    return [[text] if is_new else text for text, is_new in new_words(caption, references)]
-
-
-def read_template(*names: str) -> str:
-    """The text of scripts or style sheets of the package's templates, one behind the other."""
-    loader = environment().loader
-    return "\n".join(loader.get_source(None, name)[0].strip() for name in names)
-
-
-def environment() -> Environment:
+def page_environment() -> Environment:
     """The Jinja2 environment of the package's templates: autoescape on, an unknown name is an error."""
     made = Environment(
         loader=PackageLoader("rsvlm.viewing", "templates"),
@@ -85,6 +70,12 @@ def environment() -> Environment:
     return made
 
 
+def read_template(*names: str) -> str:
+    """The text of scripts or style sheets of the package's templates, one behind the other."""
+    loader = page_environment().loader
+    return "\n".join(loader.get_source(None, name)[0].strip() for name in names)
+
+
 def render_page(template: str, scripts: Sequence[str], styles: Sequence[str] = (), **values: object) -> str:
     """The HTML text of one page.
 
@@ -94,14 +85,21 @@ def render_page(template: str, scripts: Sequence[str], styles: Sequence[str] = (
         styles: style sheets beside ``page.css``.
         values: what the template shows.
     """
-    made = environment()
-    code = read_template(*scripts)
-    style = read_template("page.css", *styles)
+    code, style = read_template(*scripts), read_template("page.css", *styles)
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
     # Markup: these two are files of this package, not data.
-    return made.get_template(template).render(
-        style=Markup(style), script=Markup(code), script_hash=f"sha256-{digest}", **values
-    )
+    own = {"style": Markup(style), "script": Markup(code), "script_hash": f"sha256-{digest}"}
+    return page_environment().get_template(template).render(**own, **values)
+
+
+def show_cards(rows: Iterable[Mapping[str, object]], width: int = 170) -> HTML:
+    """Rows of pictures with words below, for a notebook's cell; every text is escaped.
+
+    Args:
+        rows: ``{"head", "words", "cards": [{"picture": data URI, "bold", "title", and perhaps "text", "note", "right"}]}``.
+        width: of a card, pixels.
+    """
+    return HTML(page_environment().get_template("cards.html").render(rows=rows, width=width))
 
 
 def write_page(path: Path, html: str) -> int:
@@ -110,12 +108,9 @@ def write_page(path: Path, html: str) -> int:
     return path.stat().st_size
 
 
-def read_reported(value: object) -> dict[str, float | None]:
-    """A reported score as ``{"value", "low", "high", "n"}``, missing parts None; takes such a dict or a bare number."""
-    if isinstance(value, dict):
-        return {key: value.get(key) for key in ("value", "low", "high", "n")}
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
-    return {"value": number, "low": None, "high": None, "n": None}
+def read_reported(value: Mapping | None) -> dict[str, float | None]:
+    """A reported score as ``{"value", "low", "high", "n"}``, missing parts None."""
+    return {key: (value or {}).get(key) for key in ("value", "low", "high", "n")}
 
 
 @dataclass(frozen=True)
@@ -155,7 +150,7 @@ def choose_sample(total: int, ranked: Sequence[int], most: int, seed: int) -> Sa
 
 
 def histogram_paths(
-    series: dict[str, Sequence[float]], *, width: float, height: float, bins: int = 24
+    series: Mapping[str, np.ndarray], *, width: float, height: float
 ) -> tuple[dict[str, str], float, int]:
     """SVG paths of step histograms of several series on one scale.
 
@@ -163,69 +158,117 @@ def histogram_paths(
         A path for each series in a box of ``width`` x ``height`` (y downwards, the base line closed), the upper end of
         the x axis (the lower end is 0), and the largest count.
     """
-    largest = max((max(values) for values in series.values() if len(values)), default=1.0)
-    top = max(1.0, math.ceil(largest))
-    counts = {}
-    for name, values in series.items():
-        row = [0] * bins
-        for value in values:
-            row[min(bins - 1, max(0, int(value / top * bins)))] += 1
-        counts[name] = row
-    highest = max((max(row) for row in counts.values()), default=1) or 1
+    top = float(max(1, *(math.ceil(values.max()) for values in series.values())))
+    counts = {
+        name: np.bincount(np.clip(values / top * BINS, 0, BINS - 1).astype(int), minlength=BINS)
+        for name, values in series.items()
+    }
+    highest = max(int(own.max()) for own in counts.values())
     paths = {}
-    for name, row in counts.items():
+    for name, own in counts.items():
         steps = [f"M0 {height:g}"]
-        for position, count in enumerate(row):
+        for position, count in enumerate(own.tolist()):
             y = height * (1 - count / highest)
-            steps.append(f"L{width * position / bins:.1f} {y:.1f}L{width * (position + 1) / bins:.1f} {y:.1f}")
+            steps.append(f"L{width * position / BINS:.1f} {y:.1f}L{width * (position + 1) / BINS:.1f} {y:.1f}")
         paths[name] = "".join(steps) + f"L{width:g} {height:g}Z"
     return paths, top, highest
 
 
-TOLD = (ValueError, OSError, RuntimeError, ImportError)  # errors with a message for the reader
+def encode_jpeg(image: Image.Image, most_bytes: int) -> bytes:
+    """``image`` as JPEG, in the best quality that stays within ``most_bytes``, or the lowest one tried."""
+    data = b""
+    for quality in QUALITIES:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        data = buffer.getvalue()
+        if len(data) <= most_bytes:
+            break
+    return data
 
 
-def widget_script(*names: str) -> str:
-    """The ES module of a widget, of the package's script files."""
-    return read_template("dom.js", "kernel.js", *names)
+def make_thumbnail(path: str, pixels: int = 192, most_bytes: int = 12_000) -> str:
+    """A small copy of the image at ``path`` as a data URI.
+
+    Args:
+        pixels: the longer side, at most.
+        most_bytes: of the JPEG; the quality is lowered until it fits. A data URI is a third larger.
+
+    Raises:
+        FileNotFoundError, ValueError: the image cannot be read (names the file).
+        ValueError: ``pixels`` is below 16.
+    """
+    return _as_uri(_encode_small(path, _check_pixels(pixels), most_bytes))
 
 
-def widget_style(*names: str) -> str:
-    """The style sheet inside a widget's shadow root."""
-    return read_template("page.css", *names, "widget.css")
+def bytes_for_each(page_megabytes: float, images: float, text_bytes: int) -> int:
+    """How many JPEG bytes each of ``images`` thumbnails may take so that a page stays within ``page_megabytes``.
+
+    Args:
+        page_megabytes: of 1,000,000 bytes, for the whole page.
+        images: how many, smaller ones counted as parts.
+        text_bytes: what the page's text and code take beside the thumbnails.
+    """
+    left = page_megabytes * 1e6 * 0.97 - text_bytes
+    return max(1_500, int(left / max(1, images) * 3 / 4))
 
 
-class AnsweringWidget(anywidget.AnyWidget):
-    """A widget that answers its page's questions; see the module's text."""
+class ThumbnailCache:
+    """Thumbnails of one size, made once, so that a page of thousands costs what is on the screen.
 
-    sheet = traitlets.Unicode().tag(sync=True)  # style sheet of the shadow root
-    setting = traitlets.Dict().tag(sync=True)  # what the page knows before it asks
+    A picture that changes on disk gets a new one. Several notebooks may use a folder at a time.
 
-    def __init__(self, **traits: object) -> None:
-        super().__init__(**traits)
-        self._tell: Callable[[object], None] = lambda _: None
-        self.on_msg(self.receive)
+    Args:
+        pixels: the longer side, at most.
+        most_bytes: of a JPEG; its quality is lowered until it fits.
+        folder: of the cache; by default ``cache_folder()``.
+    """
 
-    def receive(self, _: object, message: dict, buffers: Sequence[memoryview] = ()) -> None:
-        """Answer one message of the page."""
-        ask, what = message.get("ask"), message.get("what")
-        answer = getattr(self, f"answer_{what}", None)
-        if not callable(answer):
-            self.send({"ask": ask, "error": f"there is no answer to {what!r}"})
-            return
-        given = dict(message.get("given") or {})
-        if buffers:
-            given["buffers"] = [bytes(buffer) for buffer in buffers]
-        self._tell = lambda part: self.send({"ask": ask, "part": part})
-        try:
-            result = answer(**given)
-        except Exception as error:
-            self.send({"ask": ask, "error": f"{type(error).__name__}: {error}"})
-            if not isinstance(error, TOLD):
-                raise  # a fault of the program: into the log, too
-        else:
-            self.send({"ask": ask, "answer": result})
+    def __init__(self, pixels: int = 192, most_bytes: int = 12_000, folder: Path | None = None) -> None:
+        self.pixels, self.most_bytes = _check_pixels(pixels), most_bytes
+        self.kind = f"thumbnail-{READING}-{pixels}-{most_bytes}"
+        self._kept = ContentCache(folder or cache_folder())
 
-    def tell(self, part: object) -> None:
-        """Send a part of the answer that is being made."""
-        self._tell(part)
+    def find(self, paths: Iterable[str]) -> dict[str, str]:
+        """Those data URIs that are there already, by path; pictures that cannot be found have none."""
+        states = {}
+        for path in paths:
+            try:
+                states[_state_of(path)] = path
+            except (FileNotFoundError, ImageError):
+                continue  # ``make`` says so when the picture is asked for
+        return {states[state]: _as_uri(jpeg) for state, jpeg in self._kept.read(self.kind, states)}
+
+    def make(self, paths: Iterable[str]) -> dict[str, str]:
+        """Data URIs by path, made and kept where they were not there.
+
+        Raises:
+            FileNotFoundError, ValueError: a picture cannot be read; names the file.
+        """
+        paths = list(dict.fromkeys(paths))
+        found = self.find(paths)
+        states = {path: _state_of(path) for path in paths if path not in found}
+        made = {path: _encode_small(path, self.pixels, self.most_bytes) for path in states}
+        self._kept.keep(self.kind, {states[path]: jpeg for path, jpeg in made.items()})
+        return found | {path: _as_uri(jpeg) for path, jpeg in made.items()}
+
+
+def _check_pixels(pixels: int) -> int:
+    if pixels < 16:
+        raise ValueError(f"thumbnail_pixels is {pixels}: give at least 16")
+    return pixels
+
+
+def _encode_small(path: str, pixels: int, most_bytes: int) -> bytes:
+    return encode_jpeg(shrink(open_image(path), pixels), most_bytes)
+
+
+def _as_uri(jpeg: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
+
+
+def _state_of(path: str) -> str:
+    """What stands for a picture's content: reading 45,000 files to find their copies would take minutes."""
+    file = Path(path).absolute()
+    check_file(file)
+    stat = file.stat()
+    return f"{file} {stat.st_size} {stat.st_mtime_ns}"

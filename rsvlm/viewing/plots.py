@@ -47,62 +47,17 @@ SERIES_COLOURS = {
     "ceiling": GREEN,
 }
 
-DEFAULT_WIDTH, DEFAULT_HEIGHT = 7.0, 3.6  # inches
 PNG_METADATA = {"Software": None, "Creation Time": None}
-
-
-def style() -> dict[str, object]:
-    """The study's rcParams, as a new dict."""
-    return {
-        "figure.figsize": (DEFAULT_WIDTH, DEFAULT_HEIGHT),
-        "figure.dpi": 110,
-        "figure.facecolor": PAPER,
-        "figure.constrained_layout.use": True,
-        "savefig.dpi": 160,
-        "savefig.facecolor": PAPER,
-        "svg.hashsalt": "rsvlm",
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same letters on every machine
-        "font.size": 9.5,
-        "text.color": INK,
-        "axes.titlesize": 11,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.titlepad": 8,
-        "axes.labelsize": 9.5,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": MUTED,
-        "axes.facecolor": PAPER,
-        "axes.linewidth": 0.8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=DASHES) + cycler(marker=MARKERS),
-        "grid.color": RULE,
-        "grid.linewidth": 0.7,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-        "lines.linewidth": 1.8,
-        "lines.markersize": 4.5,
-        "lines.markeredgewidth": 0,
-        "patch.linewidth": 0.6,
-        "hatch.linewidth": 0.6,
-        "legend.frameon": False,
-        "legend.fontsize": 9,
-        "image.cmap": SEQUENTIAL,
-        "image.interpolation": "nearest",
-    }
+CYCLE = cycler(color=COLOURS) + cycler(linestyle=DASHES) + cycler(marker=MARKERS)
+STYLE = {
+    **mpl.rc_params_from_file(Path(__file__).with_name("matplotlibrc"), use_default_template=False),
+    "axes.prop_cycle": CYCLE,
+}
 
 
 def use_style() -> None:
     """Set the study's style for all figures drawn after this; in a notebook, also for the pictures stored in it."""
-    mpl.rcParams.update(style())
+    mpl.rcParams.update(STYLE)
     if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
         from matplotlib_inline.config import InlineBackend
 
@@ -111,27 +66,17 @@ def use_style() -> None:
 
 
 def figure(
-    width: float = DEFAULT_WIDTH,
-    height: float = DEFAULT_HEIGHT,
-    *,
-    rows: int = 1,
-    columns: int = 1,
-    title: str | None = None,
-    **options: object,
+    width: float, height: float, *, rows: int = 1, columns: int = 1, **options: object
 ) -> tuple[Figure, Axes | np.ndarray]:
     """A new figure in the study's style and its axes: one Axes, or an array of them like ``plt.subplots`` gives.
 
     Args:
         width, height: inches.
         rows, columns: how many axes.
-        title: the figure's heading, left over all axes.
         options: passed on to ``plt.subplots`` (``sharex``, ``squeeze``, ``gridspec_kw``, ...).
     """
-    with mpl.rc_context(style()):
-        drawn, axes = plt.subplots(rows, columns, figsize=(width, height), **options)
-        if title:
-            drawn.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    return drawn, axes
+    with mpl.rc_context(STYLE):
+        return plt.subplots(rows, columns, figsize=(width, height), **options)
 
 
 def save_figure(drawn: Figure, path: Path) -> Path:

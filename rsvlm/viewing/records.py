@@ -1,37 +1,89 @@
-"""All captioned images of a study in columns, kept ready for the caption gallery.
-
-All captioned images of a study in columns, and the questions that the caption gallery asks of them.
+"""All captioned images of a study with their captions and scores in columns, and the questions a gallery asks of them.
 
 45,000 images are columns of some tens of megabytes; pictures are not among them. What a page shows is made for that page
-only (``Records.entry``).
-
-The gallery's columns as they were last read, so that a large study opens in a moment.
-
-Reading 45,000 images with six runs from JSON lines and CSV takes seconds, reading them back from here a fraction of one.
-What lies here is scratch: it is made anew when one of the stages' files changes, and may be deleted at any time.
+only (``Records.entry``). Reading that many from JSON lines and CSV takes seconds: ``open_records`` keeps the columns of
+a large study as they were last read, anew when one of the stages' files changes.
 """
 
 import json
-import shutil
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from rsvlm.data.table import rows_of
-from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_text
-from rsvlm.viewing.caption_entries import Entry, StudyFiles, known_runs, read_image_scores, read_run
+from rsvlm.data.table import load_table, rows_of
+from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_file
+from rsvlm.scoring.runs import RUNS, in_order, read_captions, run_files
+from rsvlm.viewing.page import format_score, read_reported
 
-NOT_METRICS = ("run", "source", "split", "image_id", "references", "reference_set_seen")
+BASELINES = ("consensus", "nearest", "shuffled")
+CORPUS_METRICS = ("BLEU-1", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")  # of a page's table, where known
 FIRST_METRICS = ("CIDEr", "METEOR")  # in menus and on cards before the others
+REFERENCES = ("released", "distinct")
 ORDERS = ("random", "best", "worst", "median")
 PLACES = ("said", "references", "all")  # where a search looks
 MEASURES = ("score", "gap")
 DIGITS = 4  # of scores that are shown and ordered by, so that the static page orders as this does
+
+FORMAT = 2  # of the columns that are kept
+LARGE = 5_000  # images from which keeping them is worth it
+KEPT = 4  # the last ones used; a study has a few: splits, kinds of references
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFiles:
+    """Where the parts of a study lie: a page or a widget reads those that it shows, and says which one is missing."""
+
+    root: Path = Path()  # relative paths of the image table start here
+    table: Path = Path("images.jsonl")  # the image table
+    generated: Path = Path("generated")  # captions, a JSON-lines file a run
+    others: Path = Path("others")  # other models' captions, likewise
+    scores: Path = Path("scores")  # scores of each image: captions.csv
+    metrics: Path = Path("metrics")  # score_captions.json, score_retrieval.json
+    features: Path = Path("features")
+    ret_embeddings: Path = Path("ret_embeddings")
+    encoder: Path = Path("encoder")
+    captioner: Path = Path("captioner")
+    search_index: Path = Path("search_index")
+    marks: Path = Path("marks.csv")  # what people found good or wrong
+    dialogues: Path = Path("dialogues")  # exported ones
+
+    def read_table(self) -> pd.DataFrame:
+        """The image table, its paths ready to be opened. Raises as ``load_table``."""
+        return load_table(self.table, self.root)
+
+    def shown(self, path: Path) -> str:
+        """A path as a person of the study calls it: relative to the root, or the name alone where it lies elsewhere."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
+
+    def runs(self) -> dict[str, Path]:
+        """run -> its file: those that were made and other models', in the order of tables. Raises as ``run_files``."""
+        made = run_files(self.generated, self.others)
+        return {run: made[run] for run in in_order(RUNS, made)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image with everything the gallery shows of it."""
+
+    image_id: str
+    source: str
+    split: str
+    label: str
+    path: str
+    references: tuple[tuple[str, int], ...]  # distinct captions in their order, and how often each was given
+    captions: dict[str, str]  # by run
+    scores: dict[str, dict[str, float]]  # by run, then metric; unknown ones are absent
+    seen: bool | None  # whether some training image has just the same references; None where it is not known
+
+    def score(self, run: str, metric: str) -> float | None:
+        """The image's score, or None where it was not measured."""
+        return self.scores.get(run, {}).get(metric)
 
 
 @dataclass(frozen=True)
@@ -39,15 +91,16 @@ class Records:
     """Columns of N images; see the module's text."""
 
     image_ids: list[str]
-    sources: np.ndarray  # (N,) object
-    splits: np.ndarray  # (N,) object
-    labels: np.ndarray  # (N,) object, "" where there is none
+    sources: np.ndarray  # (N,) object, as are the next two
+    splits: np.ndarray
+    labels: np.ndarray  # "" where there is none
     paths: list[str]
     references: list[list[str]]
-    said: dict[str, list[str | None]]  # by run; None: no caption for this image
-    scores: dict[str, dict[str, np.ndarray]]  # by run, then metric: (N,) float64, NaN where it was not measured
+    said: dict[str, list[str | None]]  # by run, in the order asked for; None: no caption for this image
+    scores: dict[tuple[str, str], np.ndarray]  # by run and metric: (N,) float64, NaN where it was not measured
     seen: np.ndarray  # (N,) object: whether a training image has just the same references; None: not known
     absent: list[str] = field(default_factory=list)  # runs that were asked for and not made
+    _texts: dict[tuple[str, str], list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -60,8 +113,7 @@ class Records:
     @cached_property
     def metrics(self) -> list[str]:
         """The metrics measured anywhere: the usual first ones, then by name."""
-        known = {name for own in self.scores.values() for name in own}
-        return [name for name in FIRST_METRICS if name in known] + sorted(known - set(FIRST_METRICS))
+        return sorted({metric for _, metric in self.scores}, key=lambda name: (name not in FIRST_METRICS, name))
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -70,10 +122,10 @@ class Records:
 
     def entry(self, row: int) -> Entry:
         """Everything that is known of one image."""
-        scores = {
-            run: {name: float(values[row]) for name, values in own.items() if np.isfinite(values[row])}
-            for run, own in self.scores.items()
-        }
+        scores: dict[str, dict[str, float]] = {}
+        for (run, metric), values in self.scores.items():
+            if np.isfinite(values[row]):
+                scores.setdefault(run, {})[metric] = float(values[row])
         return Entry(
             image_id=self.image_ids[row],
             source=self.sources[row],
@@ -82,42 +134,28 @@ class Records:
             path=self.paths[row],
             references=tuple(Counter(text.strip() for text in self.references[row] if text.strip()).items()),
             captions={run: own[row] for run, own in self.said.items() if own[row] is not None},
-            scores={run: own for run, own in scores.items() if own},
+            scores=scores,
             seen=self.seen[row],
         )
 
-    def values(self, run: str, metric: str) -> np.ndarray:
+    def values(self, run: str | None, metric: str) -> np.ndarray:
         """(N,) scores of a run; all NaN where they were not measured."""
-        own = self.scores.get(run, {}).get(metric)
-        return np.full(len(self), np.nan) if own is None else own
+        return self.scores.get((run, metric), np.full(len(self), np.nan))
 
     def texts(self, place: str, run: str) -> list[str]:
         """N texts in lower case to search in: what the run said, the references, or all that stands on a card."""
-        if place == "said":
-            return self._lowered(run)
-        if place == "references":
-            return self._references
-        return self._everything
-
-    def _lowered(self, run: str) -> list[str]:
-        kept = self._said_lowered
-        if run not in kept:
-            kept[run] = [(text or "").lower() for text in self.said[run]]
-        return kept[run]
-
-    @cached_property
-    def _said_lowered(self) -> dict[str, list[str]]:
-        return {}
-
-    @cached_property
-    def _references(self) -> list[str]:
-        return ["\n".join(dict.fromkeys(own)).lower() for own in self.references]
-
-    @cached_property
-    def _everything(self) -> list[str]:
-        columns = [self._lowered(run) for run in self.said]
-        parts = zip(self._references, self.image_ids, self.labels, *columns, strict=True)
-        return ["\n".join([own[0], own[1].lower(), own[2].lower(), *own[3:]]) for own in parts]
+        key = (place, run if place == "said" else "")
+        if key not in self._texts:
+            if place == "said":
+                made = [(text or "").lower() for text in self.said[run]]
+            elif place == "references":
+                made = ["\n".join(dict.fromkeys(own)).lower() for own in self.references]
+            else:
+                columns = [self.texts("references", ""), *(self.texts("said", one) for one in self.said)]
+                named = zip(self.image_ids, self.labels)
+                made = ["\n".join(own) for own in zip((f"{name}\n{label}".lower() for name, label in named), *columns)]
+            self._texts[key] = made
+        return self._texts[key]
 
 
 @dataclass(frozen=True)
@@ -148,18 +186,9 @@ class Query:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(map(repr, values))}")
-        for name in ("low", "high"):
-            value = getattr(self, name)
+        for name, value in {"low": self.low, "high": self.high}.items():
             if value is not None and not isinstance(value, int | float):
                 raise ValueError(f"{name}: a number is needed, got {value!r}")
-
-    @classmethod
-    def read(cls, given: Mapping[str, object]) -> "Query":
-        """The query of a mapping. ValueError names a key that is no field."""
-        unknown = sorted(set(given) - {one.name for one in fields(cls)})
-        if unknown or "run" not in given:
-            raise ValueError(f"a query has no field {unknown[0]!r}" if unknown else "a query needs a run")
-        return cls(**given)
 
 
 def read_records(
@@ -174,25 +203,30 @@ def read_records(
 
     Args:
         runs: in the order in which they are to be shown, the studied one first; None: all that were made.
-        references: which scores, against ``released`` or ``distinct`` references.
+        references: which scores, against ``released`` (all captions, as published) or ``distinct`` references (copies
+            within an image dropped).
         whole: every image of the split is wanted; an image without the first run's caption is an error.
 
     Raises:
-        FileNotFoundError: the image table, or the first run, was not made.
-        ValueError: the split is empty; ``whole`` and an image without caption (names it); ``references`` is unknown.
+        FileNotFoundError: the image table, or the first run, was not made; names what is there.
+        ValueError: the split is empty; ``whole`` and an image without caption (names it); ``references`` is unknown; a
+            file is not as it must be (names it).
     """
-    if references not in ("released", "distinct"):
+    if references not in REFERENCES:
         raise ValueError(f"references is {references!r}: give 'released' or 'distinct'")
     rows = rows_of(files.read_table(), split=split)
-    made = known_runs(files)
-    wanted = list(dict.fromkeys(runs)) if runs is not None else list(made)
+    made = files.runs()
+    wanted = list(dict.fromkeys(made if runs is None else runs))
     if not wanted:
         raise FileNotFoundError(f"{files.generated}: no generated captions; run the stage generate_captions")
-    captions = {run: read_run(files, run) for number, run in enumerate(wanted) if number == 0 or run in made}
-    absent = [run for run in wanted if run not in captions]
-    first = captions[wanted[0]]
+    if wanted[0] not in made:
+        raise FileNotFoundError(
+            f"{files.generated / wanted[0]}.jsonl: no captions of run {wanted[0]!r}; run the stage generate_captions"
+            f" (runs there: {', '.join(sorted(made)) or 'none'})"
+        )
+    captions = {run: read_captions(made[run]) for run in wanted if run in made}
     if whole:
-        bare = next((image_id for image_id in rows["image_id"] if image_id not in first), None)
+        bare = next((image_id for image_id in rows["image_id"] if image_id not in captions[wanted[0]]), None)
         if bare is not None:
             raise ValueError(
                 f"{made[wanted[0]]}: no caption for {bare!r} (split {split!r});"
@@ -202,17 +236,18 @@ def read_records(
         rows = rows[rows["image_id"].isin({image_id for own in captions.values() for image_id in own})]
     image_ids = rows["image_id"].tolist()
     scores, seen = _read_scores(files, references, image_ids, list(captions))
+    said = {run: [own.get(image_id) for image_id in image_ids] for run, own in captions.items()}
     return Records(
         image_ids=image_ids,
         sources=rows["source"].to_numpy(object),
         splits=rows["split"].to_numpy(object),
-        labels=np.array([label if isinstance(label, str) else "" for label in rows["label"]], dtype=object),
+        labels=rows["label"].fillna("").to_numpy(object),
         paths=rows["path"].tolist(),
         references=rows["captions"].tolist(),
-        said={run: [own.get(image_id) for image_id in image_ids] for run, own in captions.items()},
+        said={run: [text if text is None else text.strip() for text in own] for run, own in said.items()},
         scores=scores,
         seen=seen,
-        absent=absent,
+        absent=[run for run in wanted if run not in made],
     )
 
 
@@ -227,11 +262,35 @@ def read_entries(
     """All images of a split with their captions and scores, in the table's order, and the baselines that were not made.
 
     Raises:
-        FileNotFoundError: the run itself was not made.
-        ValueError: the split is empty, or the run has no caption for one of its images; names the image.
+        FileNotFoundError, ValueError: as ``read_records``.
     """
     records = read_records(files, [run, *baselines], split=split, references=references, whole=True)
     return [records.entry(row) for row in range(len(records))], records.absent
+
+
+def open_records(
+    files: StudyFiles, runs: Sequence[str] | None = None, *, split: str | None = None, references: str = "released"
+) -> Records:
+    """What ``read_records`` gives, from the cache where nothing has changed; large studies are kept there.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_records``.
+    """
+    read = [files.table, files.scores / "captions.csv", *files.runs().values()]
+    stats = [(file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None for file in read]
+    states = [[str(file.absolute()), stat] for file, stat in zip(read, stats)]
+    asked = (str(files.root.absolute()), None if runs is None else list(runs), split, references)
+    kept = cache_folder() / f"records_{fingerprint_values(FORMAT, states, asked)[:24]}.npz"
+    if kept.is_file():
+        os.utime(kept)  # those used longest ago go first when there are too many
+        return _load_records(kept)
+    records = read_records(files, runs, split=split, references=references)
+    if len(records) >= LARGE:
+        _save_records(kept, records)
+        by_use = sorted(kept.parent.glob("records_*.npz"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        for old in by_use[KEPT:]:
+            old.unlink(missing_ok=True)
+    return records
 
 
 def draw_order(records: Records, seed: int = 0) -> np.ndarray:
@@ -263,8 +322,7 @@ def select_rows(
             raise ValueError(f"run {run!r} is none of {', '.join(records.runs)}")
     values = records.values(query.run, query.metric).round(DIGITS)
     if query.measure == "gap":
-        baseline = records.values(query.baseline, query.metric).round(DIGITS) if query.baseline else np.nan
-        values = (values - baseline).round(DIGITS)
+        values = (values - records.values(query.baseline, query.metric).round(DIGITS)).round(DIGITS)
     fits = np.ones(len(records), dtype=bool)
     for column, wanted in (
         (records.sources, query.source),
@@ -279,13 +337,14 @@ def select_rows(
     if query.high is not None:
         fits &= values <= query.high
     if query.mark:
-        fits &= _marked(records, query, marks or {})
+        kinds = [(marks or {}).get((query.run, image_id), set()) for image_id in records.image_ids]
+        with_mark = {"any": bool, "none": lambda own: not own}.get(query.mark, lambda own: query.mark in own)
+        fits &= np.array([with_mark(own) for own in kinds], dtype=bool)
     words = query.words.lower().split()
     if words:
         texts = records.texts(query.place, query.run)
         for row in np.flatnonzero(fits).tolist():
-            if not all(word in texts[row] for word in words):
-                fits[row] = False
+            fits[row] = all(word in texts[row] for word in words)
     rows = drawn[fits[drawn]]
     own = values[rows]
     if query.order == "random":
@@ -299,96 +358,85 @@ def select_rows(
     return rows[order], own[order]
 
 
-def _marked(records: Records, query: Query, marks: Mapping[tuple[str, str], set[str]]) -> np.ndarray:
-    own = {image_id: kinds for (run, image_id), kinds in marks.items() if run == query.run and kinds}
-    if query.mark in ("any", "none"):
-        hit = np.isin(np.array(records.image_ids, dtype=object), list(own)) if own else np.zeros(len(records), bool)
-        return hit if query.mark == "any" else ~hit
-    return np.array([query.mark in own.get(image_id, ()) for image_id in records.image_ids], dtype=bool)
+def rank_entries(entries: Sequence[Entry], run: str, metric: str) -> list[int]:
+    """Positions of the entries that have the score, best first, ties by image id."""
+    known = [i for i, entry in enumerate(entries) if entry.score(run, metric) is not None]
+    return sorted(known, key=lambda i: (-entries[i].score(run, metric), entries[i].image_id))
+
+
+def read_corpus_scores(files: StudyFiles, references: str = "released") -> list[dict]:
+    """The corpus scores as rows ``{"run", "source", "scores": {metric: {"value", "low", "high", "n"}}}``, by source.
+
+    Without the file of the stage score_captions the answer is empty.
+    """
+    path = files.metrics / "score_captions.json"
+    content = read_json(path) if path.is_file() else {}
+    rows = []
+    for run in in_order(RUNS, content):
+        for source, kinds in content[run].items():
+            read = {name: read_reported(kinds.get(references, {}).get(name)) for name in CORPUS_METRICS}
+            read = {name: own for name, own in read.items() if own["value"] is not None}
+            if read:
+                rows.append({"run": run, "source": source, "scores": read})
+    return sorted(rows, key=lambda row: row["source"])  # stable: the runs stay in their order
+
+
+def corpus_frame(files: StudyFiles, references: str = "released") -> pd.DataFrame:
+    """The corpus scores as text, one row a run and source: value and 95 % interval; empty where nothing was scored."""
+    rows = read_corpus_scores(files, references)
+    shown = [name for name in CORPUS_METRICS if any(name in row["scores"] for row in rows)]
+    cells = [[row["run"], row["source"], *(_with_interval(row["scores"].get(name)) for name in shown)] for row in rows]
+    return pd.DataFrame(cells, columns=["run", "source", *shown]).set_index("run")
+
+
+def _with_interval(score: dict | None) -> str:
+    if score is None:
+        return "–"
+    known = score["low"] is not None and score["high"] is not None
+    interval = f" [{format_score(score['low'])}, {format_score(score['high'])}]" if known else ""
+    return format_score(score["value"], 3) + interval
 
 
 def _read_scores(
     files: StudyFiles, references: str, image_ids: list[str], runs: list[str]
-) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray]:
-    """Scores by run and metric, and whether the reference set was seen in training, in the order of the images."""
-    table = read_image_scores(files, references)
-    places = pd.Index(image_ids).get_indexer(table["image_id"])
-    table, places = table[places >= 0], places[places >= 0]
-    seen = np.full(len(image_ids), None, dtype=object)
-    if "reference_set_seen" in table:
-        seen[places] = table["reference_set_seen"].astype(bool).to_numpy(object)
-    metrics = [name for name in table.select_dtypes("number").columns if name not in NOT_METRICS]
-    scores: dict[str, dict[str, np.ndarray]] = {}
+) -> tuple[dict[tuple[str, str], np.ndarray], np.ndarray]:
+    """Scores by run and metric, and whether the reference set was seen in training, in the order of the images.
+
+    Without the file of the stage score_captions nothing is known.
+    """
+    path = files.scores / "captions.csv"
+    if not path.is_file():
+        return {}, np.full(len(image_ids), None, dtype=object)
+    types = {"run": "category", "image_id": str, "references": "category", "source": "category"}
+    table = pd.read_csv(path, dtype=types)
+    missing = [name for name in ("run", "image_id", "references", "reference_set_seen") if name not in table]
+    if missing:
+        raise ValueError(f"{path}: no column {missing[0]!r}; run the stage score_captions again")
+    table = table[table["references"] == references]
+    seen = dict(zip(table["image_id"], table["reference_set_seen"].astype(bool)))
+    metrics = table.select_dtypes("number").columns
+    scores = {}
     for run in runs:
-        of_run = (table["run"] == run).to_numpy(bool)
-        for metric in metrics:
-            column = np.full(len(image_ids), np.nan)
-            column[places[of_run]] = table[metric].to_numpy(np.float64)[of_run]
-            if np.isfinite(column).any():
-                scores.setdefault(run, {})[metric] = column
-    return scores, seen
+        own = table[table["run"] == run].set_index("image_id")[metrics].reindex(image_ids)
+        scores |= {(run, name): own[name].to_numpy(np.float64) for name in metrics if own[name].notna().any()}
+    return scores, np.array([seen.get(image_id) for image_id in image_ids], dtype=object)
 
 
-FORMAT = 1
-LARGE = 5_000  # images from which it is worth it
-KEPT = 4  # the last ones used; a study has a few: splits, kinds of references
 COLUMNS = ("image_ids", "sources", "splits", "labels", "paths", "references", "said", "seen", "absent")
 
 
-def cache_key(files: Sequence[Path], *asked: object) -> str:
-    """A name for what is read from these files: it changes with their size and time of change and with what is asked."""
-    stats = [(file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None for file in files]
-    return fingerprint_values(FORMAT, [str(file.absolute()) for file in files], stats, asked)[:24]
+def _save_records(path: Path, records: Records) -> None:
+    columns = {name: getattr(records, name) for name in COLUMNS} | {"scores": list(records.scores)}
+    text = json.dumps(columns, ensure_ascii=False, default=np.ndarray.tolist)
+    arrays = {str(number): values for number, values in enumerate(records.scores.values())}
+    with whole_file(path) as scratch, scratch.open("wb") as file:
+        np.savez(file, columns=np.frombuffer(text.encode(), np.uint8), **arrays)
 
 
-def find_records(key: str) -> Records | None:
-    """The records of a key, where they are there and whole."""
-    folder = _place(key)
-    if not (folder / "columns.json").is_file():
-        return None
-    columns = read_json(folder / "columns.json")
-    scores: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
-        for number, (run, metric) in enumerate(columns.pop("scores")):
-            scores.setdefault(run, {})[metric] = arrays[str(number)]
+def _load_records(path: Path) -> Records:
+    with np.load(path, allow_pickle=False) as arrays:
+        columns = json.loads(arrays["columns"].tobytes())
+        scores = {tuple(key): arrays[str(number)] for number, key in enumerate(columns.pop("scores"))}
     for name in ("sources", "splits", "labels", "seen"):
         columns[name] = np.array(columns[name], dtype=object)
-    (folder / "columns.json").touch()  # the oldest use goes first when there are too many
     return Records(**columns, scores=scores)
-
-
-def keep_records(key: str, records: Records) -> None:
-    """Write the records for the next time, and drop those used longest ago."""
-    names = [(run, metric) for run, own in records.scores.items() for metric in own]
-    columns = {name: getattr(records, name) for name in COLUMNS}
-    columns = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in columns.items()}
-    with whole_folder(_place(key)) as scratch:
-        write_text(scratch / "columns.json", json.dumps(columns | {"scores": names}, ensure_ascii=False))
-        np.savez(
-            scratch / "scores.npz", **{str(n): records.scores[run][metric] for n, (run, metric) in enumerate(names)}
-        )
-    kept = sorted(cache_folder().glob("records_*/columns.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for old in kept[KEPT:]:
-        shutil.rmtree(old.parent, ignore_errors=True)
-
-
-def open_records(
-    files: StudyFiles, runs: Sequence[str] | None = None, *, split: str | None = None, references: str = "released"
-) -> Records:
-    """What ``read_records`` gives, from the cache where nothing has changed; large studies are kept there.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``read_records``.
-    """
-    read = [files.table, files.scores / "captions.csv", *known_runs(files).values()]
-    key = cache_key(read, str(files.root.absolute()), list(runs) if runs is not None else None, split, references)
-    records = find_records(key)
-    if records is None:
-        records = read_records(files, runs, split=split, references=references)
-        if len(records) >= LARGE:
-            keep_records(key, records)
-    return records
-
-
-def _place(key: str) -> Path:
-    return cache_folder() / f"records_{key}"

@@ -1,33 +1,41 @@
-"""The retrieval gallery: searches with what they found, as entries and as a page.
+"""What retrieval finds: the gallery of searches by caption and by image on one page, and the indexes of the search box.
 
-What the retrieval gallery shows: captions with the images found for them, and images with the captions found.
-
-The retrieval gallery: searches by caption and by image with what they found, on one page.
+The images of each retrieval method lie in a FAISS index on disk, with exact inner products (``IndexFlatIP``): 100,000
+images take tens of milliseconds on two cores, and nothing is lost to an approximation. ``dual_encoder`` holds every
+image; ``ret`` and ``combined`` those that have embeddings from ``[RET]``.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from IPython.display import HTML
 
-from rsvlm.data.images import open_image
-from rsvlm.files import read_json
+from rsvlm.data.table import rows_of
+from rsvlm.extras import import_extra
+from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.kernels import retrieval_ranks, similarity_topk
 from rsvlm.models.features import load_features
 from rsvlm.scoring.fusion import combine_spaces, make_parts
 from rsvlm.scoring.published import RECALLS
-from rsvlm.scoring.retrieval import EmbeddingSpace, RetrievalSet, load_space, retrieval_sets
-from rsvlm.viewing.caption_entries import StudyFiles
-from rsvlm.viewing.page import Sample, choose_sample, read_reported, render_page, write_page
-from rsvlm.viewing.plots import GREEN, MUTED, RULE, figure, shrink
-from rsvlm.viewing.thumbnails import bytes_for_each, make_thumbnail
+from rsvlm.scoring.retrieval import EmbeddingSpace, load_space, retrieval_sets
+from rsvlm.viewing.page import (
+    bytes_for_each,
+    choose_sample,
+    make_thumbnail,
+    read_reported,
+    render_page,
+    show_cards,
+    write_page,
+)
+from rsvlm.viewing.records import StudyFiles
 
-METHODS = ("dual_encoder", "ret", "combined")
+META, NO_INDEX = "index.json", "run the stage retrieval_gallery (notebook 86_retrieval_gallery)"
+TIES = 32  # more than asked for, so that equal scores at the end of a result stand in the images' order
+SEARCHED_BY = ("dual_encoder", "ret", "combined")  # the methods of the page and of the search box, in its order
 
 
 @dataclass(frozen=True)
@@ -54,52 +62,66 @@ class Query:
     hits: tuple[Hit, ...]  # the first ones found; last the first right answer, where it lies further down
 
 
-def read_method(files: StudyFiles, method: str, table: pd.DataFrame, split: str) -> EmbeddingSpace:
-    """The vectors of images and captions that a retrieval method compares, for one split.
+def read_method(
+    files: StudyFiles, method: str, table: pd.DataFrame, split: str | None = None
+) -> tuple[EmbeddingSpace, dict[str, float]]:
+    """The vectors of images and captions that a retrieval method compares, and the weights of the vectors' parts.
+
+    Args:
+        split: whose images and captions a combination is made of; None: of all images in ``[RET]``'s space, no captions.
 
     Raises:
         ValueError: the method is unknown, or was not combined yet; says what to do.
         FileNotFoundError: its vectors were not made.
     """
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}: give one of {', '.join(METHODS)}")
+    if method not in SEARCHED_BY:
+        raise ValueError(f"method is {method!r}: give one of {', '.join(SEARCHED_BY)}")
     if method == "ret":
-        return load_space(files.ret_embeddings)
+        return load_space(files.ret_embeddings), {"ret": 1.0}
     features = load_features(files.features)
     dual = EmbeddingSpace(features.image_ids, features.image_embeddings, features.texts, features.text_embeddings)
     if method == "dual_encoder":
-        return dual
-    chosen = read_combination(files)
-    rows = table[table["split"] == split]
-    image_ids = list(rows["image_id"])
-    texts = sorted({caption for own in rows["captions"] for caption in own})
-    training = table[table["split"] == "train"]
-    spaces = make_parts(
-        dual, load_space(files.ret_embeddings), training, image_ids, texts, **combination_options(chosen)
-    )
-    return combine_spaces(spaces, chosen["weights"], image_ids, texts)
+        return dual, {"dual_encoder": 1.0}
+    path = files.metrics / "score_retrieval.json"
+    chosen = (read_json(path) if path.is_file() else {}).get("protocol", {}).get("combined")
+    if not chosen or not chosen.get("weights"):
+        raise ValueError(
+            f"{path}: no weights of the combination; run the stage score_retrieval, or take another method"
+        )
+    ret = load_space(files.ret_embeddings)
+    image_ids, texts = ret.image_ids, []
+    if split is not None:
+        rows = table[table["split"] == split]
+        image_ids, texts = list(rows["image_id"]), sorted({caption for own in rows["captions"] for caption in own})
+    options = {name: chosen[name] for name in ("neighbours", "temperature", "hubness_neighbours")}
+    parts = make_parts(dual, ret, rows_of(table, split="train"), image_ids, texts, **options)
+    weights = {part: weight for part, weight in sorted(chosen["weights"].items()) if weight > 0}  # as JSON keeps them
+    return combine_spaces(parts, weights, image_ids, texts), weights
 
 
-def search_captions(space: EmbeddingSpace, tests: dict[str, RetrievalSet], results: int = 5) -> list[Query]:
-    """Each distinct caption of each source as a search among its images; any image that carries it is right."""
-    queries = []
+def read_searches(
+    files: StudyFiles, method: str = "dual_encoder", *, split: str = "test", results: int = 5
+) -> tuple[list[Query], list[Query]]:
+    """All searches by caption, and all searches by image, of one method and split, each among its own source.
+
+    Each distinct caption looks for images, and any that carries it is right; each image looks for distinct captions,
+    and its own are right.
+
+    Raises:
+        FileNotFoundError, ValueError: the method's vectors were not made or do not fit the image table.
+    """
+    if results < 1:
+        raise ValueError(f"results is {results}: give at least 1")
+    table = files.read_table()
+    tests = retrieval_sets(table, split)
+    space, _ = read_method(files, method, table, split)
+    by_caption, by_image = [], []
     for source, test in tests.items():
-        right = _images_by_text(test)
-        vectors = space.text(test.texts), space.images(test.image_ids)
-        queries += _search(*vectors, right, "text_to_image", source, test.texts, test.image_ids, results)
-    return queries
-
-
-def search_images(space: EmbeddingSpace, tests: dict[str, RetrievalSet], results: int = 5) -> list[Query]:
-    """Each image as a search among its source's distinct captions; its own captions are right."""
-    queries = []
-    for source, test in tests.items():
-        own: list[set[int]] = [set() for _ in test.image_ids]
-        for image, text in zip(test.row_image.tolist(), test.row_text.tolist(), strict=True):
-            own[image].add(text)
-        vectors = space.images(test.image_ids), space.text(test.texts)
-        queries += _search(*vectors, own, "image_to_text", source, test.image_ids, test.texts, results)
-    return queries
+        pairs = sorted(set(zip(test.row_image.tolist(), test.row_text.tolist())))
+        images, texts = (test.image_ids, space.images(test.image_ids)), (test.texts, space.text(test.texts))
+        by_caption += _search("text_to_image", source, texts, images, [(text, image) for image, text in pairs], results)
+        by_image += _search("image_to_text", source, images, texts, pairs, results)
+    return by_caption, by_image
 
 
 def rank_queries(queries: Sequence[Query]) -> list[int]:
@@ -113,105 +135,59 @@ def read_recalls(files: StudyFiles) -> list[dict]:
     The last row of each source is the ceiling. Without the file of the stage score_retrieval the answer is empty.
     """
     path = files.metrics / "score_retrieval.json"
-    if not path.is_file():
-        return []
-    content = read_json(path)
-    rows, ceilings = [], {}
-    for method in METHODS:
-        for source, kinds in (content.get(method) or {}).items():
-            by_text = read_reported(kinds.get("by_text", {}).get("mean_recall"))
-            rows.append({"method": method, "source": source, "scores": _recalls(kinds["by_image"]), "by_text": by_text})
-            if "ceiling" in kinds:
-                ceilings[source] = _recalls(kinds["ceiling"])
-    perfect = read_reported(1.0)
-    rows += [{"method": "ceiling", "source": name, "scores": own, "by_text": perfect} for name, own in ceilings.items()]
-    return sorted(rows, key=lambda row: row["source"])  # stable: methods stay in their order, the ceiling last
-
-
-def read_combination(files: StudyFiles) -> dict:
-    """``{"weights", "neighbours", "temperature", "hubness_neighbours"}`` of the combined method, as the stage score_retrieval chose them.
-
-    Raises:
-        ValueError: they were not chosen yet.
-    """
-    path = files.metrics / "score_retrieval.json"
     content = read_json(path) if path.is_file() else {}
-    chosen = content.get("protocol", {}).get("combined")
-    if not chosen or not chosen.get("weights"):
-        raise ValueError(
-            f"{path}: no weights of the combination; run the stage score_retrieval, or take another method"
-        )
-    return chosen
+    rows, ceilings = [], {}
+    for method in SEARCHED_BY:
+        for source, kinds in content.get(method, {}).items():
+            rows.append(_recall_row(method, source, kinds["by_image"], kinds.get("by_text", {})))
+            if "ceiling" in kinds:
+                ceilings[source] = _recall_row("ceiling", source, kinds["ceiling"], {"mean_recall": {"value": 1.0}})
+    return sorted([*rows, *ceilings.values()], key=lambda row: row["source"])  # stable: the ceiling stays last
 
 
-def combination_options(chosen: dict) -> dict:
-    """What ``make_parts`` needs beside the spaces, of what ``read_combination`` gives."""
-    return {name: chosen[name] for name in ("neighbours", "temperature", "hubness_neighbours")}
-
-
-def _recalls(entries: dict) -> dict:
-    return {name: read_reported(entries.get(name)) for name in RECALLS}
-
-
-def _images_by_text(test: RetrievalSet) -> list[set[int]]:
-    carriers: list[set[int]] = [set() for _ in test.texts]
-    for image, text in zip(test.row_image.tolist(), test.row_text.tolist(), strict=True):
-        carriers[text].add(image)
-    return carriers
+def _recall_row(method: str, source: str, by_image: dict, by_text: dict) -> dict:
+    scores = {name: read_reported(by_image.get(name)) for name in RECALLS}
+    return {"method": method, "source": source, "scores": scores, "by_text": read_reported(by_text.get("mean_recall"))}
 
 
 def _search(
-    queries: np.ndarray,
-    items: np.ndarray,
-    right: list[set[int]],
     direction: str,
     source: str,
-    query_names: list[str],
-    item_names: list[str],
+    asking: tuple[list[str], np.ndarray],
+    asked: tuple[list[str], np.ndarray],
+    pairs: list[tuple[int, int]],
     results: int,
-) -> list[Query]:
-    if results < 1:
-        raise ValueError(f"results is {results}: give at least 1")
+) -> Iterator[Query]:
+    """The searches of all that asks (names and vectors) among all that is asked.
+
+    Args:
+        pairs: (number of what asks, number of a right answer), each once.
+    """
+    (names, queries), (item_names, items) = asking, asked
     queries, items = np.ascontiguousarray(queries), np.ascontiguousarray(items)
+    right: list[list[int]] = [[] for _ in names]
+    for number, item in sorted(pairs):
+        right[number].append(item)
     top_scores, top_items = similarity_topk(queries, items, min(results, len(items)), normalize=False)
     offsets = np.concatenate([[0], np.cumsum([len(own) for own in right])])
-    ids = np.array([item for own in right for item in sorted(own)], dtype=np.int64)
+    ids = np.array([item for own in right for item in own], dtype=np.int64)
     ranks = retrieval_ranks(queries, items, (offsets, ids), normalize=False)
-    found = []
-    for number, name in enumerate(query_names):
+    for number, name in enumerate(names):
+        own = right[number]
+        found = zip(top_scores[number].tolist(), top_items[number].tolist(), strict=True)
         hits = [
-            Hit(item_names[item], round(score, 4), item in right[number], place)
-            for place, (score, item) in enumerate(
-                zip(top_scores[number].tolist(), top_items[number].tolist(), strict=True), start=1
-            )
+            Hit(item_names[item], round(score, 4), item in own, place)
+            for place, (score, item) in enumerate(found, start=1)
         ]
         first = next((hit for hit in hits if hit.right), None)
         if first is None:
-            own = np.array(sorted(right[number]))
             scores = items[own] @ queries[number]
             # Other answers with just the same score may stand before it: counted half, as over a random order.
             rank = 1 + int(ranks.greater[number]) + int(ranks.equal[number]) // (int(ranks.tied[number]) + 1)
-            best = int(own[int(scores.argmax())])
-            first = Hit(item_names[best], round(float(scores.max()), 4), True, max(rank, len(hits) + 1))
+            best = item_names[own[int(scores.argmax())]]
+            first = Hit(best, round(float(scores.max()), 4), True, max(rank, len(hits) + 1))
             hits.append(first)
-        found.append(
-            Query(direction, source, name, first.place, first.score, len(item_names), len(right[number]), tuple(hits))
-        )
-    return found
-
-
-def read_searches(
-    files: StudyFiles, method: str = "dual_encoder", *, split: str = "test", results: int = 5
-) -> tuple[list[Query], list[Query]]:
-    """All searches by caption, and all searches by image, of one method and split.
-
-    Raises:
-        FileNotFoundError, ValueError: the method's vectors were not made or do not fit the image table.
-    """
-    table = files.read_table()
-    tests = retrieval_sets(table, split)
-    space = read_method(files, method, table, split)
-    return search_captions(space, tests, results), search_images(space, tests, results)
+        yield Query(direction, source, name, first.place, first.score, len(item_names), len(own), tuple(hits))
 
 
 def write_retrieval_gallery(
@@ -236,83 +212,71 @@ def write_retrieval_gallery(
         results: how many answers of each search are shown.
         thumbnail_pixels, page_megabytes: size of the pictures and of the page; JPEG quality gives way to the last.
     """
-    table = files.read_table()
-    row_of = {row.image_id: row for row in table[table["split"] == split].itertuples(index=False)}
-    by_caption, by_image = read_searches(files, method, split=split, results=results)
-    samples = [choose_sample(len(all_), rank_queries(all_), images, seed) for all_ in (by_caption, by_image)]
-    captions, pictures = (
-        [all_[position] for position in sample.positions]
-        for all_, sample in zip((by_caption, by_image), samples, strict=True)
-    )
-    used = {hit.name for query in captions for hit in query.hits} | {query.name for query in pictures}
-    number_of = {image_id: number for number, image_id in enumerate(sorted(used))}
+    rows = rows_of(files.read_table(), split=split).set_index("image_id")
+    searches = read_searches(files, method, split=split, results=results)
+    samples = [choose_sample(len(own), rank_queries(own), images, seed) for own in searches]
+    captions, pictures = ([own[i] for i in sample.positions] for own, sample in zip(searches, samples, strict=True))
+    used = sorted({hit.name for query in captions for hit in query.hits} | {query.name for query in pictures})
+    label_of = {name: rows.loc[name, "label"] or "" for name in used}
+    sources = sorted({query.source for query in searches[0]})
     recalls = read_recalls(files)
+    items = [
+        {"direction": query.direction, "draw": place if place < sample.drawn else None}
+        | {"source": query.source, "rank": query.rank, "score": query.score}
+        for queries, sample in zip((captions, pictures), samples, strict=True)
+        for place, query in enumerate(queries)
+    ]
+    shown = [
+        {"id": name, "label": label_of[name], "captions": list(dict.fromkeys(rows.loc[name, "captions"]))}
+        for name in used
+    ]
     values = {
-        "study": " + ".join(sorted({query.source for query in by_caption})),
+        "study": " + ".join(sources),
         "split": split,
         "method": method,
         "results": results,
         "captions": captions,
         "pictures": pictures,
         "samples": samples,
-        "sources": sorted({query.source for query in by_caption}),
+        "sources": sources,
         "recalls": recalls,
         "several": len({row["source"] for row in recalls}) > 1,
-        "row_of": row_of,
-        "number_of": number_of,
-        "data": _page_data(captions, pictures, samples, row_of, number_of),
-        "thumbnails": [],
+        "label_of": label_of,
+        "number_of": {name: number for number, name in enumerate(used)},
+        "data": {"items": items, "images": shown},
     }
-    text_bytes = len(render_page("retrieval.html", ["retrieval.js"], **values).encode())
-    most = bytes_for_each(page_megabytes, len(number_of), text_bytes)
-    values["thumbnails"] = [make_thumbnail(row_of[name].path, thumbnail_pixels, most) for name in number_of]
-    size = write_page(path, render_page("retrieval.html", ["retrieval.js"], **values))
+    text_bytes = len(render_page("retrieval.html", ["retrieval.js"], thumbnails=[], **values).encode())
+    most = bytes_for_each(page_megabytes, len(used), text_bytes)
+    thumbnails = [make_thumbnail(rows.loc[name, "path"], thumbnail_pixels, most) for name in used]
+    size = write_page(path, render_page("retrieval.html", ["retrieval.js"], thumbnails=thumbnails, **values))
     return {
         "page": files.shown(path),
         "method": method,
-        "captions_searched": len(by_caption),
-        "images_searched": len(by_image),
-        "thumbnails": len(number_of),
+        "captions_searched": len(searches[0]),
+        "images_searched": len(searches[1]),
+        "thumbnails": len(used),
         "bytes": size,
     }
 
 
-def draw_search_preview(queries: Sequence[Query], table: pd.DataFrame, *, best: bool, count: int = 4) -> Figure:
-    """The best or worst searches by caption, one row each: the images found, right ones framed, with their scores."""
-    ranked = rank_queries(queries)
-    chosen = [queries[i] for i in (ranked[:count] if best else ranked[::-1][:count])]
+def show_search_preview(queries: Sequence[Query], table: pd.DataFrame, *, count: int = 4) -> HTML:
+    """The best and the worst searches by caption with the images found, right ones framed, for a notebook."""
+    ranked, rows = rank_queries(queries), []
     path_of = dict(zip(table["image_id"], table["path"], strict=True))
-    columns = max(len(query.hits) for query in chosen)
-    rows, width = len(chosen), 1.75 * columns
-    height = 2.35 * rows + 0.4
-    # Placed by hand: constrained layout does not count the captions above the pictures.
-    drawn, axes = figure(width, height, rows=rows, columns=columns, squeeze=False, layout="none", dpi=80)
-    drawn.subplots_adjust(0.01, 0.25 / height, 0.99, 1 - 0.85 / height, wspace=0.06, hspace=0.42)
-    title = f"The {rows} {'best' if best else 'worst'} searches by caption"
-    drawn.text(0.01, 1 - 0.1 / height, title, va="top", fontsize=12, fontweight="bold")
-    for line, query in zip(axes, chosen, strict=True):
-        text = query.name if len(query.name) <= 95 else query.name[:94] + "…"
-        place = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 8.5}
-        line[0].annotate("“" + text.replace("$", r"\$") + "”", (0, 1), (0, 6), **place)
-        for axis, hit in zip(line, query.hits, strict=False):
-            axis.imshow(np.asarray(shrink(open_image(path_of[hit.name]), 160)), interpolation="lanczos")
-            axis.set_xlabel(f"{hit.place}.  {hit.score:.2f}{'   right' if hit.right else ''}", fontsize=8, labelpad=3)
-            axis.xaxis.label.set_color(GREEN if hit.right else MUTED)
-            for spine in axis.spines.values():
-                spine.set(visible=True, color=GREEN if hit.right else RULE, linewidth=3.5 if hit.right else 0.8)
-        for axis in line:
-            axis.set(xticks=[], yticks=[])
-            axis.grid(False)
-        for axis in line[len(query.hits) :]:
-            axis.set_axis_off()
-    return drawn
-
-
-def show_search_preview(queries: Sequence[Query], table: pd.DataFrame, *, count: int = 4) -> None:
-    """Draw and show the best and the worst searches in a notebook."""
-    for best in (True, False):
-        draw_search_preview(queries, table, best=best, count=count)
-        plt.show()
+    for word, chosen in (("best", ranked[:count]), ("worst", ranked[::-1][:count])):
+        rows.append({"head": f"The {len(chosen)} {word} searches by caption", "words": "", "cards": []})
+        for query in (queries[position] for position in chosen):
+            cards = [
+                {
+                    "picture": make_thumbnail(path_of[hit.name], 160),
+                    "bold": f"{hit.place}.",
+                    "title": f"{hit.score:.2f}{', right' if hit.right else ''}",
+                    "right": hit.right,
+                }
+                for hit in query.hits
+            ]
+            rows.append({"head": "", "words": f"“{query.name}”", "cards": cards})
+    return show_cards(rows, width=130)
 
 
 def summarise_places(by_caption: Sequence[Query], by_image: Sequence[Query]) -> pd.DataFrame:
@@ -320,34 +284,103 @@ def summarise_places(by_caption: Sequence[Query], by_image: Sequence[Query]) -> 
     rows = {}
     for name, queries in (("caption to images", by_caption), ("image to captions", by_image)):
         ranks = np.array([query.rank for query in queries])
-        rows[name] = {"searches": len(ranks)} | {
-            f"in first {k}": round(100 * float((ranks <= k).mean()), 1) for k in (1, 5, 10)
-        }
-        rows[name]["median place"] = math.floor(float(np.median(ranks)))
+        first = {f"in first {k}": round(100 * float((ranks <= k).mean()), 1) for k in (1, 5, 10)}
+        rows[name] = {"searches": len(ranks), **first, "median place": int(np.median(ranks))}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _page_data(
-    captions: Sequence[Query],
-    pictures: Sequence[Query],
-    samples: Sequence[Sample],
-    row_of: dict,
-    number_of: dict[str, int],
-) -> dict:
-    """What the page's script needs of each search (in the cards' order) and of each picture."""
-    items = [
-        {
-            "direction": query.direction,
-            "draw": place if place < sample.drawn else None,
-            "source": query.source,
-            "rank": query.rank,
-            "score": query.score,
-        }
-        for queries, sample in zip((captions, pictures), samples, strict=True)
-        for place, query in enumerate(queries)
-    ]
-    images = [
-        {"id": name, "label": row_of[name].label or "", "captions": list(dict.fromkeys(row_of[name].captions))}
-        for name in number_of
-    ]
-    return {"items": items, "images": images}
+@dataclass(frozen=True)
+class SearchIndex:
+    """The images of one method, ready to be searched."""
+
+    image_ids: list[str]
+    weights: dict[str, float]  # of the vectors' parts; one part of weight 1 where nothing is combined
+    faiss_index: object
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row of each image id."""
+        return {image_id: row for row, image_id in enumerate(self.image_ids)}
+
+    def vector(self, image_id: str) -> np.ndarray:
+        """(1, D) of an image. ValueError: it is not in the index."""
+        if image_id not in self.row_of:
+            raise ValueError(f"image {image_id!r} is not in the index")
+        return self.faiss_index.reconstruct(self.row_of[image_id])[None]
+
+    def query(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """(1, D): the query of these parts, each (1, D_part) of length 1, weighted as the images are."""
+        return np.hstack([np.sqrt(weight) * parts[part] for part, weight in self.weights.items()]).astype(np.float32)
+
+    def search(self, vector: np.ndarray, count: int, *, within: np.ndarray | None = None) -> list[tuple[str, float]]:
+        """(image id, score) of the ``count`` best, best first, ties in the images' order.
+
+        Args:
+            vector: (1, D).
+            within: (N,) bool: the images that may be found; None: all.
+        """
+        options, allowed = {}, len(self.image_ids)
+        if within is not None:
+            faiss, allowed = import_extra("faiss", "the search index"), int(within.sum())
+            bits = np.packbits(within, bitorder="little")
+            options["params"] = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+        wanted = min(count + TIES, allowed)
+        if wanted < 1 or count < 1:
+            return []
+        scores, rows = self.faiss_index.search(np.ascontiguousarray(vector, dtype=np.float32), wanted, **options)
+        order = np.lexsort((rows[0], -scores[0]))[:count]
+        return [(self.image_ids[rows[0, i]], float(scores[0, i])) for i in order]
+
+
+def save_indexes(table: pd.DataFrame, files: StudyFiles) -> pd.DataFrame:
+    """What was indexed, one row a method: images, dimensions, weights; after writing it whole to ``files.search_index``.
+
+    A method whose vectors or weights the study has not made is left out, with the reason in the column ``why not``.
+    """
+    faiss = import_extra("faiss", "the search index")
+    rows, meta = {}, {}
+    with whole_folder(files.search_index) as scratch:
+        for method in SEARCHED_BY:
+            try:
+                space, weights = read_method(files, method, table)
+            except (FileNotFoundError, ValueError) as error:
+                rows[method] = {"images": 0, "dimensions": 0, "weights": "", "why not": str(error)}
+                continue
+            images, width = space.image_vectors.shape
+            made = faiss.IndexFlatIP(width)
+            made.add(np.ascontiguousarray(space.image_vectors, dtype=np.float32))
+            faiss.write_index(made, str(scratch / f"{method}.faiss"))
+            meta[method] = {"image_ids": list(space.image_ids), "weights": weights}
+            shown = ", ".join(f"{part} {weight:g}" for part, weight in weights.items())
+            rows[method] = {"images": images, "dimensions": width, "weights": shown, "why not": ""}
+        write_json(scratch / META, meta)
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def saved_methods(folder: Path) -> list[str]:
+    """The methods that an index was saved of in this folder."""
+    meta = read_json(folder / META) if (folder / META).is_file() else {}
+    return [method for method in SEARCHED_BY if method in meta]
+
+
+def load_index(method: str, folder: Path) -> SearchIndex:
+    """The saved index of a method.
+
+    Raises:
+        FileNotFoundError: the study has not saved it.
+        ValueError: its files do not fit each other.
+        ImportError: FAISS is not installed.
+    """
+    if method not in saved_methods(folder):
+        raise FileNotFoundError(f"{folder}: no index of {method!r}; {NO_INDEX}")
+    faiss = import_extra("faiss", "the search index")
+    own, path = read_json(folder / META)[method], folder / f"{method}.faiss"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; {NO_INDEX}")
+    try:
+        read = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: damaged ({str(error).splitlines()[0]}); {NO_INDEX}") from error
+    if read.ntotal != len(own["image_ids"]):
+        raise ValueError(f"{path}: {read.ntotal} vectors for {len(own['image_ids'])} images; {NO_INDEX}")
+    return SearchIndex(own["image_ids"], own["weights"], read)

@@ -1,13 +1,15 @@
 """The study's map: stages and states read right, drawn alike at every run."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from rsvlm.files import write_json
-from rsvlm.study import paths, study_map
-from rsvlm.study.study_map import (
+from rsvlm.study import overview, paths
+from rsvlm.study.overview import (
     FRESH,
     MISSING,
     STALE,
@@ -53,29 +55,34 @@ def test_stages_come_with_needs_levels_and_notebooks(stages):
 
 
 def test_states_follow_what_dvc_says(stages):
-    assert {state.name for state in judge_stages(stages, {}).values()} == {FRESH}
+    assert {state for state, _ in judge_stages(stages, {}).values()} == {FRESH}
     status = {
         "strip@20_second": [{"changed deps": {"notebooks/20_second.ipynb": "modified"}}],
         "other": [{"changed deps": {"params.yaml": "new"}}, {"changed outs": {"data/firstborn": "deleted"}}],
     }
     states = judge_stages(stages, status)
-    assert [states[stage.name].name for stage in stages] == [FRESH, STALE, STALE, MISSING]
-    assert states["second"].reason == "changed: notebooks/20_second.ipynb" and states["third"].reason == "after second"
+    assert [states[stage.name][0] for stage in stages] == [FRESH, STALE, STALE, MISSING]
+    assert states["second"][1] == "changed: notebooks/20_second.ipynb" and states["third"][1] == "after second"
     states = judge_stages(
         stages, {"first": [{"changed deps": {"params.yaml": {"first.seed": "modified"}}}, "changed command"]}
     )
-    assert states["first"].reason == "changed: first.seed" and states["third"].name == STALE
-    assert judge_stages(stages, {"first": ["changed command"]})["first"].reason == "its command changed"
-    table = study_map.stage_table(stages, states)
+    assert states["first"][1] == "changed: first.seed" and states["third"][0] == STALE
+    assert judge_stages(stages, {"first": ["changed command"]})["first"][1] == "its command changed"
+    table = overview.stage_table(stages, states)
     assert list(table.index) == ["10_first", "20_second", "third", "other"] and table.loc["other", "state"] == FRESH
 
 
-def test_map_has_equal_bytes_on_a_rerun_and_no_software_name(stages, tmp_path):
-    pictures = [
-        save_figure(draw_map(stages, judge_stages(stages, {})), tmp_path / name).read_bytes()
-        for name in ("1.png", "2.png")
-    ]
-    assert pictures[0] == pictures[1] and b"Matplotlib" not in pictures[0]
+def test_the_map_shows_states_and_arrows_and_texts_stay_texts(stages):
+    told = replace(stages[0], about="<script>1</script> & more")
+    picture = draw_map([told, *stages[1:]], {"first": (STALE, ""), "second": (MISSING, ""), "third": (FRESH, "")}).data
+    drawn = ElementTree.fromstring(picture)
+    kinds = [own.get("class") for own in drawn.iter("{http://www.w3.org/2000/svg}rect") if own.get("rx") == "7"]
+    assert kinds == ["box would-run-again", "box not-run-yet", "box up-to-date", "box not-asked"]
+    assert picture.count('fill="url(#hatch)"') == 2 and "<script>" not in picture  # the box and the key
+    assert (
+        picture.count('class="arrow"') == 2
+    )  # first to second to third: the arrow from first to third says nothing new
+    assert "10  first" in picture and "&lt;script&gt;" in picture
 
 
 @pytest.mark.parametrize(
@@ -98,9 +105,9 @@ def test_without_dvc_the_map_still_comes(stages, monkeypatch):
     def fail(*_, **__):
         raise subprocess.CalledProcessError(255, "dvc", stderr="first\nERROR: you are not inside of a DVC repository\n")
 
-    monkeypatch.setattr(study_map.subprocess, "run", fail)
+    monkeypatch.setattr(overview.subprocess, "run", fail)
     with pytest.warns(UserWarning, match="not inside of a DVC repository"):
-        assert study_map.read_states(stages) == {}
+        assert overview.read_states(stages) == {}
     draw_map(stages, {})
 
 
@@ -136,9 +143,14 @@ def test_the_projects_own_pipeline_is_drawn():
     draw_map(list(read.values()), {})
 
 
+def test_a_figure_has_equal_bytes_on_a_rerun_and_no_software_name(tmp_path):
+    pictures = [save_figure(figure(3, 2)[0], tmp_path / name).read_bytes() for name in ("1.png", "2.png")]
+    assert pictures[0] == pictures[1] and b"Matplotlib" not in pictures[0]
+
+
 def test_series_keep_their_colours_and_new_ones_differ():
     colours = series_colours(["captioner", "mine", "consensus", "yours"])
     assert colours["captioner"] == series_colours(["captioner"])["captioner"]
     assert len(set(colours.values())) == 4 and colours["mine"] in COLOURS
-    drawn, axes = figure(rows=2, columns=2, title="T")
-    assert axes.shape == (2, 2) and PNG_METADATA["Software"] is None and drawn.get_suptitle() == "T"
+    _, axes = figure(3, 2, rows=2, columns=2)
+    assert axes.shape == (2, 2) and PNG_METADATA["Software"] is None
