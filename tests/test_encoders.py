@@ -20,8 +20,7 @@ from broken_models import (
 from PIL import Image
 from safetensors.torch import load_file
 
-from rsvlm.models.clip import ClipEncoder
-from rsvlm.models.encoders import PACKAGED, RANDOM_CLIP, load_encoder, resize_images
+from rsvlm.models.encoders import PACKAGED, RANDOM_CLIP, ClipEncoder, load_encoder, resize_images
 
 torch.set_num_threads(1)
 CAPTIONS = ["A river.", "Two planes are parked next to each other near the terminal.", "Лес и река"]

