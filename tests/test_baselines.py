@@ -5,15 +5,12 @@ import pytest
 
 from rsvlm.models.neighbours import (
     CiderSpace,
+    Memory,
+    Pools,
     baseline_captions,
-    caption_space,
-    consensus_captions,
-    consensus_pool,
     constant_caption,
     count_ngrams,
-    find_neighbours,
-    nearest_captions,
-    shuffled_images,
+    shuffled_captions,
 )
 
 TRAINING = {
@@ -22,6 +19,15 @@ TRAINING = {
     "3": ["a river in the forest", "the river runs in the green forest", "a a a river river"],
     "4": ["green trees", "a forest of green trees", "many trees in the forest"],
 }
+
+
+def memory_of(captions, vectors=None) -> Memory:
+    return Memory(captions, np.zeros((len(captions), 2), np.float32) if vectors is None else np.asarray(vectors))
+
+
+def pool_of(neighbours, weights, captions=TRAINING, extra=()) -> list[tuple[str, float]]:
+    """The ranked pool of one image with these neighbours."""
+    return Pools(["q"], [neighbours], [np.asarray(weights)], memory_of(captions)).consensus(0, extra)
 
 
 def test_similarity_equals_pycocoevalcap():
@@ -42,7 +48,7 @@ def test_mean_similarity_is_exact():
     candidates = sorted({text for texts in TRAINING.values() for text in texts})
     slow = np.mean([space.similarity(candidates, texts).mean(axis=1) for texts in TRAINING.values()], axis=0)
     np.testing.assert_allclose(space.mean_similarity(candidates, list(TRAINING.values())), slow, atol=1e-12)
-    assert constant_caption(TRAINING) == candidates[int(np.argmax(slow))]
+    assert constant_caption(memory_of(TRAINING)) == candidates[int(np.argmax(slow))]
 
 
 def test_empty_and_foreign_captions_have_vectors():
@@ -53,75 +59,73 @@ def test_empty_and_foreign_captions_have_vectors():
 
 
 def test_pool_ranks_what_neighbours_agree_on():
-    pool = consensus_pool([["1", "2", "3"]], [np.array([1.0, 0.9, 0.1])], TRAINING)[0]
+    pool = pool_of(["1", "2", "3"], [1.0, 0.9, 0.1])
     assert pool[0][0] == "many planes are at the airport"
     assert len(pool) == len({text for text, _ in pool}) == 7
     assert [score for _, score in pool] == sorted((score for _, score in pool), reverse=True)
-    assert consensus_captions([["1", "2", "3"]], [np.array([1.0, 0.9, 0.1])], TRAINING) == [pool[0][0]]
 
 
 def test_pool_score_is_the_weighted_mean_to_the_other_captions():
-    space = CiderSpace(TRAINING.values())
-    pool = dict(consensus_pool([["3", "4"]], [np.array([1.0, 0.5])], TRAINING, space=space)[0])
+    pool = dict(pool_of(["3", "4"], [1.0, 0.5]))
     others = [(text, 1.0) for text in TRAINING["3"][1:]] + [(text, 0.5) for text in TRAINING["4"]]
+    space = CiderSpace(TRAINING.values())
     similarity = space.similarity(["a river in the forest"], [text for text, _ in others])[0]
     expected = np.average(similarity, weights=[weight for _, weight in others])
     assert pool["a river in the forest"] == pytest.approx(expected)
 
 
 def test_weights_decide_between_disagreeing_neighbours():
-    captions = consensus_captions([["1", "3"], ["3", "1"]], [np.array([1.0, 0.01])] * 2, TRAINING)
-    assert captions[0] in TRAINING["1"] and captions[1] in TRAINING["3"]
+    assert pool_of(["1", "3"], [1.0, 0.01])[0][0] in TRAINING["1"]
+    assert pool_of(["3", "1"], [1.0, 0.01])[0][0] in TRAINING["3"]
 
 
 def test_extra_candidates_are_scored_but_do_not_vote():
-    plain = consensus_pool([["1", "2"]], [np.ones(2)], TRAINING)[0]
-    extra = consensus_pool(
-        [["1", "2"]], [np.ones(2)], TRAINING, extra=[["planes at the airport", "two planes", "zebra"]]
-    )[0]
+    plain = pool_of(["1", "2"], [1.0, 1.0])
+    extra = pool_of(["1", "2"], [1.0, 1.0], extra=["planes at the airport", "two planes", "zebra"])
     assert [pair for pair in extra if pair[0] not in ("planes at the airport", "zebra")] == plain
     assert dict(extra)["zebra"] == 0 < dict(extra)["planes at the airport"]
 
 
 def test_one_neighbour_with_one_caption_still_gives_it():
-    assert consensus_pool([["x"]], [np.ones(1)], {"x": ["a lone caption"], "y": ["other"]}) == [
-        [("a lone caption", 0.0)]
-    ]
-    with pytest.raises(ValueError, match="query 0"):
-        consensus_pool([[]], [np.ones(0)], TRAINING)
+    assert pool_of(["x"], [1.0], {"x": ["a lone caption"], "y": ["other"]}) == [("a lone caption", 0.0)]
+    with pytest.raises(ValueError, match="x: no other training image"):
+        memory_of({"x": ["a lone caption"]}, [[1.0, 0.0]]).pools(np.array([[1.0, 0.0]]), ["x"])
 
 
 def test_neighbours_by_cosine_with_weights():
     items = np.array([[1, 0], [0, 2], [3, 3], [-1, 0]], dtype=np.float32)
-    ids, weights = find_neighbours(
-        np.array([[2, 0.1]], dtype=np.float32), items, ["a", "b", "c", "d"], k=2, temperature=0.5
-    )
-    assert ids == [["a", "c"]]
+    memory = memory_of({name: ["a"] for name in "abcd"}, items)
+    pools = memory.pools(np.array([[2, 0.1]], dtype=np.float32), ["q"], k=2, temperature=0.5)
+    assert pools.neighbours == [["a", "c"]]
     cosines = items[[0, 2]] @ np.array([2, 0.1]) / np.linalg.norm(items[[0, 2]], axis=1) / np.linalg.norm([2, 0.1])
-    np.testing.assert_allclose(weights[0], np.exp((cosines - cosines[0]) / 0.5), rtol=1e-5)
+    np.testing.assert_allclose(pools.votes[0], np.exp((cosines - cosines[0]) / 0.5), rtol=1e-5)
 
 
 def test_an_image_is_not_its_own_neighbour_and_few_items_are_enough():
     items = np.eye(3, dtype=np.float32)
-    ids, weights = find_neighbours(items, items, ["a", "b", "c"], k=5, query_ids=["a", "b", "c"])
-    assert [sorted(found) for found in ids] == [["b", "c"], ["a", "c"], ["a", "b"]]
-    assert all(row.max() == 1 for row in weights)
-    with pytest.raises(ValueError, match="ids"):
-        find_neighbours(items, items, ["a"], k=1)
+    memory = memory_of({name: ["a"] for name in "abc"}, items)
+    pools = memory.pools(items, ["a", "b", "c"], k=5)
+    assert [sorted(found) for found in pools.neighbours] == [["b", "c"], ["a", "c"], ["a", "b"]]
+    assert all(row.max() == 1 for row in pools.votes)
+    with pytest.raises(ValueError, match="3 rows of features for 1 training ids"):
+        memory_of({"a": ["a"]}, items).pools(items, ["a", "b", "c"])
     with pytest.raises(ValueError, match="temperature"):
-        find_neighbours(items, items, ["a", "b", "c"], temperature=0.0)
+        memory.pools(items, ["a", "b", "c"], temperature=0.0)
 
 
 def test_three_baselines_at_once():
     features = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 1]], dtype=np.float32)
-    runs = baseline_captions(
-        ["p", "q"], np.array([[1, 0.05], [0, 1]], dtype=np.float32), list(TRAINING), features, TRAINING, k=2
-    )
+    queries = np.array([[1, 0.05], [0, 1]], dtype=np.float32)
+    runs = baseline_captions(memory_of(TRAINING, features).pools(queries, ["p", "q"], k=2))
     assert list(runs) == ["constant", "nearest", "consensus"]
     assert runs["nearest"] == {"p": TRAINING["1"][0], "q": TRAINING["3"][0]}
     assert runs["consensus"]["p"] == "many planes are at the airport"
     assert len(set(runs["constant"].values())) == 1
-    assert nearest_captions([["4", "1"]], TRAINING) == ["green trees"]
+
+
+def shuffled_images(ids, seed):
+    """The images that are shown in the place of each."""
+    return list(shuffled_captions({image_id: image_id for image_id in ids}, [ids], seed).values())
 
 
 def test_shuffled_images_have_no_fixed_point():
@@ -143,8 +147,10 @@ def test_consensus_of_a_class_on_ucm(shared_data):
     label = {name: (int(name.removesuffix(".tif")) - 1) // 100 for name in captions}
     tested = [image["filename"] for image in images if image["split"] == "test"][::10]
     neighbours = [[other for other in training if label[other] == label[name]][:20] for name in tested]
-    space = caption_space(training, captions)
-    chosen = consensus_captions(neighbours, [np.ones(20)] * len(tested), captions, space=space)
+    memory = memory_of({name: captions[name] for name in training})
+    space = memory.space
+    votes = [np.ones(20)] * len(tested)
+    chosen = [own[0][0] for own in Pools(tested, neighbours, votes, memory).ranked]
     own = np.mean([space.similarity([text], captions[name]).mean() for text, name in zip(chosen, tested)])
     first = [captions[images[0]][0] for images in neighbours]
     baseline = np.mean([space.similarity([text], captions[name]).mean() for text, name in zip(first, tested)])

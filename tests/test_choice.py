@@ -2,15 +2,8 @@ import numpy as np
 import pytest
 from captioner_case import make_features, make_table
 
-from rsvlm.models.candidates import (
-    choose_captions,
-    choose_weights,
-    gather_candidates,
-    judge_candidates,
-    mean_cider,
-    training_pools,
-    weight_grid,
-)
+from rsvlm.models.inference import choose_captions, choose_weights, judge_candidates, weight_grid
+from rsvlm.models.neighbours import training_pools
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +32,13 @@ def test_a_training_image_is_not_its_own_neighbour(study):
     assert all(image_id not in own and len(own) == 15 for image_id, own in zip(pools.image_ids, pools.neighbours))
 
 
-def test_candidates_are_the_captioners_then_the_pools(pools):
-    generated = [["It is made."]] * 3 + [[pools.ranked[3][0][0]]]
-    candidates = gather_candidates(generated, pools, 2)
-    assert candidates[0] == ["It is made.", *(text for text, _ in pools.ranked[0][:2])]
-    assert candidates[3] == [text for text, _ in pools.ranked[3][:2]]
+def candidates_of(own, pools, from_pool):
+    """The same words for each image, then the best of its pool."""
+    return [[*own, *texts] for texts in pools.top(from_pool).values()]
 
 
 def test_each_term_can_decide(pools):
-    candidates = gather_candidates([["Waves on a beach."]] * 4, pools, 2)
+    candidates = candidates_of(["Waves on a beach."], pools, 2)
     judged = judge_candidates(
         candidates,
         pools,
@@ -63,12 +54,14 @@ def test_each_term_can_decide(pools):
 def test_weights_are_chosen_by_cider_to_the_references(study, pools):
     _, table = study
     references = list(table.set_index("image_id").loc[pools.image_ids]["captions"])
-    candidates = gather_candidates([["Waves on a beach."]] * 4, pools, 3)
+    candidates = candidates_of(["Waves on a beach."], pools, 3)
     judged = judge_candidates(candidates, pools, samples=[["Waves on a beach."]] * 4)
-    weights, tried = choose_weights(candidates, judged, references, pools.space, weight_grid([0, 1], [0, 0.5, 5], [0]))
+    weights, tried = choose_weights(
+        candidates, judged, references, pools.memory.space, weight_grid([0, 1], [0, 0.5, 5], [0])
+    )
     assert weights == {"pool": 1.0, "samples": 0.0, "likelihood": 0.0}  # the samples are wrong here
     assert tried["cider"].max() == pytest.approx(
-        mean_cider(choose_captions(candidates, judged, weights), references, pools.space), abs=1e-6
+        pools.memory.space.mean_cider(choose_captions(candidates, judged, weights), references), abs=1e-6
     )
     assert tried["cider"].min() < tried["cider"].max()
 
@@ -82,7 +75,7 @@ def test_the_grid_has_its_simplest_weights_first():
 
 
 def test_wrong_numbers_are_refused(pools):
-    candidates = gather_candidates([["A."]] * 4, pools, 1)
+    candidates = candidates_of(["A."], pools, 1)
     with pytest.raises(ValueError, match="2 candidates, but 1 likelihoods"):
         judge_candidates(candidates, pools, likelihoods=[np.zeros(1)] * 4)
     with pytest.raises(ValueError, match="no candidate captions"):

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 import rsvlm
 from rsvlm.cli import app, main
-from rsvlm.models.candidates import choose_captions, training_memory
 from rsvlm.models.captioner import build_capret
 from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import encode_pictures
-from rsvlm.models.generation import caption_log_likelihoods
-from rsvlm.models.inference import load_captioner, propose_captions, save_captioner
+from rsvlm.models.generation import Prompted, caption_log_likelihoods
+from rsvlm.models.inference import choose_captions, load_captioner, propose_captions, save_captioner
+from rsvlm.models.neighbours import training_memory
 from rsvlm.models.packaged import make_tiny_clip
 from rsvlm.settings import Generation
 
@@ -135,6 +135,8 @@ def test_a_saved_captioner_says_what_the_stage_says(house):
     ids = features.image_ids[:3]
     pools = captioner.pools(features.image_embeddings[:3], ids)
     proposed = propose_captions(captioner.model, features, ids, pools, captioner.generation)
+    for own, near, candidates in zip(proposed.own, pools.top(4).values(), proposed.candidates, strict=True):
+        assert candidates == list(dict.fromkeys([*own, *near]))  # the captioner's, then the pool's
     expected = choose_captions(proposed.candidates, proposed.judged, WEIGHTS)
     found = rsvlm.caption(captioner, pictures[:3])
     assert found["caption"].tolist() == expected and found["image"].tolist() == ["image 1", "image 2", "image 3"]
@@ -146,13 +148,30 @@ def test_a_saved_captioner_says_what_the_stage_says(house):
     features = captioner.encode(pictures[:3], ids)
     near = list(captioner.pools(features.image_embeddings, ids).top(1).values())
     alone = [[text] for text in expected]
-    given = {"prompt": "Caption:", "neighbours": near, "view": "mean"}
-    likely = caption_log_likelihoods(captioner.model, features, ids, alone, **given)
+    likely = caption_log_likelihoods(Prompted(captioner.model, features, ids, "Caption:", near, "mean"), alone)
     assert found["log_probability"].tolist() == pytest.approx([own[0] for own in likely], abs=1e-4)
     silent = rsvlm.caption(replace(captioner, weights=WEIGHTS | {"likelihood": 0.0}), pictures[:3])
     assert (silent["log_probability"] < 0).all()
     arrays = rsvlm.caption(captioner, [np.asarray(one) for one in pictures[:3]])
     assert arrays["caption"].tolist() == expected
+
+
+def test_what_is_drawn_depends_on_the_place_in_the_whole_list(house, monkeypatch):
+    """Read a few at a time, an image is captioned as in a study, which takes its whole list at once."""
+    folder, _, _, pictures = house
+    captioner = load_captioner(folder / "captioner")
+    captioner = replace(captioner, weights={"pool": 0.0, "samples": 1.0, "likelihood": 0.0})
+    generation = Generation(beams=1, samples=3, pool_candidates=0, max_new_tokens=5, seed=2)
+    captioner = replace(captioner, generation=generation)
+    names = [f"image {number}" for number in range(1, 8)]
+    features = captioner.encode(pictures[:7], names)
+    pools = captioner.pools(features.image_embeddings, names)
+    whole = propose_captions(captioner.model, features, names, pools, generation)
+    expected = choose_captions(whole.candidates, whole.judged, captioner.weights)
+    monkeypatch.setattr("rsvlm.models.index.A_BLOCK", 3)
+    assert rsvlm.caption(captioner, pictures[:7])["caption"].tolist() == expected
+    moved = propose_captions(captioner.model, features, names, pools, generation, numbers=range(1, 8))
+    assert moved.own != whole.own  # the draws do differ from place to place
 
 
 @pytest.mark.parametrize(
@@ -187,7 +206,7 @@ def test_a_broken_file_stops_or_is_told_of(house, tmp_path):
 
 def test_a_captioner_that_is_not_whole(house, other, tmp_path):
     folder = house[0]
-    with pytest.raises(ValueError, match="trained on features of the encoder"):
+    with pytest.raises(ValueError, match="made with the encoder"):
         load_captioner(folder / "captioner", other)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_captioner(tmp_path / "nowhere")
@@ -222,7 +241,7 @@ def test_an_index_finds_its_own_images_and_survives_the_disk(house, other, tmp_p
         rsvlm.build_index(encoder, folder / "pictures", unreadable="skip")
     with pytest.raises(ValueError, match="query 1 is blank"):
         index.search(["a", " "])
-    with pytest.raises(ValueError, match="made by the encoder"):
+    with pytest.raises(ValueError, match="made with the encoder"):
         rsvlm.load_index(tmp_path / "index", other)
     with pytest.raises(FileNotFoundError, match="no index here"):
         rsvlm.load_index(tmp_path)

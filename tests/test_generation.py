@@ -6,11 +6,11 @@ from captioner_case import make_captioner, make_features
 from rsvlm.models.features import read_visual
 from rsvlm.models.generation import (
     Hypothesis,
+    Prompted,
     beam_captions,
     caption_log_likelihoods,
     embed_captions_ret,
     embed_images_ret,
-    generate_captions,
     sample_captions,
     sample_tokens,
     search_beams,
@@ -96,9 +96,8 @@ def test_beams_equal_hugging_face(captioner, features, favour_end):
 
 def test_beam_scores_are_the_likelihoods_of_their_tokens(captioner, features):
     ids = features.image_ids[:2]
-    captions = beam_captions(captioner, features, ids, beams=3, max_new_tokens=6)
+    captions = beam_captions(Prompted(captioner, features, ids), beams=3, max_new_tokens=6)
     assert all(len(set(own)) == len(own) and 1 <= len(own) <= 3 for own in captions)
-    assert [own[0] for own in captions] == generate_captions(captioner, features, ids, beams=3, max_new_tokens=6)
     prefixes, visual = prefixes_of(captioner, features)
     hypothesis = search_beams(captioner, prefixes[:1], visual[:1], beams=2, max_new_tokens=5)[0][0]
     inputs = captioner.embed_tokens(torch.tensor([prefixes[0] + list(hypothesis.tokens)]), visual[0])
@@ -110,26 +109,30 @@ def test_beam_scores_are_the_likelihoods_of_their_tokens(captioner, features):
 
 def test_captions_do_not_depend_on_the_batch(captioner, features):
     ids = features.image_ids[:3]
-    options = {"neighbours": NEIGHBOURS, "max_new_tokens": 8, "prompt": "What is here?"}
+    asked = Prompted(captioner, features, ids, "What is here?", NEIGHBOURS)
     for beams in (1, 3):
-        whole = generate_captions(captioner, features, ids, beams=beams, batch_size=8, **options)
-        assert whole == generate_captions(captioner, features, ids, beams=beams, batch_size=1, **options)
-    samples = [
-        sample_captions(captioner, features, ids, samples=4, seed=5, batch_size=size, **options) for size in (1, 8)
-    ]
+        whole, single = (beam_captions(asked, beams=beams, max_new_tokens=8, batch_size=size) for size in (8, 1))
+        assert whole == single
+    samples = [sample_captions(asked, samples=4, seed=5, max_new_tokens=8, batch_size=size) for size in (1, 8)]
     assert samples[0] == samples[1]
+    last = Prompted(captioner, features, ids[2:], "What is here?", NEIGHBOURS[2:])
+    assert sample_captions(last, samples=4, seed=5, numbers=[2], max_new_tokens=8) == samples[0][2:]
 
 
 def test_prompt_neighbours_and_view_reach_the_model(captioner, features):
     ids = features.image_ids[:3]
-    plain = generate_captions(captioner, features, ids, max_new_tokens=8)
-    assert plain != generate_captions(captioner, features, ids, max_new_tokens=8, neighbours=NEIGHBOURS)
-    assert plain != generate_captions(captioner, features, ids, max_new_tokens=8, prompt="Describe")
-    assert plain != generate_captions(captioner, features, ids, max_new_tokens=8, view="mean")
+
+    def captions(**asked):
+        return beam_captions(Prompted(captioner, features, ids, **asked), max_new_tokens=8)
+
+    plain = captions()
+    assert plain != captions(neighbours=NEIGHBOURS)
+    assert plain != captions(prompt="Describe")
+    assert plain != captions(view="mean")
     with pytest.raises(ValueError, match="view: 'sideways' is none of upright, mean"):
-        generate_captions(captioner, features, ids, view="sideways")
+        captions(view="sideways")
     with pytest.raises(ValueError, match="3 images, but neighbours' captions for 1"):
-        generate_captions(captioner, features, ids, neighbours=[["A river."]])
+        captions(neighbours=[["A river."]])
 
 
 def test_sampling_follows_the_distribution_and_its_seed(captioner, features):
@@ -156,9 +159,8 @@ def test_sampling_follows_the_distribution_and_its_seed(captioner, features):
 def test_likelihoods_with_a_shared_prefix_equal_whole_sequences(captioner, features):
     ids = features.image_ids[:3]
     candidates = [["A river.", "Many white airplanes are parked."], ["Waves."], []]
-    found = caption_log_likelihoods(
-        captioner, features, ids, candidates, neighbours=NEIGHBOURS, mean=False, batch_size=2
-    )
+    asked = Prompted(captioner, features, ids, neighbours=NEIGHBOURS)
+    found = caption_log_likelihoods(asked, candidates, mean=False, batch_size=2)
     assert [len(own) for own in found] == [2, 1, 0]
     visual = read_visual(features, [0])
     tokens = captioner.visual_tokens(visual.pooled, visual.grid)
@@ -173,7 +175,7 @@ def test_likelihoods_with_a_shared_prefix_equal_whole_sequences(captioner, featu
         words = torch.cat([logits[0], ret[:, None]], 1)[len(prefix) - 1 :].log_softmax(-1)
         expected = sum(words[i, token].item() for i, token in enumerate([*caption, captioner.eos_id]))
         assert value == pytest.approx(expected, abs=1e-3)
-    per_token = caption_log_likelihoods(captioner, features, ids, candidates, neighbours=NEIGHBOURS)
+    per_token = caption_log_likelihoods(asked, candidates)
     assert per_token[1][0] == pytest.approx(found[1][0] / (len(captioner.encode_text(["Waves."])[0]) + 1))
 
 

@@ -1,24 +1,127 @@
-"""An index of images that can be searched by text or by image, in memory and on disk.
+"""Images of any kind, read block by block, and an index of them that can be searched by text or by image.
 
 Exact search by ``similarity_topk``: 100,000 images of 512 numbers are 102 MB. A saved folder holds ``vectors.npy``
 (N, D) float16, ``images.json`` and ``config.json`` (the encoder and how texts are encoded).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image, ImageOps
+from tqdm import tqdm
 
+from rsvlm.data.images import EXTENSIONS, ImageError, as_rgb, open_image
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.devices import log_line
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import encode_pictures, encode_texts
-from rsvlm.models.inference import Picture, list_images, picture_blocks, read_picture
 
 VECTORS, NAMES, CONFIG = "vectors.npy", "images.json", "config.json"
+A_BLOCK = 256  # images in memory at a time
+Picture = str | Path | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some images of a list, read.
+
+    Attributes:
+        numbers, names, pictures: of those that could be read, RGB; numbers count through the whole list.
+        troubles: number -> (name, why it could not be read) of the others.
+    """
+
+    numbers: list[int]
+    names: list[str]
+    pictures: list[Image.Image]
+    troubles: dict[int, tuple[str, str]]
+
+
+def read_blocks(images: Picture | Iterable[Picture], unreadable: str) -> Iterator[Block]:
+    """All images in what ``caption`` takes, A_BLOCK at a time.
+
+    Raises:
+        FileNotFoundError: a path that is not there, or a folder without an image.
+        ImageError: a file that is no whole image, where ``unreadable`` is "raise".
+        ValueError: ``unreadable`` is neither "raise" nor "keep", or a name comes twice.
+    """
+    if unreadable not in ("raise", "keep"):
+        raise ValueError(f"unreadable: {unreadable!r} is neither 'raise' nor 'keep'")
+    listed = list_images(images)
+    with tqdm(total=len(listed), desc="images", mininterval=2, disable=len(listed) <= A_BLOCK) as bar:
+        for start in range(0, len(listed), A_BLOCK):
+            block = Block([], [], [], {})
+            for number, (name, image) in enumerate(listed[start : start + A_BLOCK], start):
+                try:
+                    picture = read_picture(image)
+                except ImageError as error:
+                    if unreadable == "raise":
+                        raise
+                    block.troubles[number] = name, str(error)
+                    continue
+                block.numbers.append(number)
+                block.names.append(name)
+                block.pictures.append(picture)
+            yield block
+            bar.update(len(block.names) + len(block.troubles))
+
+
+def list_images(images: Picture | Iterable[Picture]) -> list[tuple[str, Picture]]:
+    """(name, image) of all images in what ``caption`` takes; folders are listed, nothing is opened.
+
+    Raises:
+        FileNotFoundError: a path that is not there, or a folder without an image.
+        ValueError: a name that comes twice.
+    """
+    listed: list[tuple[str, Picture]] = []
+    given = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
+    for number, one in enumerate(given, start=1):
+        if isinstance(one, Image.Image | np.ndarray):
+            listed.append((f"image {number}", one))
+            continue
+        path = Path(one)
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+            if not inside:
+                raise FileNotFoundError(
+                    f"{path}: no image in this folder; files that end in {', '.join(EXTENSIONS)} count"
+                )
+            listed += [(str(file), file) for file in inside]
+        elif path.exists():
+            listed.append((str(path), path))
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    names = [name for name, _ in listed]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice}: given twice")
+    return listed
+
+
+def read_picture(image: Picture) -> Image.Image:
+    """An RGB image of a path, a PIL image or an array.
+
+    A PIL image is turned by its EXIF orientation and put on white where it is transparent, as a file is.
+
+    Raises:
+        ImageError: a file that is no whole image.
+        ValueError: an array that is none of (H, W) and (H, W, 3) uint8, or a PIL image of more than 8 bits.
+    """
+    if isinstance(image, Image.Image):
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise ValueError(f"a PIL image of mode {image.mode!r}: expected 8 bits a band; scale it to 0..255")
+        return as_rgb(ImageOps.exif_transpose(image), sixteen=False, masked=False)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            raise ValueError(
+                f"an array of shape {image.shape} and type {image.dtype}: expected (height, width) or (height, width, 3) "
+                "of uint8; choose three bands and scale them to 0..255"
+            )
+        return Image.fromarray(image).convert("RGB")
+    return open_image(image)
 
 
 @dataclass(frozen=True)
@@ -115,14 +218,13 @@ def build_index(
         ImageError: a file that cannot be read as an image; names it.
     """
     names, parts = [], [np.zeros((0, encoder.embedding_dim), np.float16)]
-    for _, pictures, troubles in picture_blocks(list_images(images), unreadable):
-        for trouble in troubles.values():
-            log_line(f"left out: {trouble}")
-        own = [name for name, _ in pictures]
+    for block in read_blocks(images, unreadable):
+        for _, why in block.troubles.values():
+            log_line(f"left out: {why}")
         features = encode_pictures(
-            encoder, (one for _, one in pictures), own, views=views, precision=precision, batch_size=batch_size
+            encoder, block.pictures, block.names, views=views, precision=precision, batch_size=batch_size
         )
-        names += own
+        names += block.names
         parts.append(features.image_embeddings.astype(np.float16))
     return ImageIndex(names, np.concatenate(parts), encoder, capitalise, views)
 
@@ -150,13 +252,26 @@ def load_index(
         )
     except (KeyError, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{folder}: the index is damaged ({error}); make it again with `rsvlm embed`") from error
-    if not isinstance(encoder, DualEncoder):
-        encoder = load_encoder(str(encoder or name), device)
-    found = encoder.fingerprint()
-    if found != wanted:
-        raise ValueError(
-            f"{folder}: made by the encoder {wanted[:12]}, but {encoder.name} is {found[:12]}: name the former"
-        )
+    encoder = find_encoder(folder, encoder or name, wanted, device)
     if vectors.shape != (len(names), encoder.embedding_dim):
         raise ValueError(f"{folder / VECTORS}: shape {vectors.shape} for {len(names)} images; make the index again")
     return ImageIndex(names, vectors, encoder, capitalise, views)
+
+
+def find_encoder(folder: Path, encoder: DualEncoder | str | Path, wanted: str, device: str) -> DualEncoder:
+    """The encoder that what lies in a folder was made with, loaded where it is named.
+
+    Args:
+        wanted: its fingerprint.
+
+    Raises:
+        ValueError: another encoder.
+    """
+    if not isinstance(encoder, DualEncoder):
+        encoder = load_encoder(str(encoder), device)
+    found = encoder.fingerprint()
+    if found != wanted:
+        raise ValueError(
+            f"{folder}: made with the encoder {str(wanted)[:12]}, but {encoder.name} is {found[:12]}: name the former"
+        )
+    return encoder

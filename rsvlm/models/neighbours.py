@@ -1,16 +1,13 @@
-"""The captions of the nearest training images, and how captions agree with each other.
+"""The captions of the nearest training images: which they are, and how well they agree with each other.
 
-CIDEr between any two captions, from tf-idf vectors of their n-grams, for choosing captions rather than scoring them.
+Agreement is CIDEr between any two captions, from tf-idf vectors of their n-grams: pycocoevalcap's (Vedantam et al. 2015
+with clipping and the length penalty, times 10), with the training captions' idf and plain lower-case words, so that no
+Java is needed. CIDEr's clipped product min(a, b) * b is turned into a plain inner product by giving the t-th occurrence
+of an n-gram a column of its own: min(a, b) = sum over t of [a >= t] [b >= t]. Comparing a pool of captions is then one
+small matrix product.
 
-The similarity is pycocoevalcap's (Vedantam et al. 2015 with clipping and the length penalty, times 10), the idf that of
-the training captions, and the tokens plain lower-case words, so that no Java is needed. CIDEr's clipped product
-min(a, b) * b is turned into a plain inner product by giving the t-th occurrence of an n-gram a column of its own:
-min(a, b) = sum over t of [a >= t] [b >= t]. Comparing a pool of captions is then one small matrix product.
-
-Captions without a language model: constant, nearest image's, consensus of the nearest images; and shuffled images.
-
-They use training captions only. A captioner that does not beat them has learnt nothing worth its cost; one that does
-not fall when it is fed the wrong images has learnt the captions, not the images.
+From them come baselines without a language model. A captioner that does not beat them has learnt nothing worth its cost;
+one that does not fall when it is fed the wrong images has learnt the captions, not the images.
 """
 
 import math
@@ -18,13 +15,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import pandas as pd
+
+from rsvlm.kernels import similarity_topk
+from rsvlm.models.features import Features
 
 ORDERS = 4
 SIGMA = 6.0  # words, of the Gaussian length penalty
 SCALE = 10.0
 WORD = re.compile(r"\w+(?:['’]\w+)*")
+NEIGHBOURS = 20
+TEMPERATURE = 0.05  # of the cosine; with 20 neighbours measured on UCM-Captions: 5 to 50 neighbours all score alike
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ class CiderSpace:
         right = _dense([vector.columns for vector in truths], [vector.reference for vector in truths], used)
         lengths = np.array([vector.length for vector in tests])[:, None] - np.array([v.length for v in truths])[None, :]
         return (left @ right.T) * length_penalty(lengths)
+
+    def mean_cider(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+        """Mean over images of a caption's mean CIDEr (0 to 10) to the image's references."""
+        scores = [self.similarity([caption], own).mean() for caption, own in zip(captions, references, strict=True)]
+        return float(np.mean(scores))
 
     def mean_similarity(self, candidates: Sequence[str], documents: Sequence[Sequence[str]]) -> np.ndarray:
         """(C,) float64: each candidate's CIDEr against a document's captions, averaged over all documents.
@@ -150,201 +159,173 @@ def _joined(vectors: list[CaptionVector], name: str) -> np.ndarray:
     return np.concatenate([getattr(vector, name) for vector in vectors]) if vectors else np.zeros(0, dtype=np.int64)
 
 
-BASELINES = ("constant", "nearest", "consensus")
-NEIGHBOURS = 20
-TEMPERATURE = 0.05  # of the cosine; with 20 neighbours measured on UCM-Captions: 5 to 50 neighbours all score alike
+@dataclass(frozen=True)
+class Memory:
+    """The training images whose captions stand for images like them: what a captioner remembers of its training.
 
-
-def baseline_captions(
-    query_ids: Sequence[str],
-    query_features: np.ndarray,
-    training_ids: Sequence[str],
-    training_features: np.ndarray,
-    captions: Mapping[str, Sequence[str]],
-    *,
-    k: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
-    space: CiderSpace | None = None,
-) -> dict[str, dict[str, str]]:
-    """run -> {image_id: caption} for the runs constant, nearest and consensus.
-
-    Args:
-        query_ids: the images to caption, Q of them.
-        query_features: (Q, D).
-        training_ids: images of the training split only, M of them.
-        training_features: (M, D), in the same space.
-        captions: training image_id -> its captions.
-        k: neighbours that vote.
-        temperature: of the weights exp((cosine - highest cosine) / temperature).
-        space: the training captions' CiderSpace, where it is made already.
+    Attributes:
+        captions: image id -> its captions.
+        vectors: (N, D) float16, their embeddings in the encoder's space, in the order of ``captions``.
     """
-    space = space or caption_space(training_ids, captions)
-    neighbours, weights = find_neighbours(
-        query_features, training_features, training_ids, k=k, temperature=temperature, query_ids=query_ids
-    )
-    constant = constant_caption({image_id: captions[image_id] for image_id in training_ids}, space=space)
-    nearest = nearest_captions(neighbours, captions)
-    consensus = consensus_captions(neighbours, weights, captions, space=space)
+
+    captions: Mapping[str, Sequence[str]]
+    vectors: np.ndarray
+
+    @cached_property
+    def space(self) -> CiderSpace:
+        """The CIDEr vectors of the captions, with their idf."""
+        return CiderSpace(self.captions.values())
+
+    def pools(
+        self, vectors: np.ndarray, image_ids: Sequence[str], *, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
+    ) -> "Pools":
+        """The pools of some images; one that is remembered is never its own neighbour.
+
+        Args:
+            vectors: (n, D) of the images, in the encoder's space.
+            k: neighbours in that space.
+            temperature: of the weights exp((cosine - highest cosine) / temperature).
+
+        Raises:
+            ValueError: nothing is remembered, or nothing but the image itself; k or temperature not positive.
+        """
+        remembered = list(self.captions)
+        if len(self.vectors) == 0 or len(self.vectors) != len(remembered):
+            raise ValueError(
+                f"{len(self.vectors)} rows of features for {len(remembered)} training ids: expected as many, at least one"
+            )
+        if k < 1 or temperature <= 0:
+            raise ValueError(f"k = {k}, temperature = {temperature}: expected at least 1 and more than 0")
+        scores, indices = (part.cpu().numpy() for part in similarity_topk(vectors, self.vectors, k + 1))
+        near, votes = [], []
+        for own, found, cosines in zip(image_ids, indices, scores, strict=True):
+            kept = [j for j, item in enumerate(found) if item >= 0 and remembered[item] != own][:k]
+            if not kept:
+                raise ValueError(f"{own}: no other training image, so no neighbour")
+            chosen = cosines[kept].astype(np.float64)
+            near.append([remembered[found[j]] for j in kept])
+            votes.append(np.exp((chosen - chosen.max()) / temperature))
+        return Pools(list(image_ids), near, votes, self)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """For each image its nearest training images with the weights of their votes, and their captions."""
+
+    image_ids: list[str]
+    neighbours: list[list[str]]  # nearest first
+    votes: list[np.ndarray]  # the nearest one's is 1
+    memory: Memory
+
+    @cached_property
+    def ranked(self) -> list[list[tuple[str, float]]]:
+        """For each image the different captions of its pool with their consensus, best first."""
+        return [self.consensus(row) for row in range(len(self.image_ids))]
+
+    def top(self, n: int) -> dict[str, list[str]]:
+        """image id -> its n most consensual captions (fewer where the pool is smaller)."""
+        return {image_id: [text for text, _ in own[:n]] for image_id, own in zip(self.image_ids, self.ranked)}
+
+    def consensus(self, row: int, extra: Sequence[str] = ()) -> list[tuple[str, float]]:
+        """The different captions of an image's pool with their scores, best first.
+
+        A caption's score is the weighted mean of its CIDEr (0 to 10) to the pool's other captions; a neighbour's weight
+        is shared among its captions. A caption that stands in the pool several times leaves out one of its places only.
+        Ties go to the nearer neighbour.
+
+        Args:
+            extra: more candidates, such as a captioner's samples; they are scored by the pool but have no vote.
+        """
+        weight: dict[str, float] = {}  # of all places of a caption
+        smallest: dict[str, float] = {}  # of the place that a caption leaves out when it is judged itself
+        for image_id, vote in zip(self.neighbours[row], self.votes[row], strict=True):
+            captions = self.memory.captions[image_id]
+            share = float(vote) / len(captions)
+            for text in captions:
+                weight[text] = weight.get(text, 0.0) + share
+                smallest[text] = min(smallest.get(text, share), share)
+        judges = list(weight)
+        candidates = judges + [text for text in dict.fromkeys(extra) if text not in weight]
+        similarity = self.memory.space.similarity(candidates, judges)
+        voting = np.array([weight[text] for text in judges])
+        own = np.array([smallest.get(text, 0.0) for text in candidates])
+        to_itself = np.zeros(len(candidates))
+        to_itself[: len(judges)] = np.diagonal(similarity)
+        remaining = voting.sum() - own
+        alone = remaining <= 1e-12 * voting.sum()  # the only caption of the only neighbour has nobody to agree with
+        scores = np.where(alone, 0.0, (similarity @ voting - own * to_itself) / np.where(alone, 1.0, remaining))
+        order = np.argsort(-np.round(scores, 9), kind="stable")
+        return [(candidates[i], float(scores[i])) for i in order]
+
+
+def training_memory(features: Features, table: pd.DataFrame) -> Memory:
+    """What there is to remember of a table's training split.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    training = table[table["split"] == "train"]
+    if len(training) == 0:
+        raise ValueError("the split 'train' holds no image: there are no neighbours to take captions from")
+    captions = dict(zip(training["image_id"], training["captions"]))
+    return Memory(captions, features.image_embeddings[features.rows(list(captions))].astype(np.float16))
+
+
+def training_pools(features: Features, table: pd.DataFrame, image_ids: Sequence[str], **options: float) -> Pools:
+    """The pools of these images from the table's training split; options as ``Memory.pools`` takes them."""
+    vectors = features.image_embeddings[features.rows(image_ids)]
+    return training_memory(features, table).pools(vectors, image_ids, **options)
+
+
+def baseline_captions(pools: Pools) -> dict[str, dict[str, str]]:
+    """run -> {image_id: caption} for three runs without a language model.
+
+    ``constant`` is one caption for all, ``nearest`` the first one of the nearest image, ``consensus`` the one that agrees
+    best with the other captions of the nearest images.
+    """
+    captions = pools.memory.captions
+    nearest = [captions[near[0]][0] for near in pools.neighbours]
     return {
-        "constant": dict.fromkeys(query_ids, constant),
-        "nearest": dict(zip(query_ids, nearest, strict=True)),
-        "consensus": dict(zip(query_ids, consensus, strict=True)),
+        "constant": dict.fromkeys(pools.image_ids, constant_caption(pools.memory)),
+        "nearest": dict(zip(pools.image_ids, nearest)),
+        "consensus": {image_id: own[0][0] for image_id, own in zip(pools.image_ids, pools.ranked)},
     }
 
 
-def caption_space(image_ids: Iterable[str], captions: Mapping[str, Sequence[str]]) -> CiderSpace:
-    """The CiderSpace whose idf comes from these images' captions."""
-    return CiderSpace(captions[image_id] for image_id in image_ids)
-
-
-def find_neighbours(
-    queries: np.ndarray,
-    items: np.ndarray,
-    item_ids: Sequence[str],
-    *,
-    k: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
-    query_ids: Sequence[str] | None = None,
-) -> tuple[list[list[str]], list[np.ndarray]]:
-    """For each query the ids of its k nearest items by cosine, nearest first, and their weights, the first one's 1.
-
-    Args:
-        queries: (Q, D).
-        items: (M, D), with ``item_ids`` in the same order.
-        query_ids: where given, an item with the query's own id is left out (neighbours of training images).
-
-    Raises:
-        ValueError: no items, k or temperature not positive, or ids that do not fit the rows.
-    """
-    from rsvlm.kernels import similarity_topk  # only here: it brings torch, which scoring captions does without
-
-    if len(items) == 0 or len(items) != len(item_ids):
-        raise ValueError(
-            f"{len(items)} rows of features for {len(item_ids)} training ids: expected as many, at least one"
-        )
-    if k < 1 or temperature <= 0:
-        raise ValueError(f"k = {k}, temperature = {temperature}: expected at least 1 and more than 0")
-    spare = 0 if query_ids is None else 1
-    scores, indices = (part.cpu().numpy() for part in similarity_topk(queries, items, k + spare))
-    ids, weights = [], []
-    for row, (found, cosines) in enumerate(zip(indices, scores)):
-        own = None if query_ids is None else query_ids[row]
-        kept = [j for j, item in enumerate(found) if item >= 0 and item_ids[item] != own][:k]
-        ids.append([item_ids[found[j]] for j in kept])
-        chosen = cosines[kept].astype(np.float64)
-        weights.append(np.exp((chosen - chosen.max()) / temperature) if kept else chosen)
-    return ids, weights
-
-
-def consensus_pool(
-    neighbours: Sequence[Sequence[str]],
-    weights: Sequence[np.ndarray],
-    captions: Mapping[str, Sequence[str]],
-    *,
-    space: CiderSpace | None = None,
-    extra: Sequence[Sequence[str]] | None = None,
-) -> list[list[tuple[str, float]]]:
-    """For each query its neighbours' distinct captions with their scores, best first.
-
-    A caption's score is the weighted mean of its CIDEr (0 to 10) to the pool's other captions; a neighbour's weight is
-    shared among its captions. A caption that stands in the pool several times leaves out one of its places only. Ties
-    go to the nearer neighbour.
-
-    Args:
-        neighbours: training image ids a query, nearest first.
-        weights: as many positive weights a query.
-        captions: training image_id -> its captions.
-        space: the training captions' CiderSpace; None makes it from all of ``captions``.
-        extra: more candidates a query, such as a captioner's samples; they are scored by the pool but have no vote.
-
-    Raises:
-        ValueError: a query without neighbours, or with other numbers of neighbours and weights.
-    """
-    space = space or CiderSpace(captions.values())
-    pools = []
-    for row, (images, votes) in enumerate(zip(neighbours, weights, strict=True)):
-        if len(images) == 0 or len(images) != len(votes):
-            raise ValueError(
-                f"query {row}: {len(images)} neighbours, {len(votes)} weights: expected as many, at least 1"
-            )
-        pools.append(_ranked(space, images, votes, captions, extra[row] if extra is not None else ()))
-    return pools
-
-
-def consensus_captions(
-    neighbours: Sequence[Sequence[str]],
-    weights: Sequence[np.ndarray],
-    captions: Mapping[str, Sequence[str]],
-    *,
-    space: CiderSpace | None = None,
-) -> list[str]:
-    """For each query the caption that agrees best with its neighbours' other captions."""
-    return [pool[0][0] for pool in consensus_pool(neighbours, weights, captions, space=space)]
-
-
-def nearest_captions(neighbours: Sequence[Sequence[str]], captions: Mapping[str, Sequence[str]]) -> list[str]:
-    """For each query the first caption of its nearest image."""
-    return [captions[images[0]][0] for images in neighbours]
-
-
-def constant_caption(captions: Mapping[str, Sequence[str]], *, space: CiderSpace | None = None) -> str:
-    """The one caption with the highest mean CIDEr against all these images' captions, computed exactly.
+def constant_caption(memory: Memory) -> str:
+    """The one caption with the highest mean CIDEr against all images' captions, computed exactly.
 
     Ties go to the first in alphabetical order.
     """
-    documents = [texts for texts in captions.values() if len(texts)]
+    documents = [texts for texts in memory.captions.values() if len(texts)]
     candidates = sorted({text for texts in documents for text in texts})
     if not candidates:
         raise ValueError("no training captions to choose a constant one from")
-    space = space or CiderSpace(documents)
-    return candidates[int(np.argmax(np.round(space.mean_similarity(candidates, documents), 9)))]
+    return candidates[int(np.argmax(np.round(memory.space.mean_similarity(candidates, documents), 9)))]
 
 
-def shuffled_images(image_ids: Sequence[str], seed: int) -> list[str]:
-    """For each image the image that is shown in its place: a random permutation without fixed points.
+def shuffled_captions(captions: Mapping[str, str], splits: Sequence[Sequence[str]], seed: int) -> dict[str, str]:
+    """For each image the caption of another image of its split: what the captioner says when it is shown wrong images.
 
-    Sattolo's algorithm: one cycle through all images, so no image keeps its place.
+    All that the captioner knows of an image are its features and the neighbours found by them. Given another image's
+    features and neighbours it says what it says of that image, so nothing has to be generated again. By Sattolo's
+    algorithm: one cycle through all images of a split, so no image keeps its place.
+
+    Args:
+        splits: the image ids of each split, two or more each.
 
     Raises:
-        ValueError: fewer than two images, or an id twice.
+        ValueError: fewer than two images in a split, or an id twice.
     """
-    if len(image_ids) < 2 or len(set(image_ids)) != len(image_ids):
-        distinct = len(set(image_ids))
-        raise ValueError(
-            f"cannot shuffle {len(image_ids)} images, {distinct} of them distinct: needs two or more, each once"
-        )
-    generator = np.random.default_rng(seed)
-    shown = list(image_ids)
-    for last in range(len(shown) - 1, 0, -1):
-        other = int(generator.integers(last))
-        shown[last], shown[other] = shown[other], shown[last]
-    return shown
-
-
-def _ranked(
-    space: CiderSpace,
-    images: Sequence[str],
-    votes: np.ndarray,
-    captions: Mapping[str, Sequence[str]],
-    extra: Sequence[str],
-) -> list[tuple[str, float]]:
-    """One query's pool, best first."""
-    weight: dict[str, float] = {}  # of all places of a caption
-    smallest: dict[str, float] = {}  # of the place that a caption leaves out when it is judged itself
-    for image_id, vote in zip(images, votes):
-        share = float(vote) / len(captions[image_id])
-        for text in captions[image_id]:
-            weight[text] = weight.get(text, 0.0) + share
-            smallest[text] = min(smallest.get(text, share), share)
-    judges = list(weight)
-    candidates = judges + [text for text in dict.fromkeys(extra) if text not in weight]
-    similarity = space.similarity(candidates, judges)
-    voting = np.array([weight[text] for text in judges])
-    own = np.array([smallest.get(text, 0.0) for text in candidates])
-    to_itself = np.zeros(len(candidates))
-    to_itself[: len(judges)] = np.diagonal(similarity)
-    remaining = voting.sum() - own
-    alone = remaining <= 1e-12 * voting.sum()  # the only caption of the only neighbour has nobody to agree with
-    scores = np.where(alone, 0.0, (similarity @ voting - own * to_itself) / np.where(alone, 1.0, remaining))
-    order = np.argsort(-np.round(scores, 9), kind="stable")
-    return [(candidates[i], float(scores[i])) for i in order]
+    made = {}
+    for ids in splits:
+        if len(ids) < 2 or len(set(ids)) != len(ids):
+            raise ValueError(
+                f"cannot shuffle {len(ids)} images, {len(set(ids))} of them distinct: needs two or more, each once"
+            )
+        generator, shown = np.random.default_rng(seed), list(ids)
+        for last in range(len(shown) - 1, 0, -1):
+            other = int(generator.integers(last))
+            shown[last], shown[other] = shown[other], shown[last]
+        made |= {image_id: captions[other] for image_id, other in zip(ids, shown)}
+    return made

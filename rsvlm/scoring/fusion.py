@@ -32,11 +32,11 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.kernels import hits, similarity_topk
-from rsvlm.models.candidates import training_pools
 from rsvlm.models.captioner import load_capret
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import Features, encode_texts
-from rsvlm.models.generation import caption_log_likelihoods
+from rsvlm.models.generation import Prompted, caption_log_likelihoods
+from rsvlm.models.neighbours import training_pools
 from rsvlm.scoring.retrieval import KS, EmbeddingSpace, RetrievalSet, rank_retrieval, recalls
 from rsvlm.scoring.retrieval_study import Method, Reordering, precision_scores
 
@@ -379,8 +379,7 @@ def captioner_likelihood(
 
     def likelihood(asked: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
         neighbours = [near[image_id] for image_id in asked]
-        return caption_log_likelihoods(
-            captioner, features, asked, texts, neighbours=neighbours, view="mean", batch_size=batch_size
-        )
+        prompted = Prompted(captioner, features, asked, neighbours=neighbours, view="mean")
+        return caption_log_likelihoods(prompted, texts, batch_size=batch_size)
 
     return likelihood

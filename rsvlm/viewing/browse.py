@@ -19,7 +19,6 @@ from IPython.display import HTML, DisplayHandle, display
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, rows_of
 from rsvlm.files import whole_folder, write_text
-from rsvlm.models.candidates import choose_captions
 from rsvlm.models.devices import choose_device
 from rsvlm.models.dialogue import Conversation, Turn, context_length
 from rsvlm.models.encoders import DualEncoder, load_encoder
@@ -33,7 +32,7 @@ from rsvlm.models.features import (
     read_visual,
 )
 from rsvlm.models.generation import embed_captions_ret
-from rsvlm.models.inference import Captioner, is_finished, load_captioner, propose_captions
+from rsvlm.models.inference import Captioner, choose_captions, is_finished, load_captioner, propose_captions
 from rsvlm.models.prompts import caption_prompt
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.retrieval import load_space
