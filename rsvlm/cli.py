@@ -70,8 +70,8 @@ def embed(
     if out.exists() and not (out / "config.json").is_file():
         raise ValueError(f"{out}: is there already and holds no index; give another folder")
     from rsvlm.models import index
-    from rsvlm.models.devices import choose_device
     from rsvlm.models.encoders import load_encoder
+    from rsvlm.models.loading import choose_device
 
     model = load_encoder(encoder, choose_device(device))
     made = index.build_index(model, images, batch_size=batch_size, unreadable=unreadable.value)
@@ -93,8 +93,8 @@ def search(
 ) -> None:
     """Find the images that a text describes, or that look like an image."""
     _check_out(out)
-    from rsvlm.models.devices import choose_device
     from rsvlm.models.index import load_index
+    from rsvlm.models.loading import choose_device
 
     loaded = load_index(index, encoder, device=str(choose_device(device)))
     _write(loaded.search(Path(query) if image else query, k).drop(columns="query"), out)

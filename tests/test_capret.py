@@ -8,10 +8,9 @@ from captioner_case import G, P, make_captioner, make_features
 from safetensors.torch import load_file, save_file
 
 from rsvlm.models.capret import CapRet
-from rsvlm.models.captioner import load_capret, save_capret
-from rsvlm.models.features import MEAN, read_visual, turn_back, turn_views
-from rsvlm.models.language_models import load_language_model
-from rsvlm.models.prompts import VISUAL, Row, attention_bias, caption_prompt, pack_rows
+from rsvlm.models.captioner import load_capret, load_language_model, save_capret
+from rsvlm.models.features import turn_views
+from rsvlm.models.prompts import MEAN, VISUAL, Row, attention_bias, caption_prompt, pack_rows, read_visual, turn_back
 from rsvlm.settings import CapRetSettings
 
 

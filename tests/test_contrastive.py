@@ -11,7 +11,6 @@ from PIL import Image
 from rsvlm.data.images import ImageError
 from rsvlm.kernels import Ranks, hits
 from rsvlm.models.encoders import load_encoder
-from rsvlm.models.pixels import open_pixels
 from rsvlm.settings import AdaptSettings, Augmentation
 from rsvlm.training import contrastive, loop
 from rsvlm.training.contrastive import (
@@ -20,6 +19,7 @@ from rsvlm.training.contrastive import (
     measure_recall,
     measure_zero_shot,
     one_cycle,
+    open_pixels,
 )
 from rsvlm.viewing.figures import before_and_after, training_curves
 

@@ -15,7 +15,7 @@ from rsvlm.data import duplicates
 from rsvlm.data.boxes import image_size, read_mask_boxes
 from rsvlm.data.duplicates import fingerprint_images
 from rsvlm.data.images import MAX_PIXELS, READING, ImageError, open_file, open_image
-from rsvlm.models import pixels as pixel_cache
+from rsvlm.models import features as pixel_cache
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail
 
 GREY, RGB, UNSPECIFIED, ASSOCIATED, ALPHA = 1, 2, 0, 1, 2  # of a TIFF's photometric interpretation and extra samples

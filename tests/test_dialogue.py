@@ -4,8 +4,8 @@ import torch
 from captioner_case import make_captioner, make_features
 
 from rsvlm.models.dialogue import Conversation, context_length, reply, stream_reply
-from rsvlm.models.features import read_visual
 from rsvlm.models.generation import embed_captions_ret, embed_images_ret
+from rsvlm.models.prompts import read_visual
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,15 @@ import torch
 from PIL import Image
 
 from rsvlm.models import features as features_module
-from rsvlm.models import pixels as growing
 from rsvlm.models.encoders import load_encoder
-from rsvlm.models.features import encode_images, load_features, nearest_images, turn_views
-from rsvlm.models.pixels import GrowingArray
+from rsvlm.models.features import (
+    encode_images,
+    load_features,
+    nearest_images,
+    open_rows,
+    turn_views,
+    write_rows,
+)
 from rsvlm.viewing.figures import draw_neighbours
 
 torch.set_num_threads(1)
@@ -130,28 +135,37 @@ def test_full_disk(encoder, table, tmp_path, monkeypatch):
     class Usage:
         free = 100
 
-    monkeypatch.setattr(growing.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(features_module.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(OSError, match="features of 10 images need"):
         encode(encoder, table, tmp_path / "features")
     assert not (tmp_path / "features").exists()
 
 
-def test_growing_array_on_a_full_disk(tmp_path):
-    array = GrowingArray(tmp_path / "a.npy", (4, 2), "float32")
-
+def test_rows_on_a_full_disk(tmp_path):
     class Full:
+        name = "a.npy"
+
         def write(self, _):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        def close(self):
-            pass
+    class NearlyFull(Full):
+        def write(self, _):
+            return 3
 
-    array._file.close()
-    array._file = Full()
-    with pytest.raises(OSError, match="No space left on device while writing.*a.npy"):
-        array.append(np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="0 of 4 rows"):
-        array.close()
+    for file in (Full(), NearlyFull()):
+        with pytest.raises(OSError, match="No space left on device while writing.*a.npy"):
+            write_rows(file, np.zeros((2, 2), "float32"))
+
+
+def test_rows_are_continued(tmp_path):
+    rows = np.arange(8, dtype="float32").reshape(4, 2)
+    with open_rows(tmp_path / "a.npy", (4, 2), "float32") as file:
+        write_rows(file, rows[:2] + 1)
+    with pytest.raises(ValueError, match="a.npy: shorter than the first 3 rows"):
+        open_rows(tmp_path / "a.npy", (4, 2), "float32", 3)
+    with open_rows(tmp_path / "a.npy", (4, 2), "float32", 1) as file:
+        write_rows(file, rows[1:])
+    assert np.load(tmp_path / "a.npy").tolist() == [[1, 2], *rows[1:].tolist()]
 
 
 def test_not_finite_features_name_the_image(tiny_models, table, tmp_path):

@@ -3,7 +3,6 @@ import pytest
 import torch
 from captioner_case import make_captioner, make_features
 
-from rsvlm.models.features import read_visual
 from rsvlm.models.generation import (
     Hypothesis,
     Prompted,
@@ -15,6 +14,7 @@ from rsvlm.models.generation import (
     sample_tokens,
     search_beams,
 )
+from rsvlm.models.prompts import read_visual
 
 NEIGHBOURS = [["A river."], ["Many white airplanes are parked near the terminal.", "Waves."], []]
 

@@ -20,9 +20,9 @@ from broken_models import (
 )
 
 from rsvlm.files import cache_folder
-from rsvlm.models import language_models
+from rsvlm.models import captioner as language_models
 from rsvlm.models.capret import CapRet
-from rsvlm.models.language_models import choose_dtype, fingerprint_language_model, load_language_model
+from rsvlm.models.captioner import choose_dtype, fingerprint_language_model, load_language_model
 from rsvlm.settings import CapRetSettings
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rsvlm.models.captioner import load_language_model
 from rsvlm.models.encoders import PACKAGED, RANDOM_CLIP, load_encoder
-from rsvlm.models.language_models import load_language_model
 from rsvlm.models.packaged import EfficientNetLite2, SameConv
 from rsvlm.settings import bounds
 from rsvlm.study import memory, paths

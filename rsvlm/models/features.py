@@ -1,21 +1,23 @@
-"""Features of every image of a study, and how the captioner sees them.
+"""Features of every image of a study, computed once and kept as memory-mapped arrays.
 
-Features of every image of a study, computed once and kept as memory-mapped arrays.
-
-A folder holds ``pooled.npy`` (N, V, P) and ``grid.npy`` (N, V, G, P) in float16, ``image_embeddings.npy`` (N, D) and
-``text_embeddings.npy`` (M, D) in float32 with length 1, ``texts.json`` (the M distinct captions, sorted) and
+A folder of features holds ``pooled.npy`` (N, V, P) and ``grid.npy`` (N, V, G, P) in float16, ``image_embeddings.npy``
+(N, D) and ``text_embeddings.npy`` (M, D) in float32 with length 1, ``texts.json`` (the M distinct captions, sorted) and
 ``meta.json``. Rows are in the order of the caption table; view 0 is the upright image.
-
-An image's cached features as the captioner sees them: one of its views, or the mean over all of them.
 """
 
+import errno
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,15 +27,17 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from rsvlm.data.images import READING, open_image
 from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
-from rsvlm.models.devices import autocast, choose_precision, log_line
-from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.pixels import GrowingArray, Pixels, check_free_space, fingerprint_images, prefetch
+from rsvlm.models.encoders import DualEncoder, resize_images
+from rsvlm.models.loading import autocast, choose_precision, log_line
 
 BLOCK = 256  # images between two marks of progress: what a kill loses
 TEXT_BATCH = 128
 VIEWS = (1, 2, 4, 8)
+DECODERS = 4  # threads; Pillow decodes outside Python's lock
+In, Out = TypeVar("In"), TypeVar("Out")
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def encode_images(
     if grid:
         layout["grid"] = ((N, V, G, P), "float16")
     log(f"{N} images, {V} views, {precision} on {encoder.device}")
-    _fill(encoder, Pixels(image_paths, encoder.image_size), image_ids, scratch, layout, grid, batch_size, precision)
+    _fill(encoder, image_ids, image_paths, scratch, layout, grid, batch_size, precision)
 
     texts = sorted({text for own in table["captions"] for text in own})
     with whole_folder(Path(folder)) as made:
@@ -156,22 +160,18 @@ def encode_pictures(
     """
     encoder.eval()
     precision = choose_precision(precision, encoder.device)
-    pictures, parts = iter(pictures), []
+    P, D = encoder.feature_dim, encoder.embedding_dim
+    parts = [{"pooled": np.zeros((0, views, P), np.float16), "image_embeddings": np.zeros((0, D), np.float32)}]
+    if grid:
+        parts[0]["grid"] = np.zeros((0, views, grid * grid, P), np.float16)
+    pictures = iter(pictures)
     while batch := list(islice(pictures, batch_size)):
         parts.append(_encode_batch(encoder, encoder.prepare(batch), views, grid, precision))
-    if sum(len(part["pooled"]) for part in parts) != len(names):
-        raise ValueError(f"{len(names)} names for {sum(len(part['pooled']) for part in parts)} pictures")
-    P, D = encoder.feature_dim, encoder.embedding_dim
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
-    return Features(
-        joined.get("pooled", np.zeros((0, views, P), np.float16)),
-        joined.get("grid"),
-        joined.get("image_embeddings", np.zeros((0, D), np.float32)),
-        np.zeros((0, D), np.float32),
-        [],
-        list(names),
-        {"views": views, "grid": grid, "precision": precision},
-    )
+    arrays = {"grid": None} | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if len(arrays["pooled"]) != len(names):
+        raise ValueError(f"{len(names)} names for {len(arrays['pooled'])} pictures")
+    meta = {"views": views, "grid": grid, "precision": precision}
+    return Features(**arrays, text_embeddings=np.zeros((0, D), np.float32), texts=[], image_ids=list(names), meta=meta)
 
 
 @torch.no_grad()
@@ -229,7 +229,7 @@ def load_features(folder: Path) -> Features:
     }
     if G:
         shapes["grid"] = (len(image_ids), V, G, P)
-    arrays = {}
+    arrays = {"grid": None}
     for name, shape in shapes.items():
         path = folder / f"{name}.npy"
         if not path.is_file():
@@ -240,21 +240,25 @@ def load_features(folder: Path) -> Features:
             raise ValueError(f"{path}: damaged ({error}): {remedy}") from error
         if arrays[name].shape != shape:
             raise ValueError(f"{path}: shape {arrays[name].shape}, but meta.json tells of {shape}: {remedy}")
-    return Features(
-        arrays["pooled"],
-        arrays.get("grid"),
-        arrays["image_embeddings"],
-        arrays["text_embeddings"],
-        texts,
-        image_ids,
-        meta,
-    )
+    return Features(**arrays, texts=texts, image_ids=image_ids, meta=meta)
+
+
+def nearest_images(features: Features, image_ids: Sequence[str], among: Sequence[str], count: int) -> pd.DataFrame:
+    """The ``count`` images of ``among`` nearest to each image, itself left out: image_id, rank, neighbour, cosine."""
+    among = list(among)
+    queries, items = (features.image_embeddings[features.rows(names)] for names in (image_ids, among))
+    scores, places = similarity_topk(queries, items, min(count + 1, len(among)))
+    rows = []
+    for image_id, own_scores, own_places in zip(image_ids, scores.tolist(), places.tolist()):
+        found = [(among[place], score) for place, score in zip(own_places, own_scores) if among[place] != image_id]
+        rows += [(image_id, rank, name, round(score, 4)) for rank, (name, score) in enumerate(found[:count], start=1)]
+    return pd.DataFrame(rows, columns=["image_id", "rank", "neighbour", "cosine"])
 
 
 def _fill(
     encoder: DualEncoder,
-    pixels: Pixels,
     image_ids: list[str],
+    image_paths: list[str],
     scratch: Path,
     layout: dict,
     grid: int,
@@ -262,16 +266,13 @@ def _fill(
     precision: str,
 ) -> None:
     """Write the arrays of ``layout`` into ``scratch``, continuing behind the blocks that are there."""
-    N = len(pixels)
+    N = len(image_ids)
     scratch.mkdir(parents=True, exist_ok=True)
     progress = scratch / "progress.json"
     whole = progress.is_file() and all((scratch / f"{name}.npy").is_file() for name in layout)
     done = read_json(progress)["images"] if whole else 0
     size = sum(np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     check_free_space(scratch, int(size * (N - done) / N), f"features of {N} images")
-    arrays = {
-        name: GrowingArray(scratch / f"{name}.npy", shape, dtype, done) for name, (shape, dtype) in layout.items()
-    }
     # Batches end where blocks end: a continued run sees the same batches, so the same bits.
     batches = [
         range(start, min(start + batch_size, block + BLOCK, N))
@@ -280,22 +281,25 @@ def _fill(
     ]
     V = layout["pooled"][0][1]
     bar = tqdm(total=N, initial=done, unit="img", desc="encode_images", file=sys.stderr, mininterval=2)
-    for rows, batch in prefetch(lambda part: (part, pixels.read(part)), batches):
-        made = _encode_batch(encoder, batch, V, grid, precision)
-        for name, array in arrays.items():
-            bad = ~np.isfinite(made[name]).reshape(len(rows), -1).all(axis=1)
-            if bad.any():
-                raise ValueError(
-                    f"{image_ids[rows[int(bad.argmax())]]}: its features ({name}) are not finite; the "
-                    "encoder's weights are damaged, or too large for float16"
-                )
-            array.append(made[name])
-        bar.update(len(rows))
-        if rows[-1] + 1 == N or (rows[-1] + 1) % BLOCK == 0:
-            write_json(progress, {"images": rows[-1] + 1})
-    bar.close()
-    for array in arrays.values():
-        array.close()
+    with ExitStack() as stack, bar:
+        files = {
+            name: stack.enter_context(open_rows(scratch / f"{name}.npy", shape, dtype, done))
+            for name, (shape, dtype) in layout.items()
+        }
+        decoded = prefetch(lambda rows: decode_images([image_paths[row] for row in rows], encoder.image_size), batches)
+        for rows, batch in zip(batches, decoded):
+            made = _encode_batch(encoder, batch, V, grid, precision)
+            for name, file in files.items():
+                bad = ~np.isfinite(made[name]).reshape(len(rows), -1).all(axis=1)
+                if bad.any():
+                    raise ValueError(
+                        f"{image_ids[rows[int(bad.argmax())]]}: its features ({name}) are not finite; the "
+                        "encoder's weights are damaged, or too large for float16"
+                    )
+                write_rows(file, made[name])
+            bar.update(len(rows))
+            if rows[-1] + 1 == N or (rows[-1] + 1) % BLOCK == 0:
+                write_json(progress, {"images": rows[-1] + 1})
 
 
 def _encode_batch(encoder: DualEncoder, batch: Tensor, views: int, grid: int, precision: str) -> dict[str, np.ndarray]:
@@ -325,73 +329,76 @@ def _look_up(row_of: dict[str, int], keys: Sequence[str], what: str) -> np.ndarr
         raise ValueError(f"{what} {error} is not among the encoded ones: run the stage encode_images again") from error
 
 
-UPRIGHT, MEAN = 0, -1  # numbers of views; 1, 2, ... are the turned and mirrored ones
-VIEW_NAMES = {"upright": UPRIGHT, "mean": MEAN}
+def fingerprint_images(image_paths: Sequence[str], *more: object) -> str:
+    """SHA-256, as hex, over the list of images and each file's size and time of change: for caches, not for results.
 
-
-@dataclass(frozen=True)
-class VisualInput:
-    """Features of B images: pooled (B, P) and grid (B, G, P) or None, float32."""
-
-    pooled: Tensor
-    grid: Tensor | None
-
-
-def choose_view(name: str) -> int:
-    """The number of the view called "upright" or "mean". ValueError lists them."""
-    if name not in VIEW_NAMES:
-        raise ValueError(f"view: {name!r} is none of {', '.join(VIEW_NAMES)}")
-    return VIEW_NAMES[name]
-
-
-def read_visual(
-    features: Features, rows: Sequence[int], view: int | Sequence[int] = UPRIGHT, *, grid: bool = True
-) -> VisualInput:
-    """The features of these rows in a view, or in one each.
-
-    The mean over views (``MEAN``) turns the grids of turned and mirrored images back first, so that a cell is averaged
-    with the same place of the other views.
-
-    Args:
-        grid: False leaves the grid features out.
+    Raises:
+        FileNotFoundError: an image is missing; names it.
     """
-    rows = np.asarray(rows, dtype=np.int64)
-    views = np.broadcast_to(np.asarray(view, dtype=np.int64), rows.shape)
-    mean = views == MEAN
-    single = np.where(mean, UPRIGHT, views)
-    pooled = features.pooled[rows, single].astype(np.float32)  # (B, P)
-    if mean.any():
-        pooled[mean] = features.pooled[rows[mean]].astype(np.float32).mean(1)
-    if not grid or features.grid is None:
-        return VisualInput(torch.from_numpy(pooled), None)
-    cells = features.grid[rows, single].astype(np.float32)  # (B, G, P)
-    if mean.any():
-        cells[mean] = turn_back(features.grid[rows[mean]].astype(np.float32)).mean(1)
-    return VisualInput(torch.from_numpy(pooled), torch.from_numpy(cells))
+    files = [Path(path).absolute() for path in image_paths]
+    stats = [[stat.st_size, stat.st_mtime_ns] for stat in (file.stat() for file in files)]
+    return fingerprint_values(READING, [str(file) for file in files], stats, *more)
 
 
-def turn_back(grids: np.ndarray) -> np.ndarray:
-    """(B, V, G, P) grids of ``turn_views``'s views with their cells where they lie in the upright image."""
-    B, V, G, P = grids.shape
-    side = round(G**0.5)
-    squares = grids.reshape(B, V, side, side, P)
-    turns = 4 if V >= 4 else 1
-    back = []
-    for number in range(V):
-        square = squares[:, number]
-        if number >= turns:
-            square = square[:, :, ::-1]
-        back.append(np.rot90(square, -(number % turns), axes=(1, 2)))
-    return np.stack(back, axis=1).reshape(B, V, G, P)
+def decode_images(image_paths: Sequence[str], size: int) -> Tensor:
+    """uint8 (B, 3, size, size) of these files."""
+
+    def decode(path: str) -> Tensor:
+        return resize_images([open_image(path)], size)
+
+    with ThreadPoolExecutor(DECODERS) as pool:
+        return torch.cat(list(pool.map(decode, image_paths)))
 
 
-def nearest_images(features: Features, image_ids: Sequence[str], among: Sequence[str], count: int) -> pd.DataFrame:
-    """The ``count`` images of ``among`` nearest to each image, itself left out: image_id, rank, neighbour, cosine."""
-    among = list(among)
-    queries, items = (features.image_embeddings[features.rows(names)] for names in (image_ids, among))
-    scores, places = similarity_topk(queries, items, min(count + 1, len(among)))
-    rows = []
-    for image_id, own_scores, own_places in zip(image_ids, scores.tolist(), places.tolist()):
-        found = [(among[place], score) for place, score in zip(own_places, own_scores) if among[place] != image_id]
-        rows += [(image_id, rank, name, round(score, 4)) for rank, (name, score) in enumerate(found[:count], start=1)]
-    return pd.DataFrame(rows, columns=["image_id", "rank", "neighbour", "cosine"])
+def prefetch(make: Callable[[In], Out], items: Iterable[In], depth: int = 2) -> Iterator[Out]:
+    """``make(item)`` for each item, in order, made up to ``depth`` ahead on a thread; errors come where they belong."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def open_rows(path: Path, shape: tuple[int, ...], dtype: str, done: int = 0) -> FileIO:
+    """A .npy file of that final shape, open to be continued behind its first ``done`` rows with ``write_rows``.
+
+    Raises:
+        ValueError: the file to continue is shorter than that.
+    """
+    file = path.open("r+b" if done else "w+b", buffering=0)
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    end = file.tell() + done * int(np.prod(shape[1:], dtype=np.int64)) * np.dtype(dtype).itemsize
+    if path.stat().st_size < end:
+        file.close()
+        raise ValueError(f"{path}: shorter than the first {done} rows of a {dtype} array {shape}")
+    file.truncate(end)
+    file.seek(end)
+    return file
+
+
+def write_rows(file: FileIO, rows: np.ndarray) -> None:
+    """Write the next rows: on a full disk a memory map would end the process with SIGBUS, a write raises.
+
+    Raises:
+        OSError: the disk is full; names the file.
+    """
+    try:
+        if file.write(np.ascontiguousarray(rows).data) < rows.nbytes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} while writing", str(file.name)) from error
+
+
+def check_free_space(folder: Path, size: int, what: str) -> None:
+    """Raise OSError when the disk under ``folder`` has less than ``size`` bytes left for ``what``."""
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise OSError(28, f"{what} need {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left", str(folder))

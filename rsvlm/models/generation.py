@@ -18,8 +18,8 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from rsvlm.models.capret import CapRet
-from rsvlm.models.features import Features, choose_view, read_visual
-from rsvlm.models.prompts import CAPTION_PROMPT, Row, caption_prompt, pack_rows
+from rsvlm.models.features import Features
+from rsvlm.models.prompts import CAPTION_PROMPT, Row, caption_prompt, choose_view, pack_rows, read_visual
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from rsvlm.data.images import EXTENSIONS, ImageError, as_rgb, open_image
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
-from rsvlm.models.devices import log_line
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import encode_pictures, encode_texts
+from rsvlm.models.loading import log_line
 
 VECTORS, NAMES, CONFIG = "vectors.npy", "images.json", "config.json"
 A_BLOCK = 256  # images in memory at a time

@@ -22,11 +22,11 @@ from PIL import Image
 from rsvlm.files import read_json, read_json_lines, write_json_lines, write_text
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import CONFIG, load_capret, save_capret
-from rsvlm.models.devices import choose_device
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures
 from rsvlm.models.generation import Prompted, beam_captions, caption_log_likelihoods, sample_captions
 from rsvlm.models.index import Picture, find_encoder, read_blocks
+from rsvlm.models.loading import choose_device
 from rsvlm.models.neighbours import CiderSpace, Memory, Pools
 from rsvlm.settings import Generation
 

@@ -1,24 +1,79 @@
-"""Weights from disk, whole or refused: safetensors only, no code of the folder's own, no weight left to chance.
+"""Where a model computes and what it is made of: device, precision, and weights from disk, whole or refused.
 
-transformers fills what a folder lacks with random values and goes on. Here every weight that is missing, left over,
-misshapen or no number is an error that names it; what may be absent (tied weights, buffers that a model computes
-itself) is what transformers itself does not report.
+Weights are safetensors only, no code of the folder's own is run, and no weight is left to chance. transformers fills
+what a folder lacks with random values and goes on; here every weight that is missing, left over, misshapen or no number
+is an error that names it. What may be absent (tied weights, buffers that a model computes itself) is what transformers
+itself does not report.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from rsvlm.files import read_json
 
+PRECISIONS = ("auto", "fp32", "bf16")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 NAMED = 4  # weights that an error names; the rest is counted
 REMEDY = "copy the model's whole folder again from where it comes"
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" is the first CUDA GPU, else the CPU.
+
+    Raises:
+        ValueError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: {name!r} is none; use auto, cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {name!r} asked for, but torch sees no CUDA GPU here; use auto or cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """ "fp32" or "bf16"; "auto" is bf16 where the hardware multiplies in it, because elsewhere it only costs time.
+
+    Raises:
+        ValueError: ``name`` is none of auto, fp32, bf16.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"precision: {name!r} is none of {', '.join(PRECISIONS)}")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    abilities = torch.cpu.get_capabilities()
+    return "bf16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """A context in which matrix products run in bf16, or in float32 for "fp32"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def use_threads(threads: int) -> int:
+    """The number of CPU threads torch now uses: ``threads``, or torch's own choice for 0."""
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def log_line(text: str) -> None:
+    """Write a line to stderr, above a progress bar if there is one."""
+    tqdm.write(text, file=sys.stderr)
 
 
 def load_pretrained(model_class: type, source: Path | str, what: str, *, remedy: str = REMEDY, **options) -> nn.Module:

@@ -1,21 +1,23 @@
-"""What the language model is told, and how several captions of one image share one sequence.
+"""What the captioner is given: an image's cached features in one of its views, prompts, and how they share a sequence.
 
-What the language model is told: instructions for captions and retrieval, with or without neighbours' captions.
-
-Several captions of one image in one sequence, so that the image and its prompt are computed once.
-
-A row is ``[prefix][caption 1][caption 2]...[text-only 1]...``. The prefix holds the visual tokens and the prompt. A
-caption sees the prefix and itself, not the other captions; a text-only segment (caption and ``[RET]``) only itself.
-Positions restart accordingly, so every segment is computed as if it stood alone: a packed row gives the same numbers as
-separate rows, for a fraction of the work (with a prefix of 50 tokens and 3 captions of 14, half of it).
+Several captions of one image stand in one sequence, so that the image and its prompt are computed once. A row is
+``[prefix][caption 1][caption 2]...[text-only 1]...``. The prefix holds the visual tokens and the prompt. A caption sees
+the prefix and itself, not the other captions; a text-only segment (caption and ``[RET]``) only itself. Positions restart
+accordingly, so every segment is computed as if it stood alone: a packed row gives the same numbers as separate rows, for
+a fraction of the work (with a prefix of 50 tokens and 3 captions of 14, half of it).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rsvlm.models.features import Features
+
+UPRIGHT, MEAN = 0, -1  # numbers of views; 1, 2, ... are the turned and mirrored ones
+VIEW_NAMES = {"upright": UPRIGHT, "mean": MEAN}
 CAPTION_PROMPT = "Caption:"  # the fixed one: used at generation, and for half of the training prompts
 CAPTION_PROMPTS = (
     "Describe this image.",
@@ -34,6 +36,64 @@ RETRIEVAL_PROMPTS = (
     "I am looking for an aerial image.",
 )
 NEIGHBOURS = "Similar images:"
+VISUAL = -1  # stands for one visual token in a list of token ids
+PREFIX, PADDING = 0, -1  # in ``segments``; captions count from 1, text-only segments from -2 downwards
+
+
+@dataclass(frozen=True)
+class VisualInput:
+    """Features of B images: pooled (B, P) and grid (B, G, P) or None, float32."""
+
+    pooled: Tensor
+    grid: Tensor | None
+
+
+def choose_view(name: str) -> int:
+    """The number of the view called "upright" or "mean". ValueError lists them."""
+    if name not in VIEW_NAMES:
+        raise ValueError(f"view: {name!r} is none of {', '.join(VIEW_NAMES)}")
+    return VIEW_NAMES[name]
+
+
+def read_visual(
+    features: Features, rows: Sequence[int], view: int | Sequence[int] = UPRIGHT, *, grid: bool = True
+) -> VisualInput:
+    """The features of these rows in a view, or in one each.
+
+    The mean over views (``MEAN``) turns the grids of turned and mirrored images back first, so that a cell is averaged
+    with the same place of the other views.
+
+    Args:
+        grid: False leaves the grid features out.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    views = np.broadcast_to(np.asarray(view, dtype=np.int64), rows.shape)
+    mean = views == MEAN
+    single = np.where(mean, UPRIGHT, views)
+    pooled = features.pooled[rows, single].astype(np.float32)  # (B, P)
+    if mean.any():
+        pooled[mean] = features.pooled[rows[mean]].astype(np.float32).mean(1)
+    if not grid or features.grid is None:
+        return VisualInput(torch.from_numpy(pooled), None)
+    cells = features.grid[rows, single].astype(np.float32)  # (B, G, P)
+    if mean.any():
+        cells[mean] = turn_back(features.grid[rows[mean]].astype(np.float32)).mean(1)
+    return VisualInput(torch.from_numpy(pooled), torch.from_numpy(cells))
+
+
+def turn_back(grids: np.ndarray) -> np.ndarray:
+    """(B, V, G, P) grids of ``turn_views``'s views with their cells where they lie in the upright image."""
+    B, V, G, P = grids.shape
+    side = round(G**0.5)
+    squares = grids.reshape(B, V, side, side, P)
+    turns = 4 if V >= 4 else 1
+    back = []
+    for number in range(V):
+        square = squares[:, number]
+        if number >= turns:
+            square = square[:, :, ::-1]
+        back.append(np.rot90(square, -(number % turns), axes=(1, 2)))
+    return np.stack(back, axis=1).reshape(B, V, G, P)
 
 
 def caption_prompt(instruction: str = CAPTION_PROMPT, neighbours: Sequence[str] = ()) -> str:
@@ -50,10 +110,6 @@ def caption_prompt(instruction: str = CAPTION_PROMPT, neighbours: Sequence[str] 
 def as_sentence(caption: str) -> str:
     """The caption with one full stop right behind its last word."""
     return caption.strip().rstrip(".").rstrip() + "."
-
-
-VISUAL = -1  # stands for one visual token in a list of token ids
-PREFIX, PADDING = 0, -1  # in ``segments``; captions count from 1, text-only segments from -2 downwards
 
 
 @dataclass(frozen=True)

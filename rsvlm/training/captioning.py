@@ -21,16 +21,20 @@ from torch import Tensor
 from rsvlm.kernels import contrastive_loss
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import save_capret
-from rsvlm.models.devices import log_line
-from rsvlm.models.features import MEAN, UPRIGHT, Features, VisualInput, read_visual
+from rsvlm.models.features import Features
+from rsvlm.models.loading import log_line
 from rsvlm.models.prompts import (
     CAPTION_PROMPT,
     CAPTION_PROMPTS,
+    MEAN,
     RETRIEVAL_PROMPTS,
+    UPRIGHT,
     PackedRows,
     Row,
+    VisualInput,
     caption_prompt,
     pack_rows,
+    read_visual,
 )
 from rsvlm.settings import CaptioningSettings
 from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train

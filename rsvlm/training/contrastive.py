@@ -6,6 +6,8 @@ equal texts included, is a positive of it. Data order derives from (seed, epoch)
 """
 
 import math
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,11 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rsvlm.files import cache_folder, whole_file
 from rsvlm.kernels import contrastive_loss, hits, two_way_ranks
-from rsvlm.models.devices import autocast, choose_precision, log_line
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import encode_texts
-from rsvlm.models.pixels import Pixels, fingerprint_images, open_pixels, prefetch
+from rsvlm.models.features import (
+    check_free_space,
+    decode_images,
+    encode_texts,
+    fingerprint_images,
+    open_rows,
+    prefetch,
+    write_rows,
+)
+from rsvlm.models.loading import autocast, choose_precision, log_line
 from rsvlm.settings import AdaptSettings, Augmentation
 from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
 
@@ -30,6 +40,7 @@ MAX_LOGIT_SCALE = 100.0  # CLIP's
 CURVE_ROWS = 500
 CURVE_COLUMNS = ["step", "epoch", "loss", "logit_scale", "image_learning_rate", "gradient_norm"]
 SPARE = 8 / 7  # images are kept this much larger than the input, so that a crop loses no detail (256 px for 224)
+DECODED = 64  # images decoded between two writes
 DEPTHS = (1, 5, 10)
 PROMPT = "an aerial image of {}."
 
@@ -127,6 +138,70 @@ def adapt_encoder(
         validation=now.validation,
         curve=now.curve,
     )
+
+
+class Pixels:
+    """uint8 pixels (3, size, size) of a list of images, read by row."""
+
+    def __init__(self, image_paths: Sequence[str], size: int, array: np.ndarray | None = None):
+        self.image_paths, self.size, self.array = list(image_paths), size, array
+
+    def __len__(self) -> int:
+        return len(self.image_paths)
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """uint8 (B, 3, size, size) of these rows, from the cache or freshly decoded.
+
+        Raises:
+            rsvlm.data.images.ImageError: an image cannot be read; names the file.
+        """
+        if self.array is not None:
+            return torch.from_numpy(self.array[np.asarray(rows, dtype=np.int64)])
+        return decode_images([self.image_paths[row] for row in rows], self.size)
+
+
+def open_pixels(
+    image_paths: Sequence[str], size: int, *, cache_gigabytes: float = 4.0, log: Callable[[str], None] = log_line
+) -> Pixels:
+    """The pixels of these images at ``size`` x ``size``, through a cache in ``cache_folder()`` when it fits.
+
+    The cache is keyed by the list, each file's size and time of change, and ``size``; it is built in a scratch file.
+
+    Args:
+        cache_gigabytes: the most that all caches together may take; more is streamed from the files. 0 streams.
+    """
+    needed = len(image_paths) * 3 * size * size
+    if needed > cache_gigabytes * 1e9:
+        if cache_gigabytes:
+            log(
+                f"{len(image_paths)} images at {size} px are {needed / 1e9:.1f} GB, more than cache_gigabytes = "
+                f"{cache_gigabytes:g}: decoded anew each time"
+            )
+        return Pixels(image_paths, size)
+    cache = cache_folder() / f"pixels_{fingerprint_images(image_paths, size)[:20]}.npy"
+    if not cache.is_file():
+        _drop_old_caches(cache_gigabytes * 1e9 - needed)
+        check_free_space(cache.parent, needed, f"{len(image_paths)} decoded images")
+        with whole_file(cache) as scratch, open_rows(scratch, (len(image_paths), 3, size, size), "uint8") as file:
+            blocks = [image_paths[start : start + DECODED] for start in range(0, len(image_paths), DECODED)]
+            for block in prefetch(lambda part: decode_images(part, size), blocks):
+                write_rows(file, block.numpy())
+    os.utime(cache)  # the oldest use goes first when room is needed
+    return Pixels(image_paths, size, np.load(cache, mmap_mode="r"))
+
+
+def _drop_old_caches(allowed: float) -> None:
+    """Remove torn caches a day old, and the caches used longest ago until the rest takes ``allowed`` bytes."""
+    folder = cache_folder()
+    for torn in folder.glob(".pixels_*.part"):
+        if time.time() - torn.stat().st_mtime > 86400:
+            torn.unlink(missing_ok=True)
+    caches = sorted(folder.glob("pixels_*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
+    total = 0
+    for cache in caches:
+        total += cache.stat().st_size
+        if total > allowed:
+            cache.unlink(missing_ok=True)
 
 
 class _Adaptation(Task):

@@ -19,21 +19,13 @@ from IPython.display import HTML, DisplayHandle, display
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, rows_of
 from rsvlm.files import whole_folder, write_text
-from rsvlm.models.devices import choose_device
 from rsvlm.models.dialogue import Conversation, Turn, context_length
 from rsvlm.models.encoders import DualEncoder, load_encoder
-from rsvlm.models.features import (
-    Features,
-    VisualInput,
-    choose_view,
-    encode_pictures,
-    encode_texts,
-    load_features,
-    read_visual,
-)
+from rsvlm.models.features import Features, encode_pictures, encode_texts, load_features
 from rsvlm.models.generation import embed_captions_ret
 from rsvlm.models.inference import Captioner, choose_captions, is_finished, load_captioner, propose_captions
-from rsvlm.models.prompts import caption_prompt
+from rsvlm.models.loading import choose_device
+from rsvlm.models.prompts import VisualInput, caption_prompt, choose_view, read_visual
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.retrieval import load_space
 from rsvlm.scoring.runs import read_captions
