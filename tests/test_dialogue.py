@@ -3,7 +3,7 @@ import pytest
 import torch
 from captioner_case import make_captioner, make_features
 
-from rsvlm.models.dialogue import Conversation, context_length, reply, stream_reply
+from rsvlm.models.dialogue import Conversation, context_length
 from rsvlm.models.generation import embed_captions_ret, embed_images_ret
 from rsvlm.models.prompts import read_visual
 
@@ -18,6 +18,16 @@ def captioner(features):
     return make_captioner(features).eval()
 
 
+def stream(captioner, history, *, no_repeat=0, **options):
+    return Conversation(captioner, no_repeat=no_repeat, **options).stream(history)
+
+
+def reply(captioner, history, **options):
+    """The whole answer."""
+    *_, last = stream(captioner, history, **options)
+    return last
+
+
 def test_a_history_of_images_and_texts_gets_words(captioner, features):
     history = [read_visual(features, [0]), "What is this?", "A river.", read_visual(features, [5]), "And this?"]
     answer = reply(captioner, history, max_new_tokens=6, ret_bias=-100.0)
@@ -30,7 +40,7 @@ def test_a_history_of_images_and_texts_gets_words(captioner, features):
 def test_ret_brings_the_images_nearest_to_its_embedding(captioner, features):
     embeddings = embed_images_ret(captioner, features.pooled)
     answer = reply(
-        captioner, ["A river."], image_ids=features.image_ids, image_embeddings=embeddings, k=4, ret_bias=100.0
+        captioner, ["A river."], image_ids=features.image_ids, image_embeddings=embeddings, images=4, ret_bias=100.0
     )
     assert answer.asked_for_images and answer.text == ""
     scores = embeddings @ embed_captions_ret(captioner, ["A river."])[0]
@@ -72,7 +82,7 @@ def test_ret_is_learnt_as_a_word(captioner):
 
 def test_an_answer_grows_word_by_word_and_ends_whole(captioner, features):
     history = [read_visual(features, [0]), "What is this?"]
-    parts = list(stream_reply(captioner, history, max_new_tokens=6, ret_bias=-100.0))
+    parts = list(stream(captioner, history, max_new_tokens=6, ret_bias=-100.0))
     assert parts[-1] == reply(captioner, history, max_new_tokens=6, ret_bias=-100.0)
     assert len(parts) >= 2 and all(not part.cut_off for part in parts[:-1])
     lengths = [len(part.text) for part in parts]

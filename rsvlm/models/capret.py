@@ -208,12 +208,8 @@ class CapRet(nn.Module):
 
     @torch.no_grad()
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what ``trained_state`` gave. ValueError names a tensor that is missing, unknown or misshapen."""
-        own = self.trained_state()
-        wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
-        if wrong:
-            raise ValueError(f"the weights do not fit this captioner: {len(wrong)} tensors differ, such as {wrong[0]}")
-        for name, tensor in own.items():
+        """Put back what ``trained_state`` gave; see ``check_names``."""
+        for name, tensor in self.trained_state().items():
             tensor.copy_(state[name])
 
     def _standard(self, features: Tensor, kind: str) -> Tensor:

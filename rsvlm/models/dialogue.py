@@ -13,26 +13,15 @@ from rsvlm.models.prompts import VISUAL, VisualInput
 
 
 @dataclass(frozen=True)
-class Reply:
-    """An answer: words, and the images found if the model asked for some (best first, with their cosines)."""
-
-    text: str
-    asked_for_images: bool
-    image_ids: tuple[str, ...] = ()
-    scores: tuple[float, ...] = ()
-    cut_off: bool = False  # it would have gone on
-
-
-@dataclass(frozen=True)
 class Turn:
-    """What one side gave: text, images, or both."""
+    """What one side gave: text, images (found ones best first, with their cosines), or both."""
 
     who: str  # "you" or "model"
     text: str = ""
     image_ids: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     asked_for_images: bool = False
-    cut_off: bool = False
+    cut_off: bool = False  # it would have gone on
 
 
 @dataclass
@@ -46,7 +35,7 @@ class Conversation:
         images: brought by a ``[RET]``.
         max_new_tokens: longest answer.
         ret_bias: added to the logit of ``[RET]``: higher values bring images sooner.
-        no_repeat: no run of so many tokens comes twice in an answer; 0: it may.
+        no_repeat: no run of so many tokens comes twice in an answer: small models run in circles. 0: it may.
     """
 
     captioner: CapRet
@@ -75,25 +64,62 @@ class Conversation:
         """
         words = text.strip()
         history = [*self._history, words] if words else list(self._history)
-        answers = stream_reply(
-            self.captioner, history, image_ids=self.image_ids, image_embeddings=self.image_embeddings, k=self.images,
-            max_new_tokens=self.max_new_tokens, ret_bias=self.ret_bias, no_repeat=self.no_repeat,
-        )  # fmt: skip
+        answers = self.stream(history)
         said = next(answers)  # a dialogue that is too long is refused here, before anything is kept
         self._history = history
         if words:
             self.turns.append(Turn("you", words))
-        self.turns.append(_turn(said))
+        self.turns.append(said)
         try:
-            yield self.turns[-1]
+            yield said
             for said in answers:
-                self.turns[-1] = _turn(said)
-                yield self.turns[-1]
+                self.turns[-1] = said
+                yield said
         finally:
             if said.text:
                 self._history.append(said.text)
             if said.image_ids and self.look is not None:
                 self._history += self.look(said.image_ids[0])
+
+    def stream(self, history: Sequence[str | VisualInput]) -> Iterator[Turn]:
+        """The model's answer to a history, greedily decoded, word by word; the last one is whole. Nothing is kept.
+
+        When ``[RET]`` comes, the answer ends and the images nearest to it in the retrieval space are found.
+
+        Args:
+            history: texts and images in order; an image is a ``VisualInput`` of one image (``read_visual`` of one row).
+
+        Raises:
+            ValueError: an empty history, one that is longer than the model reads, or numbers of ids and embeddings that
+                differ.
+        """
+        captioner, n_images = self.captioner, 0 if self.image_embeddings is None else len(self.image_embeddings)
+        if n_images != len(self.image_ids):
+            raise ValueError(f"{len(self.image_ids)} image_ids for {n_images} image_embeddings: expected as many")
+        with torch.inference_mode():
+            rows = start_rows(captioner, *_read_history(captioner, history, self.max_new_tokens))
+        words: list[int] = []
+        for _ in range(self.max_new_tokens):
+            with torch.inference_mode():
+                log_probabilities = rows.log_probabilities(self.ret_bias)
+                log_probabilities[:, _would_repeat(words, self.no_repeat)] = -torch.inf
+                token = log_probabilities.argmax(-1)
+                if token.item() == captioner.eos_id:
+                    break
+                rows.advance(token)
+                asked = token.item() == captioner.ret_id
+                query = captioner.embed_ret(rows.hidden).cpu() if asked and n_images else None
+            if asked:
+                answer = Turn("model", captioner.decode_text(words), asked_for_images=True)
+                if query is not None:
+                    scores, found = similarity_topk(query, self.image_embeddings, min(self.images, n_images))
+                    ids = tuple(self.image_ids[i] for i in found[0].tolist())
+                    answer = replace(answer, image_ids=ids, scores=tuple(scores[0].tolist()))
+                yield answer
+                return
+            words.append(token.item())
+            yield Turn("model", captioner.decode_text(words))
+        yield Turn("model", captioner.decode_text(words), cut_off=len(words) == self.max_new_tokens)
 
     def start_afresh(self) -> None:
         """Forget everything."""
@@ -104,67 +130,6 @@ class Conversation:
 def context_length(captioner: CapRet) -> int:
     """How many tokens the language model reads at most."""
     return int(captioner.language_model.config.max_position_embeddings)
-
-
-def reply(captioner: CapRet, history: Sequence[str | VisualInput], **options: object) -> Reply:
-    """The captioner's whole answer to a history of texts and images; see ``stream_reply``."""
-    *_, last = stream_reply(captioner, history, **options)
-    return last
-
-
-def stream_reply(
-    captioner: CapRet,
-    history: Sequence[str | VisualInput],
-    *,
-    image_ids: Sequence[str] = (),
-    image_embeddings: np.ndarray | None = None,
-    k: int = 3,
-    max_new_tokens: int = 40,
-    ret_bias: float = 0.0,
-    no_repeat: int = 0,
-) -> Iterator[Reply]:
-    """The captioner's answer, greedily decoded, word by word; the last one is whole.
-
-    When ``[RET]`` comes, the answer ends and the k images nearest to it in the retrieval space are found.
-
-    Args:
-        history: texts and images in order; an image is a ``VisualInput`` of one image (``read_visual`` of one row).
-        image_ids: the images that can be found.
-        image_embeddings: (n, R) as ``embed_images_ret`` gives them, in the order of ``image_ids``.
-        ret_bias: added to the logit of ``[RET]``: higher values bring images sooner.
-        no_repeat: no run of so many tokens comes twice: small models run in circles. 0: it may.
-
-    Raises:
-        ValueError: an empty history, one that is longer than the model reads, or numbers of ids and embeddings that
-            differ.
-    """
-    n_images = 0 if image_embeddings is None else len(image_embeddings)
-    if n_images != len(image_ids):
-        raise ValueError(f"{len(image_ids)} image_ids for {n_images} image_embeddings: expected as many")
-    with torch.inference_mode():
-        rows = start_rows(captioner, *_read_history(captioner, history, max_new_tokens))
-    words: list[int] = []
-    for _ in range(max_new_tokens):
-        with torch.inference_mode():
-            log_probabilities = rows.log_probabilities(ret_bias)
-            log_probabilities[:, _would_repeat(words, no_repeat)] = -torch.inf
-            token = log_probabilities.argmax(-1)
-            if token.item() == captioner.eos_id:
-                break
-            rows.advance(token)
-            asked = token.item() == captioner.ret_id
-            query = captioner.embed_ret(rows.hidden).cpu() if asked and n_images else None
-        if asked:
-            answer = Reply(captioner.decode_text(words), asked_for_images=True)
-            if query is not None:
-                scores, found = similarity_topk(query, image_embeddings, min(k, n_images))
-                ids = tuple(image_ids[i] for i in found[0].tolist())
-                answer = replace(answer, image_ids=ids, scores=tuple(scores[0].tolist()))
-            yield answer
-            return
-        words.append(token.item())
-        yield Reply(captioner.decode_text(words), asked_for_images=False)
-    yield Reply(captioner.decode_text(words), asked_for_images=False, cut_off=len(words) == max_new_tokens)
 
 
 @torch.inference_mode()
@@ -203,7 +168,3 @@ def _would_repeat(words: Sequence[int], length: int) -> list[int]:
         for start in range(len(words) - length + 1)
         if list(words[start : start + length - 1]) == last
     ]
-
-
-def _turn(said: Reply) -> Turn:
-    return Turn("model", said.text, said.image_ids, said.scores, said.asked_for_images, said.cut_off)
