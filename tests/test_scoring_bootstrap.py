@@ -12,7 +12,9 @@ from rsvlm.scoring.captions import bleu_score
 
 
 def bootstrap_mean(values, **options):
-    return bootstrap_corpus(mean_statistics(values), mean_of, **options)
+    found = bootstrap_corpus(mean_statistics(values), mean_of, **options)
+    assert found["n"] == len(values) and found["value"] == pytest.approx(values.mean(), abs=1e-6)
+    return found["low"], found["high"]
 
 
 def test_interval_of_a_mean_is_about_two_standard_errors_wide():
@@ -38,9 +40,9 @@ def test_blocks_do_not_change_the_draws(monkeypatch):
 def test_corpus_bleu_is_resampled_as_a_corpus():
     # image 0: 10 words, all right; image 1: 2 words, all wrong. The corpus score is no mean of the images' scores.
     counts = np.array([[10, 10, 10, 9, 8, 7, 10, 9, 8, 7], [2, 2, 2, 1, 0, 0, 0, 0, 0, 0]], dtype=float)
-    low, high = bootstrap_corpus(counts, lambda sums: bleu_score(sums)[..., 0], seed=0, resamples=500)
+    found = bootstrap_corpus(counts, lambda sums: bleu_score(sums)[..., 0], seed=0, resamples=500)
     assert bleu_score(counts.sum(axis=0))[0] == pytest.approx(10 / 12)
-    assert low == pytest.approx(0, abs=1e-6) and high == pytest.approx(1, abs=1e-6)
+    assert found["low"] == pytest.approx(0, abs=1e-6) and found["high"] == pytest.approx(1, abs=1e-6)
 
 
 def test_paired_difference_sees_what_unpaired_intervals_hide():
@@ -51,11 +53,11 @@ def test_paired_difference_sees_what_unpaired_intervals_hide():
 
     def difference(first, second):
         drawn = (mean_of(resampled_sums(mean_statistics(own), seed=0, resamples=1000)) for own in (first, second))
-        return difference_of_draws(np.subtract(*drawn))
+        return difference_of_draws((first - second).mean(), np.subtract(*drawn), len(first))
 
     result = difference(harder, hard)
-    assert result["low"] > 0 and result["p"] < 0.01 and result["low"] < (harder - hard).mean() < result["high"]
-    assert difference(hard, hard) == {"low": 0, "high": 0, "p": 1}
+    assert result["low"] > 0 and result["p"] < 0.01 and result["low"] < result["value"] < result["high"]
+    assert difference(hard, hard) == {"value": 0, "low": 0, "high": 0, "p": 1, "n": 200}
     assert 0 < difference(generator.normal(0, 1, 100), generator.normal(0, 1, 100))["p"] <= 1
 
 

@@ -16,26 +16,27 @@ DECIMALS = 6  # of what is written: more would differ between machines
 
 def bootstrap_corpus(
     statistics: np.ndarray, corpus: Callable[[np.ndarray], np.ndarray], *, seed: int, resamples: int = 1000
-) -> tuple[float, float]:
-    """(low, high): the 95 % percentile interval of a corpus score.
+) -> dict[str, float | int]:
+    """{"value", "low", "high", "n"}: a corpus score and its 95 % percentile interval.
 
     Args:
         statistics: (n, k), what each image adds to the corpus's sums.
         corpus: from sums (..., k) to scores (...).
     """
-    scores = corpus(resampled_sums(statistics, seed=seed, resamples=resamples))
-    return percentile_interval(scores)
+    low, high = percentile_interval(corpus(resampled_sums(statistics, seed=seed, resamples=resamples)))
+    return rounded({"value": float(corpus(statistics.sum(axis=0))), "low": low, "high": high, "n": len(statistics)})
 
 
-def difference_of_draws(differences: np.ndarray) -> dict[str, float]:
-    """{"low", "high", "p"} of a difference from its values (r,) under resampling.
+def difference_of_draws(value: float, draws: np.ndarray, n: int) -> dict[str, float | int]:
+    """{"value", "low", "high", "p", "n"} of a difference over n images, from its values (r,) under resampling.
 
-    ``p`` is two-sided: twice the smaller share of values on either side of 0 (ties count for both), with one added to
+    ``p`` is two-sided: twice the smaller share of draws on either side of 0 (ties count for both), with one added to
     count and total, so it is never 0 and never above 1.
     """
-    low, high = percentile_interval(differences)
-    side = min((differences <= 0).sum(), (differences >= 0).sum())
-    return {"low": low, "high": high, "p": float(min(1.0, 2 * (side + 1) / (len(differences) + 1)))}
+    low, high = percentile_interval(draws)
+    side = min((draws <= 0).sum(), (draws >= 0).sum())
+    p = float(min(1.0, 2 * (side + 1) / (len(draws) + 1)))
+    return rounded({"value": float(value), "low": low, "high": high, "p": p, "n": n})
 
 
 def resampled_sums(statistics: np.ndarray, *, seed: int, resamples: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from rsvlm.scoring.bootstrap import bootstrap_corpus, difference_of_draws, mean_of, percentile_interval, rounded
+from rsvlm.scoring.bootstrap import bootstrap_corpus, difference_of_draws, percentile_interval, rounded
 from rsvlm.scoring.captions import (
     CLASS_PROTOCOL,
     CLIP_PROTOCOL,
@@ -233,12 +233,8 @@ def _describe(
     shares = {"captions": flags, "names": np.stack([named.wrong, named.named], axis=1).astype(float)}
     classes: dict[str, object] = {}
     for name, statistics in shares.items():
-        entry: dict[str, object] = _not_run(len(tokenized), "no class is named")
-        if statistics[:, 1].sum():
-            low, high = bootstrap_corpus(statistics, _share, seed=seed, resamples=resamples)
-            value = float(mean_of(statistics.sum(axis=0)))
-            entry = rounded({"value": value, "low": low, "high": high, "n": len(tokenized)})
-        classes[name] = entry
+        entry = bootstrap_corpus(statistics, _share, seed=seed, resamples=resamples)
+        classes[name] = entry if statistics[:, 1].sum() else _not_run(len(tokenized), "no class is named")
     classes["most_often"] = dict(list(named.examples.items())[:HALLUCINATIONS_SHOWN])
     text = describe_texts(list(tokenized.values()), test.training_captions)
     return {"text": text, "classes": classes}
@@ -318,7 +314,13 @@ def compare_runs(runs: Mapping[str, Mapping[str, DrawnRun]]) -> dict[str, dict]:
         for kind in REFERENCES:
             a, b = runs[first].get(kind), runs[second].get(kind)
             if a and b and list(a.image_ids) == list(b.image_ids):
-                metrics[kind] = {metric: _difference(a, b, metric) for metric in METRICS if metric in a.drawn}
+                metrics[kind] = {
+                    metric: difference_of_draws(
+                        a.corpus[metric] - b.corpus[metric], a.drawn[metric] - b.drawn[metric], len(a.image_ids)
+                    )
+                    for metric in METRICS
+                    if metric in a.drawn
+                }
         if metrics:
             pairs[f"{first} - {second}"] = {kind: own[MAIN] for kind, own in metrics.items()} | {"metrics": metrics}
     return pairs
@@ -344,25 +346,16 @@ def paired_table(metrics: Mapping, source: str, run: str = STUDIED) -> pd.DataFr
     return pd.DataFrame(rows, columns=columns)
 
 
-def _difference(first: DrawnRun, second: DrawnRun, metric: str) -> dict:
-    value = first.corpus[metric] - second.corpus[metric]
-    entry = difference_of_draws(first.drawn[metric] - second.drawn[metric])
-    return rounded({"value": float(value), **entry, "n": len(first.image_ids)})
-
-
 def summary_table(metrics: Mapping, source: str) -> pd.DataFrame:
     """One row a run, best CIDEr first: metrics as released, CIDEr on distinct references and both halves, texts."""
-    rows = []
+    rows = {}
     for run in metrics:
-        entry = metrics[run].get(source) if run not in RESERVED else None
-        if not entry or "released" not in entry:
-            continue
-        row: dict[str, object] = {"run": run}
-        row |= {metric: entry["released"].get(metric, {}).get("value") for metric in METRICS}
-        for name, part in (("CIDEr distinct", "distinct"), ("CIDEr seen", "seen"), ("CIDEr unseen", "unseen")):
-            row[name] = entry.get(part, {}).get("CIDEr", {}).get("value")
-        rows.append(row)
-    frame = pd.DataFrame(rows).set_index("run").astype(float)
+        entry = metrics[run].get(source, {}) if run not in RESERVED else {}
+        if "released" in entry:
+            rows[run] = {metric: entry["released"].get(metric, {}).get("value") for metric in METRICS}
+            for part in ("distinct", "seen", "unseen"):
+                rows[run][f"CIDEr {part}"] = entry.get(part, {}).get("CIDEr", {}).get("value")
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("run").astype(float)
     return frame.sort_values("CIDEr", ascending=False, kind="stable")
 
 

@@ -21,7 +21,7 @@ singular, as PTB tokens; the first is how it is called in a report. A word of a 
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -99,14 +99,18 @@ class ScoringTools:
         """Text -> its PTB tokens."""
         return tokenize_captions(texts, self.cache)
 
+    def ask_java(self, pairs: Sequence[Pair], pool: Executor) -> dict[str, Future]:
+        """METEOR's and, where it can run, SPICE's statistics of these captions and references, side by side."""
+        asked = {"METEOR": pool.submit(meteor_statistics, pairs, self.cache)}
+        if not why_not(self.spice_jars):
+            asked["SPICE"] = pool.submit(spice_scores, pairs, self.spice_jars, self.cache)
+        return asked
+
     def prepare(self, pairs: Sequence[Pair]) -> None:
-        """Let METEOR and SPICE meet these captions and references in one go, side by side, so that later calls know."""
+        """Let METEOR and SPICE meet these captions and references in one go, so that later calls know them."""
         with ThreadPoolExecutor(2) as pool:
-            running = [pool.submit(meteor_statistics, pairs, self.cache)]
-            if not why_not(self.spice_jars):
-                running.append(pool.submit(spice_scores, pairs, self.spice_jars, self.cache))
-            for one in running:
-                one.result()
+            for asked in self.ask_java(pairs, pool).values():
+                asked.result()
 
 
 def score_captions(
@@ -140,16 +144,15 @@ def score_captions(
     results = {image_id: [caption] for image_id, (caption, _) in pairs.items()}
     truths = {image_id: texts for image_id, (_, texts) in pairs.items()}
     with ThreadPoolExecutor(2) as pool:  # Java works while Python counts
-        meteor = pool.submit(meteor_statistics, list(pairs.values()), tools.cache)
-        reasons = {"SPICE": reason} if (reason := why_not(tools.spice_jars)) else {}
-        spice = None if reasons else pool.submit(spice_scores, list(pairs.values()), tools.spice_jars, tools.cache)
+        asked = tools.ask_java(list(pairs.values()), pool)
         bleu = bleu_statistics(truths, results)
         statistics = {f"BLEU-{order}": bleu for order in range(1, BLEU_ORDERS + 1)}
         statistics["ROUGE_L"] = mean_statistics(rouge_scores(truths, results))
         statistics["CIDEr"] = mean_statistics(cider_scores(truths, results))
-        statistics["METEOR"] = meteor.result()
-        if spice:
-            statistics["SPICE"] = mean_statistics(np.array(spice.result()))
+        statistics["METEOR"] = asked["METEOR"].result()
+        if "SPICE" in asked:
+            statistics["SPICE"] = mean_statistics(np.array(asked["SPICE"].result()))
+    reasons = {} if "SPICE" in asked else {"SPICE": why_not(tools.spice_jars)}
     if tools.space is None:
         reasons |= dict.fromkeys(("CLIPScore", "RefCLIPScore"), NO_ENCODER)
     else:

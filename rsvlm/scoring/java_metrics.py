@@ -147,12 +147,11 @@ def kept_answers(
     program: str, questions: Iterable[str], cache: ContentCache | None, ask: Callable[[list[str]], Iterable[str]]
 ) -> dict[str, str]:
     """Question -> answer; ``ask`` is called for those that the cache does not know, sorted."""
-    asked = set(questions)
-    known = cache.find(program, asked) if cache else {}
+    asked, cache = set(questions), cache or ContentCache()
+    known = cache.find(program, asked)
     new = sorted(asked - set(known))
     made = dict(zip(new, ask(new), strict=True)) if new else {}
-    if cache and made:
-        cache.keep(program, made)
+    cache.keep(program, made)
     return known | made
 
 

@@ -345,8 +345,7 @@ def compare_methods(drawn: Mapping[str, tuple[Mapping, Mapping]], n: int) -> dic
     pairs = {}
     for (first, a), (second, b) in combinations(drawn.items(), 2):
         pairs[f"{first} - {second}"] = {
-            name: rounded({"value": a[0][name] - b[0][name], **difference_of_draws(a[1][name] - b[1][name]), "n": n})
-            for name in PAIRED
+            name: difference_of_draws(a[0][name] - b[0][name], a[1][name] - b[1][name], n) for name in PAIRED
         }
     return pairs
 
