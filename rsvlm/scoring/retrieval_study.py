@@ -233,7 +233,6 @@ PROTOCOL = {
     "unit": "fraction",
 }
 PAIRED = ("mean_recall", *(f"{way}_recall_at_{k}" for way in DIRECTIONS for k in KS))
-REPORTED = ("paired", "protocol")  # keys of the metrics file that are no methods
 
 
 @dataclass(frozen=True)
