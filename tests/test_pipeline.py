@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from ruamel.yaml import YAML
+from study_case import copy_with_study, dvc
 
 import rsvlm.study.paths
 from rsvlm.files import fingerprint_file, read_json_lines, write_json_lines
@@ -239,22 +239,6 @@ def toy_project(scratch_root):
     return scratch_root
 
 
-def dvc(root: Path, *arguments: str, **environment: str) -> str:
-    """What a dvc command says; fails with it when the command does."""
-    names = {
-        "GIT_AUTHOR_NAME": "a",
-        "GIT_COMMITTER_NAME": "a",
-        "GIT_AUTHOR_EMAIL": "a@example.org",
-        "GIT_COMMITTER_EMAIL": "a@example.org",
-    }
-    settings = os.environ | names | {"DVC_NO_ANALYTICS": "1"} | environment
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, env=settings
-    )
-    assert done.returncode == 0, f"dvc {' '.join(arguments)}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
-    return done.stdout + done.stderr
-
-
 def test_set_parameters_arrive_typed_and_opening_a_notebook_runs_nothing(toy_project):
     dvc(toy_project, "exp", "run", "-S", "toy.rank=16", "-S", "toy.rate=3e-5")
     assert ast.literal_eval((toy_project / "seen.txt").read_text()) == {"rank": 16, "rate": 3e-5}
@@ -316,46 +300,11 @@ def test_no_source_escapes_the_folder_that_dvc_watches(scratch_root, tmp_path):
 
 # The smoke study
 
-LEFT_BEHIND = {
-    ".git",
-    ".venv",
-    ".rsvlm",
-    "build",
-    "models",
-    "reports",
-    "dvc_plots",
-    "results",
-    "scratch",
-    "dvc.lock",
-    ".pytest_cache",
-}
-
 
 @pytest.fixture(scope="module")
 def smoke_study(tmp_path_factory):
     """A copy of the project without git and data, in which the smoke study ran."""
-    root = tmp_path_factory.mktemp("smoke") / "a study"
-
-    def ignore(folder: str, names: list[str]) -> set[str]:
-        place = Path(folder).relative_to(ROOT)
-        if place == Path("."):
-            return LEFT_BEHIND & set(names)
-        drop = {"__pycache__", ".ipynb_checkpoints"} & set(names)
-        if place == Path("data"):
-            drop = set(names) - {"raw"}
-        if place == Path("user/captions"):
-            drop = set(names) - {"README.md"}
-        if place == Path(".dvc"):
-            drop = {"tmp", "cache", "config.local"} & set(names)
-        return drop
-
-    shutil.copytree(ROOT, root, ignore=ignore)
-    (root / "params.yaml").write_text(study_text("smoke"), encoding="utf-8")
-    (root / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RSVLM_ROOT", str(root))
-        patch.setenv("PYTHONPATH", str(root))
-        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    with copy_with_study(tmp_path_factory.mktemp("smoke") / "a study", "smoke") as root:
         dvc(root, "repro")
         yield root
 
