@@ -12,7 +12,7 @@ in the study's own cache (``RSVLM_CACHE``).
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,7 +133,7 @@ def workspace(stage: str) -> Workspace:
     Raises:
         ValueError: dvc.yaml has no such stage, or the kernel runs another one; names both.
     """
-    from ruamel.yaml import YAML  # here: rsvlm.study.studies works before anything is installed
+    from ruamel.yaml import YAML  # here: only notebooks need it
 
     root = find_root()
     use_own_cache()
@@ -180,22 +180,9 @@ def finished_study() -> "StudyFiles":
     from rsvlm.viewing.records import StudyFiles  # here: as above
 
     use_own_cache()
-    root = find_root()
-    return StudyFiles(
-        root=root,
-        table=root / PLACES["IMAGE_TABLE"],
-        generated=root / PLACES["GENERATED"],
-        others=root / PLACES["USER_CAPTIONS"],
-        scores=root / PLACES["SCORES"],
-        metrics=root / PLACES["METRICS"],
-        features=root / PLACES["FEATURES"],
-        ret_embeddings=root / PLACES["RET_EMBEDDINGS"],
-        encoder=root / PLACES["ENCODER"],
-        captioner=root / PLACES["CAPTIONER"],
-        search_index=root / PLACES["SEARCH_INDEX"],
-        marks=root / PLACES["MARKS"],
-        dialogues=root / PLACES["DIALOGUES"],
-    )
+    root, other = find_root(), {"table": "IMAGE_TABLE", "others": "USER_CAPTIONS"}
+    names = [field.name for field in fields(StudyFiles) if field.name != "root"]
+    return StudyFiles(root, **{name: root / PLACES[other.get(name, name.upper())] for name in names})
 
 
 def use_own_cache() -> None:
