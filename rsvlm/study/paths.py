@@ -182,7 +182,7 @@ def finished_study() -> "StudyFiles":
     use_own_cache()
     root, other = find_root(), {"table": "IMAGE_TABLE", "others": "USER_CAPTIONS"}
     names = [field.name for field in fields(StudyFiles) if field.name != "root"]
-    return StudyFiles(root, **{name: root / PLACES[other.get(name, name.upper())] for name in names})
+    return StudyFiles(root=root, **{name: root / PLACES[other.get(name, name.upper())] for name in names})
 
 
 def use_own_cache() -> None:
