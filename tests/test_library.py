@@ -1,6 +1,7 @@
 """The library works anywhere: it knows no study, imports outside a project, and keeps its copies where it is told."""
 
 import ast
+import graphlib
 import importlib.util
 import json
 import os
@@ -38,10 +39,15 @@ print(json.dumps([missing, bad]))
 """
 
 
-def imported(path: Path) -> set[str]:
-    """Every dotted name that a module imports, inside functions too."""
+def imported(path: Path, types: bool = True) -> set[str]:
+    """Every dotted name that a module imports, inside functions too; ``types``: also under TYPE_CHECKING."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if not types:
+        tree.body = [
+            one for one in tree.body if not (isinstance(one, ast.If) and "TYPE_CHECKING" in ast.unparse(one.test))
+        ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -137,3 +143,16 @@ def test_from_a_folder_of_pictures_to_a_gallery_without_a_project(folder):
     made = {path.name.split(".")[0] for path in folder.iterdir()}
     assert made == {"pictures", "own", "images", "generated", "elsewhere", "page", "cache"}
     assert fingerprint_images(["pictures/0.png"]) == fingerprint_images([str(folder / "pictures/0.png")])
+
+
+def test_modules_form_no_circle():
+    """Imports inside functions count too; what only a type checker reads does not."""
+    files = {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    needs = {}
+    for module, path in files.items():
+        names = imported(path, types=False)
+        own = {name for name in names if name in files} | {name.rpartition(".")[0] for name in names} & set(files)
+        packages = {name.rpartition(".")[0] for name in names if name in files}  # from rsvlm.data import table
+        needs[module] = own - packages - {module}
+    graphlib.TopologicalSorter(needs).prepare()
