@@ -169,6 +169,7 @@ def test_a_fresh_clone_holds_the_default_study():
 
 
 def test_what_a_study_changes_is_shown_and_mistakes_in_it_are_named(tmp_path):
+    assert show_differences("default") == ["default: the default study, nothing differs"]
     shown = "\n".join(show_differences("ucm"))
     assert re.search(r"^adapt_encoder.epochs +2 +14$", shown, re.M) and "aggregate_data.seed" not in shown
     for text, message in (

@@ -5,8 +5,10 @@
 """
 
 import argparse
+import functools
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -113,8 +115,11 @@ def differences(first: Mapping[str, Mapping], second: Mapping[str, Mapping]) -> 
 def show_differences(name: str | None) -> list[str]:
     """A line for each parameter in which a study differs from the default one; None: params.yaml as it is now."""
     other = read_params(paths.PARAMS) if name is None else study_params(name)
-    head = ("", "default", name or "params.yaml")
-    rows = [head, *((key, str(a), str(b)) for key, a, b in differences(study_params("default"), other))]
+    found = differences(study_params("default"), other)
+    if not found:
+        return [f"{name or 'params.yaml'}: the default study, nothing differs"]
+    short = functools.partial(textwrap.shorten, width=60, placeholder=" …")
+    rows = [("", "default", name or "params.yaml"), *((key, short(str(a)), short(str(b))) for key, a, b in found)]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return [f"{key:<{wide[0]}}  {a:<{wide[1]}}  {b}".rstrip() for key, a, b in rows]
 
