@@ -419,7 +419,7 @@ def test_every_one_of_many_classes_is_named():
 def test_settings_change_what_is_said():
     many = [box("ship", 5 * n, 50) for n in range(11)]
     assert "eleven ships" in " ".join(captions_of(many, general_above=11))
-    assert "numerous ships" in " ".join(captions_of(many, general_terms=("numerous",)))
+    assert "numerous ships" in " ".join(captions_of(many, general_terms=["numerous"]))
     corner = [box("ship", 80, 80)]
     assert "not in the center" in captions_of(corner)[0] or "free of ships" in captions_of(corner)[0]
     wide = captions_of(corner, centre=0.99)

@@ -126,7 +126,7 @@ def list_source(
     """
     if source.format == "blue_marble":
         tiles = tiles or place_of("blue_marble", data_root, root)
-        make_blue_marble(TileSettings(source.tiles, source.tile_pixels, seed), tiles)
+        make_blue_marble(TileSettings(tiles=source.tiles, tile_pixels=source.tile_pixels, seed=seed), tiles)
         annotations, images = tiles / "dataset.json", tiles / "images"
         return caption_readers.read_karpathy(annotations, labels="field"), images, [annotations]
 
