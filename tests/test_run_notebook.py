@@ -94,8 +94,12 @@ def test_a_rerun_writes_the_same_bytes_and_streams_its_progress(run):
 
     assert run(notebook).returncode == 0
     assert run.executed.read_bytes() == text
-    outputs = [output for cell in nbformat.read(run.executed, as_version=4).cells for output in cell.get("outputs", [])]
+    executed = nbformat.read(run.executed, as_version=4)
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
     assert outputs[0].text == "a 0.0001 int\nno 0.0001 int\n", "one piece, without the progress bar"
+    told = [cell.source.splitlines() for cell in executed.cells if cell.metadata.get("tags")]
+    assert len(told) == 1 and told[0][0] == "seed: int = 3  # [default: 0]", "one cell says what was used"
+    assert told[0][1] == "rate: float = 1.0e-4  # [default: 0.001]" and told[0][-1] == "loud: bool = False"
     assert {"image/png", "image/svg+xml"} <= set(outputs[1].data)
     assert not run.failed.exists()
 

@@ -137,13 +137,20 @@ def defaults(kind: type[Settings]) -> dict[str, object]:
     return {name: field.default for name, field in kind.model_fields.items()}
 
 
-def parameters_cell(kind: type[Settings]) -> str:
-    """The source of a notebook's parameters cell: a line a parameter, with the values for a quick run by hand."""
+def parameters_cell(kind: type[Settings], used: Mapping | None = None) -> str:
+    """The source of a notebook's parameters cell: a line a parameter, with the values for a quick run by hand.
+
+    Args:
+        used: the values of a run instead; those that are not the default study's say what that has.
+    """
     lines = []
     for name, field in kind.model_fields.items():
-        value = field.json_schema_extra["quick"]
-        shown = float_text(value) if isinstance(value, float) else _as_python(value)
-        lines.append(f"{name}: {type_text(field.annotation)} = {shown}  # {field.description}")
+        value = used[name] if used else field.json_schema_extra["quick"]
+        line = f"{name}: {type_text(field.annotation)} = {_as_python(value)}"
+        notes = [field.description] if field.description else []
+        if used and value != field.default:
+            notes.append(f"[default: {_as_python(field.default)}]")
+        lines.append(f"{line}  # {' '.join(notes)}" if notes else line)
     return "\n".join(lines)
 
 
@@ -174,6 +181,8 @@ def float_text(value: float) -> str:
 
 
 def _as_python(value: object) -> str:
+    if isinstance(value, float):
+        return float_text(value)
     return json.dumps(value) if isinstance(value, str) else repr(value).replace("'", '"')
 
 

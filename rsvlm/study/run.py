@@ -24,10 +24,18 @@ from papermill.exceptions import PapermillExecutionError
 
 from rsvlm.files import write_text
 from rsvlm.study import paths
-from rsvlm.study.config import check_section, check_values, read_section, settings_of
+from rsvlm.study.config import (
+    PARAMETERS_TAG,
+    check_section,
+    check_values,
+    parameters_cell,
+    read_section,
+    settings_of,
+)
 from rsvlm.study.memory import check_memory
 from rsvlm.study.processes import StageRuns, end_with_dvc, only_run
 
+INJECTED = "injected-parameters"  # papermill's tag
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Set for the notebook's kernel. The first four are there for equal bytes on a rerun, whoever runs it and how.
 KERNEL_ENVIRONMENT = {
@@ -95,27 +103,36 @@ def run_notebook(stage: str, params_file: Path | None = None, log: Callable[[str
         _execute(stage, source, running, values)
     except (PapermillExecutionError, DeadKernelError, KeyboardInterrupt) as error:
         raise NotebookFailed(_explain(stage, shown, error, running)) from error
-    write_text(target, nbformat.writes(without_traces(nbformat.read(running, as_version=4))) + "\n")
+    write_text(
+        target,
+        nbformat.writes(without_traces(nbformat.read(running, as_version=4), parameters_cell(kind, values))) + "\n",
+    )
     running.unlink()
     log(f"[{stage}] done in {time.monotonic() - started:.0f} s")
     return target
 
 
-def without_traces(notebook: NotebookNode) -> NotebookNode:
-    """The executed notebook without what differs between two runs with the same seed.
+def without_traces(notebook: NotebookNode, parameters: str) -> NotebookNode:
+    """The executed notebook without what differs between two runs with the same seed, and with one parameters cell.
 
-    Dropped: papermill's and the kernel's times, the random id of the injected cell, stderr (progress bars), widget
-    views. Printed text that reached the notebook in pieces is joined: where it is cut depends on the clock.
+    Dropped: papermill's and the kernel's times, papermill's cell of values (they stand in the parameters cell instead),
+    stderr (progress bars), widget views. Printed text that reached the notebook in pieces is joined: where it is cut
+    depends on the clock.
+
+    Args:
+        parameters: the parameters cell's source with the values used.
     """
     metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info") if key in notebook.metadata}
     notebook.metadata = nbformat.from_dict(metadata)
+    notebook.cells = [cell for cell in notebook.cells if INJECTED not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        if "injected-parameters" in tags:
-            cell.id = "injected-parameters"
-        if cell.cell_type == "code":
-            cell.outputs = _joined(output for output in cell.outputs if not _is_passing(output))
+        if PARAMETERS_TAG in tags:
+            cell.source = parameters
+    for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+        cell.execution_count = number
+        cell.outputs = _joined(output for output in cell.outputs if not _is_passing(output))
     return notebook
 
 
