@@ -4,9 +4,9 @@ Defaults are those of the default study. A stage of the study takes several of t
 params.yaml (``rsvlm.study.settings``); its notebook's parameters cell and the files of parameters are written from them.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import GenericAlias, UnionType
 from typing import Any, Literal, Self, get_args, get_origin
 
@@ -102,11 +102,22 @@ def type_text(annotation: object) -> str:
     return "None" if annotation is type(None) else annotation.__name__
 
 
-def hint(wrong: object, right: Iterable[object]) -> str:
-    """The closest right name for an error message, or all of them."""
-    names = [str(name) for name in right]
-    close = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(sorted(names))}"
+def closest_name(name: object, known: Iterable[str], older: Mapping[str, str] | None = None) -> str:
+    """The end of an error message about a wrong name: the closest known one, or all of them.
+
+    One that holds the wrong name or is held by it is close, too: ``table`` means ``caption_table``.
+
+    Args:
+        older: known names that are still read -> what they are called now; that is what the message says.
+    """
+    older = older or {}
+    known = [str(one) for one in known]
+    close = get_close_matches(str(name), known, 1)
+    if not close and len(str(name)) > 2:
+        close = [one for one in known if str(name).lower() in one.lower() or one.lower() in str(name).lower()]
+    if close:
+        return f"; did you mean {older.get(close[0], close[0])!r}?"
+    return f"; known: {', '.join(name for name in known if name not in older)}"
 
 
 def _problems(error: ValidationError, kind: type[Settings], values: Mapping) -> list[str]:
@@ -115,8 +126,8 @@ def _problems(error: ValidationError, kind: type[Settings], values: Mapping) -> 
     for problem in error.errors(include_url=False):
         name = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
-            free = set(kind.model_fields) - set(values) or kind.model_fields
-            lines[name] = f"unknown name {name!r}{hint(name, free)}"
+            free = [one for one in kind.model_fields if one not in values] or list(kind.model_fields)
+            lines[name] = f"unknown name {name!r}{closest_name(name, free)}"
         elif problem["type"] == "missing":
             lines[name] = f"{name!r} is missing"
         elif problem["type"] == "value_error":

@@ -29,8 +29,9 @@ from scipy import ndimage
 
 from rsvlm.data.images import EXTENSIONS, ImageError, open_file
 from rsvlm.data.listings import NAMES_SHOWN, check_split, read_lines
-from rsvlm.data.names import ALL, check_name, closest_name, is_area
+from rsvlm.data.names import ALL, check_name, is_area
 from rsvlm.extras import import_extra
+from rsvlm.settings import closest_name
 
 Colour = int | tuple[int, int, int]
 NEARBY = 0.02  # share of the image's diagonal: the labels of Potsdam leave borders of 6 of 724 pixels between classes

@@ -29,7 +29,8 @@ from rsvlm.data.listings import (
     read_annotations,
     read_lines,
 )
-from rsvlm.data.names import ALL, check_name, check_split, closest_name
+from rsvlm.data.names import ALL, check_name, check_split
+from rsvlm.settings import closest_name
 
 # UC Merced's classes: 100 images each, numbered through in this order.
 UCM_CLASSES = (

@@ -18,8 +18,9 @@ from pathlib import Path
 import pandas as pd
 
 from rsvlm.data.listings import CaptionRow, Listing, check_there, gather_captions, read_annotations, read_lines
-from rsvlm.data.names import ALL, SPLITS, check_name, check_split, closest_name
+from rsvlm.data.names import ALL, SPLITS, check_name, check_split
 from rsvlm.extras import import_extra
+from rsvlm.settings import closest_name
 
 IMAGES = ("filename", "filepath", "file_name", "image", "image_path", "path")
 CAPTIONS = ("caption", "captions", "title", "text", "sentence", "sentences", "description", "raw")  # and numbered ones

@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 
 import requests
 
-from rsvlm.data.names import closest_name
 from rsvlm.files import read_json, write_json
+from rsvlm.settings import closest_name
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Words that settings and files use: splits, class words, named fixes, safe file names, the closest right name.
+"""Words that settings and files use: splits, class words, named fixes, safe file names.
 
 Nothing heavy is imported here: settings are checked before a stage starts.
 
@@ -18,9 +18,10 @@ The named fixes: what a reader mends in released files. A source can switch each
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+
+from rsvlm.settings import closest_name
 
 SPLITS = ("train", "val", "test")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -125,24 +126,6 @@ def _is_pixel(key: object) -> bool:
 def is_area(word: str) -> bool:
     """Whether a class is a kind of ground, which has areas, and no kind of object, which has a number."""
     return word.split()[-1] in MASS or word.startswith(("area of ", "stretch of "))
-
-
-def closest_name(name: object, known: Iterable[str], older: Mapping[str, str] | None = None) -> str:
-    """The end of an error message about a wrong name: the closest known one, or all of them.
-
-    One that holds the wrong name or is held by it is close, too: ``table`` means ``caption_table``.
-
-    Args:
-        older: known names that are still read -> what they are called now; that is what the message says.
-    """
-    older = older or {}
-    known = [str(one) for one in known]
-    close = get_close_matches(str(name), known, 1)
-    if not close and len(str(name)) > 2:
-        close = [one for one in known if str(name).lower() in one.lower() or one.lower() in str(name).lower()]
-    if close:
-        return f"; did you mean {older.get(close[0], close[0])!r}?"
-    return f"; known: {', '.join(name for name in known if name not in older)}"
 
 
 def check_split(split: object, where: str) -> str:

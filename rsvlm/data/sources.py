@@ -10,8 +10,8 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from rsvlm.data.names import NUMBERS, SPLITS, check_fixes, check_split, class_words, closest_name
-from rsvlm.settings import SEED, Settings, Within, setting
+from rsvlm.data.names import NUMBERS, SPLITS, check_fixes, check_split, class_words
+from rsvlm.settings import SEED, Settings, Within, closest_name, setting
 
 # Format -> the keys it knows besides those of every source (COMMON).
 TABLE = {

@@ -17,7 +17,7 @@ from pydantic import create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from rsvlm.settings import Settings, hint, setting, type_text
+from rsvlm.settings import Settings, closest_name, setting, type_text
 from rsvlm.study.settings import SECTIONS
 
 PARAMETERS_TAG = "parameters"
@@ -60,7 +60,7 @@ def read_section(path: Path, section: str) -> dict:
     """
     content = read_params(path)
     if section not in content:
-        raise ValueError(f"{path}: no section {section!r}{hint(section, content)}")
+        raise ValueError(f"{path}: no section {section!r}{closest_name(section, content)}")
     return content[section]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 
 from rsvlm.files import write_text
-from rsvlm.settings import hint
+from rsvlm.settings import closest_name
 from rsvlm.study import paths
 from rsvlm.study.config import PARAMETERS_TAG, check_section, defaults, parameters_cell, params_text, read_params
 from rsvlm.study.settings import SECTIONS
@@ -40,7 +40,7 @@ def study_file(name: str) -> Path:
     names = study_names()
     if wanted not in names:
         raise ValueError(
-            f"params/: no study {name!r}{hint(wanted, names)}. Choose with STUDY=..., one of: default, {', '.join(names)}"
+            f"params/: no study {name!r}{closest_name(wanted, names)}. Choose with STUDY=..., one of: default, {', '.join(names)}"
         )
     return paths.ROOT / "params" / f"{wanted}.yaml"
 
@@ -70,7 +70,7 @@ def checked_changes(changes: Mapping[str, Mapping], file: Path) -> dict[str, dic
     """
     for section in changes:
         if section not in SECTIONS:
-            raise ValueError(f"{file}: no section {section!r}{hint(section, SECTIONS)}")
+            raise ValueError(f"{file}: no section {section!r}{closest_name(section, SECTIONS)}")
     checked = {}
     for section, values in changes.items():
         kind = SECTIONS[section]
