@@ -20,6 +20,7 @@ from rsvlm.files import cache_folder
 from rsvlm.study import paths
 from rsvlm.study.config import CHECKERS, check_section, params_text, read_params, read_section, settings_of
 from rsvlm.study.strip import as_text, stripped
+from rsvlm.study.workspace import workspace
 
 PARAMETERS = "\n".join(
     [
@@ -267,10 +268,10 @@ def project(tmp_path, monkeypatch):
 
 def test_run_by_hand_a_notebook_has_its_own_outs_and_the_studys_inputs(project, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no data/aggregated: .*20_adapt_encoder.*`dvc repro aggregate_data`"):
-        paths.workspace("adapt_encoder").IMAGE_TABLE
+        workspace("adapt_encoder").IMAGE_TABLE
     for folder in ("data/aggregated", "data/blue_marble", "data/features", "data/generated", "reports/metrics"):
         (project / folder).mkdir(parents=True)
-    places, scratch = paths.workspace("finetune_lora"), project / "scratch" / "40_finetune_lora"
+    places, scratch = workspace("finetune_lora"), project / "scratch" / "40_finetune_lora"
     for name in ("FINETUNED", "METRICS", "CURVES", "CHECKPOINTS"):
         assert getattr(places, name) == scratch / paths.PLACES[name]
     for name in ("FEATURES", "IMAGE_TABLE", "ENCODER", "CACHE", "PARAMS", "ROOT", "SCORES"):
@@ -281,11 +282,11 @@ def test_run_by_hand_a_notebook_has_its_own_outs_and_the_studys_inputs(project, 
         places.CAPTIONR
 
     monkeypatch.setattr(paths, "running_stage", "finetune_lora")
-    study = paths.workspace("finetune_lora")
+    study = workspace("finetune_lora")
     assert all(getattr(study, name) == project / place for name, place in paths.PLACES.items())
     assert str(study).startswith("Run as a stage of the study: writes models/finetuned")
     with pytest.raises(ValueError, match="'adapt_encoder'.* in a run of the stage 'finetune_lora'"):
-        paths.workspace("adapt_encoder")
+        workspace("adapt_encoder")
 
 
 def test_a_place_that_holds_other_stages_files_too_is_told_apart(project):
@@ -293,13 +294,13 @@ def test_a_place_that_holds_other_stages_files_too_is_told_apart(project):
     for dep in (dep for entry in stages.values() for dep in entry.get("deps", []) if "$" not in dep):
         (project / dep).parent.mkdir(parents=True, exist_ok=True)
         (project / dep).touch()
-    places, scratch = paths.workspace("compare_with_paper"), project / "scratch" / "80_compare_with_paper"
+    places, scratch = workspace("compare_with_paper"), project / "scratch" / "80_compare_with_paper"
     assert places.REPORTS == scratch / "reports" and places.TABLES == scratch / "reports" / "tables"
     assert places.METRICS == project / "reports" / "metrics" and places.SCORES == project / "reports" / "scores"
-    assert paths.workspace("generate_captions").GENERATED == project / "scratch/50_generate_captions/data/generated"
-    assert paths.workspace("caption_gallery").GENERATED == project / "data/generated"
+    assert workspace("generate_captions").GENERATED == project / "scratch/50_generate_captions/data/generated"
+    assert workspace("caption_gallery").GENERATED == project / "data/generated"
     with pytest.raises(ValueError, match="no stage 'finetune'"):
-        paths.workspace("finetune")
+        workspace("finetune")
 
 
 def test_values_arrive_with_their_types():
