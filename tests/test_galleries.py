@@ -21,7 +21,7 @@ from rsvlm.files import fingerprint_values, write_json, write_json_lines
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing import caption_gallery, retrieval_gallery
-from rsvlm.viewing.page import choose_sample, format_score, make_thumbnail, mark_words
+from rsvlm.viewing.page import choose_sample, format_score, make_thumbnail
 from rsvlm.viewing.records import read_corpus_scores, read_entries
 from rsvlm.viewing.retrieval_gallery import rank_queries, read_recalls
 
@@ -293,12 +293,8 @@ def test_sample_of_everything_and_of_unscored_things():
         choose_sample(5, [], 0, seed=0)
 
 
-def test_new_words_are_marked_and_joined_give_the_caption():
-    pieces = mark_words("Two Planes, near a lake's shore .", ["two planes on grass", "A shore."])
-    assert words_of(pieces) == "Two Planes, near a lake's shore ."
-    assert [piece for piece in pieces if isinstance(piece, list)] == [["near"], ["lake's"]]
-    assert mark_words("", ["a"]) == [] and mark_words("a b", []) == ["a b"]
-    assert format_score(None) == format_score(float("nan")) == "–"
+def test_a_missing_score_is_a_dash():
+    assert format_score(None) == format_score(float("nan")) == "–" and format_score(1.255, 1) == "1.3"
 
 
 def test_errors_name_the_file_and_the_remedy(root):

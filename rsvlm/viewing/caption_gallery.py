@@ -20,14 +20,13 @@ from IPython.display import HTML
 
 from rsvlm.files import append_line
 from rsvlm.models.features import Features, load_features, nearest_images
+from rsvlm.viewing.marked_words import WORD, mark_words
 from rsvlm.viewing.page import (
-    WORD,
     bytes_for_each,
     choose_sample,
     format_score,
     histogram_paths,
     make_thumbnail,
-    mark_words,
     render_page,
     show_cards,
     write_page,

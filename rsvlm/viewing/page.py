@@ -10,7 +10,6 @@ import base64
 import hashlib
 import io
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from rsvlm.files import cache_folder, write_text
 from rsvlm.scoring.runs import METHODS, RUNS, named
 from rsvlm.viewing.plots import shrink
 
-WORD = re.compile(r"\w+(?:['’-]\w+)*")
 QUALITIES = (86, 80, 74, 68, 62, 56, 48, 40, 32, 24)  # of JPEG, tried from the best down until the bytes fit
 BINS = 24  # of a histogram
 
@@ -40,20 +38,6 @@ def format_score(value: float | None, digits: int = 2) -> str:
 def format_percent(value: float | None, digits: int = 1) -> str:
     """A fraction as percent without the sign; a dash when it is missing."""
     return format_score(None if value is None else 100 * value, digits)
-
-
-def mark_words(caption: str, references: Iterable[str]) -> list[str | list[str]]:
-    """``caption`` in pieces for a page's script: a text as it is, or ``[word]`` for words that no reference holds.
-
-    Case is ignored. The pieces joined give the caption back. Without references nothing is marked.
-    """
-    known = {word.lower() for reference in references for word in WORD.findall(reference)}
-    pieces, end = [], 0
-    for match in WORD.finditer(caption):
-        if known and match.group().lower() not in known:
-            pieces += [caption[end : match.start()], [match.group()]]
-            end = match.end()
-    return [piece for piece in [*pieces, caption[end:]] if piece]
 
 
 def page_environment() -> Environment:

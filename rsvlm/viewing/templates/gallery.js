@@ -227,7 +227,7 @@ function makePager(go, size) {
 
 function drawWords(pieces) {
   if (!pieces || pieces.length === 0) return [make("span", { class: "empty" }, "(empty caption)")];
-  return pieces.map((piece) => (typeof piece === "string" ? piece : make("mark", { title: "in no reference" }, piece[0])));
+  return pieces.map((piece) => (typeof piece === "string" ? piece : make("mark", { title: "no reference says this" }, piece[0])));
 }
 const plainWords = (pieces) => (pieces || []).map((piece) => (typeof piece === "string" ? piece : piece[0])).join("");
 
