@@ -53,6 +53,12 @@ def caption(
     loaded = inference.load_captioner(captioner, encoder, device=device)
     table = inference.caption(loaded, images, batch_size=batch_size, unreadable=unreadable.value)
     _write(table, out)
+    if guessed := int(table["unlike_training"].eq(True).sum()):
+        typer.echo(
+            f"{guessed} of {len(table)} images are unlike anything in training, their captions are guesses; the column "
+            "'unlike_training' says which",
+            err=True,
+        )
     if unreadable is Unreadable.keep and (bad := int(table["trouble"].notna().sum())):
         typer.echo(f"{bad} of {len(table)} images could not be read; the column 'trouble' says why", err=True)
 

@@ -1,5 +1,7 @@
 """Browsing a finished study, on tiny random models: the gallery, the search box, the dialogue, as a page asks them."""
 
+from dataclasses import replace
+
 import nbformat
 import numpy as np
 import pytest
@@ -157,6 +159,14 @@ def test_marks_of_the_gallery_are_on_the_disk_before_it_says_so(study):
     assert len(read_marks(paths.MARKS)) == 1
 
 
+def test_the_gallery_keeps_to_a_split(study):
+    assert CaptionGallery(finished_study(), split="test").setting["images"] == 4
+    gallery = CaptionGallery(finished_study(), split="train")  # searched, but never captioned
+    assert gallery.setting["images"] == 0
+    page = talk_to(gallery)("page", query={"run": "captioner", "order": "random"}, first=0, count=3)
+    assert page == {"total": 0, "items": []}
+
+
 def test_a_fault_of_the_program_is_told_and_raised(study):
     gallery = CaptionGallery(finished_study())
     ask = talk_to(gallery)
@@ -183,6 +193,9 @@ def test_the_search_box_answers_its_page(study):
     assert [caption["run"] for caption in dropped["captions"]] == ["captioner", "beam", "consensus"]
     assert dropped["captions"][2]["text"] in {SCRIPT, "Caption 4", "Caption 5", "Caption 6", "Caption 7"}
     assert ask("drop", [b"no picture"], name="x.png", split="").startswith("ValueError: x.png: no JPEG, PNG")
+    assert dropped["warning"] == "" and box.archive.captioner.unlike_above is None  # it was saved without validation
+    vars(box.archive)["captioner"] = replace(box.archive.captioner, unlike_above=-0.1)
+    assert "unlike anything in training" in ask("drop", [content], name="2.png", split="")["warning"]
     assert not list(paths.CACHE.glob("features_*"))  # nothing of the file from outside stays
 
 

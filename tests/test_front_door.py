@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -69,6 +70,7 @@ def house(tmp_path_factory, tiny_models):
         generation=Generation(beams=2, samples=2, max_new_tokens=5),
         weights=WEIGHTS,
         encoding=features.meta,
+        validation=features.image_embeddings[:3],
     )
     return folder, features, table, pictures
 
@@ -118,7 +120,7 @@ def test_the_wheel_with_its_core_alone_captions_an_image(house, wheel, tmp_path)
     done = subprocess.run(command, cwd=tmp_path / "empty", env=settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     head, row = done.stdout.splitlines()
-    assert head == "image,caption,log_probability" and "0.png" in row
+    assert head == "image,caption,log_probability,distance,unlike_training" and "0.png" in row
 
 
 def test_the_door_shows_what_there_is():
@@ -154,6 +156,35 @@ def test_a_saved_captioner_says_what_the_stage_says(house):
     assert (silent["log_probability"] < 0).all()
     arrays = rsvlm.caption(captioner, [np.asarray(one) for one in pictures[:3]])
     assert arrays["caption"].tolist() == expected
+
+
+def test_an_image_unlike_anything_in_training_is_told_of(house, tmp_path):
+    folder, features, _, pictures = house
+    captioner = load_captioner(folder / "captioner")
+    memory = features.image_embeddings[3:].astype(np.float16).astype(np.float64)
+    cosines = features.image_embeddings[:3] @ memory.T / np.linalg.norm(memory, axis=1)
+    distances = 1 - cosines.max(1)
+    assert captioner.unlike_above == pytest.approx(np.percentile(distances, 99), abs=1e-5)
+    found = rsvlm.caption(captioner, pictures[:4])
+    assert found["distance"].tolist() == pytest.approx([*distances, 0], abs=1e-3)  # the last one was trained on
+    assert found["unlike_training"].tolist() == (found["distance"] > captioner.unlike_above).tolist()
+    assert found["unlike_training"].sum() == 1 and "percentile 99 of 3" in (folder / "captioner/README.md").read_text()
+    assert captioner.warning(captioner.unlike_above) == ""
+    assert "a guess: its cosine distance to the nearest training image is 0.900, 99 %" in captioner.warning(0.9)
+    done = run("caption", folder / "captioner", folder / "pictures", "--out", tmp_path / "said.csv")
+    assert "1 of 3 images are unlike anything in training" in done.stderr
+    assert pd.read_csv(tmp_path / "said.csv")["unlike_training"].sum() == 1
+
+
+def test_a_captioner_saved_without_validation_images_does_not_say_what_is_unlike(house, tmp_path):
+    shutil.copytree(house[0] / "captioner", tmp_path / "captioner")
+    config = json.loads((tmp_path / "captioner" / "config.json").read_text())
+    assert config.pop("unlike_training")["validation_images"] == 3
+    (tmp_path / "captioner" / "config.json").write_text(json.dumps(config))
+    captioner = load_captioner(tmp_path / "captioner", house[0] / "encoder")
+    found = rsvlm.caption(captioner, house[3][:1])
+    assert found["unlike_training"].tolist() == [None] and found["distance"][0] > 0
+    assert captioner.warning(2.0) == ""
 
 
 def test_what_is_drawn_depends_on_the_place_in_the_whole_list(house, monkeypatch):
@@ -292,7 +323,8 @@ def test_captions_as_a_table(house, tmp_path, ending):
         ending
     ]
     table = read(out)
-    assert len(table) == 3 and list(table) == ["image", "caption", "log_probability"] and table["caption"].notna().all()
+    assert len(table) == 3 and table["caption"].notna().all()
+    assert list(table) == ["image", "caption", "log_probability", "distance", "unlike_training"]
 
 
 def test_embed_then_search(house, tmp_path):

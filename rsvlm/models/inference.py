@@ -7,7 +7,8 @@ log-likelihood of the candidate is a third term. How much each term counts is ch
 
 The folder holds what ``rsvlm.models.captioner`` saves (trained weights, settings, fingerprints), and beside it
 ``memory.jsonl`` and ``memory.npy`` (captions and float16 vectors of the training images, for prompts and choice) and in
-its config.json how images are encoded, how captions are generated, and the chosen weights.
+its config.json how images are encoded, how captions are generated, the chosen weights, and the distance from which on an
+image counts as unlike anything in training: a captioner has an answer to every picture, also to those it knows nothing of.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ import pandas as pd
 from PIL import Image
 
 from rsvlm.files import read_json, read_json_lines, write_json_lines, write_text
+from rsvlm.kernels import similarity_topk
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import CONFIG, load_capret, save_capret
 from rsvlm.models.encoders import DualEncoder
@@ -33,6 +35,9 @@ from rsvlm.settings import Generation
 MEMORY_ROWS, MEMORY_VECTORS = "memory.jsonl", "memory.npy"
 ENCODER_NEARBY = "../encoder"  # from a captioner's folder: where a study leaves the encoder
 TERMS = ("pool", "samples", "likelihood")
+UNLIKE_PERCENTILE = (
+    99  # of the validation images' distances to training: beyond, an image is unlike anything in training
+)
 Weights = dict[str, float]
 
 
@@ -46,6 +51,7 @@ class Captioner:
     generation: Generation
     weights: Weights
     encoding: dict[str, object]  # views, grid, precision, as the training features were made
+    unlike_above: float | None = None  # cosine distance; None: the folder was saved without validation images
 
     @property
     def config(self) -> dict:
@@ -63,6 +69,26 @@ class Captioner:
             vectors, names, k=prompting["neighbours"], temperature=prompting["neighbour_temperature"]
         )
 
+    def is_unlike(self, distance: float) -> bool | None:
+        """Whether an image so far from training is unlike anything in it; None where that was never measured."""
+        return None if self.unlike_above is None else bool(distance > self.unlike_above)
+
+    def warning(self, distance: float) -> str:
+        """What to tell a person beside the caption of an image so far from training; mostly nothing."""
+        if not self.is_unlike(distance):
+            return ""
+        return (
+            "This image is unlike anything in training, so what is said of it is a guess: its cosine distance to the "
+            f"nearest training image is {distance:.3f}, {UNLIKE_PERCENTILE} % of the validation images are nearer than "
+            f"{self.unlike_above:.3f}."
+        )
+
+
+def training_distances(memory: Memory, vectors: np.ndarray) -> np.ndarray:
+    """(n,) float64: the cosine distance (1 - cosine) of each vector (n, D) to the nearest training image's."""
+    nearest, _ = similarity_topk(vectors, memory.vectors, 1)
+    return np.maximum(0.0, np.round(1 - nearest[:, 0].cpu().numpy().astype(np.float64), 6))
+
 
 def save_captioner(
     folder: Path,
@@ -72,12 +98,14 @@ def save_captioner(
     generation: Generation,
     weights: Weights,
     encoding: Mapping[str, object],
+    validation: np.ndarray | None = None,
 ) -> None:
     """Write a captioner's folder with a model card (README.md), whole or not at all.
 
     Args:
         model: as it was trained, not merged (``load_capret(..., merge=False)``).
         encoding: ``Features.meta``'s views, grid, precision and capitalise.
+        validation: (n, D) vectors of the validation images: how far from training an image is that is still like it.
     """
     size = {"images": len(memory.captions), "captions": sum(map(len, memory.captions.values()))}
     more = {
@@ -87,6 +115,10 @@ def save_captioner(
         "weights": dict(weights),
         "memory": size | {"megabytes": round(memory.vectors.nbytes / 1e6, 2)},
     }
+    if validation is not None and len(validation):
+        above = float(np.percentile(training_distances(memory, validation), UNLIKE_PERCENTILE))
+        found = {"above": round(above, 6), "percentile": UNLIKE_PERCENTILE, "validation_images": len(validation)}
+        more["unlike_training"] = found
 
     def write_memory(scratch: Path) -> None:
         rows = [{"image_id": image_id, "captions": own} for image_id, own in memory.captions.items()]
@@ -102,6 +134,13 @@ def model_card(config: Mapping) -> str:
     memory, made = config["memory"], config["generation"]
     terms = ", ".join(f"{name} {weight:g}" for name, weight in config["weights"].items())
     steps = f" for {config['kept_step']:,} steps" if config.get("kept_step") else ""
+    unlike = config.get("unlike_training")
+    limit = "not measured"
+    if unlike:
+        limit = (
+            f"cosine distance to the nearest of them above {unlike['above']:g}, percentile {unlike['percentile']} of "
+            f"{unlike['validation_images']:,} validation images; there the captions are guesses"
+        )
     return f"""# A captioner for remote sensing images
 
 RS-CapRet (a language model, a dual encoder, projections, `[RET]`), trained{steps} by rsvlm.
@@ -118,6 +157,7 @@ rsvlm caption THIS_FOLDER IMAGES --encoder ENCODER
 | captions are made | {made["beams"]} beams, {made["samples"]} draws, {made["pool_candidates"]} captions of like training images |
 | one is chosen by | {terms} (chosen on validation images) |
 | memory | {memory["images"]:,} training images with {memory["captions"]:,} captions, {memory["megabytes"]} MB |
+| unlike them | {limit} |
 
 The memory holds the training captions word for word: their licence is that of their data set. The captioner says what its
 training images were said to show; it has seen no other sensor, scale or place, and its answers can be wrong.
@@ -163,7 +203,8 @@ def load_captioner(
         if not encoder.is_dir():
             raise FileNotFoundError(f"{encoder}: no encoder beside the captioner; name the one it was trained with")
     encoder = find_encoder(folder, encoder, config["encoder_fingerprint"], str(choose_device(device)))
-    return Captioner(model, encoder, _read_memory(folder, encoder.embedding_dim), generation, weights, encoding)
+    unlike = config.get("unlike_training", {}).get("above")
+    return Captioner(model, encoder, _read_memory(folder, encoder.embedding_dim), generation, weights, encoding, unlike)
 
 
 @dataclass(frozen=True)
@@ -204,7 +245,9 @@ def caption(
 
     Returns:
         One row an image, in order: ``image`` (path, or "image 1" for what has no name), ``caption``,
-        ``log_probability`` (natural, mean a token) and, with "keep", ``trouble``.
+        ``log_probability`` (natural, mean a token), ``distance`` (1 - cosine to the nearest training image),
+        ``unlike_training`` (whether it is farther than almost all validation images: then the caption is a guess; None
+        where a captioner does not know) and, with "keep", ``trouble``.
 
     Raises:
         FileNotFoundError: a path that is not there, or a folder without an image.
@@ -214,7 +257,7 @@ def caption(
     rows: dict[int, dict] = {}  # by the image's number
     for block in read_blocks(images, unreadable):
         for number, (name, why) in block.troubles.items():
-            rows[number] = {"image": name, "caption": None, "log_probability": None, "trouble": why}
+            rows[number] = {"image": name, "trouble": why}
         if not block.pictures:
             continue
         features = captioner.encode(block.pictures, block.names, batch_size=batch_size)
@@ -235,10 +278,12 @@ def caption(
         else:  # it has no say in the choice: only what is put forward is asked for
             alone = [[text] for text in chosen]
             likely = [own[0] for own in caption_log_likelihoods(proposed.asked, alone, batch_size=batch_size)]
-        for number, name, text, value in zip(block.numbers, block.names, chosen, likely, strict=True):
-            value = round(float(value), 6)
-            rows[number] = {"image": name, "caption": text, "log_probability": value, "trouble": None}
-    columns = ["image", "caption", "log_probability"] + (["trouble"] if unreadable == "keep" else [])
+        far = training_distances(captioner.memory, features.image_embeddings).tolist()
+        for number, name, text, value, distance in zip(block.numbers, block.names, chosen, likely, far, strict=True):
+            rows[number] = {"image": name, "caption": text, "log_probability": round(float(value), 6)}
+            rows[number] |= {"distance": distance, "unlike_training": captioner.is_unlike(distance)}
+    columns = ["image", "caption", "log_probability", "distance", "unlike_training"]
+    columns += ["trouble"] if unreadable == "keep" else []
     return pd.DataFrame([rows[number] for number in sorted(rows)], columns=columns)
 
 

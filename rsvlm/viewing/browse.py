@@ -23,7 +23,14 @@ from rsvlm.models.dialogue import Conversation, Turn, context_length
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, load_features
 from rsvlm.models.generation import embed_captions_ret
-from rsvlm.models.inference import Captioner, choose_captions, is_finished, load_captioner, propose_captions
+from rsvlm.models.inference import (
+    Captioner,
+    choose_captions,
+    is_finished,
+    load_captioner,
+    propose_captions,
+    training_distances,
+)
 from rsvlm.models.loading import choose_device
 from rsvlm.models.prompts import VisualInput, caption_prompt, choose_view, read_visual
 from rsvlm.scoring.fusion import HUBNESS_QUERY
@@ -124,6 +131,7 @@ class Described:
     captions: dict[str, str]  # by run: captioner, beam, consensus
     like: Search
     picture: str = field(repr=False)  # data URI of a thumbnail
+    warning: str = ""  # where it is unlike anything in training
 
 
 def open_archive(files: StudyFiles, *, split: str | None = "test", device: str = "cpu") -> Archive:
@@ -193,14 +201,15 @@ def describe_file(
         encoding = {key: archive.features.meta[key] for key in ("views", "grid", "precision")}
         features = encode_pictures(archive.encoder, [open_image(path)], [name], **encoding)
     like = _search(archive, "dual_encoder", features.image_embeddings, results, split)
-    captions = {}
+    captions, warning = {}, ""
     if archive.has_captioner:  # as the stage generate_captions makes them
         captioner = archive.captioner
         pools = captioner.pools(features.image_embeddings, [name])
         proposed = propose_captions(captioner.model, features, [name], pools, captioner.generation)
         chosen = choose_captions(proposed.candidates, proposed.judged, captioner.weights)[0]
         captions = {"captioner": chosen, "beam": proposed.beams[0][0], "consensus": pools.ranked[0][0][0]}
-    return Described(captions, like, picture)
+        warning = captioner.warning(training_distances(captioner.memory, features.image_embeddings)[0])
+    return Described(captions, like, picture, warning)
 
 
 def query_parts(archive: Archive, text: str, parts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -263,7 +263,8 @@ class SearchBox(AnsweringWidget):
         said = describe_file(self.archive, buffers[0], name, self.results, split or None)
         image = {"id": name, "name": name, "label": "", "split": "from outside", "picture": said.picture}
         captions = [{"run": run, "text": text} for run, text in said.captions.items()]
-        return self._show(said.like) | {"image": image | {"references": []}, "captions": captions}
+        shown = {"image": image | {"references": []}, "captions": captions, "warning": said.warning}
+        return self._show(said.like) | shown
 
     def _show(self, found: Search) -> dict:
         hits = [

@@ -11,8 +11,8 @@ function drawHit(hit, open) {
 function mountSearch(root, ask, setting) {
   const status = make("p", { class: "found", role: "status" });
   const trouble = make("p", { class: "trouble", role: "alert", hidden: true });
-  const subject = make("div", { class: "subject", hidden: true });
-  const hits = make("ol", { class: "hits" });
+  const subject = make("div", { class: "subject", hidden: true, tabindex: -1, role: "group", "aria-label": "The image asked about" });
+  const hits = make("ol", { class: "hits", "aria-label": "Images found" });
   const input = make("input", { type: "search", name: "text", placeholder: setting.examples[0] || "many boats in a harbour", "aria-label": "What to look for", autocomplete: "off" });
   const select = (name, label, options, chosen) => make("label", {}, `${label} `, make("select", { name, onchange: () => again() },
     options.map(([value, text, title]) => make("option", { value, title, selected: value === chosen }, text))));
@@ -23,7 +23,7 @@ function mountSearch(root, ask, setting) {
     select("split", "in", [["", "all images"], ...setting.splits.map((split) => [split, split])], setting.split),
     make("button", { type: "submit", class: "plain" }, "Search"),
     make("button", { type: "button", class: "plain", onclick: () => file.click() }, "An image file …"), file);
-  const examples = make("p", { class: "examples" }, "Try: ", setting.examples.map((text) => make("button", { type: "button", onclick: () => { input.value = text; search(text); } }, text)));
+  const examples = make("p", { class: "examples", role: "group", "aria-label": "Searches to try" }, "Try: ", setting.examples.map((text) => make("button", { type: "button", onclick: () => { input.value = text; search(text); } }, text)));
   root.append(make("div", { class: "tools" }, form), make("div", { class: "gallery-wrap" }, examples, trouble, subject, status, hits));
   const value = (name) => form.elements[name].value;
   let serial = 0, repeat = null, timer = null;
@@ -33,16 +33,21 @@ function mountSearch(root, ask, setting) {
     const mine = ++serial;
     repeat = () => run(what, { ...given, split: value("split"), ...("method" in given ? { method: value("method") } : {}) }, buffers, show);
     trouble.hidden = true;
-    status.textContent = "searching …";
+    status.textContent = what === "drop" ? "reading the file …" : "searching …";
     try {
       const answer = await ask(what, given, { buffers, onPart: (part) => { if (mine === serial) status.textContent = part.status; } });
       if (mine === serial) show(answer);
     } catch (error) {
-      if (mine !== serial) return;
-      status.textContent = "";
-      trouble.textContent = error.message;
-      trouble.hidden = false;
+      if (mine === serial) fail(error.message);
     }
+  }
+  // What was found before is no answer to what failed: it goes.
+  function fail(message) {
+    status.textContent = "";
+    subject.hidden = true;
+    hits.replaceChildren();
+    trouble.textContent = message;
+    trouble.hidden = false;
   }
   function fill(answer, said) {
     status.textContent = said;
@@ -58,11 +63,12 @@ function mountSearch(root, ask, setting) {
       fill(answer, answer.hits.length ? took(answer) + right : "Nothing found.");
     });
   }
-  function about(image, captions) {
+  function about(image, captions, warning) {
     subject.hidden = false;
     subject.replaceChildren(...[
       image.picture ? make("img", { src: image.picture, alt: image.name }) : null,
       make("div", {}, make("p", { class: "soft" }, [image.label, image.id, image.split].filter(Boolean).join(" · ")),
+        warning ? make("p", { class: "warning", role: "alert" }, warning) : null,
         captions && captions.length === 0 ? make("p", { class: "soft" }, "No captioner was trained: only the images like it are found.") : null,
         (captions || (image.said ? [image.said] : [])).map(({ run, text }) => make("p", { class: "said" }, make("b", {}, `${run} `), text || "(empty caption)")),
         image.references.length ? make("details", {}, make("summary", {}, `${image.references.length} references`), make("ul", {}, image.references.map((text) => make("li", {}, text)))) : null,
@@ -71,13 +77,20 @@ function mountSearch(root, ask, setting) {
   const like = (image_id) => run("similar", { image_id, split: value("split") }, [], (answer) => {
     about(answer.image, null);
     fill(answer, `Images like it, by the dual encoder: ${took(answer)}`);
+    subject.focus({ preventScroll: true }); // the picture that was pressed is gone, and the focus with it
     subject.scrollIntoView({ block: "nearest" });
   });
   async function drop(dropped) {
-    const content = await dropped.arrayBuffer();
-    status.textContent = "reading the file …";
+    const mine = ++serial; // an answer that is still on its way is no answer to this file
+    let content;
+    try {
+      content = await dropped.arrayBuffer();
+    } catch (error) {
+      if (mine === serial) fail(`${dropped.name}: the browser cannot read it (a folder?)`);
+      return;
+    }
     run("drop", { name: dropped.name, split: value("split") }, [content], (answer) => {
-      about(answer.image, answer.captions);
+      about(answer.image, answer.captions, answer.warning);
       fill(answer, `Images like it, by the dual encoder: ${took(answer)}`);
     });
   }
@@ -85,7 +98,7 @@ function mountSearch(root, ask, setting) {
   input.addEventListener("input", () => { clearTimeout(timer); if (value("method") === "dual_encoder") timer = setTimeout(() => search(input.value), 350); });
   for (const kind of ["dragenter", "dragover"]) root.addEventListener(kind, (event) => { event.preventDefault(); event.stopPropagation(); root.classList.add("dropping"); });
   for (const kind of ["dragleave", "drop"]) root.addEventListener(kind, (event) => { event.preventDefault(); event.stopPropagation(); root.classList.remove("dropping"); });
-  root.addEventListener("drop", (event) => { const [first] = event.dataTransfer.files; if (first) drop(first); });
+  root.addEventListener("drop", (event) => { const [first] = event.dataTransfer.files; if (first) drop(first); else fail("That was no file: drop an image file from a folder."); });
 }
 
 export default {
