@@ -14,6 +14,7 @@ from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import (
     encode_images,
     load_features,
+    measure_neighbours,
     nearest_images,
     open_rows,
     turn_views,
@@ -210,6 +211,21 @@ def test_nearest_images(encoder, table, tmp_path):
     order = [i for i in np.argsort(-cosines, kind="stable") if i != 2][:3]
     assert found["neighbour"].tolist() == [f"toy/{i}.png" for i in order] and found["rank"].tolist() == [1, 2, 3]
     assert len(draw_neighbours(table, found).axes) == 4
+
+
+def test_how_often_the_nearest_training_image_is_of_the_same_class(encoder, table, tmp_path):
+    made = encode(encoder, table, tmp_path / "features", views=1, grid=0)
+    split = ["val"] * 2 + ["train"] * 8
+    near = nearest_images(made, ["toy/0.png", "toy/1.png"], table["image_id"][2:], count=1)["neighbour"].tolist()
+    labels = [None if i == 9 else "sea" for i in range(10)]
+    labels[1] = "land"
+    labels[int(near[1][4:5])] = "land"
+    labels[int(near[0][4:5])] = "land"  # so the first image's nearest is another class, the second's its own
+    found = measure_neighbours(made, table.assign(split=split, label=labels))
+    n_train, n_land = sum(map(bool, labels[2:])), labels[2:].count("land")
+    assert found["value"] == 0.5 and found["n"] == 2
+    assert found["chance"] == pytest.approx(0.5 * n_land / n_train + 0.5 * (1 - n_land / n_train), abs=1e-6)
+    assert measure_neighbours(made, table.assign(split=split)) is None
 
 
 def test_empty_table(encoder, table, tmp_path):

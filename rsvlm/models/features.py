@@ -255,6 +255,24 @@ def nearest_images(features: Features, image_ids: Sequence[str], among: Sequence
     return pd.DataFrame(rows, columns=["image_id", "rank", "neighbour", "cosine"])
 
 
+def measure_neighbours(features: Features, table: pd.DataFrame) -> dict | None:
+    """Share of validation images whose nearest training image is of their class, of how many, and the share by chance.
+
+    Images without a class take no part; None where none is left on either side. By chance: a training image drawn at
+    random.
+    """
+    named = table[[isinstance(label, str) and label != "" for label in table["label"]]]
+    label_of = dict(zip(named["image_id"], named["label"]))
+    own, among = (named.loc[named["split"] == split, "image_id"].tolist() for split in ("val", "train"))
+    if not own or not among:
+        return None
+    near = nearest_images(features, own, among, count=1)
+    alike = [label_of[image_id] == label_of[found] for image_id, found in zip(near["image_id"], near["neighbour"])]
+    shares = [pd.Series([label_of[name] for name in names]).value_counts(normalize=True) for names in (own, among)]
+    chance = float(shares[0].mul(shares[1], fill_value=0).sum())
+    return {"value": round(float(np.mean(alike)), 6), "n": len(own), "chance": round(chance, 6)}
+
+
 def _fill(
     encoder: DualEncoder,
     image_ids: list[str],
