@@ -12,9 +12,16 @@ Images are paths, folders, PIL images or arrays. ``load_index`` reads a saved in
 embeddings. The same from the shell: ``rsvlm --help``. ``help(rsvlm.caption)`` and the others say more.
 """
 
+import os
 from importlib import import_module
 
 __version__ = "0.1.0"
+
+# Read once, when torch is first loaded, so they come before anything that loads it; what is set outside stays.
+# Threads spin briefly before they sleep: not at all costs a third of the speed, for long makes shared cores crawl.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _ROOMS = {  # name -> the module it comes from; nothing is imported before it is asked for
     "load_encoder": "rsvlm.models.encoders",

@@ -18,10 +18,17 @@ from rsvlm.training.contrastive import (
     augment,
     measure_recall,
     measure_zero_shot,
+    name_by_prompts,
     one_cycle,
     open_pixels,
 )
-from rsvlm.viewing.figures import before_and_after, training_curves
+from rsvlm.viewing.training_figures import (
+    before_and_after,
+    class_change_figure,
+    confusion_figure,
+    draw_changes,
+    training_curves,
+)
 
 torch.set_num_threads(1)
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 200), "white": (230, 230, 230)}
@@ -88,9 +95,12 @@ def test_it_learns_and_saves(encoder, table, tmp_path, precision):
     val = table[table["split"] == "val"]
     pixels = open_pixels(val["path"].tolist(), 32, cache_gigabytes=0)
     assert measure_recall(saved, pixels, val["captions"].tolist(), precision=precision) == result.after
-    named = measure_zero_shot(saved, val, precision=precision)
-    assert named["labels"] == 4 and named["images"] == 8 and named["chance"] == 0.25
-    assert measure_zero_shot(saved, val.assign(label=None)) is None
+    named = name_by_prompts(saved, val, precision=precision)
+    right = named["named"] == named["label"]
+    assert (right == (named["margin"] > 0)).all() and named["image_id"].tolist() == val["image_id"].tolist()
+    accuracy = float(right.mean())
+    assert measure_zero_shot(named) == {"accuracy": accuracy, "images": 8, "labels": 4, "chance": 0.25}
+    assert name_by_prompts(saved, val.assign(label=None)) is None and measure_zero_shot(None) is None
     assert not list((tmp_path / "checkpoints").glob("**/step_*"))
 
 
@@ -299,3 +309,23 @@ def test_a_bad_image_leaves_no_cache(table, tmp_path):
     with pytest.raises(ImageError, match="2.png"):
         open_pixels(files, 20)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_is_confused_is_drawn_in_percent_of_the_class(table):
+    val = table[table["split"] == "val"]
+    before = val[["image_id", "label"]].reset_index(drop=True).assign(named="red", margin=-0.1)
+    before.loc[before["label"] == "red", "margin"] = 0.1
+    after = before.assign(named=before["label"], margin=0.2)
+    left, right, _ = confusion_figure(before, after).axes
+    assert (
+        left.images[0].get_array()[:, 2].tolist() == [100.0] * 4 and left.images[0].get_array().count() == 4
+    )  # blue, green, red, white: all are called red
+    assert (
+        np.array_equal(right.images[0].get_array().filled(0), 100 * np.eye(4))
+        and "100.0 % named right" in right.get_title()
+    )
+    (axis,) = class_change_figure(before, after).axes
+    assert [label.get_text() for label in axis.get_yticklabels()][0] == "red (2)"  # the only one without a gain
+    drawn = draw_changes(table, before, after, count=2)
+    assert len(drawn.axes) == 4 and "before: red" in drawn.axes[0].texts[0].get_text()
+    assert drawn.axes[2].texts[0].get_text().startswith("red\n")

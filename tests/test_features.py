@@ -20,7 +20,7 @@ from rsvlm.models.features import (
     turn_views,
     write_rows,
 )
-from rsvlm.viewing.figures import draw_neighbours
+from rsvlm.viewing.training_figures import draw_neighbours
 
 torch.set_num_threads(1)
 

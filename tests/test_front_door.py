@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -395,3 +396,43 @@ def test_scores_without_a_study(tmp_path, capsys):
     (tmp_path / "x.csv").write_text("name,words\na,b\n")
     assert "none of image_id" in failure(capsys, "score", tmp_path / "x.csv", truth)
     assert "no such file" in failure(capsys, "score", tmp_path / "y.csv", truth)
+
+
+SPINS = "import os, rsvlm; print(os.environ.get('GOMP_SPINCOUNT'), os.environ['TOKENIZERS_PARALLELISM'])"
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [({}, "10000 false"), ({"GOMP_SPINCOUNT": "7"}, "7 false"), ({"OMP_WAIT_POLICY": "active"}, "None false")],
+)
+def test_threads_do_not_spin_for_long_unless_told_to(given, told):
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
+    settings = {key: value for key, value in os.environ.items() if key not in names} | given
+    done = subprocess.run([sys.executable, "-c", SPINS], capture_output=True, text=True, env=settings, check=True)
+    assert done.stdout.split() == told.split()
+
+
+KEEPS = """
+import sys
+import numpy as np
+from rsvlm.models.loading import use_threads
+
+def kept():
+    pages = lambda: int(open("/proc/self/statm").read().split()[1])
+    before, block = pages(), np.ones(8_000_000)
+    del block
+    return pages() - before
+
+before = kept()
+use_threads(0)
+print(before, kept())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize("given, keeps", [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept_once_a_notebook_chose_its_threads(given, keeps):
+    settings = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | given
+    done = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True, env=settings, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before < 1000 and (after > 10_000) == keeps, "of 15,625 pages"

@@ -47,9 +47,6 @@ KERNEL_ENVIRONMENT = {
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the kernel's debugger warns on stderr otherwise
 }
 KERNEL_DEFAULTS = {
-    # Threads spin briefly before they sleep: not at all costs a third of the speed, for long makes shared cores crawl
-    "GOMP_SPINCOUNT": "10000",
-    "TOKENIZERS_PARALLELISM": "false",
     # glibc gives every large block back to the system and takes it anew, page by page: half of a training step's time
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "4000000000",

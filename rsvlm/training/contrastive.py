@@ -392,10 +392,11 @@ def measure_recall(
     return {"mean_recall": mean, **recalls, "images": len(captions), "captions": len(texts)}
 
 
-def measure_zero_shot(encoder: DualEncoder, rows: pd.DataFrame, *, precision: str = "auto") -> dict | None:
-    """Accuracy of naming an image's label by the nearest of the prompts ``an aerial image of LABEL.``.
+def name_by_prompts(encoder: DualEncoder, rows: pd.DataFrame, *, precision: str = "auto") -> pd.DataFrame | None:
+    """What the nearest of the prompts ``an aerial image of LABEL.`` calls each image: image_id, label, named, margin.
 
-    Images without a label take no part; None with fewer than two labels. ``chance`` is one over the number of labels.
+    Images without a label take no part; None with fewer than two labels. ``margin`` is the cosine of the right prompt
+    less the highest of the others: above 0 the image is named right.
     """
     labelled = rows[[isinstance(label, str) and label != "" for label in rows["label"]]]
     labels = sorted(set(labelled["label"]))
@@ -405,13 +406,25 @@ def measure_zero_shot(encoder: DualEncoder, rows: pd.DataFrame, *, precision: st
     pixels = open_pixels(labelled["path"].tolist(), encoder.image_size)
     images = embed_pixels(encoder, pixels, precision=precision)
     prompts = [PROMPT.format(label.replace("_", " ")) for label in labels]
-    named = (images @ embed_texts(encoder, prompts, precision=precision).T).argmax(1)
-    truth = torch.tensor([labels.index(label) for label in labelled["label"]])
+    cosines = images @ embed_texts(encoder, prompts, precision=precision).T  # (N, L)
+    truth = torch.tensor([labels.index(label) for label in labelled["label"]])[:, None]
+    others = cosines.scatter(1, truth, -torch.inf).amax(1)
+    named = [labels[place] for place in cosines.argmax(1).tolist()]
+    margin = (cosines.gather(1, truth)[:, 0] - others).tolist()
+    found = labelled[["image_id", "label"]].reset_index(drop=True)
+    return found.assign(named=named, margin=[round(value, 4) for value in margin])
+
+
+def measure_zero_shot(named: pd.DataFrame | None) -> dict | None:
+    """Accuracy of what ``name_by_prompts`` gave. ``chance`` is one over the number of labels."""
+    if named is None:
+        return None
+    n_labels = named["label"].nunique()
     return {
-        "accuracy": float((named == truth).double().mean()),
-        "images": len(labelled),
-        "labels": len(labels),
-        "chance": 1 / len(labels),
+        "accuracy": float((named["named"] == named["label"]).mean()),
+        "images": len(named),
+        "labels": n_labels,
+        "chance": 1 / n_labels,
     }
 
 

@@ -1,6 +1,5 @@
-"""Figures and tables of what the stages measured: training, captions, retrieval, the kernels' speed."""
+"""Figures and tables of what was measured at the end: scores of captions, retrieval, the kernels' speed."""
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,123 +18,15 @@ from rsvlm.viewing.plots import (
     MARKERS,
     MUTED,
     ORANGE,
-    SKY,
     figure,
-    plain_text,
     series_colours,
-    show_picture,
-    without_axes,
 )
 
-ACROSS, LINE = 3, 40  # pictures in a row; letters in a line below them
 KINDS = {"released": ("references as released", BLUE, "o"), "distinct": ("distinct references", ORANGE, "s")}
 HALVES = {"seen": ("reference set seen in training", BLUE, "o"), "unseen": ("not seen", ORANGE, "s")}
 RULE_WRITTEN = ("blue_marble",)  # sources whose references a rule wrote, not a person
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 NOT_ON_A_GPU = "Not measured on a GPU: no record in benchmarks/results was made on one."
-
-
-# Training
-
-
-def training_curves(
-    curve: pd.DataFrame,
-    validation: Sequence[dict] = (),
-    *,
-    losses: Sequence[str] = ("loss",),
-    metric: str = "mean_recall",
-    metric_label: str = "validation mean recall, %",
-    scale: float = 100.0,
-    best_epoch: int | None = None,
-) -> Figure:
-    """Loss over the steps on the left and, with ``validation`` rows, a measure over the epochs on the right.
-
-    Args:
-        curve: one row every few steps, with a column ``step`` and the columns named in ``losses``.
-        validation: rows with ``epoch`` and ``metric``.
-        scale: what the metric is multiplied by (100 turns a fraction into percent).
-        best_epoch: the epoch that was kept, marked by a ring.
-    """
-    drawn, axes = figure(9.0 if validation else 7.0, 3.2, columns=2 if validation else 1, squeeze=False)
-    left = axes[0, 0]
-    window = max(1, len(curve) // 25)
-    for name, light, dark in zip(losses, (SKY, "#f3d9a4"), (BLUE, ORANGE)):
-        left.plot(curve["step"], curve[name], color=light, linestyle="-", marker="", linewidth=0.8)
-        smooth = curve[name].rolling(window, min_periods=1, center=True).mean()
-        left.plot(curve["step"], smooth, color=dark, linestyle="-", marker="", label=name)
-    if len(losses) > 1:
-        left.legend()
-    left.set(xlabel="step", ylabel="loss", title="Training loss")
-    if validation:
-        right, title = axes[0, 1], "Validation"
-        values = {row["epoch"]: scale * row[metric] for row in validation}
-        right.plot(list(values), list(values.values()), color=BLUE, linestyle="-", marker="o")
-        if best_epoch in values:
-            ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": ORANGE, "markeredgewidth": 1.8}
-            right.plot([best_epoch], [values[best_epoch]], marker="o", linestyle="", **ring)
-            title = f"Validation (ring: kept, {values[best_epoch]:.3g})"
-        right.set(xlabel="epoch", ylabel=metric_label, title=title)
-        right.xaxis.get_major_locator().set_params(integer=True)
-    return drawn
-
-
-def before_and_after(before: dict, after: dict) -> pd.DataFrame:
-    """Recalls in percent, one row a measure: before, after, and the difference in points."""
-    names = [name for name in before if "recall" in name]
-    table = 100 * pd.DataFrame({"before, %": before, "after, %": after}, index=names)
-    table["difference"] = table["after, %"] - table["before, %"]
-    return table.rename(lambda name: name.replace("_", " ")).round(1)
-
-
-def draw_neighbours(table: pd.DataFrame, neighbours: pd.DataFrame, *, pixels: int = 128) -> Figure:
-    """A row of pictures for each image: itself, then its nearest images with their cosines.
-
-    Args:
-        neighbours: as ``rsvlm.models.features.nearest_images`` gives them.
-    """
-    path_of = dict(zip(table["image_id"], table["path"]))
-    groups = neighbours.groupby("image_id", sort=False)
-    columns = 1 + int(neighbours["rank"].max())
-    drawn, axes = figure(1.35 * columns, 1.5 * len(groups), rows=len(groups), columns=columns, squeeze=False)
-    without_axes(axes)
-    for row, (image_id, own) in zip(axes, groups):
-        shown = [(image_id, image_id[-20:]), *zip(own["neighbour"], own["cosine"].map("{:.2f}".format))]
-        for axis, (name, title) in zip(row, shown):
-            show_picture(axis, path_of[name], pixels)
-            axis.set_title(title, fontsize=7)
-    return drawn
-
-
-def draw_captions(
-    table: pd.DataFrame,
-    runs: Mapping[str, Mapping[str, str]],
-    image_ids: Sequence[str],
-    *,
-    shown: Sequence[str] = ("captioner", "consensus"),
-    pixels: int = 160,
-) -> Figure:
-    """The images, three in a row, each above the captions of some runs and its first reference.
-
-    Args:
-        table: with the columns image_id, path and captions.
-        runs: run -> image id -> caption.
-    """
-    known = table.set_index("image_id")
-    n_rows = -(-len(image_ids) // ACROSS)
-    drawn, axes = figure(9.0, 3.9 * n_rows, rows=n_rows, columns=ACROSS, squeeze=False)
-    without_axes(axes)
-    for axis, image_id in zip(axes.flat, image_ids):
-        row = known.loc[image_id]
-        show_picture(axis, row["path"], pixels)
-        axis.set_title(image_id[-30:], fontsize=7, color=MUTED)
-        top = -0.04
-        for run, text in [*((run, runs[run][image_id]) for run in shown), ("reference", row["captions"][0])]:
-            lines = textwrap.wrap(f"{run}: {text}", LINE)[:4]
-            colour = BLUE if run == shown[0] else INK if run != "reference" else MUTED
-            place = {"transform": axis.transAxes, "va": "top", "fontsize": 7.5, "color": colour}
-            axis.text(0, top, plain_text("\n".join(lines)), **place)
-            top -= 0.085 * len(lines) + 0.03
-    return drawn
 
 
 # Captions
