@@ -165,12 +165,16 @@ def params_text(changes: Mapping[str, Mapping], head: str) -> str:
     for section, kind in SECTIONS.items():
         lines += ["", f"{section}:"]
         for key, value in (defaults(kind) | dict(changes.get(section, {}))).items():
-            meaning = kind.model_fields[key].description
-            if isinstance(value, list) and value and isinstance(value[0], dict):
-                lines += [f"  {key}:  # {meaning}", *_as_block(value)]
-            else:
-                lines.append(f"  {key}: {_as_yaml(value)}  # {meaning}")
+            lines += [f"  {line}" for line in parameter_lines(key, value, kind.model_fields[key].description)]
     return "\n".join(lines) + "\n"
+
+
+def parameter_lines(key: str, value: object, comment: str) -> list[str]:
+    """A parameter as lines of YAML with its comment, not indented: one line, more for a list of mappings."""
+    behind = f"  # {comment}" if comment else ""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [f"{key}:{behind}", *_as_block(value)]
+    return [f"{key}: {_as_yaml(value)}{behind}"]
 
 
 def float_text(value: float) -> str:
@@ -192,7 +196,7 @@ def _as_block(entries: list) -> list[str]:
     yaml.width, yaml.default_flow_style = WIDTH, False
     stream = io.StringIO()
     yaml.dump(entries, stream)
-    return [f"  {line}" for line in stream.getvalue().splitlines()]
+    return stream.getvalue().splitlines()
 
 
 def _as_yaml(value: object) -> str:

@@ -32,6 +32,7 @@ from rsvlm.study.config import (
     read_section,
     settings_of,
 )
+from rsvlm.study.layout import restore_layout
 from rsvlm.study.memory import check_memory
 from rsvlm.study.processes import StageRuns, end_with_dvc, only_run
 
@@ -203,6 +204,7 @@ def main() -> int:
     try:
         end_with_dvc()
         find_notebook(arguments.stage)
+        restore_layout(paths.PARAMS)
         with only_run(arguments.stage):
             run_notebook(arguments.stage, arguments.params)
     except (ValueError, FileNotFoundError, NotebookFailed, StageRuns) as error:
