@@ -6,24 +6,28 @@ import shutil
 from pathlib import Path
 
 import pytest
-from dvc.config import Config
-from dvc_render import render_html
-from dvc_render.vega import VegaRenderer
+from dvc.cli import main as dvc_main
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def drawn(folder: Path) -> Path:
-    """A page with a curve, made by what `dvc plots show` calls with the template of this project's settings."""
-    template = ROOT / ".dvc" / Config(dvc_dir=ROOT / ".dvc", validate=False)["plots"]["html_template"]
-    points = [{"step": step, "loss": 1 / (1 + step), "rev": "workspace"} for step in range(20)]
-    curve = VegaRenderer(points, "curve", x="step", y="loss", template="simple")
-    return Path(render_html([curve], folder / "index.html", html_template=template))
+@pytest.fixture
+def drawn(tmp_path, monkeypatch) -> Path:
+    """The page that `dvc plots show` makes of a curve, with this project's settings."""
+    (tmp_path / ".dvc").mkdir()
+    for name in ("config", "plots.html"):
+        shutil.copy(ROOT / ".dvc" / name, tmp_path / ".dvc")
+    (tmp_path / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    (tmp_path / "curve.csv").write_text("step,loss\n" + "".join(f"{step},{1 / (1 + step)}\n" for step in range(20)))
+    (tmp_path / "dvc.yaml").write_text("plots:\n  - curve: {x: step, y: {curve.csv: loss}, template: simple}\n")
+    monkeypatch.chdir(tmp_path)
+    assert dvc_main(["plots", "show", "-q"]) == 0
+    return tmp_path / "dvc_plots" / "index.html"
 
 
-def test_the_page_brings_all_that_it_runs(tmp_path):
-    text = drawn(tmp_path).read_text(encoding="utf-8")
+def test_the_page_brings_all_that_it_runs(drawn):
+    text = drawn.read_text(encoding="utf-8")
     assert "jsdelivr" not in text
     assert not re.search(r"<(script|link)[^>]*\s(src|href)=", text)
     assert "{plot_divs}" not in text
@@ -37,7 +41,7 @@ def test_the_page_brings_all_that_it_runs(tmp_path):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page was not tried in a browser")
-def test_curves_are_drawn_without_a_network(tmp_path):
+def test_curves_are_drawn_without_a_network(drawn):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     asked, faults = [], []
     with playwright.sync_playwright() as started:
@@ -46,7 +50,7 @@ def test_curves_are_drawn_without_a_network(tmp_path):
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
-        page.goto(drawn(tmp_path).as_uri())
+        page.goto(drawn.as_uri())
         page.wait_for_selector("canvas.marks")
         colours = page.locator("canvas.marks").evaluate(
             "canvas => new Set(new Uint32Array("
@@ -55,4 +59,4 @@ def test_curves_are_drawn_without_a_network(tmp_path):
         browser.close()
     assert colours > 10  # axes, letters and a curve
     assert faults == []
-    assert asked == [(tmp_path / "index.html").as_uri()]
+    assert asked == [drawn.as_uri()]
