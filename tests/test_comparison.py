@@ -52,7 +52,8 @@ def metrics():
         }
     }
     retrieval = {"ret": method, "combined": method, "protocol": {"split": "test", "name": "remoteclip"}}
-    return study_metrics(captions, retrieval, {"seed": 0})
+    stages = {"score_captions": captions, "score_retrieval": retrieval, "aggregate_data": {"parameters": {}}}
+    return study_metrics(stages, {"seed": 0})
 
 
 def test_metrics_have_the_study_shape(metrics):

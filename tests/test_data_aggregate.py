@@ -42,7 +42,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 def folders(root):
     """Where ``write_aggregated`` writes."""
-    return {name: root / name for name in ("aggregated", "pages", "cards", "metrics")}
+    return {name: root / name for name in ("aggregated", "pages", "cards")}
 
 
 def run(root, *sources, **options):
@@ -97,7 +97,7 @@ def test_a_study_without_such_a_source_has_an_empty_table_of_them(tmp_path):
 
 def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path):
     rows, report = run(tmp_path, make_source(tmp_path))
-    write_aggregated(rows, report, **folders(tmp_path))
+    metrics = write_aggregated(rows, report, **folders(tmp_path))
     table = load_table(tmp_path / "aggregated" / "images.jsonl")
     assert table.to_dict("records") == rows
     assert list(rows_of(table, split="test", source="s")["image_id"]) == ["s/5.png"]
@@ -107,7 +107,6 @@ def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path):
     def leaves(value):
         return [leaf for item in value.values() for leaf in leaves(item)] if isinstance(value, dict) else [value]
 
-    metrics = json.loads((tmp_path / "metrics" / "aggregate_data.json").read_text())
     assert (
         all(isinstance(leaf, int) for leaf in leaves(metrics)) and metrics["sources"]["s"]["images_used"]["train"] == 4
     )
@@ -126,7 +125,7 @@ def test_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_aggregated(rows[:1], report, **folders(tmp_path))
     assert (tmp_path / "aggregated" / "images.jsonl").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["aggregated", "cards", "metrics", "s"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aggregated", "cards", "s"]
 
 
 def test_missing_images_stop_or_are_counted(tmp_path):

@@ -144,7 +144,7 @@ def study(tmp_path, monkeypatch):
         (tmp_path / f"{name}.json").write_text(json.dumps({"images": entries}))
         sources.append({"name": name, "format": "karpathy", "annotations": f"{name}.json", "images": name})
     rows, report = aggregate_sources(sources, data_root=str(tmp_path), log=lambda line: None)
-    folders = {name: tmp_path / name for name in ("aggregated", "cards", "metrics")}
+    folders = {name: tmp_path / name for name in ("aggregated", "cards")}
     write_aggregated(rows, report, pages=CARDS, **folders)
     return rows, report, tmp_path / "cards"
 
@@ -313,12 +313,11 @@ def test_the_model_card_holds_what_was_measured():
         },
         "near_duplicates_dropped_from_train": 3,
     }
-    params = study_params("default")
-    page = model_card(metrics, data, params)
+    page = model_card(metrics, data)
     cider = metrics["captions"]["captioner"]["blue_marble"]["CIDEr"]
     assert f"| captioner | {cider['value']:.3f} [{cider['low']:.3f}, {cider['high']:.3f}] |" in page
     assert "| RSICD (adapts the encoder alone) | 7 | 0 | 0 | 35 |" in page
     assert "3 training images were left out" in page and "not clearly above a consensus" in page
     assert page.startswith("---\nlanguage: en\n") and "nan" not in page.lower().split()
     with pytest.raises(ValueError, match="no scores of the captioner"):
-        model_card(metrics | {"captions": {}}, data, params)
+        model_card(metrics | {"captions": {}}, data)

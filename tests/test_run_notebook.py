@@ -14,13 +14,9 @@ import nbformat
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from ruamel.yaml import YAML
 
-from rsvlm.files import cache_folder
-from rsvlm.study import paths
 from rsvlm.study.config import CHECKERS, check_section, params_text, read_params, read_section, settings_of
 from rsvlm.study.strip import as_text, stripped
-from rsvlm.study.workspace import workspace
 
 PARAMETERS = "\n".join(
     [
@@ -250,57 +246,6 @@ def test_only_the_stages_own_kernel_is_the_study(run, scratch_root):
     assert done.returncode == 0, done.stderr
     outputs = [output for cell in nbformat.read(run.executed, as_version=4).cells for output in cell.get("outputs", [])]
     assert [output.text.strip() for output in outputs] == ["'toy'", "None"]
-
-
-# Places
-
-PROJECT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A root with the study's dvc.yaml, and nothing made yet."""
-    (tmp_path / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    monkeypatch.setattr(paths, "find_root", lambda: tmp_path)
-    monkeypatch.setenv("RSVLM_CACHE", "a user's own")
-    return tmp_path
-
-
-def test_run_by_hand_a_notebook_has_its_own_outs_and_the_studys_inputs(project, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"no data/aggregated: .*20_adapt_encoder.*`dvc repro aggregate_data`"):
-        workspace("adapt_encoder").IMAGE_TABLE
-    for folder in ("data/aggregated", "data/blue_marble", "data/features", "data/generated", "reports/metrics"):
-        (project / folder).mkdir(parents=True)
-    places, scratch = workspace("finetune_lora"), project / "scratch" / "40_finetune_lora"
-    for name in ("FINETUNED", "METRICS", "CURVES", "CHECKPOINTS"):
-        assert getattr(places, name) == scratch / paths.PLACES[name]
-    for name in ("FEATURES", "IMAGE_TABLE", "ENCODER", "CACHE", "PARAMS", "ROOT", "SCORES"):
-        assert getattr(places, name) == project / paths.PLACES[name]
-    assert cache_folder() == places.CACHE, "whatever the user's environment says"
-    assert str(places) == "Run by hand: reads the study, writes below scratch/40_finetune_lora/ alone."
-    with pytest.raises(AttributeError, match="no place 'CAPTIONR'"):
-        places.CAPTIONR
-
-    monkeypatch.setattr(paths, "running_stage", "finetune_lora")
-    study = workspace("finetune_lora")
-    assert all(getattr(study, name) == project / place for name, place in paths.PLACES.items())
-    assert str(study).startswith("Run as a stage of the study: writes models/finetuned")
-    with pytest.raises(ValueError, match="'adapt_encoder'.* in a run of the stage 'finetune_lora'"):
-        workspace("adapt_encoder")
-
-
-def test_a_place_that_holds_other_stages_files_too_is_told_apart(project):
-    stages = YAML(typ="safe", pure=True).load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    for dep in (dep for entry in stages.values() for dep in entry.get("deps", []) if "$" not in dep):
-        (project / dep).parent.mkdir(parents=True, exist_ok=True)
-        (project / dep).touch()
-    places, scratch = workspace("compare_with_paper"), project / "scratch" / "80_compare_with_paper"
-    assert places.REPORTS == scratch / "reports" and places.TABLES == scratch / "reports" / "tables"
-    assert places.METRICS == project / "reports" / "metrics" and places.SCORES == project / "reports" / "scores"
-    assert workspace("generate_captions").GENERATED == project / "scratch/50_generate_captions/data/generated"
-    assert workspace("caption_gallery").GENERATED == project / "data/generated"
-    with pytest.raises(ValueError, match="no stage 'finetune'"):
-        workspace("finetune")
 
 
 def test_values_arrive_with_their_types():

@@ -14,6 +14,7 @@ from rsvlm.files import read_json, write_json, write_json_lines
 from rsvlm.scoring.caption_study import paired_table, score_study, text_table
 from rsvlm.scoring.captions import class_names, describe_texts, hallucinated_classes
 from rsvlm.scoring.runs import read_captions, read_runs
+from rsvlm.study.studies import study_text
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 RECALLS = [f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)] + ["mean_recall"]
@@ -54,7 +55,7 @@ def study(scratch_root):
     """A scratch project with a caption table, three runs and retrieval metrics."""
     rows = caption_rows()
     shutil.copy(NOTEBOOKS.parent / "dvc.yaml", scratch_root)
-    (scratch_root / "params.yaml").write_text("score_captions:\n  seed: 0\n")
+    (scratch_root / "params.yaml").write_text(study_text("default"), encoding="utf-8")
     write_json_lines(scratch_root / "data/aggregated/images.jsonl", rows)
     tested = [row for row in rows if row["split"] == "test"]
     for run, captions in {
@@ -68,7 +69,8 @@ def study(scratch_root):
     blocks = {name: dict.fromkeys(RECALLS, entry) for name in ("by_image", "by_text", "ceiling")}
     methods = {method: {"ucm": blocks, "blue_marble": blocks} for method in ("dual_encoder", "ret", "combined")}
     write_json(scratch_root / "reports/metrics/generate_captions.json", {"weights": {"pool": 1.0}})
-    write_json(scratch_root / "reports/metrics/aggregate_data.json", {})
+    for stage in ("aggregate_data", "adapt_encoder", "encode_images", "finetune_lora"):
+        write_json(scratch_root / f"reports/metrics/{stage}.json", {"parameters": {"seed": 0}})
     protocol = {"split": "test", "name": "remoteclip"}
     write_json(scratch_root / "reports/metrics/score_retrieval.json", methods | {"protocol": protocol})
     names = [(method, source) for method in ("dual_encoder", "ceiling") for source in ("ucm", "blue_marble")]
@@ -94,7 +96,7 @@ def test_notebooks_write_scores_table_and_record(study):
     assert done.returncode == 0, done.stderr
 
     scores = read_json(study / "reports/metrics/score_captions.json")
-    assert set(scores) == {"captioner", "consensus", "shuffled", "human", "paired", "protocol"}
+    assert set(scores) == {"captioner", "consensus", "shuffled", "human", "paired", "parameters", "protocol"}
     ucm = scores["captioner"]["ucm"]
     assert set(ucm) == {"released", "distinct", "seen", "unseen", "text", "classes"}
     assert ucm["released"]["CIDEr"]["value"] > scores["consensus"]["ucm"]["released"]["CIDEr"]["value"]
@@ -133,7 +135,8 @@ def test_notebooks_write_scores_table_and_record(study):
     assert metrics["captions"]["captioner"]["ucm"]["CIDEr"] == ucm["released"]["CIDEr"]
     assert metrics["retrieval"]["combined"]["ucm"]["mean_recall"]["value"] == 0.5
     assert metrics["provenance"]["seed"] == 0 and metrics["generation"] == {"weights": {"pool": 1.0}}
-    assert metrics["parameters"] == {"score_captions": {"seed": 0}}
+    assert metrics["parameters"]["aggregate_data"] == {"seed": 0}
+    assert metrics["parameters"]["score_captions"] == scores["parameters"], "those used, not those of the file"
     markdown = (study / "reports/tables/comparison.md").read_text()
     assert "RS-CapRet 7B, fine-tuned | specialist | recalled" in markdown
     assert (

@@ -395,13 +395,11 @@ def _check_splits(present: set[str], report: dict) -> None:
             raise ValueError(missing_split(split, sums))
 
 
-def write_aggregated(
-    rows: list[dict], report: dict, *, aggregated: Path, pages: Path, cards: Path, metrics: Path
-) -> dict:
-    """The stage's metrics; writes them, both tables, the near-duplicates, ``report.json`` and the sources' filled cards.
+def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, pages: Path, cards: Path) -> dict:
+    """The stage's metrics; writes both tables, the near-duplicates, ``report.json`` and the sources' filled cards.
 
     Args:
-        aggregated, metrics: folders of the tables and the report, and of the stages' metrics.
+        aggregated: folder of the tables and the report.
         pages, cards: folders of the cards that people write, and of the filled ones.
     """
     adapting = {name for name, facts in report["sources"].items() if facts["use"] == "adapt"}
@@ -415,9 +413,7 @@ def write_aggregated(
     tables = [aggregated / name for name in ((TABLE, ADAPT) if adapting else (TABLE,))]
     with whole_folder(cards) as scratch:
         write_study_cards(scratch, rows, report, tables, pages)
-    numbers = metrics_of(report)
-    write_json(metrics / "aggregate_data.json", numbers)
-    return numbers
+    return metrics_of(report)
 
 
 def metrics_of(report: dict) -> dict:

@@ -7,7 +7,6 @@ A folder of features holds ``pooled.npy`` (N, V, P) and ``grid.npy`` (N, V, G, P
 
 import errno
 import shutil
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from rsvlm.data.images import READING, open_image
 from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder, resize_images
-from rsvlm.models.loading import autocast, choose_precision, log_line
+from rsvlm.models.loading import autocast, choose_precision
+from rsvlm.progress import log_line
 
 BLOCK = 256  # images between two marks of progress: what a kill loses
 TEXT_BATCH = 128
@@ -298,7 +297,7 @@ def _fill(
         for start in range(block, min(block + BLOCK, N), batch_size)
     ]
     V = layout["pooled"][0][1]
-    bar = tqdm(total=N, initial=done, unit="img", desc="encode_images", file=sys.stderr, mininterval=2)
+    bar = progress(total=N, initial=done, unit="img", desc="encode_images")
     with ExitStack() as stack, bar:
         files = {
             name: stack.enter_context(open_rows(scratch / f"{name}.npy", shape, dtype, done))

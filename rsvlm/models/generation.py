@@ -5,7 +5,6 @@ Captions are decoded token by token over a key-value cache, by beams (greedy is 
 ``[RET]``. Finished rows leave the batch, so a batch costs what its unfinished captions cost.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,12 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 from transformers import DynamicCache
 
 from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
 from rsvlm.models.prompts import CAPTION_PROMPT, Row, caption_prompt, choose_view, pack_rows, read_visual
+from rsvlm.progress import progress
 
 
 @dataclass(frozen=True)
@@ -363,8 +362,6 @@ def _batches(lengths: Sequence[int], batch_size: int, what: str) -> Iterator[lis
     if batch_size < 1:
         raise ValueError(f"batch_size: at least 1 is needed, got {batch_size}")
     order = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
-    starts = tqdm(
-        range(0, len(order), batch_size), desc=what, file=sys.stderr, mininterval=2, disable=len(order) <= batch_size
-    )
+    starts = progress(range(0, len(order), batch_size), desc=what, disable=len(order) <= batch_size)
     for start in starts:
         yield order[start : start + batch_size]

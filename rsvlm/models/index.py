@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from rsvlm.data.images import EXTENSIONS, ImageError, as_rgb, open_image
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import encode_pictures, encode_texts
-from rsvlm.models.loading import log_line
+from rsvlm.progress import log_line, progress
 
 VECTORS, NAMES, CONFIG = "vectors.npy", "images.json", "config.json"
 A_BLOCK = 256  # images in memory at a time
@@ -51,7 +50,7 @@ def read_blocks(images: Picture | Iterable[Picture], unreadable: str) -> Iterato
     if unreadable not in ("raise", "keep"):
         raise ValueError(f"unreadable: {unreadable!r} is neither 'raise' nor 'keep'")
     listed = list_images(images)
-    with tqdm(total=len(listed), desc="images", mininterval=2, disable=len(listed) <= A_BLOCK) as bar:
+    with progress(total=len(listed), desc="images", disable=len(listed) <= A_BLOCK) as bar:
         for start in range(0, len(listed), A_BLOCK):
             block = Block([], [], [], {})
             for number, (name, image) in enumerate(listed[start : start + A_BLOCK], start):

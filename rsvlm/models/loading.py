@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rsvlm.files import read_json
 
@@ -86,11 +85,6 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "gnu_get_libc_version"):
         for option, value in MALLOPT.items():
             libc.mallopt(option, value)
-
-
-def log_line(text: str) -> None:
-    """Write a line to stderr, above a progress bar if there is one."""
-    tqdm.write(text, file=sys.stderr)
 
 
 def load_pretrained(model_class: type, source: Path | str, what: str, *, remedy: str = REMEDY, **options) -> nn.Module:

@@ -23,7 +23,7 @@ from rsvlm.scoring.published import (
     standing,
     unfair_notes,
 )
-from rsvlm.scoring.runs import HUMAN, METHODS, RUNS, in_order, named
+from rsvlm.scoring.runs import HUMAN, METHODS, RESERVED, RUNS, in_order, named
 
 OURS = "this study"
 HELD_OUT_DISTINCT = "one reference, held out, no copy of it left"
@@ -97,27 +97,21 @@ class ComparisonTable:
         return f"{self.task.capitalize()}: {self.source}"
 
 
-def study_metrics(
-    captions: Mapping,
-    retrieval: Mapping,
-    provenance: Mapping,
-    *,
-    generation: Mapping | None = None,
-    parameters: Mapping | None = None,
-) -> dict:
+def study_metrics(stages: Mapping[str, Mapping], provenance: Mapping, *, made_in: str | None = None) -> dict:
     """{"captions": {RUN: {SOURCE: {...}}}, "retrieval": {METHOD: {SOURCE: {...}}}, "protocol", "provenance", ...}.
 
     Captions: each metric on released references, and CIDEr_distinct, CIDEr_seen, CIDEr_unseen; other metrics with
     _distinct where they differ; the texts' statistics and the hallucinated classes. Retrieval: what is scored by image,
     and mean_recall_by_text, RECALL_ceiling, other protocols. Each figure {"value", "low", "high", "n", ...}.
+    "parameters" holds those that each stage used; "tries" where it was made by hand, and of what, if it was.
 
     Args:
-        captions: what METRICS/score_captions.json holds.
-        retrieval: what METRICS/score_retrieval.json holds.
+        stages: the metrics files of the stages, by stage: score_captions and score_retrieval, and what there is of others.
         provenance: seed, versions, device.
-        generation: how the captioner's captions were chosen, what METRICS/generate_captions.json holds.
-        parameters: the study's parameter file.
+        made_in: the folder of a notebook run by hand.
     """
+    captions, retrieval = stages["score_captions"], stages["score_retrieval"]
+    tries = sorted({made_in, *(numbers.get("try") for numbers in stages.values())} - {None})
     runs = {run: _by_source(captions[run], _caption_figures) for run in in_order(RUNS, captions)}
     methods = {method: _by_source(retrieval[method], _retrieval_figures) for method in in_order(METHODS, retrieval)}
     protocol = {"captions": captions.get("protocol", {}), "retrieval": retrieval.get("protocol", {})}
@@ -133,10 +127,10 @@ def study_metrics(
         "paired": captions.get("paired", {}),
         "paired_retrieval": retrieval.get("paired", {}),
         "protocol": protocol,
-        "generation": dict(generation or {}),
-        "parameters": dict(parameters or {}),
+        "generation": {k: v for k, v in stages.get("generate_captions", {}).items() if k not in RESERVED},
+        "parameters": {stage: numbers["parameters"] for stage, numbers in stages.items() if "parameters" in numbers},
         "provenance": dict(provenance),
-    }
+    } | ({"tries": tries} if tries else {})
 
 
 def comparison_rows(metrics: Mapping) -> pd.DataFrame:

@@ -82,7 +82,7 @@ METHODS = {  # likewise
     ),
 }
 STUDY_RUNS = tuple(run for run in RUNS if run != HUMAN)  # the outs of generate_captions
-RESERVED = ("protocol", "paired")  # keys of the metrics files that are no runs and no methods
+RESERVED = ("protocol", "paired", "parameters", "try")  # keys of the metrics files that are no runs and no methods
 Runs = dict[str, dict[str, dict[str, str]]]  # run -> source -> image_id -> caption
 
 

@@ -1,7 +1,7 @@
 """Parameters of a stage: what params.yaml says, held against the stage's settings; and the places written from them.
 
 YAML is read as version 1.2 (``1e-4`` is a number, ``no`` is a word). A name, a type or a number that does not fit stops
-the run before the notebook's first cell.
+the run before the notebook's first cell; the first stage checks all sections (``check_params``).
 """
 
 import ast
@@ -25,6 +25,10 @@ PARAMETERS_TAG = "parameters"
 # notebook starts, so what it imports has to be light.
 CHECKERS = {
     "aggregate_data": "rsvlm.data.sources:check_sources",
+}
+SWITCHES = {  # lines of a parameters cell that are no parameters
+    "use_study_parameters": "True: by hand, the values of params.yaml, but for those that you change below",
+    "go_on_from_scratch": "True: by hand, read what other notebooks made by hand (scratch/), where they did",
 }
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
 PLAIN = re.compile(r"[A-Za-z][\w./-]*(:[\w./-]+)*")  # a text that YAML reads as one without quotes
@@ -132,24 +136,56 @@ def check_values(values: Mapping, root: Path, *, file: str, section: str) -> Non
         raise ValueError(f"{file}, section {section!r}:\n  {error}") from error
 
 
+def check_params(path: Path, root: Path) -> None:
+    """Check every section of a file of parameters: its name, names, types, bounds, and what its values mean.
+
+    Raises:
+        ValueError: all that does not fit, in all sections.
+    """
+    content, problems = read_params(path), []
+    free = [section for section in SECTIONS if section not in content]
+    for section in content:
+        if section not in SECTIONS:
+            problems.append(f"{path}: no stage has a section {section!r}{closest_name(section, free or SECTIONS)}")
+    if not problems:
+        problems = [f"{path}: the section {section!r} is missing" for section in free]
+    for section, kind in SECTIONS.items():
+        if section in content:
+            try:
+                values = check_section(
+                    content[section], kind, file=str(path), section=section, notebook=f"the notebook {section}"
+                )
+                check_values(values, root, file=str(path), section=section)
+            except ValueError as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
 def defaults(kind: type[Settings]) -> dict[str, object]:
     """The default study's values of a section."""
     return {name: field.default for name, field in kind.model_fields.items()}
 
 
+def quick_values(kind: type[Settings]) -> dict[str, object]:
+    """A notebook's own values of a section, for a quick run by hand."""
+    return {name: field.json_schema_extra["quick"] for name, field in kind.model_fields.items()}
+
+
 def parameters_cell(kind: type[Settings], used: Mapping | None = None) -> str:
-    """The source of a notebook's parameters cell: a line a parameter, with the values for a quick run by hand.
+    """The source of a notebook's parameters cell: its switches, then a line a parameter with the value for a quick run.
 
     Args:
-        used: the values of a run instead; those that are not the default study's say what that has.
+        used: the values of a run instead, without switches; those that are not the default study's say what that has.
     """
-    lines = []
-    for name, field in kind.model_fields.items():
-        value = used[name] if used else field.json_schema_extra["quick"]
-        line = f"{name}: {type_text(field.annotation)} = {_as_python(value)}"
+    own = kind in SECTIONS.values() and not used
+    lines = [f"{name} = False  # {meaning}" for name, meaning in SWITCHES.items()] if own else []
+    for name, value in (used or quick_values(kind)).items():
+        field = kind.model_fields[name]
+        line = f"{name}: {type_text(field.annotation)} = {as_python(value)}"
         notes = [field.description] if field.description else []
         if used and value != field.default:
-            notes.append(f"[default: {_as_python(field.default)}]")
+            notes.append(f"[default: {as_python(field.default)}]")
         lines.append(f"{line}  # {' '.join(notes)}" if notes else line)
     return "\n".join(lines)
 
@@ -184,7 +220,7 @@ def float_text(value: float) -> str:
     return np.format_float_scientific(value, trim="0", exp_digits=1) if 0 < abs(value) < 1e-3 else repr(value)
 
 
-def _as_python(value: object) -> str:
+def as_python(value: object) -> str:
     if isinstance(value, float):
         return float_text(value)
     return json.dumps(value) if isinstance(value, str) else repr(value).replace("'", '"')

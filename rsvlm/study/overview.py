@@ -25,7 +25,6 @@ from rsvlm.data.table import SPLITS
 from rsvlm.files import read_json, write_text
 from rsvlm.scoring.runs import METHODS, RUNS
 from rsvlm.study import paths
-from rsvlm.study.config import read_params
 
 FRESH, STALE, MISSING, UNKNOWN = "up to date", "would run again", "not run yet", "not asked"
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, KEY = 284, 64, 28, 34, 30  # of the picture, pixels
@@ -192,23 +191,24 @@ def list_pages() -> Markdown:
     return Markdown(_render("pages.md.jinja", pages=PAGES, made=made, executed=sorted(paths.EXECUTED.glob("*.ipynb"))))
 
 
-def model_card(metrics: Mapping, data: Mapping, params: Mapping) -> str:
+def model_card(metrics: Mapping, data: Mapping) -> str:
     """The card as Markdown with a YAML head.
 
     Args:
         metrics: what ``reports/metrics.json`` holds.
         data: what ``reports/metrics/aggregate_data.json`` holds.
-        params: the study's sections.
 
     Raises:
         ValueError: the metrics lack the captioner or their provenance.
     """
-    for key in ("captions", "retrieval", "provenance"):
+    for key in ("captions", "retrieval", "provenance", "parameters"):
         if key not in metrics:
             raise ValueError(f"reports/metrics.json: has no {key!r}; run the stage compare_with_paper again")
     if "captioner" not in metrics["captions"]:
         raise ValueError("reports/metrics.json: has no scores of the captioner; run the stage score_captions again")
-    return _render("model_card.md.jinja", metrics=metrics, data=data, params=params, known=KNOWN, splits=SPLITS)
+    return _render(
+        "model_card.md.jinja", metrics=metrics, data=data, params=metrics["parameters"], known=KNOWN, splits=SPLITS
+    )
 
 
 def figure_text(score: Mapping | None, scale: int, digits: int, interval: bool = False) -> str:
@@ -263,7 +263,7 @@ def main(card: Path | None = None) -> int:
     """Write the card of the study in place."""
     try:
         metrics, data = read_json(paths.REPORTS / "metrics.json"), read_json(paths.METRICS / "aggregate_data.json")
-        write_text(card or paths.REPORTS / "model_card.md", model_card(metrics, data, read_params(paths.PARAMS)))
+        write_text(card or paths.REPORTS / "model_card.md", model_card(metrics, data))
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -144,6 +144,10 @@ def record_run(name: str) -> Path:
     metrics = read_json(sources["metrics.json"])
     if not isinstance(metrics, dict) or not isinstance(metrics.get("provenance"), dict):
         raise ValueError(f"{sources['metrics.json']}: no provenance; run the stage compare_with_paper again")
+    if metrics.get("tries"):
+        raise ValueError(
+            f"{sources['metrics.json']}: made by hand in {', '.join(metrics['tries'])}; only the study is recorded (`make study`)"
+        )
     details = {path.stem: fingerprint_file(path) for path in sorted(paths.METRICS.glob("*.json"))}
     files = {target: fingerprint_file(path) for target, path in sources.items()}
     with whole_folder(paths.RESULTS / name) as folder:

@@ -9,11 +9,12 @@ papermill's command line is not used: it turns ``false`` into a word, ``1e-4`` t
 """
 
 import argparse
+import html
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nbformat
@@ -23,6 +24,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
 from rsvlm.files import write_text
+from rsvlm.progress import LOG_LINE, SECONDS, seconds_between
 from rsvlm.study import paths
 from rsvlm.study.config import (
     PARAMETERS_TAG,
@@ -32,10 +34,10 @@ from rsvlm.study.config import (
     read_section,
     settings_of,
 )
-from rsvlm.study.layout import restore_layout
 from rsvlm.study.memory import check_memory
 from rsvlm.study.processes import StageRuns, end_with_dvc, only_run
 
+RESULT_TAG = "result"  # of the cells that say what came out: in the executed notebook they stand below the title
 INJECTED = "injected-parameters"  # papermill's tag
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Set for the notebook's kernel. The first four are there for equal bytes on a rerun, whoever runs it and how.
@@ -111,11 +113,11 @@ def run_notebook(stage: str, params_file: Path | None = None, log: Callable[[str
 
 
 def without_traces(notebook: NotebookNode, parameters: str) -> NotebookNode:
-    """The executed notebook without what differs between two runs with the same seed, and with one parameters cell.
+    """The executed notebook without what differs between two runs with the same seed, its result below the title.
 
     Dropped: papermill's and the kernel's times, papermill's cell of values (they stand in the parameters cell instead),
     stderr (progress bars), widget views. Printed text that reached the notebook in pieces is joined: where it is cut
-    depends on the clock.
+    depends on the clock. What was logged stays, folded.
 
     Args:
         parameters: the parameters cell's source with the values used.
@@ -130,7 +132,13 @@ def without_traces(notebook: NotebookNode, parameters: str) -> NotebookNode:
             cell.source = parameters
     for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
         cell.execution_count = number
-        cell.outputs = _joined(output for output in cell.outputs if not _is_passing(output))
+        cell.outputs = _joined(output for output in [*_log(cell.outputs), *cell.outputs] if not _is_passing(output))
+    results = [cell for cell in notebook.cells if RESULT_TAG in cell.metadata.get("tags", [])]
+    for cell in results:
+        if cell.cell_type == "code":
+            cell.metadata["jupyter"] = {"source_hidden": True}
+    rest = [cell for cell in notebook.cells if cell not in results]
+    notebook.cells = rest[:1] + results + rest[1:]
     return notebook
 
 
@@ -142,6 +150,7 @@ def _execute(stage: str, source: Path, target: Path, values: dict) -> None:
     ipython.mkdir(parents=True, exist_ok=True)
     os.environ["IPYTHONDIR"] = str(ipython)  # no start-up files or history of the user's own: equal bytes
     paths.use_own_cache()
+    os.environ.setdefault(SECONDS, str(seconds_between()))  # this process knows whether its stderr is a terminal
     os.environ["RSVLM_ROOT"] = str(root)  # a relative one would mean another folder inside the kernel
     packages = [
         str(root),
@@ -170,10 +179,20 @@ def _execute(stage: str, source: Path, target: Path, values: dict) -> None:
     )
 
 
+def _log(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
+    """What a cell logged, in one folded box; nothing where it logged nothing."""
+    lines = [line for output in outputs if (line := output.get("data", {}).get(LOG_LINE))]
+    if not lines:
+        return []
+    text = "\n".join(lines)
+    page = f"<details><summary>Log, {len(lines)} lines</summary><pre>{html.escape(text)}</pre></details>"
+    return [nbformat.v4.new_output("display_data", {"text/html": page, "text/plain": text})]
+
+
 def _is_passing(output: NotebookNode) -> bool:
     if output.output_type == "stream":
         return output.name == "stderr"
-    return WIDGET in output.get("data", {})
+    return WIDGET in output.get("data", {}) or LOG_LINE in output.get("data", {})
 
 
 def _joined(outputs) -> list[NotebookNode]:
@@ -204,7 +223,6 @@ def main() -> int:
     try:
         end_with_dvc()
         find_notebook(arguments.stage)
-        restore_layout(paths.PARAMS)
         with only_run(arguments.stage):
             run_notebook(arguments.stage, arguments.params)
     except (ValueError, FileNotFoundError, NotebookFailed, StageRuns) as error:

@@ -1,7 +1,9 @@
 """The studies: files in ``params/`` that hold what differs from the default study, one of them whole in params.yaml.
 
 ``rsvlm study use ucm`` (or ``make use STUDY=ucm``) writes ``params.yaml``, ``rsvlm study diff ucm`` shows what differs,
-``rsvlm study sync`` writes anew what is made of the settings: notebooks' parameters cells, the comments of params.yaml.
+``rsvlm study check``, the first stage, says what does not fit in any section;
+``rsvlm study adopt scratch/40_finetune_lora`` takes a try's changed parameters over, ``rsvlm study sync`` writes anew what is
+made of the settings: notebooks' parameters cells, the comments of params.yaml.
 """
 
 import argparse
@@ -17,10 +19,21 @@ import nbformat
 from rsvlm.files import write_text
 from rsvlm.settings import closest_name
 from rsvlm.study import paths
-from rsvlm.study.config import PARAMETERS_TAG, check_section, defaults, parameters_cell, params_text, read_params
+from rsvlm.study.config import (
+    PARAMETERS_TAG,
+    check_section,
+    defaults,
+    parameters_cell,
+    params_text,
+    read_params,
+    with_values,
+)
+from rsvlm.study.layout import restore_layout, with_values
 from rsvlm.study.settings import SECTIONS
 from rsvlm.study.strip import as_text
+from rsvlm.study.workspace import changes_of
 
+FITS = "every section of params.yaml fits"
 DEFAULT = "blue_marble"  # what params.yaml holds in a fresh clone
 HEAD = "# Every key of a section is a parameter of the notebook of that name; `make use STUDY={name}` writes this file."
 
@@ -124,6 +137,21 @@ def show_differences(name: str | None) -> list[str]:
     return [f"{key:<{wide[0]}}  {a:<{wide[1]}}  {b}".rstrip() for key, a, b in rows]
 
 
+def adopt(folder: Path) -> list[str]:
+    """A line for each parameter of params.yaml that changed: what a person changed in a notebook run by hand.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``changes_of``; or the values do not fit together with the others.
+    """
+    stage, changed = changes_of(folder)
+    text = paths.PARAMS.read_text(encoding="utf-8")
+    before = read_params(paths.PARAMS)
+    whole = with_values(text, {stage: changed})
+    checked_changes({stage: before[stage] | changed}, paths.PARAMS)
+    write_text(paths.PARAMS, whole)
+    return [f"{stage}.{key}: {before[stage].get(key)} -> {value}" for key, value in changed.items()]
+
+
 def sync() -> list[Path]:
     """The files that changed: params.yaml with today's meanings behind its values, notebooks' parameters cells.
 
@@ -158,12 +186,18 @@ def _committed(path: Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``use NAME``, ``diff [NAME]`` or ``sync``."""
+    """``use NAME``, ``diff [NAME]``, ``check``, ``adopt FOLDER`` or ``sync``."""
     parser = argparse.ArgumentParser(prog="rsvlm study", description="The studies of params/ and params.yaml.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("use", help="write a study whole into params.yaml").add_argument("study")
     commands.add_parser("diff", help="what a study, or params.yaml, changes in the default study").add_argument(
         "study", nargs="?"
+    )
+    commands.add_parser(
+        "adopt", help="take what was changed in a notebook run by hand over into params.yaml"
+    ).add_argument("folder", type=Path, help="such as scratch/40_finetune_lora")
+    commands.add_parser("check", help="hold every section of params.yaml against its notebook").add_argument(
+        "--out", type=Path, help="a file that says so when all fits"
     )
     commands.add_parser("sync", help="write notebooks' parameters cells and comments of params.yaml anew")
     chosen = parser.parse_args(arguments)
@@ -173,6 +207,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"params.yaml now holds params/{source.name} whole: `make study` runs it")
         elif chosen.command == "diff":
             print("\n".join(show_differences(chosen.study)))
+        elif chosen.command == "check":
+            restore_layout(paths.PARAMS)  # in an experiment, whose `-S` has spoilt it
+            check_params(paths.PARAMS, paths.ROOT)
+            if chosen.out:
+                write_text(chosen.out, FITS + "\n")
+            print(FITS)
+        elif chosen.command == "adopt":
+            print("\n".join([*adopt(chosen.folder), "params.yaml holds them now; `make study` runs what they change"]))
         else:
             print("\n".join(str(path.relative_to(paths.ROOT)) for path in sync()) or "all up to date")
     except (ValueError, FileNotFoundError) as error:

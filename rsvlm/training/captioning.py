@@ -22,7 +22,6 @@ from rsvlm.kernels import contrastive_loss
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import save_capret
 from rsvlm.models.features import Features
-from rsvlm.models.loading import log_line
 from rsvlm.models.prompts import (
     CAPTION_PROMPT,
     CAPTION_PROMPTS,
@@ -36,6 +35,7 @@ from rsvlm.models.prompts import (
     pack_rows,
     read_visual,
 )
+from rsvlm.progress import log_line
 from rsvlm.settings import CaptioningSettings
 from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
 

@@ -31,7 +31,8 @@ from rsvlm.models.features import (
     prefetch,
     write_rows,
 )
-from rsvlm.models.loading import autocast, choose_precision, log_line
+from rsvlm.models.loading import autocast, choose_precision
+from rsvlm.progress import log_line
 from rsvlm.settings import AdaptSettings, Augmentation
 from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
 

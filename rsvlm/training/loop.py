@@ -6,7 +6,6 @@ of an unbroken one, bit for bit. Checkpoints are safetensors and JSON, no pickle
 
 import math
 import shutil
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,9 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_json
+from rsvlm.progress import progress
 
 LAYOUT = 2  # of a checkpoint; one of another layout is not continued from
 KEEP = 2  # checkpoints: the newest, and one before it in case the newest cannot be read
@@ -116,9 +115,7 @@ def train(task: Task, folder: Path, log: Callable[[str], None]) -> Progress:
     device = next(iter(trained.values())).device
     now = _restore(task, folder, log) or Progress(average=_copy(trained, device) if task.average_decay else {})
     steps, size = range(now.step, task.steps), settings.batch_size
-    bar = tqdm(
-        total=task.steps * size, initial=now.step * size, unit="img", desc=task.name, file=sys.stderr, mininterval=2
-    )
+    bar = progress(total=task.steps * size, initial=now.step * size, unit="img", desc=task.name)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar:
         task.model.train(task.dropout)
         if now.step == 0 and task.is_due(0):
