@@ -221,3 +221,10 @@ def test_the_picture_shows_runs_references_and_ceilings(metrics):
     assert run_label("human", "blue_marble") == "held-out reference (by rule)" and run_label("beam", "ucm") == "beam"
     with pytest.raises(ValueError, match="'sydney'"):
         comparison_figure(metrics, curves, "sydney")
+
+
+def test_a_try_says_so_in_every_tables_title(metrics):
+    told = "a try, not the study: scratch/60_score_captions"
+    tried = metrics | {"tries": ["scratch/60_score_captions"]}
+    for rendered in (render_html, render_markdown, render_latex):
+        assert told in rendered(tried).replace("\\_", "_") and "a try" not in rendered(metrics)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,10 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from rsvlm.progress import LOG_LINE
 from rsvlm.study.config import CHECKERS, check_section, params_text, read_params, read_section, settings_of
+from rsvlm.study.pages import publish
+from rsvlm.study.run import RESULT_TAG, without_traces
 from rsvlm.study.strip import as_text, stripped
 
 PARAMETERS = "\n".join(
@@ -334,3 +338,36 @@ def test_stripping_forgets_what_jupyterlab_leaves():
     notebook.metadata.update({"language_info": {"name": "python", "version": "3.99"}, "widgets": {}})
     assert as_text(stripped(notebook)) == clean
     assert '"parameters"' in clean and '"params"' in clean, "tags and cell ids stay"
+
+
+def test_the_result_stands_below_the_title_and_the_log_is_folded():
+    notebook = toy("work()", "result()")
+    work, result = notebook.cells[2:]
+    told = [nbformat.v4.new_output("display_data", {LOG_LINE: text}) for text in ("epoch 1: <50 %>", "epoch 2: 60 %")]
+    work.outputs = [nbformat.v4.new_output("stream", name="stderr", text="\rtrain:  10%|#"), *told]
+    result.outputs = [nbformat.v4.new_output("display_data", {"text/plain": "it rose"})]
+    result.metadata["tags"] = [RESULT_TAG]
+    executed = without_traces(notebook, "seed: int = 3")
+    assert [cell.id for cell in executed.cells] == ["title", "cell-1", "params", "cell-0"]
+    assert executed.cells[1].metadata["jupyter"]["source_hidden"] and executed.cells[1].execution_count == 3
+    (log,) = executed.cells[3].outputs
+    assert log.data["text/plain"] == "epoch 1: <50 %>\nepoch 2: 60 %"
+    assert "Log, 2 lines" in log.data["text/html"] and "&lt;50 %&gt;" in log.data["text/html"]
+
+
+def test_executed_notebooks_become_pages_that_ask_for_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no executed notebook"):
+        publish(tmp_path)
+    for number, name in (("10", "one"), ("20", "two")):
+        notebook = toy("1 + 1", "result()")
+        notebook.cells[0].source = f"# The <b>{name}</b>\n\n**Question.** How?\n\n**Answer.** So."
+        notebook.cells[2].outputs = [nbformat.v4.new_output("display_data", {"text/html": "<script>alert(1)</script>"})]
+        notebook.cells[3].outputs = [nbformat.v4.new_output("display_data", {"text/plain": f"{name} <rose>"})]
+        notebook.cells[3].metadata["tags"] = [RESULT_TAG]
+        (tmp_path / f"{number}_{name}.ipynb").write_text(as_text(notebook), encoding="utf-8")
+    index = publish(tmp_path).read_text(encoding="utf-8")
+    assert 'href="html/20_two.html"' in index and "The &lt;b&gt;one&lt;/b&gt;" in index and "two &lt;rose&gt;" in index
+    page = (tmp_path / "html" / "10_one.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in page and "script-src" not in page, "no script of an output runs"
+    assert not re.search(r"(src|href)=\"(https?:)?//", page) and "<summary>Parameters</summary>" in page
+    assert 'href="20_two.html"' in page and page.count("<details") == 2, "the result's code is not shown"

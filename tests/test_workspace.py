@@ -15,6 +15,8 @@ from rsvlm.study.studies import study_params, study_text
 from rsvlm.study.workspace import begin, workspace
 
 PROJECT = Path(__file__).resolve().parents[1]
+TEXT = study_text("default")
+DEFAULT, UCM = study_params("default"), study_params("ucm")
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_a_place_that_holds_other_stages_files_too_is_told_apart(project):
     for dep in (dep for entry in stages.values() for dep in entry.get("deps", []) if "$" not in dep):
         (project / dep).parent.mkdir(parents=True, exist_ok=True)
         (project / dep).touch()
-    (project / "params.yaml").write_text(study_text("default"), encoding="utf-8")
+    (project / "params.yaml").write_text(TEXT, encoding="utf-8")
     places, scratch = workspace("compare_with_paper"), project / "scratch" / "80_compare_with_paper"
     assert places.REPORTS == scratch / "reports" and places.TABLES == scratch / "reports" / "tables"
     assert places.METRICS == project / "reports" / "metrics" and places.SCORES == project / "reports" / "scores"
@@ -71,7 +73,7 @@ def cell(stage: str, **changes) -> dict:
 
 def by_hand(project, stage: str = "finetune_lora", **changes):
     """A notebook of the default study that was begun by hand."""
-    (project / "params.yaml").write_text(study_text("default"), encoding="utf-8")
+    (project / "params.yaml").write_text(TEXT, encoding="utf-8")
     return begin(stage, cell(stage, **changes))
 
 
@@ -86,7 +88,7 @@ def test_by_hand_the_quick_values_count_and_what_differs_from_the_study_is_shown
 
 
 def test_one_line_takes_the_studys_values_but_for_those_changed(project):
-    study = study_params("default")["finetune_lora"]
+    study = DEFAULT["finetune_lora"]
     settings, places = by_hand(project, use_study_parameters=True, lora_rank=8)
     assert dict(settings) == study | {"lora_rank": 8}
     assert places.values.others == {"lora_rank": study["lora_rank"]} and "params.yaml" in str(places)
@@ -96,7 +98,7 @@ def test_one_line_takes_the_studys_values_but_for_those_changed(project):
 
 def test_a_stage_takes_what_it_is_given(project, monkeypatch):
     monkeypatch.setattr(paths, "running_stage", "finetune_lora")
-    study = study_params("ucm")["finetune_lora"]
+    study = UCM["finetune_lora"]
     settings, places = begin("finetune_lora", study | {"use_study_parameters": True})
     assert dict(settings) == study and not places.is_try
     assert "A stage of the study." in places._repr_html_() and "the default study" in places._repr_html_()
@@ -115,7 +117,7 @@ def test_numbers_are_recorded_with_the_parameters_used_and_a_try_as_one(project,
     assert saved["images"] == 3 and saved["parameters"]["batch_size"] == 4
     assert saved["try"] == "scratch/30_encode_images" and not (project / "reports").exists()
     monkeypatch.setattr(paths, "running_stage", "encode_images")
-    _, places = begin("encode_images", study_params("default")["encode_images"])
+    _, places = begin("encode_images", DEFAULT["encode_images"])
     places.record({"images": 3})
     assert "try" not in read_json(project / "reports/metrics/encode_images.json")
 
@@ -142,20 +144,19 @@ def test_a_try_goes_on_from_other_tries_where_that_is_asked_for(project):
     assert places.IMAGE_TABLE == project / "data/aggregated/images.jsonl"
 
 
-def test_a_try_is_not_recorded(scratch_root):
+def test_a_try_is_not_recorded(project):
     for name in ("reports/tables/comparison.md", "params.yaml"):
-        (scratch_root / name).parent.mkdir(parents=True, exist_ok=True)
-        (scratch_root / name).write_text("")
-    write_json(scratch_root / "reports/metrics.json", {"provenance": {}, "tries": ["scratch/60_score_captions"]})
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("")
+    write_json(project / "reports/metrics.json", {"provenance": {}, "tries": ["scratch/60_score_captions"]})
     with pytest.raises(ValueError, match="made by hand in scratch/60_score_captions"):
         record_run("mine")
-    assert not (scratch_root / "results" / "mine").exists()
+    assert not (project / "results" / "mine").exists()
 
 
-def test_a_tries_changes_are_adopted_and_nothing_else_of_params_yaml_moves(project, monkeypatch, capsys):
-    monkeypatch.setattr(paths, "PARAMS", project / "params.yaml", raising=False)
+def test_a_tries_changes_are_adopted_and_nothing_else_of_params_yaml_moves(project, capsys):
     by_hand(project, lora_rank=8, retrieval_weight=0.5, language_model="random:llama")
-    mine = study_text("default").replace("  lora_rank: 16  #", "  # tried 4 before\n  lora_rank: 16  # mine;")
+    mine = TEXT.replace("  lora_rank: 16  #", "  # tried 4 before\n  lora_rank: 16  # mine;")
     (project / "params.yaml").write_text(mine, encoding="utf-8")
     assert studies(["adopt", str(project / "scratch/40_finetune_lora")]) == 0
     assert "finetune_lora.lora_rank: 16 -> 8" in capsys.readouterr().out
@@ -172,7 +173,7 @@ def test_a_tries_changes_are_adopted_and_nothing_else_of_params_yaml_moves(proje
 
 def test_all_sections_are_checked_before_the_first_stage(tmp_path):
     path = tmp_path / "params.yaml"
-    text = study_text("default")
+    text = TEXT
     path.write_text(text, encoding="utf-8")
     check_params(path, paths.find_root())
     path.write_text(text.replace("  human_draws: 5", "  human_draw: 5").replace("  beams: ", "  beams: -"))

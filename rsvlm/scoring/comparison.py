@@ -90,11 +90,13 @@ class ComparisonTable:
     cells: pd.DataFrame  # model, kind, status and a column a figure
     standings: pd.DataFrame  # the same shape: "above", "level", "below" or ""
     notes: list[str]
+    tries: tuple[str, ...] = ()  # the folders of notebooks run by hand that it was made in
 
     @property
     def title(self) -> str:
         """The heading."""
-        return f"{self.task.capitalize()}: {self.source}"
+        made = f" (a try, not the study: {', '.join(self.tries)})" if self.tries else ""
+        return f"{self.task.capitalize()}: {self.source}{made}"
 
 
 def study_metrics(stages: Mapping[str, Mapping], provenance: Mapping, *, made_in: str | None = None) -> dict:
@@ -190,7 +192,9 @@ def comparison_table(metrics: Mapping, task: str, source: str) -> ComparisonTabl
     cells = cells[[column for column in cells if column == kept or (cells[column] != "").any()]]
     marks = [[own.get(column, "") for column in cells] for _, own in rows]
     standings = pd.DataFrame(marks, columns=cells.columns, index=cells.index)
-    return ComparisonTable(task, source, cells, standings, _notes(metrics, task, source))
+    return ComparisonTable(
+        task, source, cells, standings, _notes(metrics, task, source), tuple(metrics.get("tries", ()))
+    )
 
 
 def _notes(metrics: Mapping, task: str, source: str) -> list[str]:
