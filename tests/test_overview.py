@@ -116,7 +116,9 @@ def test_headlines_and_pages(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
     monkeypatch.setattr(paths, "EXECUTED", tmp_path / "reports" / "notebooks")
     assert "make study" in headline_table().index[0]
-    assert list_pages().data.startswith("- not there yet: reports/galleries/captions.html")
+    assert list_pages().data.startswith(
+        "- not there yet: reports/notebooks/index.html, reports/galleries/captions.html"
+    )
     cider = {"CIDEr": {"value": 3.5, "low": 3.2, "high": 3.8, "n": 210}, "SPICE": {"value": None}}
     recall = {"mean_recall": {"value": 0.5504, "low": None, "high": None, "n": 210}}
     metrics = {

@@ -17,6 +17,7 @@ from rsvlm.scoring.runs import read_captions, read_runs
 from rsvlm.study.studies import study_text
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+PARAMS = study_text("default")
 RECALLS = [f"{way}_recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)] + ["mean_recall"]
 RUN_CELLS = """
 import json, sys
@@ -55,7 +56,7 @@ def study(scratch_root):
     """A scratch project with a caption table, three runs and retrieval metrics."""
     rows = caption_rows()
     shutil.copy(NOTEBOOKS.parent / "dvc.yaml", scratch_root)
-    (scratch_root / "params.yaml").write_text(study_text("default"), encoding="utf-8")
+    (scratch_root / "params.yaml").write_text(PARAMS, encoding="utf-8")
     write_json_lines(scratch_root / "data/aggregated/images.jsonl", rows)
     tested = [row for row in rows if row["split"] == "test"]
     for run, captions in {

@@ -29,8 +29,10 @@ from rsvlm.study import paths
 FRESH, STALE, MISSING, UNKNOWN = "up to date", "would run again", "not run yet", "not asked"
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, KEY = 284, 64, 28, 34, 30  # of the picture, pixels
 DVC_SECONDS = 120
+BESIDE = ("check_params", "notebook_pages")  # a check before the study and pages after it: they make nothing of it
 HEADLINES = {"CIDEr": ("CIDEr", 1, 3), "BLEU-4": ("BLEU-4", 1, 3), "mean_recall": ("mean recall, %", 100, 1)}
 PAGES = {
+    "reports/notebooks/index.html": "all executed notebooks as pages",
     "reports/galleries/captions.html": "every test image with the captions of all runs and their scores",
     "reports/galleries/retrieval.html": "what captions and images find",
     "reports/tables/comparison.html": "the study's figures beside published ones",
@@ -62,7 +64,8 @@ def read_stages(path: Path | None = None) -> list[Stage]:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
     except YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
-    named = {name: body for name, body in (content.get("stages") or {}).items() if "foreach" not in body}
+    stages = {name: body for name, body in (content.get("stages") or {}).items() if "foreach" not in body}
+    named = {name: body for name, body in stages.items() if name not in BESIDE}
     if not named:
         raise ValueError(f"{path}: no stages")
     deps = {name: _places(body.get("deps", [])) for name, body in named.items()}
