@@ -21,12 +21,12 @@ from rsvlm.settings import closest_name
 from rsvlm.study import paths
 from rsvlm.study.config import (
     PARAMETERS_TAG,
+    check_params,
     check_section,
     defaults,
     parameters_cell,
     params_text,
     read_params,
-    with_values,
 )
 from rsvlm.study.layout import restore_layout, with_values
 from rsvlm.study.settings import SECTIONS
