@@ -30,7 +30,7 @@ from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folde
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder, resize_images
 from rsvlm.models.loading import autocast, choose_precision
-from rsvlm.progress import log_line
+from rsvlm.progress import log_line, progress
 
 BLOCK = 256  # images between two marks of progress: what a kill loses
 TEXT_BATCH = 128
@@ -285,9 +285,9 @@ def _fill(
     """Write the arrays of ``layout`` into ``scratch``, continuing behind the blocks that are there."""
     N = len(image_ids)
     scratch.mkdir(parents=True, exist_ok=True)
-    progress = scratch / "progress.json"
-    whole = progress.is_file() and all((scratch / f"{name}.npy").is_file() for name in layout)
-    done = read_json(progress)["images"] if whole else 0
+    mark = scratch / "progress.json"
+    whole = mark.is_file() and all((scratch / f"{name}.npy").is_file() for name in layout)
+    done = read_json(mark)["images"] if whole else 0
     size = sum(np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     check_free_space(scratch, int(size * (N - done) / N), f"features of {N} images")
     # Batches end where blocks end: a continued run sees the same batches, so the same bits.
@@ -316,7 +316,7 @@ def _fill(
                 write_rows(file, made[name])
             bar.update(len(rows))
             if rows[-1] + 1 == N or (rows[-1] + 1) % BLOCK == 0:
-                write_json(progress, {"images": rows[-1] + 1})
+                write_json(mark, {"images": rows[-1] + 1})
 
 
 def _encode_batch(encoder: DualEncoder, batch: Tensor, views: int, grid: int, precision: str) -> dict[str, np.ndarray]:
