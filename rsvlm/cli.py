@@ -146,7 +146,7 @@ def data(context: typer.Context) -> None:
 
 @app.command(context_settings=OTHER, add_help_option=False)
 def study(context: typer.Context) -> None:
-    """The study of this project: its results, or `rsvlm study use | diff | check | adopt | sync` (rsvlm study --help)."""
+    """The study of this project: its results, or what `rsvlm study --help` lists, such as use, diff and experiments."""
     from rsvlm.study import studies, summary
 
     raise typer.Exit(studies.main(context.args) if context.args else summary.main([]))

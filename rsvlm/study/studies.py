@@ -186,7 +186,7 @@ def _committed(path: Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """``use NAME``, ``diff [NAME]``, ``check``, ``adopt FOLDER`` or ``sync``."""
+    """``use NAME``, ``diff [NAME]``, ``check``, ``adopt FOLDER``, ``sync`` or ``experiments ...``."""
     parser = argparse.ArgumentParser(prog="rsvlm study", description="The studies of params/ and params.yaml.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("use", help="write a study whole into params.yaml").add_argument("study")
@@ -200,8 +200,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, help="a file that says so when all fits"
     )
     commands.add_parser("sync", help="write notebooks' parameters cells and comments of params.yaml anew")
-    chosen = parser.parse_args(arguments)
+    commands.add_parser("experiments", help="what dvc exp run has tried, side by side", add_help=False)
+    chosen, rest = parser.parse_known_args(arguments)
+    if rest and chosen.command != "experiments":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        if chosen.command == "experiments":
+            from rsvlm.study.experiments import main as show_experiments  # here: it asks DVC, which takes seconds
+
+            return show_experiments(rest)
         if chosen.command == "use":
             source = use_study(chosen.study)
             print(f"params.yaml now holds params/{source.name} whole: `make study` runs it")
