@@ -167,7 +167,7 @@ def show_experiments(*names: str, sort: str = "", commits: int = 1) -> HTML:
     if not others:
         return HTML(Markup("<p>{}</p>").format(_nothing()))
     heads, rows = _cells(experiments)
-    head = Markup("").join(Markup("<th>{}</th>").format(_lines(own)) for own in heads)
+    head = Markup("").join(Markup('<th style="text-align:left">{}</th>').format(_lines(own)) for own in heads)
     body = Markup("")
     for experiment, row in zip(experiments, rows):
         page = galleries_of(experiment) / "captions.html"
