@@ -15,8 +15,8 @@ from rsvlm.models.features import load_features
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing import browse
-from rsvlm.viewing.browse import dialogue_markdown, export_dialogue, start_dialogue
 from rsvlm.viewing.caption_gallery import read_marks
+from rsvlm.viewing.dialogues import dialogue_markdown, export_dialogue, show_answer, start_dialogue
 from rsvlm.viewing.retrieval_gallery import load_index, saved_methods
 from rsvlm.viewing.widgets import CaptionGallery, DialoguePane, SearchBox
 
@@ -159,6 +159,12 @@ def test_marks_of_the_gallery_are_on_the_disk_before_it_says_so(study):
     assert len(read_marks(paths.MARKS)) == 1
 
 
+def test_a_saved_notebook_says_in_a_tools_place_what_to_do(study):
+    shown = CaptionGallery(finished_study())._repr_mimebundle_()
+    text = (shown[0] if isinstance(shown, tuple) else shown)["text/plain"]
+    assert text == "CaptionGallery: run this cell and those above to see it; a saved notebook keeps no widget."
+
+
 def test_the_gallery_keeps_to_a_split(study):
     assert CaptionGallery(finished_study(), split="test").setting["images"] == 4
     gallery = CaptionGallery(finished_study(), split="train")  # searched, but never captioned
@@ -195,7 +201,7 @@ def test_the_search_box_answers_its_page(study):
     assert ask("drop", [b"no picture"], name="x.png", split="").startswith("ValueError: x.png: no JPEG, PNG")
     assert dropped["warning"] == "" and box.archive.captioner.unlike_above is None  # it was saved without validation
     vars(box.archive)["captioner"] = replace(box.archive.captioner, unlike_above=-0.1)
-    assert "unlike anything in training" in ask("drop", [content], name="2.png", split="")["warning"]
+    assert "Unlike anything in training" in ask("drop", [content], name="2.png", split="")["warning"]
     assert not list(paths.CACHE.glob("features_*"))  # nothing of the file from outside stays
 
 
@@ -220,7 +226,7 @@ def test_the_dialogue_pane_answers_its_page(study):
     given = ask("give", image_id="s/3.png")
     assert given["who"] == "you" and given["images"][0]["id"] == "s/3.png"
     assert talk._history[1].startswith("Similar images: ")  # as in training
-    said = ask("say", text="What is <b>this</b>?")
+    said = ask("say", text="What is <b>this</b>?", wants="words")
     words = [message["part"]["words"] for message in ask.sent[:-1]]
     assert said["who"] == "model" and words and words == sorted(words, key=len)
     assert [turn["words"] for turn in ask("turns")][1] == "What is <b>this</b>?"
@@ -232,6 +238,60 @@ def test_the_dialogue_pane_answers_its_page(study):
     assert "<b>" not in text and "**You:** What is &lt;b&gt;this&lt;\\/b&gt;\\?" in text
     assert ask("afresh") == [] and talk.turns == []
     assert "nothing to export" in ask("export")
+
+
+def test_the_pane_offers_what_the_model_can_do(study):
+    add_captioner()
+    archive = open_archive()
+    talk = start_dialogue(archive, max_new_tokens=4)
+    pane = DialoguePane(talk, archive)
+    ask = talk_to(pane)
+    found = ask("say", text="Find an image of this: Caption 2", wants="auto")
+    box = talk_to(SearchBox(archive, results=3))("search", text="Caption 2", method="ret", split="test")
+    assert [image["id"] for image in found["images"]] == [
+        hit["id"] for hit in box["hits"]
+    ]  # found as the search box does
+    assert found["words"] == "[brings images]" and found["note"] == ""
+    refused = ask("say", text="How many boats?", wants="auto")
+    assert refused["unclear"].startswith("The model was trained for two things: to describe an image")
+    wishes = (
+        {"wants": "words", "text": ""},
+        *({"wants": wish, "text": "How many boats?"} for wish in ("images", "free")),
+    )
+    assert refused["offers"] == list(wishes)
+    assert len(talk.turns) == 2 and pane.setting["prompt"] == "Caption:"
+    assert pane.setting["examples"][-1] == "Find an image of this: Caption 0"
+    said = ask("say", text="How many boats?", wants="words")
+    assert "not trained to answer this" in said["note"] and said["images"] == []
+
+
+def test_an_image_from_outside_is_talked_about(study):
+    add_captioner()
+    archive = open_archive()
+    vars(archive)["captioner"] = replace(archive.captioner, unlike_above=-0.1)
+    talk = start_dialogue(archive, max_new_tokens=4)
+    ask = talk_to(DialoguePane(talk, archive))
+    content = (study / "2.png").read_bytes()
+    given = ask("file", [content], name="s/2.png")  # a name that the archive has, too
+    assert given["images"][0]["id"] == "s/2.png (2)" and given["images"][0]["picture"].startswith("data:image/jpeg")
+    assert given["note"].startswith("Unlike anything in training")
+    assert ask("say", text="", wants="auto")["note"] == given["note"]
+    assert [turn["words"] for turn in ask("turns")][1] == "Caption:"
+    assert "x.png: no JPEG, PNG" in ask("file", [b"no picture"], name="x.png") and len(talk.turns) == 3
+    folder = study / ask("export")["path"]
+    assert Image.open(folder.with_name("image_01.jpg")).size == (32, 32)
+    assert "Unlike anything in training" in folder.read_text()
+
+
+def test_an_answer_in_a_cell_or_why_there_is_none(study, monkeypatch):
+    add_captioner()
+    archive, shown = open_archive(), []
+    monkeypatch.setattr("rsvlm.viewing.dialogues.display", lambda html, **_: shown.append(html.data))
+    talk = start_dialogue(archive, max_new_tokens=4)
+    show_answer(talk, archive, "Describe this image.")
+    assert "no image to describe yet" in shown[0] and talk.turns == []
+    show_answer(talk, archive, "Caption 1", wants="images")
+    assert "[brings images]" in shown[1] and len(talk.turns) == 2
 
 
 def test_an_exported_text_stays_a_text():

@@ -171,7 +171,7 @@ def test_an_image_unlike_anything_in_training_is_told_of(house, tmp_path):
     assert found["unlike_training"].tolist() == (found["distance"] > captioner.unlike_above).tolist()
     assert found["unlike_training"].sum() == 1 and "percentile 99 of 3" in (folder / "captioner/README.md").read_text()
     assert captioner.warning(captioner.unlike_above) == ""
-    assert "a guess: its cosine distance to the nearest training image is 0.900, 99 %" in captioner.warning(0.9)
+    assert "a guess (cosine distance to the nearest training image 0.900; 99 % of" in captioner.warning(0.9)
     done = run("caption", folder / "captioner", folder / "pictures", "--out", tmp_path / "said.csv")
     assert "1 of 3 images are unlike anything in training" in done.stderr
     assert pd.read_csv(tmp_path / "said.csv")["unlike_training"].sum() == 1

@@ -433,6 +433,8 @@ def test_the_search_box_finds_and_takes_a_file(notebook, study):
     (study / "no picture.png").write_text("text")
     box.locator("input[type=file]").set_input_files(study / "no picture.png")
     playwright.expect(box.locator(".trouble")).to_contain_text("no JPEG, PNG")
+    playwright.expect(box.locator(".subject")).to_be_hidden()  # an older answer is none to this file
+    playwright.expect(box.locator(".hit")).to_have_count(0)
 
 
 def test_the_dialogue_answers_and_is_exported(notebook, study):
@@ -442,20 +444,57 @@ def test_the_dialogue_answers_and_is_exported(notebook, study):
     before = chat.locator(".turn").count()  # what the cells above said
     assert before == 3
     chat.get_by_label("Find an image to give").fill("river")
-    chat.get_by_role("button", name="Find", exact=True).click()
+    chat.get_by_role("button", name="Look up", exact=True).click()
     chat.locator(".offer").first.click()
     playwright.expect(chat.locator(".turn")).to_have_count(before + 1)
     chat.get_by_label("What you say").fill(SCRIPT)
     chat.get_by_label("What you say").press("Enter")
+    playwright.expect(chat.locator(".unclear")).to_contain_text("does not tell which of them it asks for")
+    playwright.expect(chat.get_by_label("What you say")).to_have_value(SCRIPT)
+    assert chat.locator(".turn").count() == before + 1
+    notebook.shoot("dialogue_unclear")
+    chat.get_by_role("button", name="Let the model decide").click()
     playwright.expect(chat.locator(".turn")).to_have_count(before + 3)
-    playwright.expect(chat.locator(".turn.model [aria-busy]")).to_have_count(0)
+    playwright.expect(chat.locator(".turn.model .warning").last).to_contain_text("not trained to answer this")
     playwright.expect(chat.locator(".turn.you .words").last).to_have_text(SCRIPT)
     assert page.title() != "taken"
-    playwright.expect(chat.get_by_role("button", name="Send")).to_be_enabled()
+    chat.get_by_label("What you say").fill("Caption 3")
+    chat.get_by_role("button", name="Find images", exact=True).click()
+    playwright.expect(chat.locator(".turn.model figure")).to_have_count(3)
+    chat.locator("input[type=file]").set_input_files(study / "4.png")
+    playwright.expect(chat.locator(".turn.you figcaption").last).to_have_text("4.png")
+    chat.get_by_role("button", name="Describe the image").click()
+    playwright.expect(chat.locator(".turn.you .words").last).to_have_text("Caption:")
+    playwright.expect(chat.locator(".turns[aria-busy]")).to_have_count(0)
     chat.get_by_role("button", name="Export").click()
     playwright.expect(chat.get_by_text("written: dialogues/dialogue_001/dialogue.md")).to_be_visible()
     assert "<script" not in (study / "dialogues" / "dialogue_001" / "dialogue.md").read_text()
     notebook.shoot("dialogue")
+
+
+ENTERED_AT_ONCE = """(field, texts) => {
+  for (const text of texts) {
+    field.value = text;
+    field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+  }
+  const waiting = [...field.getRootNode().querySelectorAll(".turn.waiting")];
+  waiting.at(-1).querySelector("button").click();
+  return waiting.map((turn) => turn.querySelector(".words").textContent);
+}"""
+
+
+def test_what_is_entered_while_the_model_answers_waits_and_can_be_taken_back(notebook):
+    chat = chat_of(notebook.page)
+    before = chat.locator(".turn").count()
+    field = chat.get_by_label("What you say")
+    waiting = field.evaluate(ENTERED_AT_ONCE, ["Describe it.", "Find an image of this: Caption 5", "Never mind"])
+    assert waiting == ["Find an image of this: Caption 5", "Never mind"]
+    playwright.expect(chat.locator(".turn.waiting")).to_have_count(0)
+    playwright.expect(chat.locator(".turn")).to_have_count(before + 4)
+    playwright.expect(chat.locator(".turns[aria-busy]")).to_have_count(0)
+    kinds = chat.locator(".turn").evaluate_all("turns => turns.map(turn => turn.className)")[before:]
+    assert kinds == ["turn you", "turn model"] * 2
+    playwright.expect(chat.locator(".turn.model").last.locator("figure")).to_have_count(3)
 
 
 def test_the_widgets_follow_the_dark_theme(notebook):

@@ -1,15 +1,83 @@
-"""Talking with the captioner: text and images in any order; it answers with words and, by ``[RET]``, with images."""
+"""Talking with the captioner: text and images in any order; it answers with words and, by ``[RET]``, with images.
 
-from collections.abc import Callable, Iterator, Sequence
+Training taught it two wishes: words for one image, and images for one description. Both are read as in training: the
+last image and the text, or the description alone. Which of them a text asks for is said by the person or guessed
+(``guess_wish``); what is neither is refused with what there is instead (``Unclear``). ``free`` gives the model the whole
+dialogue and lets it answer with words or ``[RET]``: the method's promise, for which nothing in training prepares it.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from rsvlm.kernels import similarity_topk
-from rsvlm.models.capret import CapRet
-from rsvlm.models.generation import start_rows
-from rsvlm.models.prompts import VISUAL, VisualInput
+from rsvlm.models.capret import ANCHOR, CapRet
+from rsvlm.models.generation import embed_captions_ret, start_rows
+from rsvlm.models.prompts import CAPTION_PROMPT, VISUAL, VisualInput
+
+WORDS, IMAGES, FREE, AUTO = "words", "images", "free", "auto"
+CAN_DO = "The model was trained for two things: to describe an image, and to find images for a description."
+UNTRAINED = "The model was not trained to answer this: take its words as a caption, not as an answer."
+
+# A text of these words alone, one of them of the first kind, asks for words: it names nothing to search for
+DESCRIBING = frozenset(
+    "caption captions depict depicts describe description explain say see seen sentence show shows summarise summarize "
+    "tell what what's words".split()
+)
+FILLING = frozenset(
+    "a about again aerial an and be brief briefly can could detail do does for give here i image images in is it like "
+    "look looks make me more next now of on one other photo photograph photos picture pictures please satellite scene "
+    "short similar some such that the them then there these this to us we whole with write you".split()
+)
+_NOUN = r"(?:(?:aerial|satellite|remote.sensing) )?(?:image|picture|photo|photograph|scene)s?"
+_COUNT = r"(?:(?:an?|the|some|all|any|more|other|another|similar|one|two|three|\d+) )*"
+_LEADS = (
+    r"(?:show|find|bring|get|give|fetch|search|look|i am looking|i'm looking|i want|i need)\b(?: to see| me| us| for)*"
+    rf"(?: {_COUNT}{_NOUN}\b)?",
+    rf"(?:which|what) {_NOUN} (?:fits?|shows?|has|have)\b",
+    r"more like\b",
+    rf"{_COUNT}{_NOUN}(?= (?:of|with|that|showing|where)\b)",
+)
+ASKS_FOR_IMAGES = re.compile(  # at the start of a text; the description follows
+    rf"(?:(?:please|can you|could you|now|and|then),? )*(?:{'|'.join(_LEADS)})"
+    r"(?: of| with| that shows?| showing| where| like)?(?: this)?(?=\W|$)[\s:.,;?!]*",
+    re.IGNORECASE,
+)
+
+
+def guess_wish(text: str) -> tuple[str | None, str]:
+    """(``words``, ``images`` or None where a text does not tell, what there is in it to search for)."""
+    text = " ".join(text.replace("’", "'").split())
+    lead = ASKS_FOR_IMAGES.match(text)
+    rest = text[lead.end() :] if lead else text
+    words = set(re.findall(r"[\w']+", rest.lower()))
+    names_something = bool(words - DESCRIBING - FILLING)
+    if words & DESCRIBING and not names_something:
+        return WORDS, ""
+    return IMAGES if lead else None, rest.rstrip("?! ") if names_something else ""
+
+
+class Unclear(ValueError):
+    """A text that was not given to the model; the message says why.
+
+    Attributes:
+        offers: (wish, text) that it can be asked instead.
+    """
+
+    def __init__(self, message: str, offers: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.offers = list(offers)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the model is given of an image, and what a person is to be told beside its words."""
+
+    parts: tuple[str | VisualInput, ...]
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -22,11 +90,12 @@ class Turn:
     scores: tuple[float, ...] = ()
     asked_for_images: bool = False
     cut_off: bool = False  # it would have gone on
+    note: str = ""  # what a person is to be told beside it
 
 
 @dataclass
 class Conversation:
-    """A dialogue that goes on: each answer is made from everything that was given and said before.
+    """A dialogue that goes on.
 
     Args:
         captioner: as ``load_capret`` gives it.
@@ -34,41 +103,46 @@ class Conversation:
         look: what the model is given of an image that was found, so that a follow-up can be about the first of them.
         images: brought by a ``[RET]``.
         max_new_tokens: longest answer.
-        ret_bias: added to the logit of ``[RET]``: higher values bring images sooner.
+        ret_bias: added to the logit of ``[RET]`` where the model is free to choose: higher values bring images sooner.
         no_repeat: no run of so many tokens comes twice in an answer: small models run in circles. 0: it may.
     """
 
     captioner: CapRet
     image_ids: Sequence[str] = ()
     image_embeddings: np.ndarray | None = None
-    look: Callable[[str], Sequence[str | VisualInput]] | None = None
+    look: Callable[[str], Seen] | None = None
     images: int = 3
     max_new_tokens: int = 40
     ret_bias: float = 0.0
     no_repeat: int = 3
     turns: list[Turn] = field(default_factory=list)
     _history: list[str | VisualInput] = field(default_factory=list, repr=False)
+    _seen: Seen | None = field(default=None, repr=False)  # the last image
 
-    def give_image(self, image_id: str, seen: Sequence[str | VisualInput]) -> Turn:
-        """The turn that shows an image to the model, with what it is told of it."""
-        self._history += seen
-        self.turns.append(Turn("you", image_ids=(image_id,)))
+    def give_image(self, image_id: str, seen: Seen) -> Turn:
+        """The turn that shows an image to the model."""
+        self._see(seen)
+        self.turns.append(Turn("you", image_ids=(image_id,), note=seen.warning))
         return self.turns[-1]
 
-    def ask(self, text: str) -> Iterator[Turn]:
+    def ask(self, text: str, wants: str = AUTO) -> Iterator[Turn]:
         """The model's turn, again and again while it grows, the whole one last; it is kept even when cut short.
 
+        Args:
+            text: with ``words``, blank stands for "Caption:", the prompt of training.
+            wants: ``words`` (never answered with images), ``images`` (never with words), ``free``, or ``auto``: what
+                ``guess_wish`` makes of the text.
+
         Raises:
-            ValueError: there is nothing to reply to, or the dialogue is longer than the model reads; the text is then
-                not part of the dialogue.
+            Unclear: the text does not say what it asks for, or there is no image to describe, or nothing to search by.
+            ValueError: there is nothing to reply to, or the dialogue is longer than the model reads. The text is then
+                not part of the dialogue, nor is it where it is unclear.
         """
-        words = text.strip()
-        history = [*self._history, words] if words else list(self._history)
-        answers = self.stream(history)
-        said = next(answers)  # a dialogue that is too long is refused here, before anything is kept
-        self._history = history
-        if words:
-            self.turns.append(Turn("you", words))
+        text, answers = self._answers(text.strip(), wants)
+        said = next(answers)  # what is too long is refused here, before anything is kept
+        if text:
+            self._history.append(text)
+            self.turns.append(Turn("you", text))
         self.turns.append(said)
         try:
             yield said
@@ -79,52 +153,100 @@ class Conversation:
             if said.text:
                 self._history.append(said.text)
             if said.image_ids and self.look is not None:
-                self._history += self.look(said.image_ids[0])
+                self._see(self.look(said.image_ids[0]))
 
-    def stream(self, history: Sequence[str | VisualInput]) -> Iterator[Turn]:
+    def stream(self, history: Sequence[str | VisualInput], *, words_only: bool = False) -> Iterator[Turn]:
         """The model's answer to a history, greedily decoded, word by word; the last one is whole. Nothing is kept.
 
-        When ``[RET]`` comes, the answer ends and the images nearest to it in the retrieval space are found.
+        It begins with a word, never with its end or a full stop. When ``[RET]`` comes, the answer ends and the images
+        nearest to it in the retrieval space are found.
 
         Args:
             history: texts and images in order; an image is a ``VisualInput`` of one image (``read_visual`` of one row).
+            words_only: ``[RET]`` cannot come.
 
         Raises:
             ValueError: an empty history, one that is longer than the model reads, or numbers of ids and embeddings that
                 differ.
         """
-        captioner, n_images = self.captioner, 0 if self.image_embeddings is None else len(self.image_embeddings)
-        if n_images != len(self.image_ids):
-            raise ValueError(f"{len(self.image_ids)} image_ids for {n_images} image_embeddings: expected as many")
+        captioner = self.captioner
+        self._check_images()
         with torch.inference_mode():
             rows = start_rows(captioner, *_read_history(captioner, history, self.max_new_tokens))
         words: list[int] = []
         for _ in range(self.max_new_tokens):
             with torch.inference_mode():
-                log_probabilities = rows.log_probabilities(self.ret_bias)
+                log_probabilities = rows.log_probabilities(None if words_only else self.ret_bias)
                 log_probabilities[:, _would_repeat(words, self.no_repeat)] = -torch.inf
-                token = log_probabilities.argmax(-1)
+                token = log_probabilities.argmax(-1) if words else _first_token(captioner, log_probabilities)
                 if token.item() == captioner.eos_id:
                     break
                 rows.advance(token)
                 asked = token.item() == captioner.ret_id
-                query = captioner.embed_ret(rows.hidden).cpu() if asked and n_images else None
+                query = captioner.embed_ret(rows.hidden).cpu() if asked else None
             if asked:
-                answer = Turn("model", captioner.decode_text(words), asked_for_images=True)
-                if query is not None:
-                    scores, found = similarity_topk(query, self.image_embeddings, min(self.images, n_images))
-                    ids = tuple(self.image_ids[i] for i in found[0].tolist())
-                    answer = replace(answer, image_ids=ids, scores=tuple(scores[0].tolist()))
-                yield answer
+                yield self._found(query, captioner.decode_text(words))
                 return
             words.append(token.item())
             yield Turn("model", captioner.decode_text(words))
         yield Turn("model", captioner.decode_text(words), cut_off=len(words) == self.max_new_tokens)
 
+    def find(self, description: str) -> Turn:
+        """The images nearest to ``description [RET]``, read as in training: alone. Raises as ``stream``."""
+        self._check_images()
+        _check_length(self.captioner, len(self.captioner.encode_text([description])[0]), 1)
+        return self._found(embed_captions_ret(self.captioner, [description]))
+
+    def _answers(self, text: str, wants: str) -> tuple[str, Iterator[Turn]]:
+        """(the text that is kept, the turns that answer it)."""
+        if wants not in (WORDS, IMAGES, FREE, AUTO):
+            raise ValueError(f"wants is {wants!r}: give {WORDS}, {IMAGES}, {FREE} or {AUTO}")
+        guessed, description = guess_wish(text) if text else (WORDS if self._seen else None, "")
+        wish = guessed if wants == AUTO else wants
+        describe = [(WORDS, "")] if self._seen else []
+        if wish is None:
+            anyway = [(IMAGES, text), (FREE, text)] if text else []
+            raise Unclear(f"{CAN_DO} The text does not tell which of them it asks for.", [*describe, *anyway])
+        if wish == FREE:
+            answers = self.stream([*self._history, text] if text else self._history)
+            return text, (replace(turn, note=UNTRAINED) for turn in answers)
+        if wish == IMAGES:
+            description = description if guessed == IMAGES else text
+            if not description:
+                said = next((turn.text for turn in reversed(self.turns) if turn.who == "model" and turn.text), "")
+                same = [(IMAGES, said)] if said else []
+                raise Unclear("Say what the images are to show: they are found by a description.", same)
+            return text, iter([self.find(description)])
+        if self._seen is None:
+            raise Unclear("There is no image to describe yet: give one first.", [(IMAGES, text)] if text else [])
+        text = text or CAPTION_PROMPT
+        notes = [self._seen.warning, UNTRAINED if guessed != WORDS else ""]
+        answers = self.stream([*self._seen.parts, text], words_only=True)
+        return text, (replace(turn, note=" ".join(filter(None, notes))) for turn in answers)
+
+    def _see(self, seen: Seen) -> None:
+        self._history += seen.parts
+        self._seen = seen
+
+    def _found(self, query: np.ndarray | torch.Tensor, text: str = "") -> Turn:
+        """The turn that brings the images nearest to a query (1, R)."""
+        answer = Turn("model", text, asked_for_images=True)
+        if not len(self.image_ids):
+            return answer
+        scores, found = similarity_topk(query, self.image_embeddings, min(self.images, len(self.image_ids)))
+        ids = tuple(self.image_ids[place] for place in found[0].tolist())
+        return replace(answer, image_ids=ids, scores=tuple(scores[0].tolist()))
+
+    def _check_images(self) -> None:
+        n_images = 0 if self.image_embeddings is None else len(self.image_embeddings)
+        if n_images != len(self.image_ids):
+            raise ValueError(f"{len(self.image_ids)} image_ids for {n_images} image_embeddings: expected as many")
+
     def start_afresh(self) -> None:
         """Forget everything."""
         self.turns.clear()
         self._history.clear()
+        self._seen = None
 
 
 def context_length(captioner: CapRet) -> int:
@@ -149,13 +271,31 @@ def _read_history(
         prefix += [VISUAL] * len(tokens[0])
     if len(prefix) == len(captioner.start_ids):
         raise ValueError("the history holds neither text nor image: there is nothing to reply to")
+    _check_length(captioner, len(prefix), max_new_tokens)
+    return [prefix], torch.cat(visual) if visual else None
+
+
+def _check_length(captioner: CapRet, tokens: int, max_new_tokens: int) -> None:
     longest = context_length(captioner)
-    if len(prefix) + max_new_tokens > longest:
+    if tokens + max_new_tokens > longest:
         raise ValueError(
-            f"the dialogue takes {len(prefix)} tokens and its answer up to {max_new_tokens}, the language model reads "
+            f"what is read takes {tokens} tokens and its answer up to {max_new_tokens}, the language model reads "
             f"{longest}: start afresh, or say less"
         )
-    return [prefix], torch.cat(visual) if visual else None
+
+
+def _first_token(captioner: CapRet, log_probabilities: torch.Tensor) -> torch.Tensor:
+    """(1,) the likeliest token that begins a word, or ``[RET]`` where that is likelier."""
+    anchor = captioner.tokenizer(ANCHOR, add_special_tokens=False).input_ids
+    for token in log_probabilities[0].argsort(descending=True):
+        if log_probabilities[0, token] == -torch.inf:
+            break
+        if token == captioner.ret_id:
+            return token[None]
+        piece = captioner.tokenizer.decode([*anchor, token.item()], skip_special_tokens=True).removeprefix(ANCHOR)
+        if piece[:1].isspace() and piece.strip()[:1].isalnum():
+            return token[None]
+    return log_probabilities.argmax(-1)
 
 
 def _would_repeat(words: Sequence[int], length: int) -> list[int]:

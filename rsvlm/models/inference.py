@@ -78,9 +78,8 @@ class Captioner:
         if not self.is_unlike(distance):
             return ""
         return (
-            "This image is unlike anything in training, so what is said of it is a guess: its cosine distance to the "
-            f"nearest training image is {distance:.3f}, {UNLIKE_PERCENTILE} % of the validation images are nearer than "
-            f"{self.unlike_above:.3f}."
+            "Unlike anything in training, so what is said of it is a guess (cosine distance to the nearest training image "
+            f"{distance:.3f}; {UNLIKE_PERCENTILE} % of the validation images are within {self.unlike_above:.3f})."
         )
 
 

@@ -1,10 +1,5 @@
-"""Looking around in a finished study: free-text search, images like one, an image from outside, a dialogue.
+"""Looking around in a finished study: free-text search, images like one, an image from outside."""
 
-A dialogue with the captioner is shown in a notebook's cell, or exported as Markdown with its pictures.
-"""
-
-import itertools
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, DisplayHandle, display
+from PIL import Image
 
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, rows_of
-from rsvlm.files import whole_folder, write_text
-from rsvlm.models.dialogue import Conversation, Turn, context_length
 from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, load_features
 from rsvlm.models.generation import embed_captions_ret
@@ -32,21 +25,15 @@ from rsvlm.models.inference import (
     training_distances,
 )
 from rsvlm.models.loading import choose_device
-from rsvlm.models.prompts import VisualInput, caption_prompt, choose_view, read_visual
 from rsvlm.scoring.fusion import HUBNESS_QUERY
-from rsvlm.scoring.retrieval import load_space
 from rsvlm.scoring.runs import read_captions
-from rsvlm.viewing.page import ThumbnailCache, encode_jpeg, make_thumbnail, show_cards
-from rsvlm.viewing.plots import shrink
+from rsvlm.viewing.page import ThumbnailCache, make_thumbnail
 from rsvlm.viewing.records import StudyFiles
 from rsvlm.viewing.retrieval_gallery import SearchIndex, load_index, saved_methods
 
 NO_CAPTIONER = (
     "no captioner yet: run the stages finetune_lora and generate_captions (`make study`), then this cell again"
 )
-PICTURE_PIXELS, PICTURE_BYTES = 512, 120_000  # of an exported dialogue
-CELL_PIXELS = 150
-PUNCTUATION = re.compile(r"([!-%'-/:;=?@\[-`{-~])")  # these may stand behind a backslash in Markdown; & < > are escaped
 LARGEST_FILE = 64_000_000  # bytes of a file from outside
 
 
@@ -60,6 +47,9 @@ class Archive:
     device: str
     split: str | None  # what is searched unless a search says otherwise
     runs: dict[str, dict[str, str]]  # run -> image id -> generated caption
+    outside: dict[str, Image.Image] = field(
+        default_factory=dict, init=False, repr=False
+    )  # given from elsewhere, by name
     _indexes: dict[str, SearchIndex] = field(default_factory=dict, init=False, repr=False)
 
     def __str__(self) -> str:
@@ -189,17 +179,7 @@ def describe_file(
     Raises:
         ValueError: the file is too large or no image; names it.
     """
-    if len(content) > LARGEST_FILE:
-        raise ValueError(f"{name}: {len(content) / 1e6:.0f} MB, at most {LARGEST_FILE / 1e6:.0f} are read")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image"
-        path.write_bytes(content)
-        try:
-            picture = make_thumbnail(str(path))
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), name)) from error
-        encoding = {key: archive.features.meta[key] for key in ("views", "grid", "precision")}
-        features = encode_pictures(archive.encoder, [open_image(path)], [name], **encoding)
+    image, features = read_file(archive, content, name)
     like = _search(archive, "dual_encoder", features.image_embeddings, results, split)
     captions, warning = {}, ""
     if archive.has_captioner:  # as the stage generate_captions makes them
@@ -209,7 +189,31 @@ def describe_file(
         chosen = choose_captions(proposed.candidates, proposed.judged, captioner.weights)[0]
         captions = {"captioner": chosen, "beam": proposed.beams[0][0], "consensus": pools.ranked[0][0][0]}
         warning = captioner.warning(training_distances(captioner.memory, features.image_embeddings)[0])
-    return Described(captions, like, picture, warning)
+    return Described(captions, like, make_thumbnail(image), warning)
+
+
+def read_file(archive: Archive, content: bytes, name: str) -> tuple[Image.Image, Features]:
+    """An image file from outside and its features, made as those of the study's images; nothing of it is kept.
+
+    Raises:
+        ValueError: the file is too large or no image; names it.
+    """
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"{name}: {len(content) / 1e6:.0f} MB, at most {LARGEST_FILE / 1e6:.0f} are read")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image"
+        path.write_bytes(content)
+        try:
+            image = open_image(path)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), name)) from error
+    encoding = {key: archive.features.meta[key] for key in ("views", "grid", "precision")}
+    return image, encode_pictures(archive.encoder, [image], [name], **encoding)
+
+
+def picture_of(archive: Archive, image_id: str) -> Image.Image:
+    """The picture of an image of the archive, or of one that was given from outside. Raises as ``open_image``."""
+    return archive.outside.get(image_id) or open_image(archive.table.loc[image_id, "path"])
 
 
 def query_parts(archive: Archive, text: str, parts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -250,11 +254,14 @@ def _plain(caption: str) -> str:
 
 
 def show_image(archive: Archive, cache: ThumbnailCache, image_id: str) -> dict[str, object]:
-    """``{"id", "name", "label", "split", "picture", "trouble", "references", "said"}`` of an image of the archive.
+    """``{"id", "name", "label", "split", "picture", "trouble", "references", "said"}`` of an image.
 
     Raises:
         ValueError: there is no such image.
     """
+    if image_id in archive.outside:
+        shown = {"id": image_id, "name": image_id, "label": "", "split": "from outside", "references": [], "said": None}
+        return shown | {"picture": make_thumbnail(archive.outside[image_id]), "trouble": None}
     if image_id not in archive.table.index:
         raise ValueError(f"no image {image_id!r} in the archive")
     row = archive.table.loc[image_id]
@@ -286,159 +293,3 @@ def find_images(archive: Archive, words: str, count: int) -> list[str]:
             if len(found) == count:
                 break
     return found
-
-
-def start_dialogue(
-    archive: Archive, *, images: int = 3, max_new_tokens: int = 40, ret_bias: float = 0.0
-) -> Conversation:
-    """A new dialogue with the study's captioner; ``[RET]`` finds images of the archive's split.
-
-    Args:
-        images: brought by a ``[RET]``.
-        max_new_tokens: longest answer.
-        ret_bias: added to the logit of ``[RET]``: higher values bring images sooner.
-
-    Raises:
-        FileNotFoundError: no captioner was trained.
-    """
-    captioner = archive.captioner.model
-    space = load_space(folder) if (folder := archive.files.ret_embeddings).is_dir() else None
-    split_of = dict(zip(archive.table["image_id"], archive.table["split"], strict=True))
-    wanted = (None, archive.split) if archive.split else ("train", "val", "test")
-    found = [image_id for image_id in space.image_ids if split_of.get(image_id) in wanted] if space else []
-    return Conversation(
-        captioner, found, space.images(found) if found else None, look=lambda image_id: look_at(archive, image_id),
-        images=images, max_new_tokens=max_new_tokens, ret_bias=ret_bias,
-    )  # fmt: skip
-
-
-def look_at(archive: Archive, image_id: str) -> list[str | VisualInput]:
-    """What the captioner is given of an image of the archive, as in training: the image, and its neighbours' captions.
-
-    Raises:
-        ValueError: the image has no features.
-    """
-    captioner = archive.captioner
-    row = archive.features.rows([image_id])
-    view = choose_view(captioner.generation.view)
-    visual = read_visual(archive.features, row, view, grid=captioner.model.settings.grid_cells > 0)
-    told = captioner.config["prompting"]["neighbour_captions"]
-    if not told:
-        return [visual]
-    near = captioner.pools(archive.features.image_embeddings[row], [image_id]).top(told)[image_id]
-    return [visual, caption_prompt("", near).strip()]
-
-
-def limits_of(talk: Conversation) -> list[str]:
-    """What the model of a dialogue cannot do, in plain sentences."""
-    config = talk.captioner.config
-    steps = config.get("training", {}).get("steps")
-    trained = f" in {steps} steps" if steps else ""
-    told = config.get("prompting", {}).get("neighbour_captions", 0)
-    brings = (
-        f"brings up to {talk.images} of {len(talk.image_ids)} images" if len(talk.image_ids) else "finds no images yet"
-    )
-    return [
-        f"{config.get('language_model', 'The language model')} was trained{trained} to caption images of this study and to "
-        "find them from a caption, and for nothing else.",
-        "It does not count or measure reliably, knows no place, date or name, and says what such captions say even where "
-        "the image shows something else. Hold its words against the picture.",
-        "It was trained on one image at a time: what was said of a first image colours what it says of a second. Start "
-        "afresh for another image.",
-        f"With each image it is told {told} {'caption' if told == 1 else 'captions'} of similar training images, as in "
-        "training."
-        if told
-        else "It sees the image and nothing else.",
-        f"When it emits [RET] it {brings}. An answer has at most {talk.max_new_tokens} tokens, the whole dialogue "
-        f"{context_length(talk.captioner)}.",
-    ]
-
-
-def show_image_turn(talk: Conversation, archive: Archive, image_id: str) -> HTML:
-    """The turn that shows an image of the archive to the model."""
-    return _show_turns([talk.give_image(image_id, look_at(archive, image_id))], archive)
-
-
-def show_answer(talk: Conversation, archive: Archive, text: str) -> None:
-    """Show the model's answer to a text in a notebook, while it is being made."""
-    handle: DisplayHandle | None = None
-    for turn in talk.ask(text):
-        shown = _show_turns([Turn("you", text), turn], archive)
-        if handle is None:
-            handle = display(shown, display_id=True)
-        else:
-            handle.update(shown)
-
-
-def _show_turns(turns: Sequence[Turn], archive: Archive) -> HTML:
-    """Turns with their images."""
-    rows = []
-    for turn in turns:
-        pictures = [make_thumbnail(archive.table.loc[name, "path"], CELL_PIXELS) for name in turn.image_ids]
-        cards = [
-            {"picture": picture, "bold": score, "title": name}
-            for picture, (name, score) in zip(pictures, _images_of(turn), strict=True)
-        ]
-        rows.append({"head": "You" if turn.who == "you" else "Model", "words": words_of(turn), "cards": cards})
-    return show_cards(rows, width=CELL_PIXELS)
-
-
-def words_of(turn: Turn) -> str:
-    """The words of a turn, and in brackets what happened where words do not say it."""
-    parts = [turn.text] if turn.text else []
-    if turn.asked_for_images:
-        parts.append("[brings images]" if turn.image_ids else "[asks for images, but there are none to be found]")
-    elif turn.who == "model" and not turn.text:
-        parts.append("[says nothing]")
-    if turn.cut_off:
-        parts.append("[cut off]")
-    return " ".join(parts) if parts else "[an image]"
-
-
-def dialogue_markdown(turns: Sequence[Turn], pictures: dict[str, str]) -> str:
-    """The dialogue as Markdown; every text stands as it is, no mark of it means anything.
-
-    Args:
-        pictures: image id -> where its picture lies, relative to the file.
-    """
-    blocks = ["# A dialogue with the captioner"]
-    for turn in turns:
-        blocks.append(f"**{'You' if turn.who == 'you' else 'Model'}:** {_escaped(words_of(turn))}")
-        for image_id, score in _images_of(turn):
-            name = _escaped(image_id)
-            blocks.append(f"![{name}]({pictures[image_id]})\n{name}{f' ({score})' if score else ''}")
-    return "\n\n".join(blocks) + "\n"
-
-
-def export_dialogue(turns: Sequence[Turn], archive: Archive, folder: Path) -> Path:
-    """The new folder with ``dialogue.md`` and the pictures beside it, written whole.
-
-    Args:
-        folder: where dialogues are kept.
-
-    Raises:
-        ValueError: nothing was said yet.
-    """
-    if not turns:
-        raise ValueError("the dialogue is empty: there is nothing to export")
-    places = (folder / f"dialogue_{number:03d}" for number in itertools.count(1))
-    made = next(place for place in places if not place.exists())
-    image_ids = list(dict.fromkeys(image_id for turn in turns for image_id in turn.image_ids))
-    pictures = {image_id: f"image_{place:02d}.jpg" for place, image_id in enumerate(image_ids, start=1)}
-    with whole_folder(made) as scratch:
-        for image_id, name in pictures.items():
-            picture = shrink(open_image(archive.table.loc[image_id, "path"]), PICTURE_PIXELS)
-            (scratch / name).write_bytes(encode_jpeg(picture, PICTURE_BYTES))
-        write_text(scratch / "dialogue.md", dialogue_markdown(turns, pictures))
-    return made
-
-
-def _images_of(turn: Turn) -> list[tuple[str, str]]:
-    """(image id, its score as text) of a turn's images; those that nobody searched for have none."""
-    scores = [f"{score:.2f}" for score in turn.scores] or [""] * len(turn.image_ids)
-    return list(zip(turn.image_ids, scores, strict=True))
-
-
-def _escaped(text: str) -> str:
-    plain = PUNCTUATION.sub(r"\\\1", " ".join(text.split()))
-    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

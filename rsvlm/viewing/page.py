@@ -170,8 +170,8 @@ def encode_jpeg(image: Image.Image, most_bytes: int) -> bytes:
     return data
 
 
-def make_thumbnail(path: str, pixels: int = 192, most_bytes: int = 12_000) -> str:
-    """A small copy of the image at ``path`` as a data URI.
+def make_thumbnail(image: str | Image.Image, pixels: int = 192, most_bytes: int = 12_000) -> str:
+    """A small copy of an image, or of the one at a path, as a data URI.
 
     Args:
         pixels: the longer side, at most.
@@ -181,7 +181,7 @@ def make_thumbnail(path: str, pixels: int = 192, most_bytes: int = 12_000) -> st
         FileNotFoundError, ValueError: the image cannot be read (names the file).
         ValueError: ``pixels`` is below 16.
     """
-    return _as_uri(_encode_small(path, _check_pixels(pixels), most_bytes))
+    return _as_uri(_encode_small(image, _check_pixels(pixels), most_bytes))
 
 
 def bytes_for_each(page_megabytes: float, images: float, text_bytes: int) -> int:
@@ -242,8 +242,8 @@ def _check_pixels(pixels: int) -> int:
     return pixels
 
 
-def _encode_small(path: str, pixels: int, most_bytes: int) -> bytes:
-    return encode_jpeg(shrink(open_image(path), pixels), most_bytes)
+def _encode_small(image: str | Image.Image, pixels: int, most_bytes: int) -> bytes:
+    return encode_jpeg(shrink(image if isinstance(image, Image.Image) else open_image(image), pixels), most_bytes)
 
 
 def _as_uri(jpeg: bytes) -> str:

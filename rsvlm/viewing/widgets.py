@@ -17,21 +17,17 @@ import traitlets
 
 from rsvlm.data.table import rows_of
 from rsvlm.files import fingerprint_values
-from rsvlm.models.dialogue import Conversation, Turn
+from rsvlm.models.dialogue import Conversation, Turn, Unclear
 from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS
 from rsvlm.scoring.runs import METHODS
 from rsvlm.viewing.browse import (
     Archive,
     Search,
     describe_file,
-    export_dialogue,
     find_images,
-    limits_of,
-    look_at,
     search_text,
     show_image,
     similar_images,
-    words_of,
 )
 from rsvlm.viewing.caption_gallery import (
     MARKS,
@@ -45,6 +41,7 @@ from rsvlm.viewing.caption_gallery import (
     save_mark,
     standing_marks,
 )
+from rsvlm.viewing.dialogues import export_dialogue, give_file, limits_of, look_at, words_of
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail, read_template
 from rsvlm.viewing.records import BASELINES, Query, StudyFiles, draw_order, open_records, select_rows
 from rsvlm.viewing.retrieval_gallery import NO_INDEX
@@ -67,6 +64,10 @@ class AnsweringWidget(anywidget.AnyWidget):
         super().__init__(**traits)
         self.tell: Callable[[object], None] = lambda part: None  # sends a part of the answer that is being made
         self.on_msg(self.receive)
+
+    def __repr__(self) -> str:
+        """What a saved notebook shows in the widget's place, trusted or not: Lab cuts it after 110 letters."""
+        return f"{type(self).__name__}: run this cell and those above to see it; a saved notebook keeps no widget."
 
     def receive(self, _: object, message: dict, buffers: Sequence[memoryview] = ()) -> None:
         """Answer one message of the page."""
@@ -259,6 +260,7 @@ class SearchBox(AnsweringWidget):
 
     def answer_drop(self, name: str, split: str, buffers: list[bytes]) -> dict:
         """``{"image", "captions", "hits", ...}``: what is said of a file, and the images like it."""
+        self.tell({"status": "captioning the image …" if self.archive.has_captioner else "looking at the image …"})
         self._warn_of_loading(self.archive.has_captioner)
         said = describe_file(self.archive, buffers[0], name, self.results, split or None)
         image = {"id": name, "name": name, "label": "", "split": "from outside", "picture": said.picture}
@@ -288,8 +290,9 @@ class DialoguePane(AnsweringWidget):
 
     def __init__(self, talk: Conversation, archive: Archive, thumbnail_pixels: int = 192) -> None:
         self.talk, self.archive, self.cache = talk, archive, ThumbnailCache(thumbnail_pixels)
-        prompts = [CAPTION_PROMPT, CAPTION_PROMPTS[0], CAPTION_PROMPTS[4], RETRIEVAL_PROMPTS[0]]
-        super().__init__(setting={"limits": limits_of(talk), "prompts": prompts})
+        described = [archive.table.loc[name, "captions"][0] for name in talk.image_ids[:1]]
+        examples = [CAPTION_PROMPTS[0], CAPTION_PROMPTS[4], *(f"{RETRIEVAL_PROMPTS[1]} {text}" for text in described)]
+        super().__init__(setting={"limits": limits_of(talk), "examples": examples, "prompt": CAPTION_PROMPT})
 
     def answer_turns(self) -> list[dict]:
         """What was said so far."""
@@ -304,11 +307,21 @@ class DialoguePane(AnsweringWidget):
         show_image(self.archive, self.cache, image_id)  # an unknown one is refused before the model is loaded
         return self._show(self.talk.give_image(image_id, look_at(self.archive, image_id)))
 
-    def answer_say(self, text: str) -> dict:
-        """The model's whole turn; its words go to the page while they come."""
+    def answer_file(self, name: str, buffers: list[bytes]) -> dict:
+        """The turn that shows an image file from outside to the model."""
+        return self._show(give_file(self.talk, self.archive, buffers[0], name))
+
+    def answer_say(self, text: str, wants: str) -> dict:
+        """The model's whole turn; its words go to the page while they come. Or ``{"unclear", "offers"}``."""
         turn = None
-        for turn in self.talk.ask(text):
-            self.tell({"words": turn.text})
+        try:
+            for turn in self.talk.ask(text, wants):
+                self.tell({"words": turn.text})
+        except Unclear as unclear:
+            return {
+                "unclear": str(unclear),
+                "offers": [{"wants": wish, "text": words} for wish, words in unclear.offers],
+            }
         return self._show(turn)
 
     def answer_afresh(self) -> list:
@@ -325,4 +338,4 @@ class DialoguePane(AnsweringWidget):
         images = [show_image(self.archive, self.cache, image_id) for image_id in turn.image_ids]
         for image, score in zip(images, turn.scores, strict=False):
             image["score"] = round(score, 4)
-        return {"who": turn.who, "words": words_of(turn), "images": images}
+        return {"who": turn.who, "words": words_of(turn), "images": images, "note": turn.note}

@@ -8,7 +8,10 @@ function openKernel(model) {
   function receive(message) {
     const asked = waiting.get(message.ask);
     if (!asked) return;
-    if (message.part !== undefined) return asked.onPart(message.part);
+    if (message.part !== undefined) {
+      clearTimeout(asked.timer); // it answers, however long the rest takes
+      return asked.onPart(message.part);
+    }
     waiting.delete(message.ask);
     clearTimeout(asked.timer);
     if (message.error !== undefined) asked.reject(new Error(message.error));
@@ -56,4 +59,19 @@ function openRoot(el, style) {
   const watch = new MutationObserver(follow);
   for (const element of [document.body, document.documentElement]) watch.observe(element, { attributes: true });
   return { root, close: () => watch.disconnect() };
+}
+
+// An image file from outside, chosen or dropped on the root: take gets (name, content), fail what is wrong with it.
+function takeFiles(root, take, fail) {
+  const input = make("input", { type: "file", accept: "image/*,.tif,.tiff", class: "file", tabindex: -1, "aria-hidden": "true", onchange: () => { if (input.files[0]) read(input.files[0]); input.value = ""; } });
+  async function read(file) {
+    try {
+      take(file.name, await file.arrayBuffer());
+    } catch (error) {
+      fail(`${file.name}: the browser cannot read it (a folder?)`);
+    }
+  }
+  for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) root.addEventListener(kind, (event) => { event.preventDefault(); event.stopPropagation(); root.classList.toggle("dropping", kind === "dragenter" || kind === "dragover"); });
+  root.addEventListener("drop", (event) => { const [first] = event.dataTransfer.files; if (first) read(first); else fail("That was no file: drop an image file from a folder."); });
+  return [make("button", { type: "button", class: "plain", onclick: () => input.click() }, "An image file …"), input];
 }

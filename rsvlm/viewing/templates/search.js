@@ -16,13 +16,12 @@ function mountSearch(root, ask, setting) {
   const input = make("input", { type: "search", name: "text", placeholder: setting.examples[0] || "many boats in a harbour", "aria-label": "What to look for", autocomplete: "off" });
   const select = (name, label, options, chosen) => make("label", {}, `${label} `, make("select", { name, onchange: () => again() },
     options.map(([value, text, title]) => make("option", { value, title, selected: value === chosen }, text))));
-  const file = make("input", { type: "file", accept: "image/*,.tif,.tiff", class: "file", tabindex: -1, "aria-hidden": "true", onchange: () => { if (file.files[0]) drop(file.files[0]); file.value = ""; } });
   const form = make("form", { role: "search", onsubmit: (event) => { event.preventDefault(); search(input.value); } },
     make("label", { class: "wide" }, input),
     select("method", "by", setting.methods.map((method) => [method.id, method.name, method.note]), setting.methods[0].id),
     select("split", "in", [["", "all images"], ...setting.splits.map((split) => [split, split])], setting.split),
     make("button", { type: "submit", class: "plain" }, "Search"),
-    make("button", { type: "button", class: "plain", onclick: () => file.click() }, "An image file …"), file);
+    takeFiles(root, drop, fail));
   const examples = make("p", { class: "examples", role: "group", "aria-label": "Searches to try" }, "Try: ", setting.examples.map((text) => make("button", { type: "button", onclick: () => { input.value = text; search(text); } }, text)));
   root.append(make("div", { class: "tools" }, form), make("div", { class: "gallery-wrap" }, examples, trouble, subject, status, hits));
   const value = (name) => form.elements[name].value;
@@ -43,6 +42,7 @@ function mountSearch(root, ask, setting) {
   }
   // What was found before is no answer to what failed: it goes.
   function fail(message) {
+    serial += 1;
     status.textContent = "";
     subject.hidden = true;
     hits.replaceChildren();
@@ -80,25 +80,16 @@ function mountSearch(root, ask, setting) {
     subject.focus({ preventScroll: true }); // the picture that was pressed is gone, and the focus with it
     subject.scrollIntoView({ block: "nearest" });
   });
-  async function drop(dropped) {
-    const mine = ++serial; // an answer that is still on its way is no answer to this file
-    let content;
-    try {
-      content = await dropped.arrayBuffer();
-    } catch (error) {
-      if (mine === serial) fail(`${dropped.name}: the browser cannot read it (a folder?)`);
-      return;
-    }
-    run("drop", { name: dropped.name, split: value("split") }, [content], (answer) => {
+  function drop(name, content) {
+    subject.hidden = true;
+    hits.replaceChildren();
+    run("drop", { name, split: value("split") }, [content], (answer) => {
       about(answer.image, answer.captions, answer.warning);
       fill(answer, `Images like it, by the dual encoder: ${took(answer)}`);
     });
   }
   // Typing searches as well, once it rests: the dual encoder answers in a moment.
   input.addEventListener("input", () => { clearTimeout(timer); if (value("method") === "dual_encoder") timer = setTimeout(() => search(input.value), 350); });
-  for (const kind of ["dragenter", "dragover"]) root.addEventListener(kind, (event) => { event.preventDefault(); event.stopPropagation(); root.classList.add("dropping"); });
-  for (const kind of ["dragleave", "drop"]) root.addEventListener(kind, (event) => { event.preventDefault(); event.stopPropagation(); root.classList.remove("dropping"); });
-  root.addEventListener("drop", (event) => { const [first] = event.dataTransfer.files; if (first) drop(first); else fail("That was no file: drop an image file from a folder."); });
 }
 
 export default {
