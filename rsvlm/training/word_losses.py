@@ -1,0 +1,78 @@
+"""Where a captioner's loss comes from: the loss of each word of validation captions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rsvlm.models.capret import CapRet
+from rsvlm.models.features import Features
+from rsvlm.models.neighbours import WORD
+from rsvlm.settings import CaptioningSettings
+from rsvlm.training.captioning import Example, validation_batches
+
+LOOKED_AT = 16  # images, evenly spaced
+STARTS = ("Ġ", "▁")  # how tokenizers mark a token that begins a word
+END = "end of caption"
+
+
+@torch.inference_mode()
+def word_losses(
+    captioner: CapRet, features: Features, examples: Sequence[Example], settings: CaptioningSettings
+) -> pd.DataFrame:
+    """One row a word of the captions of some examples: image_id, caption (its number), word, nats, tokens, in_prompt.
+
+    ``nats`` is the sum over the word's tokens, as in validation: fixed prompt, upright view, each different caption.
+    The captioner is left in evaluation mode. Marks stand as words, and so does the end of a caption, END. ``in_prompt``: the neighbours' captions have the word.
+    """
+    spread = np.unique(np.linspace(0, len(examples) - 1, min(LOOKED_AT, len(examples))).round().astype(int))
+    plain = type(settings)(**dict(settings) | {"retrieval_weight": 0.0, "ret_token_weight": 0.0})
+    chosen, rows = [examples[place] for place in spread], []
+    captioner.eval()
+    for start in range(0, len(chosen), settings.batch_size):
+        part = chosen[start : start + settings.batch_size]
+        (batch,) = validation_batches(captioner, features, part, plain)
+        packed = batch.packed.to(captioner.device)
+        hidden = captioner.hidden_states(packed, captioner.visual_tokens(batch.visual.pooled, batch.visual.grid))
+        nats = captioner.negative_log_likelihoods(hidden.index_select(0, packed.predict_at), packed.labels)
+        owners, labels, nats = packed.owners.tolist(), packed.labels.tolist(), nats.cpu().tolist()
+        of_caption = [example for example in part for _ in dict.fromkeys(example.captions)]
+        for number, example in enumerate(of_caption):
+            places = [place for place, owner in enumerate(owners) if owner == number]
+            known = {word for text in example.neighbours for word in WORD.findall(text.lower())}
+            for own in _split_words(captioner, [labels[place] for place in places]):
+                word = captioner.decode_text([labels[places[place]] for place in own]) or END
+                cost = sum(nats[places[place]] for place in own)
+                caption = number - of_caption.index(example)
+                rows.append((example.image_id, caption, word, round(cost, 4), len(own), word.lower() in known))
+    return pd.DataFrame(rows, columns=["image_id", "caption", "word", "nats", "tokens", "in_prompt"])
+
+
+def summarise_words(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, float]:
+    """Mean nats a token before and after; after, of words that the prompt's neighbours have and of all others."""
+
+    def mean(rows: pd.DataFrame) -> float | None:
+        return round(float(rows["nats"].sum() / rows["tokens"].sum()), 4) if len(rows) else None
+
+    return {
+        "images": int(after["image_id"].nunique()),
+        "before": mean(before),
+        "after": mean(after),
+        "in_prompt": mean(after[after["in_prompt"]]),
+        "not_in_prompt": mean(after[~after["in_prompt"]]),
+    }
+
+
+def _split_words(captioner: CapRet, ids: list[int]) -> list[list[int]]:
+    """The places of a caption's tokens, word by word; the end token comes last and alone."""
+    pieces = captioner.tokenizer.convert_ids_to_tokens(ids)
+    words: list[list[int]] = []
+    for place, piece in enumerate(pieces):
+        mark = not any(letter.isalnum() for letter in piece)
+        goes_on = words and not mark and not piece.startswith(STARTS) and ids[place] != captioner.eos_id
+        if goes_on and any(letter.isalnum() for letter in pieces[place - 1]):
+            words[-1].append(place)
+        else:
+            words.append([place])
+    return words
