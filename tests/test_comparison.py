@@ -1,21 +1,24 @@
-import html
 import json
+import re
 
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from rsvlm.scoring.comparison import (
     HELD_OUT_DISTINCT,
     NOTHING_PUBLISHED,
+    TITLE,
     comparison_rows,
     comparison_table,
-    render_fragment,
-    render_html,
+    comparison_title,
     render_latex,
     render_markdown,
     study_metrics,
 )
 from rsvlm.scoring.published import PUBLISHED, Published, published_for, standing, study_kind, unfair_notes
+from rsvlm.scoring.terms import TERMS
+from rsvlm.viewing.comparison_page import render_html, show_comparison
 
 
 def figure(value, n=210):
@@ -70,10 +73,7 @@ def test_metrics_have_the_study_shape(metrics):
 def test_caption_table_puts_ours_beside_published_on_one_scale(metrics):
     table = comparison_table(metrics, "captions", "ucm").cells.set_index("model")
     assert table.index[0] == "captioner"
-    assert (
-        table.loc["captioner", "CIDEr"] == "3.910 [3.810, 4.010]"
-        and table.loc["captioner", "SPICE"] == "not run: jars missing"
-    )
+    assert table.loc["captioner", "CIDEr"] == "3.910 [3.810, 4.010]" and table.loc["captioner", "SPICE"] == ""
     assert table.loc["RSGPT", "CIDEr"] == "3.332" and table.loc["RSGPT", "status"] == "read"
     assert table.loc["RS-CapRet 7B, fine-tuned", "status"] == "recalled"
     assert table.loc["SkyEyeGPT", "kind"] == "generalist"
@@ -82,7 +82,7 @@ def test_caption_table_puts_ours_beside_published_on_one_scale(metrics):
 
 def test_retrieval_table_is_in_percent_with_the_ceiling(metrics):
     table = comparison_table(metrics, "retrieval", "ucm").cells.set_index("model")
-    assert table.loc["both combined", "mean recall"] == "55.0 [45.0, 65.0]"
+    assert table.loc["combined", "mean recall"] == "55.0 [45.0, 65.0]"
     assert table.loc["AMFMN", "mean recall"] == "46.1" and table.loc["AMFMN", "I2T R@1"] == "16.7"
     ceiling = table[table["kind"] == "ceiling"]
     assert ceiling["mean recall"].tolist() == ["70.4"] and ceiling["I2T R@1"].tolist() == ["32.8"]
@@ -93,12 +93,46 @@ def test_a_source_without_a_literature_says_so(metrics):
     section = text[text.index("## Captions: blue_marble") : text.index("## Captions: ucm")]
     assert NOTHING_PUBLISHED in section and "recalled" not in section
     assert NOTHING_PUBLISHED not in text[text.index("## Captions: ucm") : text.index("## Retrieval")]
-    assert html.escape(NOTHING_PUBLISHED) in render_html(metrics)
+    assert escape(NOTHING_PUBLISHED) in render_html(metrics)
+
+
+def only(metrics, source):
+    """The record as if one source had been scored."""
+    tasks = ("captions", "retrieval")
+    kept = {task: {run: {source: by[source]} for run, by in metrics[task].items() if source in by} for task in tasks}
+    return metrics | kept
+
+
+def test_the_title_fits_where_nothing_is_published(metrics):
+    assert comparison_title(metrics) == TITLE
+    own = only(metrics, "blue_marble")
+    page, text = render_html(own), render_markdown(own)
+    assert "<h1>Scores of this study: blue_marble</h1>" in page and text.startswith(
+        "# Scores of this study: blue_marble\n"
+    )
+    assert "published:" not in page and "Coloured" not in page and "papers" not in text and "recalled" not in text
+
+
+def test_what_was_not_run_is_said_once_below_the_table(metrics):
+    page = render_html(only(metrics, "blue_marble"))
+    assert page.count("SPICE") == 1 and "SPICE was not run: jars missing." in page  # nobody has a figure: no column
+    page = render_html(only(metrics, "ucm"))
+    assert page.count("SPICE was not run") == 1 and page.count("jars missing") == 1 and "0.525" in page
+
+
+def test_every_column_and_row_has_its_sentence(metrics):
+    page = render_html(metrics)
+    for name in ("CIDEr", "SPICE", "distinct", "mean recall", "R@K", "ceiling", "held-out reference", "specialist"):
+        assert f'aria-label="What {name} means"' in page, name
+    for given in set(re.findall(r'popovertarget="([^"]*)"', page)):
+        assert page.count(f'id="{given}"') == 1, given
+    assert f"- CIDEr: {TERMS['CIDEr']}." in render_markdown(metrics)
+    assert all(not text.endswith(".") and "\n" not in text for text in TERMS.values())
 
 
 def test_texts_are_escaped(metrics):
     page, text = render_html(metrics), render_markdown(metrics)
-    assert "<script" not in page and "&lt;script&gt;" in page
+    assert page.count("<script") == 1 and "<script></script>" in page and "&lt;script&gt;" in page
     assert "<script" not in text and "&lt;/script&gt;\\|" in text
     latex = render_latex(metrics)
     assert r"\textless{}script\textgreater{}alert(1)" in latex and r"/script\textgreater{}\textbar{}" in latex
@@ -137,7 +171,7 @@ def test_published_specialists_stand_apart_from_generalists(metrics):
 
 def test_the_held_out_reference_shows_its_spread_and_its_row_without_copies(metrics):
     table = comparison_table(metrics, "captions", "ucm").cells.set_index("model")
-    assert table.loc["one reference, held out", "CIDEr"].startswith("3.880 ± 0.023 [")
+    assert table.loc["held-out reference", "CIDEr"].startswith("3.880 ± 0.023 [")
     assert table.loc[HELD_OUT_DISTINCT, "CIDEr"].startswith("3.900")
 
 
@@ -159,9 +193,9 @@ def test_a_cell_is_coloured_only_where_the_comparison_is_fair(metrics):
     assert table.standings.shape == table.cells.shape
     coloured = table.standings.to_numpy() != ""
     assert coloured.sum() == 3 * 2  # captioner, consensus and zz_other; CIDEr and BLEU-4
-    assert render_html(metrics).count('class="above"') == 4 and "3.910 [3.810, 4.010] ▲" in render_markdown(metrics)
+    assert render_html(metrics).count(' above"') == 3 and "3.910 [3.810, 4.010] ▲" in render_markdown(metrics)
     assert r"\cellcolor{above}3.910" in render_latex(metrics)
-    assert "above the best comparable" in render_fragment(metrics)
+    assert "above the best comparable" in show_comparison(metrics).data
 
 
 @pytest.mark.parametrize(

@@ -418,7 +418,7 @@ def test_curves_and_table_show_every_method_and_the_ceiling():
     drawn = recall_curves(report.curves)
     assert len(drawn.axes) == 4
     assert [text.get_text() for text in drawn.axes[1].get_legend().get_texts()] == [
-        "dual encoder", "[RET]", "perfect model, ties at random",
+        "dual encoder", "[RET]", "ceiling",
     ]  # fmt: skip
     line = drawn.axes[0].lines[1]
     assert line.get_ydata()[9] == pytest.approx(
@@ -426,7 +426,7 @@ def test_curves_and_table_show_every_method_and_the_ceiling():
     )
     matplotlib.pyplot.close(drawn)
     shown = retrieval_table(report.metrics)
-    assert list(shown.loc["two"].index) == ["dual encoder", "[RET]", "perfect model, ties at random"]
+    assert list(shown.loc["two"].index) == ["dual encoder", "[RET]", "ceiling"]
     value = report.metrics["ret"]["two"]["by_image"]["mean_recall"]["value"]
     assert shown.loc[("two", "[RET]"), "mean_recall"] == round(100 * value, 1)
     with pytest.raises(ValueError, match="no recall curve"):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rsvlm.viewing import page as thumbnail_cache
-from rsvlm.viewing.page import ThumbnailCache
+from rsvlm.viewing.page import ThumbnailCache, make_thumbnail
 
 
 @pytest.fixture
@@ -55,3 +55,12 @@ def test_pictures_that_cannot_be_read_are_named(tmp_path, pictures):
         cache.make([str(tmp_path / "broken.png")])
     with pytest.raises(ValueError, match="at least 16"):
         ThumbnailCache(4, folder=tmp_path / "cache")
+
+
+def test_a_small_picture_is_enlarged_as_far_as_it_fits(tmp_path):
+    path = tmp_path / "tile.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 24, 3), dtype=np.uint8)).save(path)
+    assert size_of(make_thumbnail(str(path), 192, 100_000)) == (96, 192)
+    assert size_of(make_thumbnail(str(path), 1024, 1_000_000)) == (192, 384)
+    assert size_of(make_thumbnail(str(path), 192, 1_000)) == (24, 48)  # a page's limit comes first
+    assert size_of(make_thumbnail(str(path), 32, 100_000)) == (16, 32)

@@ -1,7 +1,7 @@
 """The study's table: its runs and baselines beside the published figures for the same source, as data and as pages.
 
 ``reports/metrics.json`` holds the study's own numbers only; the published ones are in the table, marked with how sure
-they are. As HTML, Markdown and LaTeX every text from data is escaped.
+they are. As Markdown and LaTeX every text from data is escaped; the page is ``rsvlm.viewing.comparison_page``.
 """
 
 import html
@@ -24,9 +24,10 @@ from rsvlm.scoring.published import (
     unfair_notes,
 )
 from rsvlm.scoring.runs import HUMAN, METHODS, RESERVED, RUNS, in_order, named
+from rsvlm.scoring.terms import explained
 
 OURS = "this study"
-HELD_OUT_DISTINCT = "one reference, held out, no copy of it left"
+HELD_OUT_DISTINCT = f"{RUNS[HUMAN].name}, no copy of it left"
 PARTS = ("distinct", "seen", "unseen")
 TITLES = {  # task -> metric -> the column's heading
     "captions": {metric: metric for metric in METRICS} | {f"CIDEr_{part}": f"CIDEr {part}" for part in PARTS},
@@ -42,16 +43,9 @@ NOTHING_PUBLISHED = "No published figure is known for this source: it is this st
 NAMED = ("model", "kind", "status")  # columns that are no figures
 
 TITLE = "Comparison with published figures"
-LEGEND = (
-    "Caption metrics on pycocoevalcap's scale (CIDEr 3.5, not 350), recalls in percent.",
-    "Brackets: 95 % interval over images; ±: standard deviation over draws.",
-    "read: found in the publication; second-hand: in another publication's table; recalled: not verified.",
-    "specialist: trained or fine-tuned on that benchmark alone; generalist: one model for several.",
-    "Metric code, splits and tokenisation differ between papers.",
-    "Distinct: each image's repeated references count once.",
-    "Seen / unseen: images whose set of references also belongs to a training image, or to none.",
-    "CLIPScore: from this study's own encoder; it compares this study's runs only.",
-)
+INTERVALS = "Brackets: 95 % interval over images; ±: standard deviation over draws."
+RECALLS_IN_PERCENT = "I2T: image to text; T2I: text to image; recalls in percent."
+PAPERS_DIFFER = "Metric code, splits and tokenisation differ between papers."
 COLOURS = {ABOVE: "#cfe6f7", LEVEL: "#eeeeee", BELOW: "#fbe3c0"}  # told apart by colour-blind readers and in grey
 MARKS = {ABOVE: "▲", LEVEL: "=", BELOW: "▼"}
 MEANINGS = {
@@ -60,15 +54,6 @@ MEANINGS = {
     BELOW: "the interval lies below it",
 }
 NOT_COLOURED = "Everything else has no comparable published figure: other images, kind of model or protocol, or unread."
-STYLE = """.rsvlm-table table{border-collapse:collapse;margin:.5rem 0;display:block;overflow-x:auto}
-.rsvlm-table th,.rsvlm-table td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #d5dbe1;white-space:nowrap}
-.rsvlm-table td.name,.rsvlm-table th.name{text-align:left}
-.rsvlm-table tr.ours td.model{font-weight:600}.rsvlm-table tr.first td{border-top:2px solid #66727f}
-.rsvlm-table .note{color:#66727f}
-""" + "\n".join(f".rsvlm-table td.{name},.rsvlm-table span.{name}{{background:{COLOURS[name]}}}" for name in COLOURS)
-PAGE_STYLE = """body{font:15px/1.5 system-ui,sans-serif;color:#1d2733;background:#fff}
-body{max-width:120rem;margin:2rem auto;padding:0 1rem}
-"""
 LATEX_COLUMNS = (  # what fits a page
     "model", "kind", "status",
     "BLEU-1", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", "CIDEr distinct", "CIDEr unseen",
@@ -167,11 +152,12 @@ def comparison_tables(metrics: Mapping) -> list[ComparisonTable]:
 def comparison_table(metrics: Mapping, task: str, source: str) -> ComparisonTable:
     """One task and source, recalls in percent: ours first, their ceiling, then published specialists and generalists."""
     rows, ceiling = [], {}  # of (cells, standings)
-    for name, by_source in metrics[task].items():
-        if source not in by_source:
+    names = RUNS if task == "captions" else METHODS
+    for name in in_order(names, metrics[task]):
+        if source not in metrics[task][name]:
             continue
-        entries = by_source[source]
-        own = _own_cells(task, named(RUNS if task == "captions" else METHODS, name).label, entries)
+        entries = metrics[task][name][source]
+        own = _own_cells(task, named(names, name).name, entries)
         shown = ((metric, title) for metric, title in TITLES[task].items() if own[title])
         rows.append((own, {title: standing(metrics, task, source, name, metric) or "" for metric, title in shown}))
         ceiling = ceiling or {name: entries[f"{name}_ceiling"] for name in RECALLS if f"{name}_ceiling" in entries}
@@ -181,7 +167,7 @@ def comparison_table(metrics: Mapping, task: str, source: str) -> ComparisonTabl
                 rows.append((_own_cells(task, HELD_OUT_DISTINCT, rest), {}))
     if ceiling:
         rows.append(
-            ({"model": METHODS["ceiling"].label, "kind": "ceiling", "status": "computed"} | _cells(task, ceiling), {})
+            ({"model": METHODS["ceiling"].name, "kind": "ceiling", "status": "computed"} | _cells(task, ceiling), {})
         )
     for row in published_for(task, source):
         status = f"{row.status} ({row.note})" if row.note else row.status
@@ -198,15 +184,24 @@ def comparison_table(metrics: Mapping, task: str, source: str) -> ComparisonTabl
 
 
 def _notes(metrics: Mapping, task: str, source: str) -> list[str]:
-    notes = [f"Not held against the study's figures: {note}." for note in unfair_notes(metrics, task, source)]
+    notes = _not_run(metrics, task, source)
+    notes += [f"Not held against the study's figures: {note}." for note in unfair_notes(metrics, task, source)]
     if not published_for(task, source):
-        notes = [NOTHING_PUBLISHED]
+        notes = [*_not_run(metrics, task, source), NOTHING_PUBLISHED]
     if adapting := adapting_sources(metrics):
         notes.insert(0, f"The encoder was adapted on training images of {', '.join(adapting)} too.")
     if task == "retrieval":
         name = metrics.get("protocol", {}).get("retrieval", {}).get("name", "remoteclip, as far as recorded")
         notes.insert(0, f"Protocol {name}, right answers by image unless a column says otherwise.")
     return notes
+
+
+def _not_run(metrics: Mapping, task: str, source: str) -> list[str]:
+    """One line a metric that this study did not run, with the reason."""
+    entries = [by_source[source] for by_source in metrics[task].values() if source in by_source]
+    reasons = {metric: str(own.get("reason", "")) for entry in entries for metric, own in entry.items()}
+    shown = {metric: reason for metric, reason in reasons.items() if metric in TITLES[task]}
+    return [f"{metric} was {reason}." for metric, reason in shown.items() if reason.startswith("not run")]
 
 
 def _own_cells(task: str, label: str, entries: Mapping) -> dict[str, str]:
@@ -251,11 +246,10 @@ def _retrieval_figures(entry: Mapping) -> dict[str, dict]:
 
 
 def _cell(entry: Mapping | None, *, percent: bool = False, interval: bool = False) -> str:
-    """A figure as text, with standard deviation and interval where asked; why it was not run; empty when unknown."""
+    """A figure as text, with standard deviation and interval where asked; empty when unknown."""
     entry = entry or {}
     if not _is_number(entry.get("value")):
-        reason = str(entry.get("reason", ""))
-        return reason.split(" (")[0] if reason.startswith("not run") else ""
+        return ""
     scale, digits = (100, 1) if percent else (1, 3)
     text = f"{scale * entry['value']:.{digits}f}"
     if interval and _is_number(entry.get("standard_deviation")):
@@ -269,30 +263,41 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def render_html(metrics: Mapping) -> str:
-    """All tables as one self-contained page."""
-    parts = [f"<h1>{TITLE}</h1>", render_fragment(metrics)]
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}<title>{TITLE}</title>\n'
-        f"<style>{PAGE_STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+def comparison_title(metrics: Mapping) -> str:
+    """The heading of all tables: whether anything published stands beside the study's figures."""
+    if any(published_for(task, source) for task in TITLES for source in sources_of(metrics[task])):
+        return TITLE
+    return f"Scores of this study: {', '.join(dict.fromkeys(name for task in TITLES for name in sources_of(metrics[task])))}"
+
+
+def shown_terms(tables: Iterable[ComparisonTable]) -> dict[str, str]:
+    """name -> sentence of all that the tables name: runs and methods, columns, kinds of models, how sure a figure is."""
+    names = []
+    for table in tables:
+        names += [name.split(",")[0] for name in table.cells["model"]]
+        names += [part for column in table.cells for part in column_terms(column)]
+    return explained(
+        [*names, *(word for table in tables for name in ("kind", "status") for word in _first_words(table, name))]
     )
 
 
-def render_fragment(metrics: Mapping) -> str:
-    """All tables as HTML to show in a notebook."""
-    parts = [_html_table(table) for table in comparison_tables(metrics)]
-    key = "; ".join(f'<span class="{name}">&nbsp;{MARKS[name]}&nbsp;</span> {MEANINGS[name]}' for name in COLOURS)
-    lines = [f'<li class="note">Coloured where the comparison is fair: {key}. {html.escape(NOT_COLOURED)}</li>']
-    lines += [f'<li class="note">{html.escape(line)}</li>' for line in LEGEND]
-    parts.append(f"<ul>{''.join(lines)}</ul>")
-    return f'<div class="rsvlm-table"><style>{STYLE}</style>\n' + "\n".join(parts) + "</div>"
+def column_terms(column: str) -> list[str]:
+    """The terms in a column's heading: "CIDEr distinct" is CIDEr, scored distinct."""
+    words = {"I2T": "image to text", "T2I": "text to image"}
+    if column.startswith("mean recall"):
+        return [column]
+    return ["R@K" if part.startswith("R@") else words.get(part, part) for part in column.split(" ")]
+
+
+def _first_words(table: ComparisonTable, column: str) -> list[str]:
+    return [cell.split(" ")[0] for cell in table.cells[column]]
 
 
 def render_markdown(metrics: Mapping) -> str:
     """All tables as Markdown; the colours of the page are marks behind the figures."""
-    parts = [f"# {TITLE}", ""]
-    for table in comparison_tables(metrics):
+    title, tables = comparison_title(metrics), comparison_tables(metrics)
+    parts = [f"# {_markdown(title)}", ""]
+    for table in tables:
         header = list(table.cells.columns)
         lines = [header, ["---" if name in NAMED else "---:" for name in header]]
         for row, marks in zip(table.cells.to_numpy().tolist(), table.standings.to_numpy().tolist(), strict=True):
@@ -301,7 +306,9 @@ def render_markdown(metrics: Mapping) -> str:
         parts += ["| " + " | ".join(_markdown(str(cell)) for cell in line) + " |" for line in lines]
         parts += ["", *(f"{_markdown(note)}\n" for note in table.notes)]
     key = "; ".join(f"{MARKS[name]} {MEANINGS[name]}" for name in MARKS)
-    return "\n".join([*parts, f"- {key}. {NOT_COLOURED}", *(f"- {line}" for line in LEGEND)]) + "\n"
+    lines = [f"{key}. {NOT_COLOURED}", PAPERS_DIFFER] if title == TITLE else []
+    lines += [INTERVALS, RECALLS_IN_PERCENT, *(f"{name}: {text}." for name, text in shown_terms(tables).items())]
+    return "\n".join([*parts, *(f"- {line}" for line in lines)]) + "\n"
 
 
 def render_latex(metrics: Mapping) -> str:
@@ -309,27 +316,6 @@ def render_latex(metrics: Mapping) -> str:
     parts = [r"% \usepackage{booktabs}", r"% \usepackage[table]{xcolor}"]
     parts += [f"\\definecolor{{{name}}}{{HTML}}{{{COLOURS[name][1:].upper()}}}" for name in COLOURS]
     return "\n".join([*parts, *map(_latex_table, comparison_tables(metrics))]) + "\n"
-
-
-def _html_table(table: ComparisonTable) -> str:
-    kinds = [f"{'name' * (name in NAMED)} {'model' * (name == 'model')}" for name in table.cells]
-    head = [_tag("th", html.escape(str(name)), "name" * (name in NAMED)) for name in table.cells]
-    rows = []
-    for first, row, marks in _grouped(table):
-        cells = []
-        for kind, cell, mark in zip(kinds, row, marks, strict=True):
-            cells.append(_tag("td", html.escape(str(cell)), f"{kind} {mark}", MEANINGS.get(mark, "")))
-        rows.append(_tag("tr", "".join(cells), f"{'ours' * (row[1] == OURS)} {'first' * first}"))
-    body = "\n".join(rows)
-    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
-    top = f"<h2>{html.escape(table.title)}</h2>\n<table><thead><tr>{''.join(head)}</tr></thead><tbody>"
-    return f"{top}\n{body}\n</tbody></table>{notes}"
-
-
-def _tag(name: str, content: str, classes: str, title: str = "") -> str:
-    attributes = {"class": " ".join(classes.split()), "title": title}
-    given = "".join(f' {key}="{value}"' for key, value in attributes.items() if value)
-    return f"<{name}{given}>{content}</{name}>"
 
 
 def _latex_table(table: ComparisonTable) -> str:

@@ -11,74 +11,56 @@ from rsvlm.files import read_json_lines
 
 @dataclass(frozen=True)
 class Named:
-    """What a run or a retrieval method is called.
+    """What a run or a retrieval method is called, in menus, figures and tables alike.
 
     Attributes:
-        name: in menus and figures.
-        label: in tables.
-        note: what it is, for readers who see only the page.
+        name: the one name.
+        note: what it is, in one sentence, for readers who see only the page.
         unfair: why it is never held against a published figure; empty where it may be.
     """
 
     name: str
-    label: str
     note: str
     unfair: str = ""
 
 
 HUMAN = "human"
 RUNS = {  # in the order of tables and menus
-    "captioner": Named("captioner", "captioner", "the trained model of this study"),
-    "beam": Named(
-        "beam",
-        "captioner, its first beam alone",
-        "the trained model's first beam, without the choice among candidates",
-    ),
+    "captioner": Named("captioner", "the trained model of this study"),
+    "beam": Named("beam", "the trained model's first beam, without the choice among candidates"),
     "shuffled": Named(
         "shuffled",
-        "captioner, shown wrong images",
         "the same trained model, shown a wrong image: what it says without looking",
         unfair="shown wrong images on purpose",
     ),
     "consensus": Named(
         "consensus",
-        "consensus of the nearest images",
         "no language model: of the captions of the nearest training images, the one most like the others",
     ),
-    "nearest": Named(
-        "nearest", "nearest image's caption", "no language model: a caption of the nearest training image"
-    ),
-    "constant": Named("constant", "one constant caption", "one caption for all images"),
+    "nearest": Named("nearest", "no language model: a caption of the nearest training image"),
+    "constant": Named("constant", "one caption for all images: the training caption that agrees best with all others"),
     HUMAN: Named(
         "held-out reference",
-        "one reference, held out",
-        "one reference held out and scored against the others: a human's, where people wrote them",
+        "one reference held out and scored against the image's others: a human's, where people wrote them",
         unfair="scored against one reference fewer",
     ),
 }
 METHODS = {  # likewise
     "reranked": Named(
         "combined, re-ranked",
-        "both combined, re-ranked by the captioner",
         "the combined method's first images for a text, re-ordered with the captioner's likelihood of it",
     ),
     "combined": Named(
         "combined",
-        "both combined",
         "weighted sum of the dual encoder, [RET] and the captions under similar training images, less what an answer "
         "scores on average against training items; weights chosen on validation",
     ),
-    "dual_encoder": Named("dual encoder", "dual encoder", "cosine of the adapted image and text encoders"),
-    "ret": Named(
-        "[RET]",
-        "captioner's [RET]",
-        "cosine in the captioner's retrieval space, the text read at its [RET] token",
-    ),
+    "dual_encoder": Named("dual encoder", "cosine of the adapted image and text encoders"),
+    "ret": Named("[RET]", "cosine in the captioner's retrieval space, the text read at its [RET] token"),
     "ceiling": Named(
-        "perfect model, ties at random",
-        "a model that knows every test caption",
-        "the ceiling, a model that knows every test caption by heart: captions that stand under several images keep "
-        "it below 100",
+        "ceiling",
+        "what a model that knows every test caption by heart gets: captions that stand under several images, told "
+        "apart at random, keep it below 100",
     ),
 }
 STUDY_RUNS = tuple(run for run in RUNS if run != HUMAN)  # the outs of generate_captions
@@ -88,7 +70,7 @@ Runs = dict[str, dict[str, dict[str, str]]]  # run -> source -> image_id -> capt
 
 def named(table: Mapping[str, Named], name: str) -> Named:
     """The entry of RUNS or METHODS; another model's run stands under its own name."""
-    return table.get(name) or Named(name, name, "another model's captions")
+    return table.get(name) or Named(name, "another model's captions")
 
 
 def in_order(table: Mapping[str, Named], names: Iterable[str]) -> list[str]:

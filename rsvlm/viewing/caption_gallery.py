@@ -20,6 +20,8 @@ from IPython.display import HTML
 
 from rsvlm.files import append_line
 from rsvlm.models.features import Features, load_features, nearest_images
+from rsvlm.scoring.runs import RUNS, named
+from rsvlm.scoring.terms import explained
 from rsvlm.viewing.marked_words import WORD, mark_words
 from rsvlm.viewing.page import (
     bytes_for_each,
@@ -77,6 +79,7 @@ def gallery_setting(
         "sources": sorted(set(records.sources)),
         "splits": sorted(set(records.splits)),
         "labels": sorted(set(records.labels) - {""}),
+        "terms": explained([*(named(RUNS, run).name for run in records.runs), *metrics, "gap", "seen", "unseen"]),
         "knowsSeen": len(set(records.seen) - {None}) == 2,
         "images": len(records),
         "size": size,
@@ -185,6 +188,7 @@ def write_caption_gallery(
     near = nearest_training(read_features(files) if neighbours else None, files.read_table(), shown, neighbours)
     training = {other["name"]: other for own in near.values() for other in own}
     corpus = read_corpus_scores(files, references)
+    columns = [name for name in CORPUS_METRICS if any(name in row["scores"] for row in corpus)]
     values = {
         "study": " + ".join(setting["sources"]),
         "split": split,
@@ -198,7 +202,10 @@ def write_caption_gallery(
         "shown": len(shown),
         "neighbours": bool(training),
         "corpus": corpus,
-        "columns": [name for name in CORPUS_METRICS if any(name in row["scores"] for row in corpus)],
+        "columns": columns,
+        "terms": explained(
+            ["marked words", *(named(RUNS, row["run"]).name for row in corpus), *columns, *setting["terms"]]
+        ),
         "histogram": _histogram(records, [name for name in (run, baseline) if name], metric),
     }
 

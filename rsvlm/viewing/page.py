@@ -10,8 +10,11 @@ import base64
 import hashlib
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,7 @@ from rsvlm.viewing.plots import shrink
 
 QUALITIES = (86, 80, 74, 68, 62, 56, 48, 40, 32, 24)  # of JPEG, tried from the best down until the bytes fit
 BINS = 24  # of a histogram
+ENLARGED = 384  # pixels up to which small pictures are enlarged
 
 
 def format_score(value: float | None, digits: int = 2) -> str:
@@ -50,6 +54,8 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(score=format_score, percent=format_percent)
+    made.filters["slug"] = lambda name: "what-" + re.sub(r"\W+", "-", name.lower()).strip("-")
+    made.filters["groupby_neighbours"] = lambda rows, key: [list(own) for _, own in groupby(rows, itemgetter(key))]
     made.globals.update(RUNS=RUNS, METHODS=METHODS, named=named)
     return made
 
@@ -69,7 +75,7 @@ def render_page(template: str, scripts: Sequence[str], styles: Sequence[str] = (
         styles: style sheets beside ``page.css``.
         values: what the template shows.
     """
-    code, style = read_template(*scripts), read_template("page.css", *styles)
+    code, style = read_template(*scripts), read_template("page.css", "scores.css", *styles)
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
     # Markup: these two are files of this package, not data.
     own = {"style": Markup(style), "script": Markup(code), "script_hash": f"sha256-{digest}"}
@@ -174,7 +180,7 @@ def make_thumbnail(image: str | Image.Image, pixels: int = 192, most_bytes: int 
     """A small copy of an image, or of the one at a path, as a data URI.
 
     Args:
-        pixels: the longer side, at most.
+        pixels: the longer side; a small image is enlarged, by Lanczos, up to 384 pixels.
         most_bytes: of the JPEG; the quality is lowered until it fits. A data URI is a third larger.
 
     Raises:
@@ -202,14 +208,14 @@ class ThumbnailCache:
     A picture that changes on disk gets a new one. Several notebooks may use a folder at a time.
 
     Args:
-        pixels: the longer side, at most.
+        pixels: the longer side, as ``make_thumbnail`` takes it.
         most_bytes: of a JPEG; its quality is lowered until it fits.
         folder: of the cache; by default ``cache_folder()``.
     """
 
     def __init__(self, pixels: int = 192, most_bytes: int = 12_000, folder: Path | None = None) -> None:
         self.pixels, self.most_bytes = _check_pixels(pixels), most_bytes
-        self.kind = f"thumbnail-{READING}-{pixels}-{most_bytes}"
+        self.kind = f"thumbnail-{READING}-{ENLARGED}-{pixels}-{most_bytes}"
         self._kept = ContentCache(folder or cache_folder())
 
     def find(self, paths: Iterable[str]) -> dict[str, str]:
@@ -243,7 +249,18 @@ def _check_pixels(pixels: int) -> int:
 
 
 def _encode_small(image: str | Image.Image, pixels: int, most_bytes: int) -> bytes:
-    return encode_jpeg(shrink(image if isinstance(image, Image.Image) else open_image(image), pixels), most_bytes)
+    """JPEG of an image whose longer side has ``pixels`` pixels, a small one enlarged up to ENLARGED.
+
+    A browser's enlarging blurs, and JPEG keeps one colour for four pixels: of a tile of 48 pixels that is what is seen.
+    """
+    small = shrink(image if isinstance(image, Image.Image) else open_image(image), pixels)
+    scale = min(pixels, ENLARGED) / max(small.size)
+    if scale > 1:
+        enlarged = small.resize([max(1, round(scale * side)) for side in small.size], Image.Resampling.LANCZOS)
+        jpeg = encode_jpeg(enlarged, most_bytes)
+        if len(jpeg) <= most_bytes:
+            return jpeg
+    return encode_jpeg(small, most_bytes)
 
 
 def _as_uri(jpeg: bytes) -> str:

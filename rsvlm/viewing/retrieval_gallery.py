@@ -22,6 +22,8 @@ from rsvlm.models.features import load_features
 from rsvlm.scoring.fusion import combine_spaces, make_parts
 from rsvlm.scoring.published import RECALLS
 from rsvlm.scoring.retrieval import EmbeddingSpace, load_space, retrieval_sets
+from rsvlm.scoring.runs import METHODS
+from rsvlm.scoring.terms import explained
 from rsvlm.viewing.page import (
     bytes_for_each,
     choose_sample,
@@ -35,6 +37,7 @@ from rsvlm.viewing.records import StudyFiles
 
 META, NO_INDEX = "index.json", "run the stage retrieval_gallery (notebook 86_retrieval_gallery)"
 TIES = 32  # more than asked for, so that equal scores at the end of a result stand in the images' order
+TERMS_SHOWN = ("text to image", "image to text", "R@K", "mean recall", "mean recall by text")
 SEARCHED_BY = ("dual_encoder", "ret", "combined")  # the methods of the page and of the search box, in its order
 
 
@@ -243,7 +246,10 @@ def write_retrieval_gallery(
         "several": len({row["source"] for row in recalls}) > 1,
         "label_of": label_of,
         "number_of": {name: number for number, name in enumerate(used)},
-        "data": {"items": items, "images": shown},
+        "terms": explained(
+            [*(METHODS[row["method"]].name for row in recalls), METHODS[method].name, "ceiling", *TERMS_SHOWN]
+        ),
+        "data": {"items": items, "images": shown, "searches": [sample.total for sample in samples]},
     }
     text_bytes = len(render_page("retrieval.html", ["retrieval.js"], thumbnails=[], **values).encode())
     most = bytes_for_each(page_megabytes, len(used), text_bytes)

@@ -63,7 +63,7 @@ def retrieval_result(metrics: Mapping) -> Result:
         line = (
             f"{source}: mean recall {100 * entry['value']:.1f} % for {named(METHODS, best).name} (95 % interval "
             f"{percent(entry['low'], entry['high'])}) on {counted(entry['n'], 'image')}; {listed(others)}; "
-            f"a perfect model {100 * ceiling:.1f} %"
+            f"the ceiling {100 * ceiling:.1f} %"
         )
         if "combined" in recalls and "dual_encoder" in recalls:
             gain = _difference(metrics["paired"].get(source, {}), "combined", "dual_encoder", "mean_recall")
@@ -118,4 +118,4 @@ def _judged(difference: Mapping | None, scale: float = 1, unit: str = "") -> str
 
 
 def _run(run: str) -> str:
-    return named(RUNS, run).label
+    return named(RUNS, run).name

@@ -109,7 +109,7 @@ class CaptionGallery(AnsweringWidget):
     """
 
     _esm = read_template("dom.js", "kernel.js", "gallery.js", "gallery_widget.js")
-    sheet = traitlets.Unicode(read_template("page.css", "gallery.css", "widget.css")).tag(sync=True)
+    sheet = traitlets.Unicode(read_template("page.css", "scores.css", "gallery.css", "widget.css")).tag(sync=True)
 
     def __init__(
         self,

@@ -129,13 +129,35 @@ function measured(item, query) {
   return own === null || other === null ? null : Math.round(1e4 * (own - other)) / 1e4; // as rsvlm.viewing.records.DIGITS
 }
 
+// A "?" whose sentence opens by mouse, key and touch. name(): of what; setting.terms holds the sentences.
+let explained = 0;
+function makeWhat(terms, name) {
+  const id = `what-shown-${++explained}`;
+  const sentence = make("div", { class: "sentence", popover: "", id });
+  const button = make("button", { type: "button", class: "what", popovertarget: id }, make("span", {}, "?"));
+  function update() {
+    const own = name();
+    button.hidden = !(terms && terms[own]);
+    button.setAttribute("aria-label", `What ${own} means`);
+    sentence.replaceChildren(make("b", {}, own), `: ${terms && terms[own]}.`);
+  }
+  update();
+  return { element: make("span", { class: "explained" }, button, sentence), update };
+}
+
 // The bar above the pictures
 
 function makeTools(setting, shared, update) {
   const { query } = shared;
   const chooser = (name, label, options, chosen) => options.length < 2 ? null : make("label", {}, `${label} `,
-    make("select", { name, onchange: (event) => { query[name] = event.target.value; after(name); } },
+    make("select", { name, "aria-label": label ? null : "Score or gap", onchange: (event) => { query[name] = event.target.value; after(name); } },
       options.map(([value, text]) => make("option", { value, selected: value === chosen }, text))));
+  const whats = [];
+  const what = (name) => {
+    const made = makeWhat(setting.terms, name);
+    whats.push(made);
+    return made.element;
+  };
   const any = (names) => (names.length > 1 ? [["", "all"], ...names.map((name) => [name, name])] : []);
   const known = setting.metrics.length > 0;
   const range = (name, label) => make("label", {}, `${label} `, make("input", { name, type: "number", step: "any", inputmode: "decimal",
@@ -156,12 +178,16 @@ function makeTools(setting, shared, update) {
     chooser("source", "source", any(setting.sources), ""),
     chooser("split", "split", any(setting.splits), ""),
     chooser("label", "class", setting.labels.length ? [["", "all"], ...setting.labels.map((name) => [name, name])] : [], ""),
-    setting.knowsSeen ? chooser("seen", "references", [["", "all"], ["no", "new"], ["yes", "also in training"]], "") : null,
+    setting.knowsSeen ? chooser("seen", "references", [["", "all"], ["no", "unseen"], ["yes", "seen"]], "") : null,
+    setting.knowsSeen ? what(() => (query.seen === "yes" ? "seen" : "unseen")) : null,
     chooser("run", "run", setting.runs.map((run) => [run, run]), setting.run),
+    what(() => query.run),
     compare,
     segments,
     known ? chooser("metric", "by", setting.metrics.map((name) => [name, name]), setting.metric) : null,
+    known ? what(() => query.metric) : null,
     known && setting.runs.length > 1 ? chooser("measure", "", [["score", "score"], ["gap", "gap"]], "score") : null,
+    known && setting.runs.length > 1 ? what(() => "gap") : null,
     known ? make("span", { class: "range", role: "group", "aria-label": "Range of the score" }, range("low", "from"), range("high", "to")) : null,
     setting.marks ? chooser("mark", "marks", [["", "all"], ["any", "marked"], ["none", "not marked"], ...setting.kinds.map((kind) => [kind, kind])], "") : null,
     known ? make("button", { type: "button", class: "plain", onclick: clear }, "Clear") : null,
@@ -189,6 +215,7 @@ function makeTools(setting, shared, update) {
     for (const button of segments.children) button.setAttribute("aria-pressed", String(button.dataset.order === query.order));
     const gap = form.querySelector("[name=measure] [value=gap]");
     if (gap) gap.textContent = `gap to ${baselineOf(shared) || "another run"}`;
+    for (const one of whats) one.update();
     update();
   }
   for (const button of segments.children) button.setAttribute("aria-pressed", String(button.dataset.order === query.order));

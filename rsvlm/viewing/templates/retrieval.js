@@ -26,10 +26,20 @@
     for (const section of document.querySelectorAll("section")) section.hidden = section.id !== choice.direction;
     document.querySelector(`#${choice.direction} .list`).append(...shown.map((entry) => entry.card));
     byId("nothing").hidden = shown.length > 0;
-    byId("count").textContent = `${shown.length} of ${of.length} searches`;
+    byId("count").textContent = countText(shown.length, of.length, words.length > 0 || source);
     for (const key of ["direction", "order"])
       for (const button of document.querySelectorAll(`[data-${key}]`))
         button.setAttribute("aria-pressed", String(button.dataset[key] === choice[key]));
+  }
+
+  // What is counted: searches in this direction that are shown, of those on the page, of all that were made.
+  function countText(shown, here, filtered) {
+    const [asks, total] = choice.direction === "text_to_image" ? ["captions", page.searches[0]] : ["images", page.searches[1]];
+    if (filtered) return `${shown} of the ${here} ${asks} on this page`;
+    if (here === total) return `all ${total} ${asks}`;
+    const random = cards.filter(({ item }) => item.direction === choice.direction && item.draw !== null).length;
+    if (choice.order === "random") return `${shown} ${asks} drawn at random of ${total}`;
+    return `${here} ${asks} of ${total}: ${random} drawn at random and the ${here - random} best, middle and worst`;
   }
 
   let opener = null;
@@ -39,7 +49,7 @@
     const copy = document.createElement("div");
     copy.className = `thumb t${Number(thumb.dataset.image)}`;
     copy.setAttribute("role", "img");
-    copy.setAttribute("aria-label", thumb.getAttribute("aria-label"));
+    copy.setAttribute("aria-label", thumb.getAttribute("aria-label").replace(/^Enlarge /, ""));
     dialog.querySelector(".picture").replaceChildren(copy);
     dialog.querySelector(".where span").textContent = image.label ? `${image.label} · ${image.id}` : image.id;
     dialog.querySelector("ul").replaceChildren(...image.captions.map((caption) => {

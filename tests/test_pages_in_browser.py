@@ -1,0 +1,178 @@
+"""The static pages in a real Chromium, offline: by keyboard and screen reader, on a phone, in the dark.
+
+Screenshots lie in build/screenshots afterwards, to be looked at. Without playwright or a Chromium all of it is skipped.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from browse_case import build_study
+
+from rsvlm.files import read_json, write_json
+from rsvlm.scoring.published import RECALLS
+from rsvlm.study import paths
+from rsvlm.study.paths import finished_study
+from rsvlm.viewing.caption_gallery import write_caption_gallery
+from rsvlm.viewing.comparison_page import render_html
+from rsvlm.viewing.page import write_page
+from rsvlm.viewing.retrieval_gallery import write_retrieval_gallery
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed (`make test` does it where there is a Chromium)"
+)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: the pages were not tried in a browser"
+)
+
+PROJECT = Path(__file__).resolve().parents[1]
+SCREENSHOTS = PROJECT / "build" / "screenshots"
+NAMES = ("captions", "retrieval", "comparison")
+WIDTHS = (1400, 390)
+SEARCHES = 20  # on the page, in each direction
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The three pages of a small study, the comparison of a recorded one."""
+    root = tmp_path_factory.mktemp("pages")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "find_root", lambda: root)
+        patch.setenv("RSVLM_CACHE", str(paths.CACHE))
+        build_study(root, test=30, train=6, scored=True)
+        figures = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30}
+        recalls = dict.fromkeys(RECALLS, figures)
+        kinds = {"by_image": recalls, "by_text": {"mean_recall": figures}, "ceiling": recalls}
+        write_json(paths.METRICS / "score_retrieval.json", {"dual_encoder": {"s": kinds}, "protocol": {}})
+        corpus = dict.fromkeys(("BLEU-1", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr"), figures)
+        scores = {run: {"s": {"released": corpus}} for run in ("captioner", "nearest", "human")}
+        write_json(paths.METRICS / "score_captions.json", scores)
+        write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), baselines=["nearest"])
+        write_retrieval_gallery(paths.GALLERIES / "retrieval.html", finished_study(), images=SEARCHES)
+        recorded = read_json(PROJECT / "results" / "ucm_cpu" / "metrics.json")
+        write_page(paths.GALLERIES / "comparison.html", render_html(recorded))
+        yield paths.GALLERIES
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def show(browser, pages):
+    """A function: the page of this name at this width, which must not have complained by the end."""
+    contexts, faults = [], []
+
+    def open_page(name, width, theme="light", **options):
+        context = browser.new_context(
+            offline=True, viewport={"width": width, "height": 900}, color_scheme=theme, **options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
+        page.goto((pages / f"{name}.html").as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not faults
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", NAMES)
+def test_axe_finds_nothing_serious(show, name, width, theme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
+    page = show(name, width, theme)
+    found = dict(_serious(axe, page))
+    if name != "comparison":  # the enlarged view is another page, in effect
+        page.locator("article.card .open, article.card .thumb").locator("visible=true").first.click()
+        page.locator("dialog[open]").wait_for()
+        found |= dict(_serious(axe, page))
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"page_{name}_{width}_{theme}.png")
+    assert not found
+
+
+def _serious(axe, page):
+    """(rule, [what the first elements are told]) of every serious or critical finding."""
+    for rule in axe.Axe().run(page).response["violations"]:
+        if rule["impact"] in ("serious", "critical"):
+            yield rule["id"], [f"{node['html'][:200]} {node['failureSummary']}" for node in rule["nodes"][:3]]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_column_is_cut(show, name, width):
+    page = show(name, width)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    cut = page.evaluate("[...document.querySelectorAll('table td')].filter((cell) => cell.getBoundingClientRect().right > innerWidth || cell.scrollWidth > cell.clientWidth + 1).map((cell) => cell.textContent)")  # fmt: skip
+    assert cut == []
+
+
+def test_on_a_phone_the_main_figure_comes_first(show):
+    tops = show("comparison", 390).evaluate("[...document.querySelector('tbody tr:not(.kind)').querySelectorAll('td')].filter((cell) => cell.offsetParent).sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top).map((cell) => cell.textContent)")  # fmt: skip
+    assert tops[0].startswith("CIDEr") and "4.077" in tops[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_follows_the_dark_theme(show, name):
+    grounds = [show(name, 1400, theme).evaluate("getComputedStyle(document.documentElement).backgroundColor") for theme in ("light", "dark")]  # fmt: skip
+    assert grounds == ["rgb(246, 247, 249)", "rgb(17, 22, 28)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "term", "sentence"),
+    [
+        ("captions", "held-out reference", "one reference held out"),
+        ("captions", "gap", "on an image less that of the run"),
+        ("retrieval", "ceiling", "knows every test caption by heart"),
+        ("comparison", "specialist", "on that benchmark alone"),
+    ],
+)
+def test_a_term_is_explained_by_key_and_by_touch(show, name, term, sentence):
+    label = f"What {term} means"
+    page = show(name, 1400)
+    page.get_by_role("button", name=label, exact=True).first.focus()
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator(".sentence:popover-open")).to_contain_text(sentence)
+    page.keyboard.press("Escape")
+    assert page.locator(".sentence:popover-open").count() == 0
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == label
+    phone = show(name, 390, has_touch=True)
+    phone.get_by_role("button", name=label, exact=True).locator("visible=true").first.tap()
+    shown = phone.locator(".sentence:popover-open")
+    playwright.expect(shown).to_contain_text(sentence)
+    box = shown.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+
+
+def test_the_sentence_follows_what_is_chosen(show):
+    page = show("captions", 1400)
+    page.locator("select[name=metric]").select_option("METEOR")
+    page.get_by_role("button", name="What METEOR means", exact=True).last.click()
+    playwright.expect(page.locator(".sentence:popover-open")).to_contain_text("METEOR: words matched")
+
+
+def test_the_count_says_what_it_counts(show):
+    page = show("retrieval", 1400)
+    count, total = page.locator("#count"), 31  # a caption an image, and one that all share
+    drawn = page.locator("#text_to_image article.card:visible").count()
+    assert 0 < drawn < SEARCHES
+    playwright.expect(count).to_have_text(f"{drawn} captions drawn at random of {total}")
+    page.get_by_role("button", name="Best", exact=True).click()
+    rest = SEARCHES - drawn
+    playwright.expect(count).to_have_text(f"{SEARCHES} captions of {total}: {drawn} drawn at random and the {rest} best, middle and worst")  # fmt: skip
+    page.get_by_label("Search", exact=True).fill("Caption 1")
+    playwright.expect(count).to_contain_text(f"of the {SEARCHES} captions on this page")
+    page.get_by_role("button", name="Image to text", exact=True).click()
+    playwright.expect(count).to_contain_text(f"of the {SEARCHES} images on this page")
