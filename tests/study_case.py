@@ -55,7 +55,7 @@ def copy_with_study(root: Path, study: str) -> Iterator[Path]:
         drop = {"__pycache__", ".ipynb_checkpoints"} & set(names)
         if place == Path("data"):
             drop = set(names) - {"raw"}
-        if place == Path("user/captions"):
+        if place in (Path("user/captions"), Path("user/embeddings")):
             drop = set(names) - {"README.md"}
         if place == Path(".dvc"):
             drop = {"tmp", "cache", "config.local"} & set(names)

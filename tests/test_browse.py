@@ -230,8 +230,8 @@ def test_the_dialogue_pane_answers_its_page(study):
     words = [message["part"]["words"] for message in ask.sent[:-1]]
     assert said["who"] == "model" and words and words == sorted(words, key=len)
     assert [turn["words"] for turn in ask("turns")][1] == "What is <b>this</b>?"
-    assert ask("export") == {"path": "dialogues/dialogue_001/dialogue.md"}
-    assert ask("export") == {"path": "dialogues/dialogue_002/dialogue.md"}
+    assert ask("export") == {"path": "user/dialogues/dialogue_001/dialogue.md"}
+    assert ask("export") == {"path": "user/dialogues/dialogue_002/dialogue.md"}
     folder = paths.DIALOGUES / "dialogue_001"
     assert Image.open(folder / "image_01.jpg").size == (32, 32)
     text = (folder / "dialogue.md").read_text()

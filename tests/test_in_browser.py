@@ -467,8 +467,8 @@ def test_the_dialogue_answers_and_is_exported(notebook, study):
     playwright.expect(chat.locator(".turn.you .words").last).to_have_text("Caption:")
     playwright.expect(chat.locator(".turns[aria-busy]")).to_have_count(0)
     chat.get_by_role("button", name="Export").click()
-    playwright.expect(chat.get_by_text("written: dialogues/dialogue_001/dialogue.md")).to_be_visible()
-    assert "<script" not in (study / "dialogues" / "dialogue_001" / "dialogue.md").read_text()
+    playwright.expect(chat.get_by_text("written: user/dialogues/dialogue_001/dialogue.md")).to_be_visible()
+    assert "<script" not in (study / "user/dialogues" / "dialogue_001" / "dialogue.md").read_text()
     notebook.shoot("dialogue")
 
 

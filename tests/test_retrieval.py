@@ -24,6 +24,7 @@ from rsvlm.scoring.retrieval import (
     KS,
     EmbeddingSpace,
     first_places,
+    load_other_spaces,
     load_space,
     perfect_ranks,
     rank_retrieval,
@@ -405,6 +406,22 @@ def test_a_space_is_read_from_its_folder(tmp_path):
     (tmp_path / "text.npy").unlink()
     with pytest.raises(FileNotFoundError, match="text.npy"):
         load_space(tmp_path)
+
+
+def test_other_models_embeddings_are_read_by_name(tmp_path):
+    assert load_other_spaces(tmp_path / "none", ["ret"]) == {}
+    for name in ("geo clip", "zero", ".hidden"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "image.npy", np.eye(1, 3, dtype=np.float32))
+        np.save(tmp_path / name / "text.npy", np.eye(1, 3, dtype=np.float32))
+        (tmp_path / name / "image_ids.json").write_text('["a"]')
+        (tmp_path / name / "texts.json").write_text('["x"]')
+    (tmp_path / "README.md").touch()
+    spaces = load_other_spaces(tmp_path, ["ret"])
+    assert list(spaces) == ["geo clip", "zero"] and spaces["zero"].image_ids == ["a"]
+    (tmp_path / "zero").rename(tmp_path / "RET")
+    with pytest.raises(ValueError, match="'RET' is a method of the study; rename the folder"):
+        load_other_spaces(tmp_path, ["ret"])
 
 
 def test_curves_and_table_show_every_method_and_the_ceiling():

@@ -16,7 +16,7 @@ Left open, and answered here:
   captions that stand under few other images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,7 +164,7 @@ def load_space(folder: Path) -> EmbeddingSpace:
     for name in (IMAGE_VECTORS, TEXT_VECTORS):
         path = folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; the stage generate_captions writes it")
+            raise FileNotFoundError(f"{path}: no such file; a space needs {IMAGE_VECTORS}, {TEXT_VECTORS}, {IMAGE_IDS} and {TEXTS}")
         parts[name] = np.load(path, mmap_mode="r")
     try:
         return EmbeddingSpace(
@@ -172,6 +172,23 @@ def load_space(folder: Path) -> EmbeddingSpace:
         )
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+
+
+def load_other_spaces(folder: Path, taken: Iterable[str]) -> dict[str, EmbeddingSpace]:
+    """Other models' embeddings by name: a space in each folder inside ``folder``, as ``load_space`` reads it.
+
+    Args:
+        taken: names that the study's own methods have.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_space``, or a name is taken; names the folder.
+    """
+    spaces = {}
+    for place in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
+        if place.name.casefold() in taken:
+            raise ValueError(f"{place}: {place.name!r} is a method of the study; rename the folder, to say its model")
+        spaces[place.name] = load_space(place)
+    return spaces
 
 
 def _rows_by_name(names: list[str], vectors: np.ndarray, what: str) -> dict[str, int]:

@@ -70,7 +70,7 @@ Runs = dict[str, dict[str, dict[str, str]]]  # run -> source -> image_id -> capt
 
 def named(table: Mapping[str, Named], name: str) -> Named:
     """The entry of RUNS or METHODS; another model's run stands under its own name."""
-    return table.get(name) or Named(name, "another model's captions")
+    return table.get(name) or Named(name, "another model's, from user/")
 
 
 def in_order(table: Mapping[str, Named], names: Iterable[str]) -> list[str]:

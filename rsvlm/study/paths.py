@@ -10,6 +10,7 @@ A notebook of a stage takes its places from ``rsvlm.study.workspace``; one that 
 """
 
 import os
+import warnings
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -26,9 +27,11 @@ PLACES = {
     "DATA_CARDS": "data_cards",
     "RESULTS": "results",  # recorded runs, in git
     "BENCHMARKS": "benchmarks/results",  # recorded speeds, in git
-    "MARKS": "marks/captions.csv",  # what people found good or wrong in captions; `make clean` leaves it
-    "DIALOGUES": "dialogues",  # talks with the captioner that were exported
-    "USER_CAPTIONS": "user/captions",  # other models' captions, one JSON-lines file a run; an out of no stage
+    # What people add: the out of no stage, and `make clean` leaves it
+    "MARKS": "user/marks/captions.csv",  # what people found good or wrong in captions
+    "DIALOGUES": "user/dialogues",  # talks with the captioner that were exported
+    "USER_CAPTIONS": "user/captions",  # other models' captions, one JSON-lines file a run
+    "USER_EMBEDDINGS": "user/embeddings",  # other models' image and text vectors, one folder a method
     # What the stages make (DVC outs)
     "STRIPPED": "build/notebooks",
     "BLUE_MARBLE": "data/blue_marble",  # tiles cut by aggregate_data, in Karpathy's format
@@ -92,6 +95,9 @@ def finished_study() -> "StudyFiles":
     from rsvlm.viewing.records import StudyFiles  # here: as above
 
     use_own_cache()
+    for older in ("marks", "dialogues"):
+        if (find_root() / older).is_dir():
+            warnings.warn(f"{older}/ is not read any more: `mkdir -p user && mv {older} user/`", stacklevel=2)
     root, other = find_root(), {"table": "IMAGE_TABLE", "others": "USER_CAPTIONS"}
     names = [field.name for field in fields(StudyFiles) if field.name != "root"]
     return StudyFiles(root=root, **{name: root / PLACES[other.get(name, name.upper())] for name in names})

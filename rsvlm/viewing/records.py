@@ -51,7 +51,7 @@ class StudyFiles:
     captioner: Path = Path("captioner")
     search_index: Path = Path("search_index")
     marks: Path = Path("marks.csv")  # what people found good or wrong
-    dialogues: Path = Path("dialogues")  # exported ones
+    dialogues: Path = Path("user/dialogues")  # exported ones
 
     def read_table(self) -> pd.DataFrame:
         """The image table, its paths ready to be opened. Raises as ``load_table``."""
