@@ -164,7 +164,9 @@ def load_space(folder: Path) -> EmbeddingSpace:
     for name in (IMAGE_VECTORS, TEXT_VECTORS):
         path = folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; a space needs {IMAGE_VECTORS}, {TEXT_VECTORS}, {IMAGE_IDS} and {TEXTS}")
+            raise FileNotFoundError(
+                f"{path}: no such file; a space needs {IMAGE_VECTORS}, {TEXT_VECTORS}, {IMAGE_IDS} and {TEXTS}"
+            )
         parts[name] = np.load(path, mmap_mode="r")
     try:
         return EmbeddingSpace(
