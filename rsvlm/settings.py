@@ -164,7 +164,7 @@ class Augmentation(Settings):
     """
 
     crop_size: int | None = setting(
-        None, "side of the training input, pixels; null takes image_size; smaller is faster", SIDE
+        None, "side of the training input, pixels; null takes image_size; smaller is faster", SIDE, quick=64
     )
     crop_min: float = setting(
         0.7,
@@ -302,7 +302,7 @@ class CaptioningSettings(Settings):
         "captions of an image in a step, behind one prefix; 0: all",
         Within(0, 64, "0 takes all; each lengthens the rows of a batch"),
     )
-    steps: int = setting(54, "optimiser steps", STEPS, quick=8)
+    steps: int = setting(54, "optimiser steps", STEPS, quick=4)
     batch_size: int = setting(8, "images a step", BATCH, quick=4)
     projection_lr: float = setting(4.0e-3, "highest learning rate of the projections into the language model", RATE)
     retrieval_lr: float = setting(1.0e-3, "highest learning rate of [RET] and the retrieval projections", RATE)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -15,7 +16,7 @@ from rsvlm.data.aggregate import aggregate_sources, write_aggregated
 from rsvlm.data.audit import draw_validation
 from rsvlm.data.images import ImageError
 from rsvlm.data.sources import check_sources, parse_source
-from rsvlm.data.table import load_adapt_table, load_table, rows_of, save_table
+from rsvlm.data.table import load_adapt_table, load_table, rows_of, save_table, thinned
 
 SPLIT_OF = ["train", "train", "train", "train", "val", "test"]
 
@@ -477,3 +478,9 @@ def test_real_sources_without_their_images(shared_data):
         shared_data, ucm, sydney | {"allow_missing_images": True}, max_images_per_split=2, allow_missing_images=False
     )
     assert len(rows) == 6 and report["sources"]["sydney"]["files_missing"] == 613
+
+
+def test_a_table_is_thinned_evenly():
+    table = pd.DataFrame({"split": ["val"] * 7 + ["test"] * 20 + ["val"] * 3, "n": range(30)})
+    assert thinned(table, 4)["n"].tolist() == [0, 3, 5, 7, 12, 17, 22, 28]
+    assert thinned(table, 0) is table and thinned(table, 100).equals(table)

@@ -18,7 +18,7 @@ from study_case import copy_with_study, dvc
 import rsvlm.study.paths
 from rsvlm.files import fingerprint_file, read_json_lines, write_json_lines
 from rsvlm.scoring.runs import STUDY_RUNS
-from rsvlm.study.config import PARAMETERS_TAG, check_section, defaults, parameters_cell, read_params, read_section
+from rsvlm.study.config import PARAMETERS_TAG, check_section, defaults, parameters_cell, read_params
 from rsvlm.study.settings import SECTIONS
 from rsvlm.study.strip import as_text, stripped
 from rsvlm.study.studies import checked_changes, show_differences, study_names, study_params, study_text
@@ -373,10 +373,8 @@ def test_the_summary_and_dvc_show_the_result(smoke_study):
 def run_by_hand(root: Path, name: str) -> nbformat.NotebookNode:
     """A notebook as JupyterLab runs it, with the smoke study's parameters."""
     notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
-    values = read_section(root / "params.yaml", name.split("_", 1)[1])
-    changed = "\n".join(f"{key} = {value!r}" for key, value in values.items())
-    place = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(changed))
+    cell = next(cell for cell in notebook.cells if PARAMETERS_TAG in cell.metadata.get("tags", []))
+    cell.source = cell.source.replace("use_study_parameters = False", "use_study_parameters = True")
     resources = {"metadata": {"path": str(root / "notebooks")}}
     return NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
 
@@ -393,8 +391,10 @@ def test_notebooks_run_by_hand_leave_the_study_as_it_is(smoke_study):
     for stage in ("aggregate_data", "generate_captions", "compare_with_paper"):
         name = STAGES[stage]
         executed = run_by_hand(smoke_study, name)
-        said = [output.text for cell in executed.cells for output in cell.get("outputs", []) if "text" in output]
-        assert any(f"Run by hand: reads the study, writes below scratch/{name}/" in text for text in said)
+        shown = [output.get("data", {}) for cell in executed.cells for output in cell.get("outputs", [])]
+        told = [data["text/plain"] for data in shown if "A try." in data.get("text/html", "")]
+        assert len(told) == 1 and f"reads the study, writes below scratch/{name}/ alone" in told[0]
+        assert "Values: those of params.yaml." in told[0]
         for out in PIPELINE["stages"][stage]["outs"]:
             # an executed copy, and what the stage's other commands make, are no work of the notebook
             others = ("reports/headline.json", "reports/model_card.md")

@@ -79,10 +79,10 @@ def by_hand(project, stage: str = "finetune_lora", **changes):
 
 def test_by_hand_the_quick_values_count_and_what_differs_from_the_study_is_shown(project):
     settings, places = by_hand(project, lora_rank=8)
-    assert settings.steps == 8 and settings.lora_rank == 8
+    assert settings.steps == 4 and settings.lora_rank == 8
     assert "Values: the notebook's quick ones, but changed here lora_rank = 8." in str(places)
     page = places._repr_html_()
-    assert "A try." in page and "<td><code>steps</code></td><td><code>8</code></td>" in page
+    assert "A try." in page and "<td><code>steps</code></td><td><code>4</code></td>" in page
     assert "from params.yaml" in page and "rsvlm study adopt scratch/40_finetune_lora" in page
     assert read_json(project / "scratch/40_finetune_lora/parameters.json")["changed"] == {"lora_rank": 8}
 

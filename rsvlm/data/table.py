@@ -10,6 +10,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from rsvlm.data.names import SPLITS
@@ -105,6 +106,15 @@ def load_adapt_table(path: Path, more: Path, root: Path | None = None) -> pd.Dat
     """
     table = pd.concat([load_table(path, root), load_table(more, root)], ignore_index=True)
     return table.sort_values(["source", "split", "image_id"], kind="stable", ignore_index=True)
+
+
+def thinned(table: pd.DataFrame, per_split: int) -> pd.DataFrame:
+    """At most so many rows of each split, evenly spaced, in the table's order; 0: all."""
+    if not per_split:
+        return table
+    place, size = table.groupby("split").cumcount(), table.groupby("split")["split"].transform("size")
+    most = np.minimum(per_split, size)
+    return table[(place * most) // size != ((place - 1) * most) // size]
 
 
 def rows_of(table: pd.DataFrame, split: str | None = None, source: str | None = None) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from rsvlm.settings import (
     BATCH,
+    IMAGES,
     SEED,
     SIDE,
     WEIGHT,
@@ -106,6 +107,9 @@ class GenerateCaptions(Machine, Generation):
     sample_weights: list[float] = setting([0.0], "to try: agreement with the drawn captions", WEIGHT)
     likelihood_weights: list[float] = setting(
         [0.0, 0.5, 1.0, 2.0, 4.0], "to try: the captioner's log-probability a token", WEIGHT
+    )
+    images_per_split: int = setting(
+        0, "captioned of validation and of test, evenly spaced; 0: all, which scoring needs", IMAGES, quick=16
     )
     batch_size: int = setting(32, "images at a time", BATCH)
     examples: int = setting(6, "images shown at the end", EXAMPLES)

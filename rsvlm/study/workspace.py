@@ -33,7 +33,7 @@ class Values:
     elsewhere: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Workspace:
     """The names of ``rsvlm.study.paths`` as attributes, for one notebook: ``places.CAPTIONER``.
 
@@ -108,7 +108,7 @@ class Workspace:
     def _try(self, notebook: str) -> Path:
         return self.root / paths.PLACES["SCRATCH"] / notebook
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         if not self.is_try:
             return f"Run as a stage of the study: writes {', '.join(self.outs)}. Values: {self.values.origin}."
         reads = "the study" + "".join(f" and {one}/" for one in self.read_tries())
