@@ -347,6 +347,7 @@ def test_the_result_stands_below_the_title_and_the_log_is_folded():
     work.outputs = [nbformat.v4.new_output("stream", name="stderr", text="\rtrain:  10%|#"), *told]
     result.outputs = [nbformat.v4.new_output("display_data", {"text/plain": "it rose"})]
     result.metadata["tags"] = [RESULT_TAG]
+    notebook.cells.insert(3, new_markdown_cell("What came out.", metadata={"tags": [RESULT_TAG]}))
     executed = without_traces(notebook, "seed: int = 3")
     assert [cell.id for cell in executed.cells] == ["title", "cell-1", "params", "cell-0"]
     assert executed.cells[1].metadata["jupyter"]["source_hidden"] and executed.cells[1].execution_count == 3

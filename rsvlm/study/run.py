@@ -134,11 +134,13 @@ def without_traces(notebook: NotebookNode, parameters: str) -> NotebookNode:
         cell.execution_count = number
         cell.outputs = _joined(output for output in [*_log(cell.outputs), *cell.outputs] if not _is_passing(output))
     results = [cell for cell in notebook.cells if RESULT_TAG in cell.metadata.get("tags", [])]
-    for cell in results:
-        if cell.cell_type == "code":
-            cell.metadata["jupyter"] = {"source_hidden": True}
     rest = [cell for cell in notebook.cells if cell not in results]
-    notebook.cells = rest[:1] + results + rest[1:]
+    shown = [
+        cell for cell in results if cell.cell_type == "code"
+    ]  # the words that lead to it in Lab are not needed there
+    for cell in shown:
+        cell.metadata["jupyter"] = {"source_hidden": True}
+    notebook.cells = rest[:1] + shown + rest[1:]
     return notebook
 
 
