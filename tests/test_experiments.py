@@ -143,7 +143,8 @@ def test_without_git_it_says_what_to_do(tmp_path, monkeypatch, capsys):
     assert "Experiments need a study in git" in capsys.readouterr().err
 
 
-def test_the_table_shows_what_changed_and_marks_what_came_out(tried, capsys):
+def test_the_table_shows_what_changed_and_marks_what_came_out(tried, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")  # of the terminal
     assert studies.main(["experiments"]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()

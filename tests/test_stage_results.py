@@ -18,8 +18,9 @@ def entry(value, low=None, high=None, n=10, **more):
 def test_a_notebook_ends_with_its_result(path):
     cells = nbformat.read(path, as_version=4).cells
     tagged = [cell for cell in cells if "result" in cell.metadata.get("tags", [])]
-    name = tagged[0].source.split("(")[0]
-    assert tagged == cells[-1:] and (hasattr(results, name) or hasattr(score_results, name))
+    name = tagged[-1].source.split("(")[0]
+    assert [cell.cell_type for cell in tagged] == ["markdown", "code"] and tagged == cells[-2:]
+    assert hasattr(results, name) or hasattr(score_results, name)
 
 
 def test_a_box_holds_the_sentence_escaped_and_is_readable_as_text():
