@@ -16,9 +16,6 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
-# Threads spin briefly before they sleep: not at all costs a third of the speed, for long makes shared cores crawl.
-export GOMP_SPINCOUNT ?= 10000
-export TOKENIZERS_PARALLELISM ?= false
 export DVC_NO_ANALYTICS := 1
 # Nothing but packages is downloaded; `make study ONLINE=1` lets a study fetch models by name.
 export HF_HUB_OFFLINE := $(if $(ONLINE),0,1)

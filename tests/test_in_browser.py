@@ -1,7 +1,4 @@
-"""The notebook 90_browse and the static page in a real Chromium: filter, sort, enlarge, mark, search, talk, kill the kernel.
-
-Screenshots lie in build/screenshots afterwards, to be looked at. Without playwright or a Chromium all of it is skipped.
-"""
+"""The notebook 90_browse and the static page in a real Chromium: filter, sort, enlarge, mark, search, talk, kill the kernel."""
 
 import base64
 import json
@@ -19,24 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 from browse_case import NASTY_NAME, SCRIPT, add_captioner, build_study
+from browser_case import PROJECT, SCREENSHOTS, SECONDS, in_a_browser, open_browser, playwright
 
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing.caption_gallery import read_marks, write_caption_gallery
 from rsvlm.viewing.records import Query, draw_order, read_records, select_rows
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed (`make test` does it where there is a Chromium)"
-)
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine: the pages were not tried in a browser"
-)
-
-PROJECT = Path(__file__).resolve().parents[1]
-SCREENSHOTS = PROJECT / "build" / "screenshots"
+pytestmark = in_a_browser
 TEST_IMAGES = 30
-SECONDS = float(os.environ.get("RSVLM_BROWSER_SECONDS", "60"))  # longest wait for one thing; busy machines need more
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +54,8 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright.expect.set_options(timeout=1000 * SECONDS)
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with open_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 class Watched:

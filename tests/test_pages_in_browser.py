@@ -1,14 +1,9 @@
-"""The static pages in a real Chromium, offline: by keyboard and screen reader, on a phone, in the dark.
-
-Screenshots lie in build/screenshots afterwards, to be looked at. Without playwright or a Chromium all of it is skipped.
-"""
-
-import shutil
-from pathlib import Path
+"""The static pages in a real Chromium, offline: by keyboard and screen reader, on a phone, in the dark."""
 
 import pytest
 import torch
 from browse_case import build_study
+from browser_case import PROJECT, SCREENSHOTS, in_a_browser, open_browser, playwright
 
 from rsvlm.files import read_json, write_json
 from rsvlm.scoring.published import RECALLS
@@ -19,16 +14,7 @@ from rsvlm.viewing.comparison_page import render_html
 from rsvlm.viewing.page import write_page
 from rsvlm.viewing.retrieval_gallery import write_retrieval_gallery
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed (`make test` does it where there is a Chromium)"
-)
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine: the pages were not tried in a browser"
-)
-
-PROJECT = Path(__file__).resolve().parents[1]
-SCREENSHOTS = PROJECT / "build" / "screenshots"
+pytestmark = in_a_browser
 NAMES = ("captions", "retrieval", "comparison")
 WIDTHS = (1400, 390)
 SEARCHES = 20  # on the page, in each direction
@@ -59,10 +45,8 @@ def pages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with open_browser() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture

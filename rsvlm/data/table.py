@@ -108,13 +108,15 @@ def load_adapt_table(path: Path, more: Path, root: Path | None = None) -> pd.Dat
     return table.sort_values(["source", "split", "image_id"], kind="stable", ignore_index=True)
 
 
+def evenly_spaced(count: int, most: int) -> np.ndarray:
+    """At most ``most`` of the places 0 to ``count`` - 1, the first and the last among them; 0: all."""
+    return np.linspace(0, count - 1, min(most or count, count)).round().astype(int)
+
+
 def thinned(table: pd.DataFrame, per_split: int) -> pd.DataFrame:
     """At most so many rows of each split, evenly spaced, in the table's order; 0: all."""
-    if not per_split:
-        return table
-    place, size = table.groupby("split").cumcount(), table.groupby("split")["split"].transform("size")
-    most = np.minimum(per_split, size)
-    return table[(place * most) // size != ((place - 1) * most) // size]
+    kept = [rows.index[evenly_spaced(len(rows), per_split)] for _, rows in table.groupby("split")]
+    return table[table.index.isin(np.concatenate(kept))]
 
 
 def rows_of(table: pd.DataFrame, split: str | None = None, source: str | None = None) -> pd.DataFrame:

@@ -10,7 +10,6 @@ The random ones are CLIP and LLaMA in milliseconds, for tests and the smoke stud
 (``CLIPModel``, ``LlamaForCausalLM``) and real tokenizers, trained on the few sentences below. What they say means nothing.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,7 +206,6 @@ def make_tiny_llama(folder: Path, *, seed: int = 0) -> Path:
 
 def _train_tokenizer(special_tokens: list[str]) -> Tokenizer:
     """A byte-level BPE: every text in every script has tokens."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a notebook's kernel forks
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -221,6 +221,7 @@ def float_text(value: float) -> str:
 
 
 def as_python(value: object) -> str:
+    """A value as a parameters cell has it."""
     if isinstance(value, float):
         return float_text(value)
     return json.dumps(value) if isinstance(value, str) else repr(value).replace("'", '"')

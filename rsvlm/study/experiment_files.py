@@ -1,6 +1,5 @@
 """What DVC's experiments hold: their parameters and figures, their pages, their captions beside another's."""
 
-import csv
 import io
 import json
 import tempfile
@@ -9,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+
+import pandas as pd
 
 from rsvlm.data.table import load_table, rows_of
 from rsvlm.files import read_json, write_json, write_text
@@ -217,17 +218,9 @@ def _check_same_images(pair: Sequence[Experiment], tables: Sequence) -> None:
 
 def _joined_scores(names: Sequence[str], pair: Sequence[Experiment]) -> str:
     """One table of scores an image, the captioner's rows of each experiment under its name."""
-    rows, columns = [], {}
-    for name, one in zip(names, pair):
-        for row in csv.DictReader(io.StringIO(_read(one, "reports/scores/captions.csv"))):
-            if row["run"] == RUN:
-                rows.append(row | {"run": name})
-                columns |= dict.fromkeys(row)
-    stream = io.StringIO()
-    table = csv.DictWriter(stream, list(columns), restval="")
-    table.writeheader()
-    table.writerows(rows)
-    return stream.getvalue()
+    tables = [pd.read_csv(io.StringIO(_read(one, "reports/scores/captions.csv")), dtype=str) for one in pair]
+    own = [table[table["run"] == RUN].assign(run=name) for name, table in zip(names, tables)]
+    return pd.concat(own).to_csv(index=False)
 
 
 def _run_name(experiment: Experiment) -> str:

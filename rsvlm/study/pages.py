@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
@@ -18,7 +17,7 @@ from rsvlm.files import whole_folder, write_text
 from rsvlm.study import paths
 from rsvlm.study.config import PARAMETERS_TAG
 from rsvlm.study.run import RESULT_TAG
-from rsvlm.viewing.page import read_template
+from rsvlm.viewing.page import render_page
 
 # Code is folded, but for the parameters; prompts and anchors are left out.
 CELLS = f"""{{%- extends 'basic/index.html.j2' -%}}
@@ -49,17 +48,18 @@ def publish(executed: Path) -> Path:
     with whole_folder(executed / "html") as folder:
         for place, path in enumerate(found):
             notebook = nbformat.read(path, as_version=4)
-            near = {"before": found[place - 1].stem if place else None} | {
-                "after": found[place + 1].stem if place + 1 < len(found) else None
+            near = {
+                "before": found[place - 1].stem if place else None,
+                "after": found[place + 1].stem if place + 1 < len(found) else None,
             }
             title = _title(notebook, path.stem)
             write_text(
-                folder / f"{path.stem}.html", _render("notebook.html", title=title, body=body_of(notebook), **near)
+                folder / f"{path.stem}.html", _page("notebook.html", title=title, body=body_of(notebook), **near)
             )
             entries.append(
                 {"name": path.stem, "title": title, "question": _question(notebook), "result": _result(notebook)}
             )
-    write_text(executed / "index.html", _render("notebooks.html", entries=entries))
+    write_text(executed / "index.html", _page("notebooks.html", entries=entries))
     return executed / "index.html"
 
 
@@ -91,19 +91,10 @@ def _result(notebook: NotebookNode) -> str:
     return ""
 
 
-def _render(name: str, **values: object) -> str:
-    made = Environment(
-        loader=PackageLoader("rsvlm.study", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def _page(template: str, **values: object) -> str:
     colours = [HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("friendly", "github-dark")]
-    style = "\n".join(
-        [read_template("page.css"), colours[0], f"@media (prefers-color-scheme: dark) {{ {colours[1]} }}"]
-    )
-    return made.get_template(name).render(style=Markup(style), **values)
+    code = Markup(f"{colours[0]}\n@media (prefers-color-scheme: dark) {{ {colours[1]} }}")
+    return render_page(template, (), ("notebooks.css",), terms={}, code_style=code, **values)
 
 
 def main() -> int:

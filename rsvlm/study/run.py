@@ -49,12 +49,6 @@ KERNEL_ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # torch's deterministic mode asks for it on GPUs
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the kernel's debugger warns on stderr otherwise
 }
-KERNEL_DEFAULTS = {
-    # glibc gives every large block back to the system and takes it anew, page by page: half of a training step's time
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TRIM_THRESHOLD_": "4000000000",
-    "MALLOC_TOP_PAD_": "256000000",
-}
 
 
 class NotebookFailed(RuntimeError):
@@ -135,9 +129,7 @@ def without_traces(notebook: NotebookNode, parameters: str) -> NotebookNode:
         cell.outputs = _joined(output for output in [*_log(cell.outputs), *cell.outputs] if not _is_passing(output))
     results = [cell for cell in notebook.cells if RESULT_TAG in cell.metadata.get("tags", [])]
     rest = [cell for cell in notebook.cells if cell not in results]
-    shown = [
-        cell for cell in results if cell.cell_type == "code"
-    ]  # the words that lead to it in Lab are not needed there
+    shown = [cell for cell in results if cell.cell_type == "code"]  # not the words that lead to it at the end
     for cell in shown:
         cell.metadata["jupyter"] = {"source_hidden": True}
     notebook.cells = rest[:1] + shown + rest[1:]
@@ -146,8 +138,6 @@ def without_traces(notebook: NotebookNode, parameters: str) -> NotebookNode:
 
 def _execute(stage: str, source: Path, target: Path, values: dict) -> None:
     os.environ.update(KERNEL_ENVIRONMENT)
-    for name, value in KERNEL_DEFAULTS.items():
-        os.environ.setdefault(name, value)
     root, ipython = paths.ROOT, paths.CACHE / "ipython"
     ipython.mkdir(parents=True, exist_ok=True)
     os.environ["IPYTHONDIR"] = str(ipython)  # no start-up files or history of the user's own: equal bytes

@@ -60,7 +60,7 @@ class Workspace:
         if name == "CHECKPOINTS" or any(_overlap(place, out) for out in self.outs):
             return self.home / place
         needed = [one for one in self.inputs if _overlap(place, one[0])]
-        tried = [dep for dep, _, notebook in needed if self.tries and (self._try(notebook) / dep).exists()]
+        tried = [dep for dep, _, notebook in needed if self._was_tried(dep, notebook)]
         for dep, maker, _ in needed:
             if dep not in tried and not (self.root / dep).exists():
                 raise FileNotFoundError(
@@ -91,7 +91,7 @@ class Workspace:
 
     def read_tries(self) -> list[str]:
         """The other tries that this one reads, relative to the root."""
-        found = {notebook for dep, _, notebook in self.inputs if self.tries and (self._try(notebook) / dep).exists()}
+        found = {notebook for dep, _, notebook in self.inputs if self._was_tried(dep, notebook)}
         return [f"{paths.PLACES['SCRATCH']}/{notebook}" for notebook in sorted(found)]
 
     def record(self, numbers: Mapping[str, object]) -> dict:
@@ -104,6 +104,9 @@ class Workspace:
         """The metrics files that this stage reads, by the stage that made them."""
         folder = self.METRICS
         return {maker: read_json(folder / Path(dep).name) for dep, maker, _ in self.inputs if _is_metrics(dep)}
+
+    def _was_tried(self, dep: str, notebook: str) -> bool:
+        return self.tries and (self._try(notebook) / dep).exists()
 
     def _try(self, notebook: str) -> Path:
         return self.root / paths.PLACES["SCRATCH"] / notebook
@@ -181,11 +184,9 @@ def values_of(stage: str, names: Mapping[str, object], params: Path) -> Values:
     kind = SECTIONS[stage]
     own = dict(kind.of(names))
     if paths.running_stage:
-        usual = defaults(kind)
-        origin = f"params.yaml, section {stage}"
-        return Values(own, {}, origin, _differing(own, usual), "the default study")
+        return Values(own, {}, f"params.yaml, section {stage}", _differing(own, defaults(kind)), "the default study")
     changed = {name: value for name, value in own.items() if value != quick_values(kind)[name]}
-    told = "".join(f", {name} = {as_python(value)}" for name, value in changed.items())
+    told = ", ".join(f"{name} = {as_python(value)}" for name, value in changed.items())
     study = None
     if params.is_file():
         section = read_section(params, stage)
@@ -193,10 +194,10 @@ def values_of(stage: str, names: Mapping[str, object], params: Path) -> Values:
     if names.get("use_study_parameters"):
         if study is None:
             raise ValueError(f"use_study_parameters: there is no {params}")
-        used = dict(kind(**(study | changed)))
-        origin = "those of params.yaml" + (f", but changed here{told[1:]}" if changed else "")
+        used, origin = dict(kind(**(study | changed))), "those of params.yaml"
     else:
-        used, origin = own, "the notebook's quick ones" + (f", but changed here{told[1:]}" if changed else "")
+        used, origin = own, "the notebook's quick ones"
+    origin += f", but changed here {told}" if changed else ""
     return Values(used, changed, origin, _differing(used, study or {}), "params.yaml")
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from rsvlm.data.table import evenly_spaced
 from rsvlm.kernels import contrastive_loss
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import save_capret
@@ -171,8 +172,7 @@ class _Captioning(Task):
     ) -> None:
         self.model, self.settings, self.steps, self.log = captioner, settings, settings.steps, log
         self.drawn = TrainingBatches(captioner, features, training, settings)
-        at_most = min(settings.validation_images or len(validation), len(validation))
-        spread = np.linspace(0, len(validation) - 1, at_most).round().astype(int)
+        spread = evenly_spaced(len(validation), settings.validation_images)
         self.validation = validation_batches(captioner, features, [validation[i] for i in spread], settings)
         self.keeps_last = settings.keep == "last" or not self.validation
         self.optimizer = build_optimizer(captioner.parameter_groups(), settings, betas=(0.9, 0.95))

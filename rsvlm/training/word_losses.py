@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 
+from rsvlm.data.table import evenly_spaced
 from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
 from rsvlm.models.neighbours import WORD
@@ -24,11 +24,11 @@ def word_losses(
     """One row a word of the captions of some examples: image_id, caption (its number), word, nats, tokens, in_prompt.
 
     ``nats`` is the sum over the word's tokens, as in validation: fixed prompt, upright view, each different caption.
-    The captioner is left in evaluation mode. Marks stand as words, and so does the end of a caption, END. ``in_prompt``: the neighbours' captions have the word.
+    The captioner is left in evaluation mode. Marks stand as words, and so does the end of a caption, END. ``in_prompt``:
+    the neighbours' captions have the word.
     """
-    spread = np.unique(np.linspace(0, len(examples) - 1, min(LOOKED_AT, len(examples))).round().astype(int))
     plain = type(settings)(**dict(settings) | {"retrieval_weight": 0.0, "ret_token_weight": 0.0})
-    chosen, rows = [examples[place] for place in spread], []
+    chosen, rows = [examples[place] for place in evenly_spaced(len(examples), LOOKED_AT)], []
     captioner.eval()
     for start in range(0, len(chosen), settings.batch_size):
         part = chosen[start : start + settings.batch_size]

@@ -9,8 +9,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from scipy.stats import binomtest
+
 BOX = "border-left:4px solid #0072B2;background:rgba(0,114,178,.09);padding:.7em 1em;margin:.5em 0;max-width:50em"
-NORMAL = 1.959964  # standard deviations to either side that hold 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,8 @@ def training_result(metrics: Mapping) -> Result:
 
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
     """(low, high): 95 % interval of a share of n (Wilson 1927); it stays within 0 and 1."""
-    centre = (share + NORMAL**2 / (2 * n)) / (1 + NORMAL**2 / n)
-    half = NORMAL / (1 + NORMAL**2 / n) * math.sqrt(share * (1 - share) / n + NORMAL**2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    found = binomtest(round(share * n), n).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def counted(number: int, what: str) -> str:

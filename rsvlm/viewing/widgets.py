@@ -15,7 +15,7 @@ import anywidget
 import numpy as np
 import traitlets
 
-from rsvlm.data.table import rows_of
+from rsvlm.data.table import evenly_spaced, rows_of
 from rsvlm.files import fingerprint_values
 from rsvlm.models.dialogue import Conversation, Turn, Unclear
 from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS
@@ -241,8 +241,8 @@ class SearchBox(AnsweringWidget):
         self.archive, self.results, self.cache = archive, results, ThumbnailCache(thumbnail_pixels)
         methods = [{"id": name, "name": METHODS[name].name, "note": METHODS[name].note} for name in archive.methods]
         captions = rows_of(archive.table, split=archive.split)["captions"]
-        places = np.unique(np.linspace(0, len(captions) - 1, EXAMPLES).astype(int))
-        examples = list(dict.fromkeys(captions.iloc[place][0].strip() for place in places))
+        spread = captions.iloc[evenly_spaced(len(captions), EXAMPLES)]
+        examples = list(dict.fromkeys(own[0].strip() for own in spread))
         setting = {"methods": methods, "splits": archive.splits, "split": archive.split or "", "examples": examples}
         super().__init__(setting=setting | {"captions": archive.has_captioner})
 

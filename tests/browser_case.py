@@ -1,0 +1,33 @@
+"""A real Chromium, shared by the tests of pages and of JupyterLab. Without playwright or a Chromium they are skipped.
+
+Screenshots lie in build/screenshots afterwards, to be looked at.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed (`make test` does it where there is a Chromium)"
+)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+in_a_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: the pages were not tried in a browser"
+)
+PROJECT = Path(__file__).resolve().parents[1]
+SCREENSHOTS = PROJECT / "build" / "screenshots"
+SECONDS = float(os.environ.get("RSVLM_BROWSER_SECONDS", "60"))  # longest wait for one thing; busy machines need more
+
+
+@contextmanager
+def open_browser() -> Iterator[object]:
+    """A Chromium, closed afterwards."""
+    playwright.expect.set_options(timeout=1000 * SECONDS)
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
