@@ -408,20 +408,28 @@ def test_a_space_is_read_from_its_folder(tmp_path):
         load_space(tmp_path)
 
 
-def test_other_models_embeddings_are_read_by_name(tmp_path):
-    assert load_other_spaces(tmp_path / "none", ["ret"]) == {}
+def test_other_models_embeddings_are_read_by_name_and_compared_by_cosine(tmp_path):
+    assert load_other_spaces(tmp_path / "none") == {}
     for name in ("geo clip", "zero", ".hidden"):
         (tmp_path / name).mkdir()
-        np.save(tmp_path / name / "image.npy", np.eye(1, 3, dtype=np.float32))
-        np.save(tmp_path / name / "text.npy", np.eye(1, 3, dtype=np.float32))
+        np.save(tmp_path / name / "image.npy", np.array([[0.0, 3.0, 4.0]], dtype=np.float16))
+        np.save(tmp_path / name / "text.npy", np.array([[0.0, 0.5, 0.0]]))
         (tmp_path / name / "image_ids.json").write_text('["a"]')
         (tmp_path / name / "texts.json").write_text('["x"]')
     (tmp_path / "README.md").touch()
-    spaces = load_other_spaces(tmp_path, ["ret"])
-    assert list(spaces) == ["geo clip", "zero"] and spaces["zero"].image_ids == ["a"]
-    (tmp_path / "zero").rename(tmp_path / "RET")
-    with pytest.raises(ValueError, match="'RET' is a method of the study; rename the folder"):
-        load_other_spaces(tmp_path, ["ret"])
+    spaces = load_other_spaces(tmp_path)
+    assert list(spaces) == ["geo clip", "zero"]
+    assert spaces["zero"].images(["a"]) == pytest.approx(np.array([[0, 0.6, 0.8]]))
+    assert spaces["zero"].text(["x"]).tolist() == [[0, 1, 0]]
+    for value in (0.0, np.nan):
+        np.save(tmp_path / "zero" / "text.npy", np.full((1, 3), value))
+        with pytest.raises(ValueError, match="text.npy: row 0 is zero or holds values that are no numbers"):
+            load_other_spaces(tmp_path)
+    for taken in ("RET", "protocol"):
+        (tmp_path / "geo clip").rename(tmp_path / taken)
+        with pytest.raises(ValueError, match=f"'{taken}' is a name of the study's own; rename the folder"):
+            load_other_spaces(tmp_path)
+        (tmp_path / taken).rename(tmp_path / "geo clip")
 
 
 def test_curves_and_table_show_every_method_and_the_ceiling():

@@ -37,7 +37,7 @@ from rsvlm.models.encoders import DualEncoder, load_encoder
 from rsvlm.models.features import Features, encode_texts
 from rsvlm.models.generation import Prompted, caption_log_likelihoods
 from rsvlm.models.neighbours import training_pools
-from rsvlm.scoring.retrieval import KS, EmbeddingSpace, RetrievalSet, rank_retrieval, recalls
+from rsvlm.scoring.retrieval import KS, EmbeddingSpace, RetrievalSet, rank_retrieval, recalls, unit_rows
 from rsvlm.scoring.retrieval_study import Method, Reordering, precision_scores
 
 PARTS = ("dual_encoder", "ret", "neighbours", "hubness")
@@ -89,13 +89,6 @@ def caption_encoder(features: Features, encoder: Path) -> Callable[[list[str], b
 
     precision = features.meta["precision"]
     return lambda texts, capitalise: encode_texts(model(), texts, capitalise=capitalise, precision=precision)
-
-
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """The rows as float32 of length 1; zero rows stay zero."""
-    vectors = np.asarray(vectors, dtype=np.float64)
-    norms = np.sqrt((vectors**2).sum(axis=1, keepdims=True))
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
 
 
 def caption_means(space: EmbeddingSpace, captions: list[list[str]]) -> np.ndarray:

@@ -16,8 +16,8 @@ Left open, and answered here:
   captions that stand under few other images.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 from rsvlm.files import read_json
 from rsvlm.kernels import TIE_RULES, Ranks, hits, two_way_ranks
 from rsvlm.scoring.bootstrap import rounded
+from rsvlm.scoring.runs import METHODS, RESERVED
 
 MATCH_RULES = ("by_image", "by_text")
 KS = (1, 5, 10)
@@ -176,21 +177,42 @@ def load_space(folder: Path) -> EmbeddingSpace:
         raise ValueError(f"{folder}: {error}") from error
 
 
-def load_other_spaces(folder: Path, taken: Iterable[str]) -> dict[str, EmbeddingSpace]:
-    """Other models' embeddings by name: a space in each folder inside ``folder``, as ``load_space`` reads it.
-
-    Args:
-        taken: names that the study's own methods have.
+def load_other_spaces(folder: Path) -> dict[str, EmbeddingSpace]:
+    """Other models' embeddings by name: a space in each folder inside ``folder``, its vectors brought to length 1.
 
     Raises:
-        FileNotFoundError, ValueError: as ``load_space``, or a name is taken; names the folder.
+        FileNotFoundError, ValueError: as ``load_space``; a name that the study or its metrics use; a vector without a
+            direction (zero, or no numbers). Names the folder.
     """
     spaces = {}
     for place in sorted(path for path in folder.glob("[!.]*") if path.is_dir()):
-        if place.name.casefold() in taken:
-            raise ValueError(f"{place}: {place.name!r} is a method of the study; rename the folder, to say its model")
-        spaces[place.name] = load_space(place)
+        if place.name.casefold() in (*METHODS, *RESERVED):
+            raise ValueError(
+                f"{place}: {place.name!r} is a name of the study's own; rename the folder, to say its model"
+            )
+        space = load_space(place)
+        spaces[place.name] = replace(
+            space,
+            image_vectors=_directions(space.image_vectors, place / IMAGE_VECTORS),
+            text_vectors=_directions(space.text_vectors, place / TEXT_VECTORS),
+        )
     return spaces
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """The rows as float32 of length 1; zero rows stay zero."""
+    vectors = np.asarray(vectors, dtype=np.float64)
+    norms = np.sqrt((vectors**2).sum(axis=1, keepdims=True))
+    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+def _directions(vectors: np.ndarray, file: Path) -> np.ndarray:
+    """The vectors of length 1; ValueError where one has no direction."""
+    made = unit_rows(vectors)
+    bad = ~np.isfinite(made).all(axis=1) | ~made.any(axis=1)
+    if bad.any():
+        raise ValueError(f"{file}: row {int(bad.argmax())} is zero or holds values that are no numbers")
+    return made
 
 
 def _rows_by_name(names: list[str], vectors: np.ndarray, what: str) -> dict[str, int]:
