@@ -98,3 +98,15 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return zipfile.ZipFile(next(out.glob("rsvlm-*.whl")))
+
+
+@pytest.fixture
+def study_style():
+    """Figures in the study's style, and matplotlib's own settings afterwards: another test may have left either."""
+    import matplotlib
+
+    from rsvlm.viewing.plots import use_style
+
+    with matplotlib.rc_context():
+        use_style()
+        yield

@@ -311,7 +311,7 @@ def test_a_bad_image_leaves_no_cache(table, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_what_is_confused_is_drawn_in_percent_of_the_class(table):
+def test_what_is_confused_is_drawn_in_percent_of_the_class(table, study_style):
     val = table[table["split"] == "val"]
     before = val[["image_id", "label"]].reset_index(drop=True).assign(named="red", margin=-0.1)
     before.loc[before["label"] == "red", "margin"] = 0.1
@@ -320,10 +320,9 @@ def test_what_is_confused_is_drawn_in_percent_of_the_class(table):
     assert (
         left.images[0].get_array()[:, 2].tolist() == [100.0] * 4 and left.images[0].get_array().count() == 4
     )  # blue, green, red, white: all are called red
-    assert (
-        np.array_equal(right.images[0].get_array().filled(0), 100 * np.eye(4))
-        and "100.0 % named right" in right.get_title()
-    )
+    assert np.array_equal(
+        right.images[0].get_array().filled(0), 100 * np.eye(4)
+    ) and "100.0 % named right" in right.get_title("left")
     (axis,) = class_change_figure(before, after).axes
     assert [label.get_text() for label in axis.get_yticklabels()][0] == "red (2)"  # the only one without a gain
     drawn = draw_changes(table, before, after, count=2)

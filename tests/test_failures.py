@@ -68,7 +68,7 @@ def test_another_of_the_same_class_is_no_near_caption(searches):
     assert set(look_at_searches(test, space, LABELS)["group"]) == {"class"}
 
 
-def test_failures_are_counted_and_drawn(searches, tmp_path, monkeypatch):
+def test_failures_are_counted_and_drawn(searches, tmp_path, monkeypatch, study_style):
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
     table = searches[["image_id"]].assign(path=str(tmp_path / "one.png"), label=searches["label"])
     assert draw_failures(table, searches) is None and len(failure_table(searches)) == 0  # none misses the first ten
@@ -84,6 +84,6 @@ def test_failures_are_counted_and_drawn(searches, tmp_path, monkeypatch):
     drawn = draw_failures(table, searches.assign(caption="costs $5 or $6"))
     assert len(drawn.axes) == 16 and r"\$5" in drawn.axes[0].texts[0].get_text()
     left, right = failure_figure(searches, "s").axes
-    assert "62.5 % miss the first 1" in left.get_title() and len(right.get_yticklabels()) == 2
+    assert "62.5 % miss the first 1" in left.get_title("left") and len(right.get_yticklabels()) == 2
     heights = sum(bar.get_height() for bars in left.containers for bar in bars)
     assert heights == pytest.approx(100)
