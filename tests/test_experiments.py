@@ -3,20 +3,25 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from dvc.cli import main as dvc_main
+from dvc.repo import Repo
 from PIL import Image
 
 from rsvlm.files import read_json
-from rsvlm.study import experiments, paths, studies
+from rsvlm.study import experiment_files, experiments, paths, studies
 from rsvlm.study.experiments import MOST_COLUMNS, find_experiment, read_experiments, show_experiments, sorted_by
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 STAGE = """
 import json
 from pathlib import Path
+
+import numpy as np
 from ruamel.yaml import YAML
+from rsvlm.files import fingerprint_values
 
 params = YAML(typ="safe").load(Path("params.yaml").read_text())
 score, split = params["adapt_encoder"]["epochs"] / 10, params["score_captions"]["split"]
@@ -36,9 +41,17 @@ table = [
      "captions": [f"caption {n}"], "label": None}
     for n in images
 ]
+table.append(table[0] | {"image_id": "s/train.png", "split": "train", "captions": ["<b>said</b> after 0.9"]})
 put("data/aggregated/images.jsonl", "".join(json.dumps(row) + "\\n" for row in table))
 lines = [f"captioner,s,{split},s/{n}.png,released,False,{score + n}" for n in images]
 put("reports/scores/captions.csv", "run,source,split,image_id,references,reference_set_seen,CIDEr\\n" + "\\n".join(lines))
+ids = [row["image_id"] for row in table]
+put("data/features/meta.json", {"image_ids": ids, "views": 1, "grid": 0, "dims": {"pooled": 2, "embedding": 2},
+                                "image_list_fingerprint": fingerprint_values(ids)})
+put("data/features/texts.json", [])
+turned = np.tile([1, 0] if score < 0.9 else [0, 1], (len(ids), 1)).astype(np.float32)
+for name, array in {"image_embeddings": turned, "pooled": turned[:, None], "text_embeddings": turned[:0]}.items():
+    np.save(f"data/features/{name}.npy", array)
 put("reports/metrics/score_captions.json", {"captioner": {"s": {"released": {"CIDEr": figure(score)}}}, "protocol": {}})
 put("reports/metrics.json", {
     "captions": {"captioner": {"s": {"CIDEr": figure(score), "BLEU-4": figure(0.5)}}},
@@ -56,6 +69,7 @@ stages:
     outs:
       - data/generated/captioner.jsonl
       - data/aggregated
+      - data/features
       - reports/scores/captions.csv
       - reports/metrics/score_captions.json
       - reports/metrics.json
@@ -227,13 +241,51 @@ def test_the_captions_of_two_experiments_stand_on_one_page(tried, capsys):
     page = tried / "scratch" / "experiments" / "three_nine" / "captions.html"
     assert capsys.readouterr().out.strip() == page.relative_to(tried).as_posix()
     data = data_of(page)
-    assert data["setting"]["runs"] == ["three", "nine"]
+    assert (data["setting"]["runs"], data["setting"]["run"]) == (["three", "nine"], "nine")
     item = next(own for own in data["items"] if own["id"] == "s/1.png")
     assert said(item["said"]) == {"three": "<b>said</b> after 0.3", "nine": "<b>said</b> after 0.9"}
     assert item["scores"] == {"three": {"CIDEr": 1.3}, "nine": {"CIDEr": 1.9}}
-    assert "<b>said</b>" not in page.read_text(encoding="utf-8")
+    assert item["near"] == [["s/train.png", 1.0, {"nine": ["<b>said</b> after 0.9"]}]]
+    html = page.read_text(encoding="utf-8")
+    assert "<b>said</b>" not in html
+    assert "<h1>nine against three: captions, s, test split</h1>" in html
+    assert "<code>adapt_encoder.epochs: 3 → 9</code>" in html
+    assert "<code>adapt_encoder.note: null → &lt;i&gt;much&lt;/i&gt;</code>" in html
+    assert "<b>+0.600</b> [+0.600, +0.600]" in html and "higher on <b>4</b>, lower on <b>0</b>, equal on 0" in html
+    assert data["setting"]["training"] == "The nearest training images are by the features of three; nine has others."
     assert studies.main(["experiments", "workspace", "nine", "--gallery", "--out", str(tried / "scratch" / "x")]) == 0
     assert said(data_of(tried / "scratch" / "x" / "captions.html")["items"][0]["said"])["workspace"].endswith("0.2")
+
+
+def test_a_gallery_says_where_nearest_training_images_are_missing(tried, monkeypatch):
+    monkeypatch.setattr(experiment_files, "FEATURES", "data/gone")
+    assert studies.main(["experiments", "three", "nine", "--gallery"]) == 0
+    page = tried / "scratch" / "experiments" / "three_nine" / "captions.html"
+    assert data_of(page)["setting"]["training"].startswith("No nearest training images: neither three's nor nine's")
+    assert {tuple(item["near"]) for item in data_of(page)["items"]} == {()}
+
+
+def test_experiments_without_results_say_why(tried, capsys, monkeypatch):
+    dvc(
+        "exp", "run", "--queue", "-n", "later", "-S", "adapt_encoder.epochs=7"
+    )  # its stash holds the first one's results
+    for names in (["later"], ["later", "three", "--gallery"]):
+        assert studies.main(["experiments", *names]) == 1
+        assert "later has no results: it waits in the queue" in capsys.readouterr().err
+    dvc("queue", "remove", "later")
+    nine = find_experiment("nine", read_experiments())
+    with Repo(str(tried)) as repo:
+        figures = Path(repo.cache.local.oid_to_path(nine.outs["reports/metrics.json"]))
+    figures.rename(figures.with_suffix(".away"))
+    try:
+        assert studies.main(["experiments", "nine", "--out", str(tried / "scratch" / "gone")]) == 1
+        assert "nine has no results: they are not in DVC's cache (`dvc gc`" in capsys.readouterr().err
+        assert not (tried / "scratch" / "gone").exists()
+        assert "removed" in experiments.text_table(read_experiments(), 160)
+    finally:
+        figures.with_suffix(".away").rename(figures)
+    assert studies.main(["experiments", "--commits", "0"]) == 1
+    assert "commits is 0: give at least 1" in capsys.readouterr().err
 
 
 def test_a_gallery_of_other_images_is_refused(tried, capsys):

@@ -9,13 +9,13 @@ from rsvlm.files import read_json, write_json
 from rsvlm.scoring.published import RECALLS
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
-from rsvlm.viewing.caption_gallery import write_caption_gallery
+from rsvlm.viewing.caption_gallery import Pair, write_caption_gallery
 from rsvlm.viewing.comparison_page import render_html
 from rsvlm.viewing.page import write_page
 from rsvlm.viewing.retrieval_gallery import write_retrieval_gallery
 
 pytestmark = in_a_browser
-NAMES = ("captions", "retrieval", "comparison")
+NAMES = ("captions", "pair", "retrieval", "comparison")
 WIDTHS = (1400, 390)
 SEARCHES = 20  # on the page, in each direction
 
@@ -37,6 +37,8 @@ def pages(tmp_path_factory):
         scores = {run: {"s": {"released": corpus}} for run in ("captioner", "nearest", "human")}
         write_json(paths.METRICS / "score_captions.json", scores)
         write_caption_gallery(paths.GALLERIES / "captions.html", finished_study(), baselines=["nearest"])
+        told = Pair(["a.b: 1 → 2"], "By the features of the first.")
+        write_caption_gallery(paths.GALLERIES / "pair.html", finished_study(), baselines=["nearest"], pair=told)
         write_retrieval_gallery(paths.GALLERIES / "retrieval.html", finished_study(), images=SEARCHES)
         recorded = read_json(PROJECT / "results" / "ucm_cpu" / "metrics.json")
         write_page(paths.GALLERIES / "comparison.html", render_html(recorded))
@@ -160,3 +162,19 @@ def test_the_count_says_what_it_counts(show):
     playwright.expect(count).to_contain_text(f"of the {SEARCHES} captions on this page")
     page.get_by_role("button", name="Image to text", exact=True).click()
     playwright.expect(count).to_contain_text(f"of the {SEARCHES} images on this page")
+
+
+def test_a_page_of_two_opens_compared_and_ordered_by_what_changed(show):
+    page = show("pair", 1400)
+    first = page.locator("article.card").first
+    playwright.expect(first.locator(".run h3")).to_contain_text(["nearest", "captioner"])
+    playwright.expect(page.get_by_role("button", name="Largest gain", exact=True)).to_have_attribute("aria-pressed", "true")  # fmt: skip
+    playwright.expect(first.locator(".order")).to_have_text("gap −0.50")
+    page.get_by_role("button", name="Clear", exact=True).click()
+    playwright.expect(first.locator(".order")).to_have_text("gap −0.50")
+    page.locator("select[name=run]").select_option("nearest")
+    playwright.expect(first.locator(".order")).to_have_text("gap +0.50")
+    playwright.expect(first.locator(".run.own")).to_contain_text("nearest")
+    first.locator(".open").click()
+    playwright.expect(page.locator("dialog .near")).to_contain_text("By the features of the first.")
+    playwright.expect(page.locator("dialog .near .copied").first).to_contain_text("the same words: captioner")

@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +21,15 @@ from rsvlm.study import paths
 
 WORKSPACE = "workspace"
 FIGURES_FILE = "reports/metrics.json"
+FEATURES = paths.PLACES["FEATURES"]
 PICTURES = "data/blue_marble"  # the pictures that a stage makes; all others are a person's
+MOST_IMAGES = 600  # on a page of two experiments
+WHY_NONE = {  # state -> why an experiment has no results
+    "queued": "it waits in the queue, `dvc queue start` runs it",
+    "running": "it is still running",
+    "failed": "it failed, `dvc queue logs {name}` says where",
+    "removed": "they are not in DVC's cache (`dvc gc` takes them out), run it again",
+}
 RUN = "captioner"  # whose captions two experiments are compared by
 
 
@@ -30,7 +40,7 @@ class Experiment:
     name: str
     revision: str = ""  # of git; empty: the workspace
     when: datetime | None = None
-    state: str = ""  # queued, running or failed
+    state: str = ""  # why it has no results: one of WHY_NONE
     params: Mapping[str, object] = field(default_factory=dict)  # section.key -> value
     metrics: Mapping = field(default_factory=dict)  # what reports/metrics.json holds
     outs: Mapping[str, str | None] = field(default_factory=dict)  # out -> hash
@@ -40,12 +50,14 @@ def read_experiments(commits: int = 1) -> list[Experiment]:
     """The newest commit, the workspace where it differs, then the experiments that started from the last ``commits``.
 
     Raises:
-        ValueError: no repository of git and DVC; says what to do.
+        ValueError: no repository of git and DVC, says what to do; ``commits`` is below 1.
     """
     from dvc.exceptions import DvcException  # here: this import takes a second
     from dvc.repo import Repo
     from dvc.scm import SCMError
 
+    if commits < 1:
+        raise ValueError(f"commits is {commits}: give at least 1")
     try:
         with Repo(str(paths.ROOT)) as repo:
             states = repo.experiments.show(num=commits)
@@ -81,6 +93,13 @@ def find_experiment(name: str, experiments: Sequence[Experiment]) -> Experiment:
     raise ValueError(f"no experiment {name!r}{closest_name(name, names)}")
 
 
+def changes_of(experiment: Experiment, first: Experiment) -> list[str]:
+    """What the experiment changed in the first one's parameters, one line each."""
+    keys = dict.fromkeys([*first.params, *experiment.params])
+    pairs = [(key, first.params.get(key), experiment.params.get(key)) for key in keys]
+    return [f"{key}: {_short(old)} → {_short(new)}" for key, old, new in pairs if old != new]
+
+
 def galleries_of(experiment: Experiment) -> Path:
     """Where an experiment's galleries lie once they were fetched; the workspace's are the study's."""
     return paths.GALLERIES if not experiment.revision else paths.SCRATCH / "experiments" / experiment.name / "galleries"
@@ -96,24 +115,27 @@ def fetch_reports(experiment: Experiment, out: Path) -> list[Path]:
 
     if not experiment.revision:
         raise ValueError(f"the pages of the workspace lie in {paths.REPORTS}")
-    files = _file_system(experiment.revision)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        files.get("reports/", f"{out}/", recursive=True)
-    except (DvcException, OSError) as error:
-        raise ValueError(
-            f"{experiment.name}: its reports are not in DVC's cache ({error}); it did not finish, or `dvc gc` took them"
-        ) from error
+    _check_results(experiment)
+    with tempfile.TemporaryDirectory() as folder:  # all of them, or none
+        made = Path(folder) / "reports"
+        made.mkdir()
+        try:
+            _file_system(experiment.revision).get("reports/", f"{made}/", recursive=True)
+        except (DvcException, OSError) as error:
+            raise ValueError(
+                f"{experiment.name}: some of its reports are not in DVC's cache, `dvc gc` took them ({error})"
+            ) from error
+        shutil.copytree(made, out, dirs_exist_ok=True)
     return sorted([*out.glob("galleries/*.html"), *out.glob("tables/*.html")])
 
 
 def write_pair_gallery(first: Experiment, second: Experiment, page: Path) -> dict[str, object]:
-    """What ``write_caption_gallery`` wrote: a page with the captions of two experiments on the same images.
+    """What ``write_caption_gallery`` wrote: the captions of the second experiment against the first's, on the same images.
 
     Raises:
         ValueError: they scored another split, other images or other references; or an experiment has no captions.
     """
-    from rsvlm.viewing.caption_gallery import write_caption_gallery
+    from rsvlm.viewing.caption_gallery import Pair, write_caption_gallery
     from rsvlm.viewing.records import StudyFiles
 
     pair, splits = (first, second), [one.params.get("score_captions.split", "test") for one in (first, second)]
@@ -130,7 +152,7 @@ def write_pair_gallery(first: Experiment, second: Experiment, page: Path) -> dic
     with tempfile.TemporaryDirectory() as folder:
         files = StudyFiles(
             root=paths.ROOT,
-            **{name: Path(folder) / name for name in ("table", "generated", "others", "scores", "metrics")},
+            **{name: Path(folder) / name for name in ("table", "generated", "others", "scores", "metrics", "features")},
         )
         for name, one in zip(names, pair):
             write_text(files.others / f"{name}.jsonl", _read(one, f"data/generated/{RUN}.jsonl"))
@@ -139,11 +161,14 @@ def write_pair_gallery(first: Experiment, second: Experiment, page: Path) -> dic
             write_text(files.table, _read(one, paths.PLACES["IMAGE_TABLE"]))
             tables.append(rows_of(load_table(files.table, files.root), split=splits[0]))
         _check_same_images(pair, tables)
+        shown = next((one for one in pair if _link_features(one, files.features)), None)
+        write_text(files.table, _read(shown or first, paths.PLACES["IMAGE_TABLE"]))
         write_text(files.scores / "captions.csv", _joined_scores(names, pair))
         measured = [json.loads(_read(one, "reports/metrics/score_captions.json")) for one in pair]
         write_json(files.metrics / "score_captions.json", {name: own[RUN] for name, own in zip(names, measured)})
+        told = Pair(changes_of(second, first), _whose_features(pair, shown))
         return write_caption_gallery(
-            page, files, run=names[0], baselines=names[1:], split=splits[0], images=len(tables[0]), neighbours=0
+            page, files, run=names[1], baselines=names[:1], split=splits[0], images=MOST_IMAGES, pair=told
         )
 
 
@@ -160,11 +185,13 @@ def _read_state(state: object, kept: object, name: str | None = None, doing: str
     if not revision:
         figures = paths.ROOT / FIGURES_FILE
     done = doing == "success"
+    if done and revision and figures and not figures.is_file():
+        doing = "removed"
     return Experiment(
         name=name or revision[:7] or WORKSPACE,
         revision=revision,
         when=data.timestamp if data else None,
-        state="" if done else doing,
+        state="" if doing == "success" else doing,
         params={f"{section}.{key}": value for section, own in sections.items() for key, value in dict(own).items()},
         metrics=read_json(figures) if done and figures and figures.is_file() else {},
         outs=outs,
@@ -196,14 +223,52 @@ def _read(experiment: Experiment, place: str) -> str:
     """
     from dvc.exceptions import DvcException
 
+    _check_results(experiment)
     try:
         if not experiment.revision:
             return (paths.ROOT / place).read_text(encoding="utf-8")
         return _file_system(experiment.revision).cat_file(place).decode("utf-8")
     except (DvcException, OSError) as error:
-        raise ValueError(
-            f"{experiment.name}: no {place} in DVC's cache; did the experiment finish? ({error})"
-        ) from error
+        where = "in DVC's cache, `dvc gc` took it" if experiment.revision else f"in {paths.ROOT}, run `dvc repro`"
+        raise ValueError(f"{experiment.name}: no {place} {where} ({error})") from error
+
+
+def _check_results(experiment: Experiment) -> None:
+    if experiment.state:
+        reason = WHY_NONE.get(experiment.state, experiment.state).format(name=experiment.name)
+        raise ValueError(f"{experiment.name} has no results: {reason}")
+
+
+def _link_features(experiment: Experiment, folder: Path) -> bool:
+    """Whether an experiment's features are there: links in the folder then, for a large study's are gigabytes."""
+    from dvc.repo import Repo
+
+    if not experiment.revision:
+        files = {file.name: file for file in paths.FEATURES.glob("*")}
+    else:
+        with Repo(str(paths.ROOT)) as repo:
+            kept = repo.cache.local
+        listed = Path(kept.oid_to_path(experiment.outs.get(FEATURES) or "none"))
+        listed = read_json(listed) if listed.is_file() else []
+        files = {one["relpath"]: Path(kept.oid_to_path(one["md5"])) for one in listed}
+    if not files or not all(file.is_file() for file in files.values()):
+        return False
+    folder.mkdir()
+    for name, file in files.items():
+        (folder / name).symlink_to(file)
+    return True
+
+
+def _whose_features(pair: Sequence[Experiment], shown: Experiment | None) -> str:
+    """A sentence on the nearest training images, where it is needed."""
+    if shown is None:
+        names = " nor ".join(one.name + "'s" for one in pair)
+        return (
+            f"No nearest training images: neither {names} features are in DVC's cache (`dvc gc` may have taken them)."
+        )
+    other = next(one for one in pair if one is not shown)
+    same = shown.outs.get(FEATURES) == other.outs.get(FEATURES)
+    return "" if same else f"The nearest training images are by the features of {shown.name}; {other.name} has others."
 
 
 def _check_same_images(pair: Sequence[Experiment], tables: Sequence) -> None:
@@ -227,3 +292,7 @@ def _run_name(experiment: Experiment) -> str:
     """The experiment's name as a run's, which is not that of a run of the study."""
     taken = experiment.name.casefold() in (*RUNS, *RESERVED)
     return f"{experiment.name} (experiment)" if taken else experiment.name
+
+
+def _short(value: object) -> str:
+    return "null" if value is None else textwrap.shorten(str(value), 40, placeholder=" …")

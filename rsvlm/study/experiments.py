@@ -21,6 +21,7 @@ from rsvlm.study.experiment_files import (
     RUN,
     WORKSPACE,
     Experiment,
+    changes_of,
     fetch_reports,
     find_experiment,
     galleries_of,
@@ -94,13 +95,6 @@ def columns_of(experiments: Sequence[Experiment]) -> list[Column]:
     return known[: MOST_COLUMNS - len(FIRST)]
 
 
-def changes_of(experiment: Experiment, first: Experiment) -> list[str]:
-    """What the experiment changed in the first row's parameters, one line each."""
-    keys = dict.fromkeys([*first.params, *experiment.params])
-    pairs = [(key, first.params.get(key), experiment.params.get(key)) for key in keys]
-    return [f"{key}: {_short(old)} → {_short(new)}" for key, old, new in pairs if old != new]
-
-
 def sorted_by(wanted: str, experiments: Sequence[Experiment]) -> list[Experiment]:
     """The rows below the first by name, time or a figure, the best first; those without it last.
 
@@ -171,7 +165,7 @@ def show_experiments(*names: str, sort: str = "", commits: int = 1) -> HTML:
     body = Markup("")
     for experiment, row in zip(experiments, rows):
         page = galleries_of(experiment) / "captions.html"
-        if page.is_file() and not experiment.state:
+        if page.is_file() and experiment.state in ("", "removed"):
             link = Markup('<a href="../{}">{}</a>').format(page.relative_to(paths.ROOT).as_posix(), row[0][0])
             row[0] = [link, *row[0][1:]]
         cells = []
@@ -206,10 +200,6 @@ def _lines(lines: Sequence[str]) -> Markup:
     return Markup("<br>").join(lines)  # escapes them
 
 
-def _short(value: object) -> str:
-    return "null" if value is None else textwrap.shorten(str(value), 40, placeholder=" …")
-
-
 def _nothing() -> str:
     return (
         "No experiments since the newest commit. `dvc exp run -S finetune_lora.lora_rank=32` makes one;"
@@ -223,11 +213,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="get these experiments' pages and tables; two with --gallery")
     parser.add_argument("--sort", default="", metavar="COLUMN", help="by this column: CIDEr, combined, created ...")
     parser.add_argument("--commits", type=int, default=1, help="experiments that started from the last so many commits")
-    parser.add_argument("--gallery", action="store_true", help="one page with the captions of two experiments")
+    parser.add_argument("--gallery", action="store_true", help="one page: the second's captions against the first's")
     parser.add_argument("--out", type=Path, help="folder for the pages; default: scratch/experiments/NAME")
     chosen = parser.parse_args(arguments)
     if chosen.gallery and len(set(chosen.names)) != 2:
-        parser.error(f"--gallery needs the names of two experiments (or {WORKSPACE})")
+        parser.error(f"--gallery compares two experiments: give two different names (or {WORKSPACE})")
     if chosen.out and len(chosen.names) > 1 and not chosen.gallery:
         parser.error("--out takes the pages of one experiment")
     experiments = read_experiments(chosen.commits)

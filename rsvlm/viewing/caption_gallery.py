@@ -20,6 +20,7 @@ from IPython.display import HTML
 
 from rsvlm.files import append_line
 from rsvlm.models.features import Features, load_features, nearest_images
+from rsvlm.scoring.bootstrap import difference_of_draws, mean_of, mean_statistics, resampled_sums
 from rsvlm.scoring.runs import RUNS, named
 from rsvlm.scoring.terms import explained
 from rsvlm.viewing.marked_words import WORD, mark_words
@@ -39,12 +40,14 @@ from rsvlm.viewing.records import (
     DIGITS,
     FIRST_METRICS,
     Entry,
+    Query,
     Records,
     StudyFiles,
     open_records,
     rank_entries,
     read_corpus_scores,
     read_records,
+    select_rows,
 )
 
 SCRIPTS, STYLES = ("dom.js", "gallery.js", "captions.js"), ("gallery.css",)
@@ -52,6 +55,14 @@ MARKS = ("good", "wrong object", "wrong count", "hallucinated", "wrong relation"
 ERRORS = MARKS[1:5]
 LONGEST_NOTE = 2_000  # characters
 TRAINING_PIXELS, TRAINING_SHARE = 96, 0.3  # pictures of training images: longer side, bytes as a share of a card's
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What the page of two runs side by side tells of them: the baseline on the left, the run against it on the right."""
+
+    changed: Sequence[str] = ()  # from the baseline to the run, a line each
+    training: str = ""  # whose the nearest training images are, or why there are none
 
 
 def gallery_setting(
@@ -162,6 +173,7 @@ def write_caption_gallery(
     thumbnail_pixels: int = 192,
     page_megabytes: float = 5.0,
     seed: int = 0,
+    pair: Pair | None = None,
 ) -> dict[str, object]:
     """What was written: ``{"page", "images", "images_of_split", "bytes", "runs", "runs_absent"}``, after writing it.
 
@@ -177,17 +189,28 @@ def write_caption_gallery(
         references: which scores, against ``released`` or ``distinct`` references.
         images, thumbnail_pixels, page_megabytes: how much the page holds; JPEG quality gives way to the last.
         neighbours: nearest training images shown of each image, where features were made; 0: none.
+        pair: the run and its only baseline are compared throughout, images ordered by the gap between the two.
     """
-    records = read_records(files, [run, *baselines], split=split, references=references, whole=True)
+    records = read_records(
+        files, [*baselines, run] if pair else [run, *baselines], split=split, references=references, whole=True
+    )
     entries = [records.entry(row) for row in range(len(records))]
-    sample = choose_sample(len(entries), rank_entries(entries, run, metric), images, seed)
+    baseline = next((name for name in records.runs if name != run), None)
+    ranked = rank_entries(entries, run, metric)
+    if pair:
+        wanted = Query(run, baseline, metric, measure="gap", order="best")
+        rows, gaps = select_rows(records, wanted, drawn=np.arange(len(records)))
+        ranked = rows[np.isfinite(gaps)].tolist()
+    sample = choose_sample(len(entries), ranked, images, seed)
     shown = [entries[position] for position in sample.positions]
-    baseline = records.runs[1] if len(records.runs) > 1 else None
     setting = gallery_setting(records, run=run, baseline=baseline, metric=metric, size=len(shown))
     setting |= {"images": len(shown), "labels": sorted({entry.label for entry in shown if entry.label})}
+    setting |= {"pair": pair is not None, "training": pair.training if pair else ""}
     near = nearest_training(read_features(files) if neighbours else None, files.read_table(), shown, neighbours)
     training = {other["name"]: other for own in near.values() for other in own}
     corpus = read_corpus_scores(files, references)
+    if pair:
+        corpus.sort(key=lambda row: (row["source"], row["run"] == run))
     columns = [name for name in CORPUS_METRICS if any(name in row["scores"] for row in corpus)]
     values = {
         "study": " + ".join(setting["sources"]),
@@ -207,6 +230,8 @@ def write_caption_gallery(
             ["marked words", *(named(RUNS, row["run"]).name for row in corpus), *columns, *setting["terms"]]
         ),
         "histogram": _histogram(records, [name for name in (run, baseline) if name], metric),
+        "pair": pair,
+        "differences": _differences(records, run, baseline, metric) if pair else [],
     }
 
     def render(pictures: Mapping[str, str]) -> str:
@@ -219,7 +244,7 @@ def write_caption_gallery(
             for name, own in training.items()
         }
         data = {"setting": setting, "items": items, "training": told}
-        return render_page("captions.html", SCRIPTS, STYLES, data=data, **values)
+        return render_page("pair.html" if pair else "captions.html", SCRIPTS, STYLES, data=data, **values)
 
     most = bytes_for_each(page_megabytes, len(shown) + TRAINING_SHARE * len(training), len(render({}).encode()))
     pictures = {entry.image_id: make_thumbnail(entry.path, thumbnail_pixels, most) for entry in shown}
@@ -264,6 +289,18 @@ def _histogram(records: Records, runs: Sequence[str], metric: str) -> dict | Non
     width, height = 300.0, 84.0
     paths, top, highest = histogram_paths(series, width=width, height=height)
     return {"paths": paths, "top": top, "highest": highest, "width": width, "height": height, "metric": metric}
+
+
+def _differences(records: Records, run: str, baseline: str | None, metric: str) -> list[dict]:
+    """The run's mean score less the baseline's on the same images of each source, and on how many it is higher or lower."""
+    gaps, rows = (records.values(run, metric) - records.values(baseline, metric)).round(DIGITS), []
+    for source in sorted(set(records.sources)):
+        own = gaps[(records.sources == source) & np.isfinite(gaps)]
+        if len(own):
+            draws = mean_of(resampled_sums(mean_statistics(own), seed=0, resamples=1000))
+            counts = {"higher": int((own > 0).sum()), "lower": int((own < 0).sum())}
+            rows.append({"source": source} | counts | difference_of_draws(own.mean(), draws, len(own)))
+    return rows
 
 
 def _words(text: str) -> list[str]:

@@ -3,7 +3,7 @@
 // root: where it stands. source: page(query, first, count), detail(id), pictures(ids), and with marks mark(mark),
 // errors(run): promises. setting: what is known before the first page, see rsvlm.viewing.gallery_data.
 function mountGallery(root, source, setting) {
-  const shared = { query: startQuery(setting), compared: [], first: 0, total: 0, items: [], serial: 0 };
+  const shared = { query: startQuery(setting), compared: setting.pair ? [setting.baseline] : [], first: 0, total: 0, items: [], serial: 0 };
   const grid = make("div", { class: "grid", "data-part": "grid" });
   const count = make("span", { class: "count", "data-part": "count", "aria-live": "polite" });
   const nothing = make("p", { class: "nothing", hidden: true }, "No image fits. Clear the search or choose other filters.");
@@ -109,8 +109,9 @@ function mountGallery(root, source, setting) {
 }
 
 function startQuery(setting) {
-  return { run: setting.run, baseline: setting.baseline, metric: setting.metric, measure: "score", order: "random", words: "", place: "said",
-    source: "", split: "", label: "", seen: "", mark: "", low: null, high: null };
+  return { run: setting.run, baseline: setting.baseline, metric: setting.metric, words: "", place: "said",
+    source: "", split: "", label: "", seen: "", mark: "", low: null, high: null,
+    ...(setting.pair ? { measure: "gap", order: "best" } : { measure: "score", order: "random" }) };
 }
 const readQuery = (shared) => ({ ...shared.query, baseline: baselineOf(shared) });
 // Gaps and ticks are against the first run compared with, or else against the usual one.
@@ -164,9 +165,8 @@ function makeTools(setting, shared, update) {
     onchange: (event) => { query[name] = event.target.value === "" ? null : Number(event.target.value); update(); } }));
   const orders = known ? ["random", "best", "worst", "median"] : ["random"];
   const segments = make("span", { class: "segments", role: "group", "aria-label": "Order" }, orders.map((order) =>
-    make("button", { type: "button", "data-order": order, onclick: () => { query.order = order; after("order"); } },
-      order[0].toUpperCase() + order.slice(1))));
-  const compare = setting.runs.length > 1 ? make("details", { class: "menu" }, make("summary", {}, "Compare"),
+    make("button", { type: "button", "data-order": order, onclick: () => { query.order = order; after("order"); } })));
+  const compare = setting.runs.length > 1 && !setting.pair ? make("details", { class: "menu" }, make("summary", {}, "Compare"),
     make("div", { class: "choices", role: "group", "aria-label": "Compare with" }, setting.runs.map((run) => make("label", {}, make("input", {
       type: "checkbox", name: "compare", value: run, onchange: (event) => compareWith(run, event.target.checked) }), ` ${run}`)))) : null;
   let timer = null;
@@ -180,13 +180,13 @@ function makeTools(setting, shared, update) {
     chooser("label", "class", setting.labels.length ? [["", "all"], ...setting.labels.map((name) => [name, name])] : [], ""),
     setting.knowsSeen ? chooser("seen", "references", [["", "all"], ["no", "unseen"], ["yes", "seen"]], "") : null,
     setting.knowsSeen ? what(() => (query.seen === "yes" ? "seen" : "unseen")) : null,
-    chooser("run", "run", setting.runs.map((run) => [run, run]), setting.run),
+    chooser("run", setting.pair ? "experiment" : "run", setting.runs.map((run) => [run, run]), setting.run),
     what(() => query.run),
     compare,
     segments,
     known ? chooser("metric", "by", setting.metrics.map((name) => [name, name]), setting.metric) : null,
     known ? what(() => query.metric) : null,
-    known && setting.runs.length > 1 ? chooser("measure", "", [["score", "score"], ["gap", "gap"]], "score") : null,
+    known && setting.runs.length > 1 ? chooser("measure", "", [["score", "score"], ["gap", "gap"]], query.measure) : null,
     known && setting.runs.length > 1 ? what(() => "gap") : null,
     known ? make("span", { class: "range", role: "group", "aria-label": "Range of the score" }, range("low", "from"), range("high", "to")) : null,
     setting.marks ? chooser("mark", "marks", [["", "all"], ["any", "marked"], ["none", "not marked"], ...setting.kinds.map((kind) => [kind, kind])], "") : null,
@@ -207,20 +207,25 @@ function makeTools(setting, shared, update) {
   function after(name) {
     // Who asks for another metric or a gap wants to see it ordered by that.
     if ((name === "metric" || name === "measure") && query.order === "random") query.order = query.measure === "gap" ? "worst" : "best";
-    shared.compared = shared.compared.filter((run) => run !== query.run);
+    shared.compared = (setting.pair ? setting.runs : shared.compared).filter((run) => run !== query.run);
     for (const box of form.querySelectorAll("[name=compare]")) {
       box.checked = shared.compared.includes(box.value);
       box.disabled = box.value === query.run;
     }
-    for (const button of segments.children) button.setAttribute("aria-pressed", String(button.dataset.order === query.order));
-    const gap = form.querySelector("[name=measure] [value=gap]");
-    if (gap) gap.textContent = `gap to ${baselineOf(shared) || "another run"}`;
+    relabel();
     for (const one of whats) one.update();
     update();
   }
-  for (const button of segments.children) button.setAttribute("aria-pressed", String(button.dataset.order === query.order));
-  const gap = form.querySelector("[name=measure] [value=gap]");
-  if (gap) gap.textContent = `gap to ${baselineOf(shared)}`;
+  function relabel() {
+    for (const button of segments.children) {
+      const { order } = button.dataset, gain = query.measure === "gap" && { best: "Largest gain", worst: "Largest loss" }[order];
+      button.textContent = gain || order[0].toUpperCase() + order.slice(1);
+      button.setAttribute("aria-pressed", String(order === query.order));
+    }
+    const gap = form.querySelector("[name=measure] [value=gap]");
+    if (gap) gap.textContent = `gap to ${baselineOf(shared) || "another run"}`;
+  }
+  relabel();
   const own = form.querySelector(`[name=compare][value="${CSS.escape(query.run)}"]`);
   if (own) own.disabled = true;
   return form;
@@ -292,21 +297,26 @@ function drawOthers(item, runs, metric, name, open) {
       drawWords(item.said[run])))));
 }
 
+const shownRuns = (setting, shared) => (setting.pair ? setting.runs : [shared.query.run, ...shared.compared]);
+function drawRuns(item, setting, shared) {
+  const query = readQuery(shared), shown = shownRuns(setting, shared);
+  return make("div", { class: "runs" }, shown.map((run) => make("div", { class: run === query.run ? "run own" : "run" },
+    shown.length > 1 ? make("h3", {}, run, make("span", {}, setting.metrics.length ? `${query.metric} ${showNumber(scoreOf(item, run, query.metric))}` : "")) : null,
+    make("p", { class: "said" }, run in item.said ? drawWords(item.said[run]) : make("span", { class: "empty" }, "(no caption from this run)")),
+    drawBars(item, run, shown.length > 1 ? null : query.baseline, setting))));
+}
+
 function drawCard(item, setting, shared) {
-  const query = readQuery(shared), shown = [query.run, ...shared.compared];
+  const query = readQuery(shared), shown = shownRuns(setting, shared);
   const value = measured(item, query);
   const order = query.order === "random" || value === null ? null
     : query.measure === "gap" ? `gap ${showGap(value)}` : `${query.metric} ${showNumber(value)}`;
   const kinds = item.marks && item.marks[query.run] ? item.marks[query.run].kinds : [];
-  const words = shown.map((run) => make("div", { class: "run" },
-    shown.length > 1 ? make("h3", {}, run, make("span", {}, setting.metrics.length ? `${query.metric} ${showNumber(scoreOf(item, run, query.metric))}` : "")) : null,
-    make("p", { class: "said" }, run in item.said ? drawWords(item.said[run]) : make("span", { class: "empty" }, "(no caption from this run)")),
-    drawBars(item, run, shown.length > 1 ? null : query.baseline, setting)));
   return make("article", { class: "card", "data-id": item.id },
     make("button", { type: "button", class: "open", "aria-label": `Enlarge ${item.name}` }, drawPicture(item, setting, query.run),
       make("span", { class: "chip" }, item.label || item.name), order ? make("span", { class: "chip order" }, order) : null,
       kinds.length ? make("span", { class: "chip marks" }, kinds.join(", ")) : null),
-    make("div", { class: "body" }, make("div", { class: "runs" }, words),
+    make("div", { class: "body" }, drawRuns(item, setting, shared),
       drawOthers(item, setting.runs.filter((run) => !shown.includes(run)), setting.metrics.length ? query.metric : ""), drawReferences(item, false)));
 }
 
@@ -329,9 +339,10 @@ function makeDialog({ source, setting, shared, complain, card, turn, marked }) {
     where.textContent = [item.label, item.id, item.split].filter(Boolean).join(" · ");
     picture.replaceChildren(drawPicture(item, setting, query.run));
     const near = make("div", { class: "near" });
-    const others = setting.runs.filter((run) => run !== query.run);
+    const shown = shownRuns(setting, shared), others = setting.runs.filter((run) => !shown.includes(run));
     words.replaceChildren(...[
-      make("p", { class: "said" }, query.run in item.said ? drawWords(item.said[query.run]) : "(no caption from this run)"),
+      shown.length > 1 ? drawRuns(item, setting, shared)
+        : make("p", { class: "said" }, query.run in item.said ? drawWords(item.said[query.run]) : "(no caption from this run)"),
       marks && query.run in item.said ? marks.show(item, query.run) : null,
       setting.metrics.length ? make("div", { class: "scroll" }, drawScores(item, setting, query.run)) : null,
       drawOthers(item, others, setting.metrics.length ? query.metric : "", "What the other runs say", true),
@@ -343,7 +354,7 @@ function makeDialog({ source, setting, shared, complain, card, turn, marked }) {
       if (mine !== serial) return;
       if (detail.picture) picture.replaceChildren(make("img", { src: detail.picture, alt: `${item.label || "image"} ${item.name}, enlarged` }));
       if (detail.trouble) picture.append(make("p", { class: "trouble" }, detail.trouble));
-      near.replaceChildren(...drawNear(detail.near, item, query.run));
+      near.replaceChildren(...drawNear(detail.near, shown, setting.training));
     } catch (error) {
       if (mine === serial) near.replaceChildren(make("p", { class: "trouble" }, error.message));
     }
@@ -375,14 +386,16 @@ function drawScores(item, setting, run) {
   return table;
 }
 
-function drawNear(near, item, run) {
-  if (!near || near.length === 0) return [];
-  return [make("h3", {}, "Nearest training images"), make("div", { class: "training" }, near.map((other) => make("figure", {},
+// note: whose they are, or why there are none.
+function drawNear(near, runs, note) {
+  if (!near.length && !note) return [];
+  return [make("h3", {}, "Nearest training images"), note ? make("p", { class: "soft small" }, note) : "", make("div", { class: "training" }, near.map((other) => make("figure", {},
     other.picture ? make("img", { src: other.picture, alt: `training image ${other.name}` }) : null,
     make("figcaption", {}, make("b", {}, `${showNumber(other.cosine)} `), other.label ? `${other.label} · ` : "", other.name,
       make("ul", {}, other.captions.map((text) => {
-        const copied = (other.copied[run] || []).includes(text);
-        return make("li", { class: copied ? "copied" : null }, text, copied ? make("b", {}, " ← the same words") : null);
+        const copied = runs.filter((run) => (other.copied[run] || []).includes(text));
+        return make("li", { class: copied.length ? "copied" : null }, text,
+          copied.length ? make("b", {}, ` ← the same words${runs.length > 1 ? `: ${copied.join(", ")}` : ""}`) : null);
       }))))))];
 }
 
