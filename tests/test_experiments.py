@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -295,3 +296,10 @@ def test_a_gallery_of_other_images_is_refused(tried, capsys):
     assert "three scored the split 'test', other-split 'val'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         studies.main(["experiments", "three", "--gallery"])
+    assert "give two different names (or workspace)" in capsys.readouterr().err
+    three = find_experiment("three", read_experiments())
+    moved = replace(three, name="moved", outs=three.outs | {"data/blue_marble": "other"})
+    with pytest.raises(ValueError, match="data/blue_marble holds other pictures in three than in moved"):
+        experiment_files.write_pair_gallery(three, moved, tried / "scratch" / "moved.html")
+    with pytest.raises(ValueError, match=r"holds other pictures now than in moved and moved.*`dvc checkout`"):
+        experiment_files.write_pair_gallery(moved, moved, tried / "scratch" / "moved.html")

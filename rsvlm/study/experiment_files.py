@@ -138,15 +138,24 @@ def write_pair_gallery(first: Experiment, second: Experiment, page: Path) -> dic
     from rsvlm.viewing.caption_gallery import Pair, write_caption_gallery
     from rsvlm.viewing.records import StudyFiles
 
-    pair, splits = (first, second), [one.params.get("score_captions.split", "test") for one in (first, second)]
+    pair = (first, second)
+    for one in pair:
+        _check_results(one)
+    splits = [one.params.get("score_captions.split", "test") for one in (first, second)]
     if splits[0] != splits[1]:
         raise ValueError(
             f"{first.name} scored the split {splits[0]!r}, {second.name} {splits[1]!r}: a gallery compares the same images"
         )
-    drawn = {one.name: one.outs.get(PICTURES) for one in (*pair, _workspace())}
-    if len(set(drawn.values())) > 1:
+    drawn = [one.outs.get(PICTURES) for one in (*pair, _workspace())]
+    if drawn[0] != drawn[1]:
         raise ValueError(
-            f"{PICTURES} holds other pictures in {', '.join(drawn)}: a gallery compares captions of the same images"
+            f"{PICTURES} holds other pictures in {first.name} than in {second.name}: a gallery compares captions of the"
+            " same images"
+        )
+    if drawn[0] != drawn[2]:
+        raise ValueError(
+            f"{PICTURES} holds other pictures now than in {first.name} and {second.name}, and a gallery shows those that are"
+            " there: check out a commit with their pictures, then run `dvc checkout`"
         )
     names = [_run_name(one) for one in pair]
     with tempfile.TemporaryDirectory() as folder:
@@ -263,9 +272,7 @@ def _whose_features(pair: Sequence[Experiment], shown: Experiment | None) -> str
     """A sentence on the nearest training images, where it is needed."""
     if shown is None:
         names = " nor ".join(one.name + "'s" for one in pair)
-        return (
-            f"No nearest training images: neither {names} features are in DVC's cache (`dvc gc` may have taken them)."
-        )
+        return f"No nearest training images: neither {names} features are in DVC's cache (dvc gc may have taken them)."
     other = next(one for one in pair if one is not shown)
     same = shown.outs.get(FEATURES) == other.outs.get(FEATURES)
     return "" if same else f"The nearest training images are by the features of {shown.name}; {other.name} has others."
