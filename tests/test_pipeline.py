@@ -196,6 +196,8 @@ def test_what_a_study_changes_is_shown_and_mistakes_in_it_are_named(tmp_path):
 def test_a_changed_meaning_is_written_into_every_place_and_values_stay(scratch_root):
     shutil.copytree(ROOT / "notebooks", scratch_root / "notebooks")
     text = study_text("ucm").replace("epochs: 14", "epochs: 9")
+    text = text.replace("  epochs: 9", "  # as many as the night allows\n  # (mine)\n  epochs: 9")
+    text = text.replace("\n\nencode_images:", "\n  # tried: 12\n\nencode_images:")
     (scratch_root / "params.yaml").write_text(text.replace("# passes over", "# goes over"))
     path = scratch_root / "notebooks" / "20_adapt_encoder.ipynb"
     path.write_text(path.read_text(encoding="utf-8").replace("# quarter turns", "# turns"), encoding="utf-8")

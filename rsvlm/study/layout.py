@@ -55,6 +55,35 @@ def with_values(text: str, values: Mapping[str, Mapping]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_own_lines(fresh: str, text: str) -> str:
+    """A fresh text of parameters with the comment lines that a person wrote into the sections of another.
+
+    Each stands above the line that it stood above, or at its section's end where there is no such line any more.
+    """
+    waiting: dict[tuple[str, str], list[str]] = {}
+    comments: list[str] = []
+    section = ""
+    for line in [*text.splitlines(), "end:"]:
+        if line.startswith((" ", "\t")) and line.lstrip().startswith("#"):
+            comments.append(line)
+        elif line.strip() and not line.startswith("#"):
+            inside = line.startswith(" ")
+            if comments:
+                waiting.setdefault((section, _without_comment(line) if inside else ""), []).extend(comments)
+            section, comments = section if inside else _without_comment(line), []
+    lines, section = [], ""
+    for line in [*fresh.splitlines(), ""]:
+        if line.startswith(" "):
+            lines += waiting.pop((section, _without_comment(line)), [])
+        elif section:
+            lines += [own for key in [key for key in waiting if key[0] == section] for own in waiting.pop(key)]
+            section = ""
+        if line and not line.startswith((" ", "#")):
+            section = _without_comment(line)
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def restore_layout(params: Path) -> bool:
     """Whether params.yaml got back its layout, in an experiment whose parameters were set with ``-S``.
 
@@ -80,6 +109,11 @@ def _places(text: str) -> Iterator[tuple[str, str, Node, Node]]:
     for section, own in top.value if isinstance(top, MappingNode) else []:
         for key, value in own.value if isinstance(own, MappingNode) else []:
             yield section.value, key.value, key, value
+
+
+def _without_comment(line: str) -> str:
+    """What stands on a line: its key alone, where it has one, whose value may have changed."""
+    return BEFORE_COMMENT.split(line, maxsplit=1)[0].partition(": ")[0].strip().rstrip(":")
 
 
 def _last_line(key: Node, node: Node) -> int:

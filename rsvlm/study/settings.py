@@ -109,7 +109,7 @@ class GenerateCaptions(Machine, Generation):
         [0.0, 0.5, 1.0, 2.0, 4.0], "to try: the captioner's log-probability a token", WEIGHT
     )
     images_per_split: int = setting(
-        0, "captioned of validation and of test, evenly spaced; 0: all, which scoring needs", IMAGES, quick=16
+        0, "captioned of validation and of test, evenly spaced; 0: all, which scoring needs", IMAGES, quick=10
     )
     batch_size: int = setting(32, "images at a time", BATCH)
     examples: int = setting(6, "images shown at the end", EXAMPLES)

@@ -28,7 +28,7 @@ from rsvlm.study.config import (
     params_text,
     read_params,
 )
-from rsvlm.study.layout import restore_layout, with_values
+from rsvlm.study.layout import restore_layout, with_own_lines, with_values
 from rsvlm.study.settings import SECTIONS
 from rsvlm.study.strip import as_text
 from rsvlm.study.workspace import changes_of
@@ -155,12 +155,14 @@ def adopt(folder: Path) -> list[str]:
 def sync() -> list[Path]:
     """The files that changed: params.yaml with today's meanings behind its values, notebooks' parameters cells.
 
+    Comments on lines of their own stay.
+
     Raises:
         ValueError: params.yaml has a name or a value that cannot be.
     """
     changed = []
     text = paths.PARAMS.read_text(encoding="utf-8")
-    whole = params_text(checked_changes(read_params(paths.PARAMS), paths.PARAMS), text)
+    whole = with_own_lines(params_text(checked_changes(read_params(paths.PARAMS), paths.PARAMS), text), text)
     if whole != text:
         write_text(paths.PARAMS, whole)
         changed.append(paths.PARAMS)

@@ -212,21 +212,20 @@ def draw_inputs(table: pd.DataFrame, measured: pd.DataFrame, *, pixels: int = 12
     said = measured.pivot(index="image_id", columns="without", values="caption")
     names = [name for name in INPUTS if name in said]
     shown = list(dict.fromkeys(measured["image_id"]))
-    n_rows = -(-len(shown) // 2)
-    ratios = {"width_ratios": [1, 2.6, 1, 2.6]}
-    drawn, axes = figure(12.0, 1.75 * n_rows, rows=n_rows, columns=4, squeeze=False, gridspec_kw=ratios)
+    drawn, axes = figure(
+        8.6, 1.35 * len(shown), rows=len(shown), columns=2, squeeze=False, gridspec_kw={"width_ratios": [1, 5.2]}
+    )
     without_axes(axes)
-    for number, image_id in enumerate(shown):
-        picture, text = axes[number // 2, 2 * (number % 2) : 2 * (number % 2) + 2]
+    for image_id, (picture, text) in zip(shown, axes):
         show_picture(picture, known.loc[image_id, "path"], pixels)
-        y = 0.99
+        y = 1.0
         for name in [*names, "reference"]:
             caption = said.loc[image_id].get(name, known.loc[image_id, "captions"][0])
             changed = name in INPUTS and caption != said.loc[image_id, EVERYTHING]
-            lines = textwrap.wrap(f"{INPUTS.get(name, 'a reference')}: {caption}", 62)[:2]
+            lines = textwrap.wrap(f"{INPUTS.get(name, 'a reference')}: {caption}", 98, max_lines=2, placeholder=" …")
             colour = MUTED if name == "reference" else BLUE if changed else INK
             text.text(
-                0, y, plain_text("\n".join(lines)), transform=text.transAxes, va="top", fontsize=6.8, color=colour
+                0, y, plain_text("\n".join(lines)), transform=text.transAxes, va="top", fontsize=8.5, color=colour
             )
-            y -= 0.095 * len(lines) + 0.025
+            y -= 0.115 * len(lines) + 0.035
     return drawn
