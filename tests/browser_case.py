@@ -23,6 +23,20 @@ SCREENSHOTS = PROJECT / "build" / "screenshots"
 SECONDS = float(os.environ.get("RSVLM_BROWSER_SECONDS", "60"))  # longest wait for one thing; busy machines need more
 
 
+def serious_findings(page, context=None) -> dict[str, list[str]]:
+    """rule -> what its first elements are told, of every serious or critical finding of axe-core.
+
+    Args:
+        context: a selector of what is looked at; None: the whole page.
+    """
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
+    return {
+        rule["id"]: [f"{node['html'][:200]} {node['failureSummary']}" for node in rule["nodes"][:3]]
+        for rule in axe.Axe().run(page, context).response["violations"]
+        if rule["impact"] in ("serious", "critical")
+    }
+
+
 @contextmanager
 def open_browser() -> Iterator[object]:
     """A Chromium, closed afterwards."""

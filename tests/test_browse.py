@@ -100,6 +100,7 @@ def test_search_and_similar_images(study):
     assert right.right == {"s/2.png"} and right.searched == 4
     assert browse.search_text(archive, "Caption 6").right == frozenset()  # a training caption has no right answer
     similar = browse.similar_images(archive, "s/2.png", results=99)
+    assert similar.search_seconds > 0
     assert len(similar.hits) == 7 and "s/2.png" not in dict(similar.hits)
     with pytest.raises(ValueError, match="no split 'other'"):
         browse.search_text(archive, "a", split="other")
@@ -124,9 +125,7 @@ def test_the_gallery_answers_its_page(study):
     (study / f"{ids[0][2:]}").unlink()
     assert "no such image file" in ask("pictures", image_ids=ids)["broken"][ids[0]]
     assert "no such image file" in ask("detail", image_id=ids[0])["trouble"]
-    assert ask("page", query=query | {"order": "sideways"}, first=0, count=3).startswith(
-        "ValueError: order: 'sideways'"
-    )
+    assert ask("page", query=query | {"order": "sideways"}, first=0, count=3).startswith("order: 'sideways'")
     assert "no image 's/6.png'" in ask("detail", image_id="s/6.png")  # a training image is not in the gallery
     assert "no answer to 'secrets'" in ask("secrets")
 
@@ -198,7 +197,8 @@ def test_the_search_box_answers_its_page(study):
     assert dropped["hits"][0]["id"] == "s/2.png" and dropped["hits"][0]["score"] == pytest.approx(1, abs=1e-3)
     assert [caption["run"] for caption in dropped["captions"]] == ["captioner", "beam", "consensus"]
     assert dropped["captions"][2]["text"] in {SCRIPT, "Caption 4", "Caption 5", "Caption 6", "Caption 7"}
-    assert ask("drop", [b"no picture"], name="x.png", split="").startswith("ValueError: x.png: no JPEG, PNG")
+    refused = ask("drop", [b"no picture"], name="x.png", split="")
+    assert refused.startswith("x.png: no JPEG, PNG") and refused.endswith("save it as one of these")
     assert dropped["warning"] == "" and box.archive.captioner.unlike_above is None  # it was saved without validation
     vars(box.archive)["captioner"] = replace(box.archive.captioner, unlike_above=-0.1)
     assert "Unlike anything in training" in ask("drop", [content], name="2.png", split="")["warning"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from browse_case import NASTY_NAME, SCRIPT, add_captioner, build_study
-from browser_case import PROJECT, SCREENSHOTS, SECONDS, in_a_browser, open_browser, playwright
+from browser_case import PROJECT, SCREENSHOTS, SECONDS, in_a_browser, open_browser, playwright, serious_findings
 
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
@@ -482,12 +482,98 @@ def test_what_is_entered_while_the_model_answers_waits_and_can_be_taken_back(not
     playwright.expect(chat.locator(".turn.model").last.locator("figure")).to_have_count(3)
 
 
+AT = """() => {
+  let at = document.activeElement;
+  while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
+  const { outlineStyle, outlineWidth } = getComputedStyle(at);
+  return [at.getAttribute("aria-label") || at.textContent, outlineStyle !== "none" && parseFloat(outlineWidth) > 1];
+}"""
+
+
+def test_the_widgets_are_used_by_keyboard_alone(notebook):
+    page = notebook.page
+    gallery, box, chat = gallery_of(page), search_of(page), chat_of(page)
+
+    def tab_to(name):
+        for _ in range(150):
+            page.keyboard.press("Tab")
+            label, visible = page.evaluate(AT)
+            assert visible, f"the focus on {label!r} is not seen"
+            if label.startswith(name) or label.endswith(name):
+                return label
+        raise AssertionError(f"no Tab leads to {name!r}")
+
+    gallery.locator("article.card img").first.wait_for()
+    chat.locator(".turn").first.wait_for()
+    gallery.get_by_role("button", name="Clear").focus()
+    page.keyboard.press("Shift+Tab")  # by key from here on
+    opened = tab_to("Enlarge ")
+    page.keyboard.press("Enter")
+    playwright.expect(gallery.locator("dialog[open] .training figure")).to_have_count(4)
+    tab_to("Close")
+    page.keyboard.press("Escape")
+    playwright.expect(gallery.get_by_role("button", name=opened, exact=True)).to_be_focused()  # back where one was
+    tab_to("Next →")
+    page.keyboard.press("Enter")
+    playwright.expect(gallery.locator("article.card .open").first).to_be_focused()
+    playwright.expect(gallery.locator("article.card")).to_have_count(TEST_IMAGES - 24)
+    tab_to("What to look for")
+    page.keyboard.type("Caption 7")
+    page.keyboard.press("Enter")
+    box.locator(".hit .thumb").first.wait_for()
+    tab_to(": images like it")
+    page.keyboard.press("Enter")
+    playwright.expect(box.get_by_label("The image asked about")).to_be_focused()
+    tab_to("← Back to the search")
+    page.keyboard.press("Enter")
+    playwright.expect(box.get_by_label("What to look for")).to_be_focused()
+    tab_to("Find an image to give")
+    page.keyboard.type("river")
+    page.keyboard.press("Enter")
+    chat.locator(".offer").first.wait_for()
+    tab_to("Give ")
+    page.keyboard.press("Enter")
+    playwright.expect(chat.get_by_label("What you say")).to_be_focused()
+    before = chat.locator(".turn").count()
+    tab_to("Describe the image")
+    page.keyboard.press("Enter")
+    playwright.expect(chat.locator(".turn")).to_have_count(before + 2)
+    playwright.expect(chat.locator(".turns[aria-busy]")).to_have_count(0)
+
+
+def put_on(page, theme):
+    page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+    page.wait_for_function(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_axe_finds_nothing_serious_and_nothing_is_cut(notebook, width, theme):
+    page = notebook.page
+    gallery, box = gallery_of(page), search_of(page)
+    put_on(page, theme)
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.evaluate("window.jupyterapp.shell.collapseLeft()")
+    box.get_by_label("What to look for").fill("Caption 7")
+    box.locator(".hit .thumb").first.click()
+    box.locator(".subject").wait_for()
+    widgets = ".jp-OutputArea-output [data-lm-suppress-shortcuts]"
+    found = serious_findings(page, widgets)
+    shells = page.locator(f"{widgets} .shell")
+    assert shells.evaluate_all("shells => shells.map(shell => shell.scrollWidth > shell.clientWidth)") == [False] * 3
+    gallery.locator("article.card .open").first.click()
+    gallery.locator("dialog[open] .training figure").first.wait_for()
+    found |= serious_findings(page, widgets)
+    notebook.shoot(f"enlarged_{width}_{theme}")
+    page.keyboard.press("Escape")
+    assert not found
+
+
 def test_the_widgets_follow_the_dark_theme(notebook):
     page = notebook.page
-    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    put_on(page, "Dark")
     gallery = gallery_of(page)
     gallery.scroll_into_view_if_needed()
-    page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
     wait_until(
         lambda: gallery.evaluate("shell => getComputedStyle(shell).backgroundColor") == "rgb(17, 22, 28)",
         "the dark theme",

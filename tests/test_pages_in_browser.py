@@ -3,7 +3,7 @@
 import pytest
 import torch
 from browse_case import build_study
-from browser_case import PROJECT, SCREENSHOTS, in_a_browser, open_browser, playwright
+from browser_case import PROJECT, SCREENSHOTS, in_a_browser, open_browser, playwright, serious_findings
 
 from rsvlm.files import read_json, write_json
 from rsvlm.scoring.published import RECALLS
@@ -77,23 +77,15 @@ def show(browser, pages):
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", NAMES)
 def test_axe_finds_nothing_serious(show, name, width, theme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed")
     page = show(name, width, theme)
-    found = dict(_serious(axe, page))
+    found = serious_findings(page)
     if name != "comparison":  # the enlarged view is another page, in effect
         page.locator("article.card .open, article.card .thumb").locator("visible=true").first.click()
         page.locator("dialog[open]").wait_for()
-        found |= dict(_serious(axe, page))
+        found |= serious_findings(page)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"page_{name}_{width}_{theme}.png")
     assert not found
-
-
-def _serious(axe, page):
-    """(rule, [what the first elements are told]) of every serious or critical finding."""
-    for rule in axe.Axe().run(page).response["violations"]:
-        if rule["impact"] in ("serious", "critical"):
-            yield rule["id"], [f"{node['html'][:200]} {node['failureSummary']}" for node in rule["nodes"][:3]]
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -165,7 +165,7 @@ def similar_images(archive: Archive, image_id: str, results: int = 12, *, split:
     """The other images nearest to one, by the dual encoder."""
     vector = archive.index("dual_encoder").vector(image_id)
     found = _search(archive, "dual_encoder", vector, results + 1, split)
-    return Search([hit for hit in found.hits if hit[0] != image_id][:results], searched=found.searched)
+    return replace(found, hits=[hit for hit in found.hits if hit[0] != image_id][:results])
 
 
 def describe_file(
@@ -206,7 +206,8 @@ def read_file(archive: Archive, content: bytes, name: str) -> tuple[Image.Image,
         try:
             image = open_image(path)
         except ValueError as error:
-            raise ValueError(str(error).replace(str(path), name)) from error
+            told = str(error).removesuffix(" or take it out of the annotations")  # a file from outside has none
+            raise ValueError(told.replace(str(path), name)) from error
     encoding = {key: archive.features.meta[key] for key in ("views", "grid", "precision")}
     return image, encode_pictures(archive.encoder, [image], [name], **encoding)
 

@@ -50,7 +50,7 @@ TOLD = (ValueError, OSError, RuntimeError, ImportError)  # errors with a message
 LARGE_PIXELS, LARGE_BYTES = 1_024, 400_000  # the enlarged picture
 MOST_ON_A_PAGE = 200
 MOST_RESULTS = 100
-EXAMPLES = 6  # captions of the searched split offered as first queries
+EXAMPLES = 3  # captions of the searched split offered as first queries
 OFFERED = 12  # images offered for a word in a dialogue
 
 
@@ -83,8 +83,9 @@ class AnsweringWidget(anywidget.AnyWidget):
         try:
             result = answer(**given)
         except Exception as error:
-            self.send({"ask": ask, "error": f"{type(error).__name__}: {error}"})
-            if not isinstance(error, TOLD):
+            told = isinstance(error, TOLD)
+            self.send({"ask": ask, "error": str(error) if told else f"{type(error).__name__}: {error}"})
+            if not told:
                 raise  # a fault of the program: into the log, too
         else:
             self.send({"ask": ask, "answer": result})

@@ -4,7 +4,7 @@ function drawTurn(turn) {
   const images = (turn.images || []).map((image) => make("figure", {},
     image.picture ? make("img", { src: image.picture, alt: `${image.label || "image"} ${image.name}` }) : make("span", { class: "blank" }, image.trouble || ""),
     make("figcaption", {}, typeof image.score === "number" ? make("b", {}, `${showNumber(image.score)} `) : null, image.label ? `${image.label} · ` : "", image.name)));
-  const element = make("li", { class: `turn ${turn.who}` }, make("b", { class: "who" }, turn.who === "you" ? "You" : "Model"), words,
+  const element = make("li", { class: `turn ${turn.who}` }, make("b", { class: "who" }, turn.who === "you" ? "You" : "Model"), " ", words,
     images.length ? make("div", { class: "images" }, images) : null,
     turn.note ? make("p", { class: "warning" }, turn.note) : null);
   return { element, words };
@@ -103,6 +103,7 @@ function mountDialogue(root, ask, setting) {
       text.focus();
     }))));
     unclear.hidden = false;
+    unclear.scrollIntoView({ block: "nearest" });
   }
   function startAfresh() {
     waiting.length = 0;

@@ -8,7 +8,7 @@ function mountGallery(root, source, setting) {
   const count = make("span", { class: "count", "data-part": "count", "aria-live": "polite" });
   const nothing = make("p", { class: "nothing", hidden: true }, "No image fits. Clear the search or choose other filters.");
   const trouble = make("p", { class: "trouble", role: "alert", hidden: true });
-  const pager = makePager((first) => show(first), setting.size);
+  const pager = makePager((first) => show(first).then(() => grid.querySelector(".open")?.focus()), setting.size); // to the page's top
   const tools = makeTools(setting, shared, () => show(0));
   const dialog = makeDialog({ source, setting, shared, complain, card: (id) => grid.querySelector(`[data-id="${CSS.escape(id)}"]`),
     turn, marked: (item) => { redraw(item); table.stale(); } });
@@ -324,7 +324,7 @@ function drawCard(item, setting, shared) {
 
 function makeDialog({ source, setting, shared, complain, card, turn, marked }) {
   const picture = make("div", { class: "picture" });
-  const where = make("span", {});
+  const where = make("span", { "aria-live": "polite" });
   const words = make("div", { class: "about" });
   const button = (label, text, act) => make("button", { type: "button", "aria-label": label, onclick: act }, text);
   const element = make("dialog", { "aria-label": "Enlarged image" }, make("div", { class: "large" }, picture, make("div", { class: "words" },
@@ -344,7 +344,7 @@ function makeDialog({ source, setting, shared, complain, card, turn, marked }) {
       shown.length > 1 ? drawRuns(item, setting, shared)
         : make("p", { class: "said" }, query.run in item.said ? drawWords(item.said[query.run]) : "(no caption from this run)"),
       marks && query.run in item.said ? marks.show(item, query.run) : null,
-      setting.metrics.length ? make("div", { class: "scroll" }, drawScores(item, setting, query.run)) : null,
+      setting.metrics.length ? make("div", { class: "scroll", role: "group", tabindex: 0, "aria-label": "Scores" }, drawScores(item, setting, query.run)) : null,
       drawOthers(item, others, setting.metrics.length ? query.metric : "", "What the other runs say", true),
       drawReferences(item, true), near].filter(Boolean));
     if (!element.open) element.showModal();
@@ -448,7 +448,7 @@ function makeMarks(source, setting, shared, marked) {
 }
 
 function makeErrorTable(source, setting, shared) {
-  const body = make("div", { class: "scroll" });
+  const body = make("div", { class: "scroll", role: "group", tabindex: 0, "aria-label": "Error table" });
   const element = make("details", { class: "notes errors", ontoggle: () => element.open && fill() }, make("summary", {}, "Error table: marks by class and kind"), body);
   async function fill() {
     try {

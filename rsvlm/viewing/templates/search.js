@@ -30,6 +30,7 @@ function mountSearch(root, ask, setting) {
 
   async function run(what, given, buffers, show) {
     const mine = ++serial;
+    clearTimeout(timer); // what was typed before is asked, or passed over
     repeat = () => run(what, { ...given, split: value("split"), ...("method" in given ? { method: value("method") } : {}) }, buffers, show);
     trouble.hidden = true;
     status.textContent = what === "drop" ? "reading the file …" : "searching …";
@@ -72,7 +73,7 @@ function mountSearch(root, ask, setting) {
         captions && captions.length === 0 ? make("p", { class: "soft" }, "No captioner was trained: only the images like it are found.") : null,
         (captions || (image.said ? [image.said] : [])).map(({ run, text }) => make("p", { class: "said" }, make("b", {}, `${run} `), text || "(empty caption)")),
         image.references.length ? make("details", {}, make("summary", {}, `${image.references.length} references`), make("ul", {}, image.references.map((text) => make("li", {}, text)))) : null,
-        input.value.trim() ? make("button", { type: "button", class: "plain", onclick: () => search(input.value) }, "← Back to the search") : null)].filter(Boolean));
+        input.value.trim() ? make("button", { type: "button", class: "plain", onclick: () => { input.focus(); search(input.value); } }, "← Back to the search") : null)].filter(Boolean));
   }
   const like = (image_id) => run("similar", { image_id, split: value("split") }, [], (answer) => {
     about(answer.image, null);
