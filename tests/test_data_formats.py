@@ -353,6 +353,8 @@ def test_bad_coco_captions(tmp_path, content, message):
         ),
         ({"format": "caption_table", "caption_columns": "caption"}, "'caption_columns' must be list"),
         ({"val_share": 1}, "s: 'val_share' is 1.0, but must be above 0 and below 1"),
+        ({"take": {"vali": "test"}}, "take: unknown split 'vali'; did you mean 'val'"),
+        ({"take": {"val": "tset"}}, "take: unknown split 'tset'; did you mean 'test'"),
         ({"val_share": 0.1, "use": "adapt"}, "val_share is for sources whose `use` is all"),
         ({"format": "sydney_text"}, "needs the key 'splits'"),
         ({"images": None}, "needs the key 'images'"),

@@ -126,6 +126,15 @@ def test_swapped_splits_are_known_by_content(tmp_path, monkeypatch, allowed, exp
     assert right.counts["splits_found_swapped"] == 0 and right.images[1].split == "test"
 
 
+def test_a_source_takes_some_splits_under_other_names(tmp_path):
+    listing = read(tmp_path, entry("a.jpg"), entry("b.jpg", "val"), entry("c.jpg", "test"))
+    official_splits.take_splits(listing, {"val": "test"}, "sources: s: take")
+    assert [(image.name, image.split) for image in listing.images] == [("b.jpg", "test")]
+    assert listing.notes["splits_read"] == {"test": 1}
+    with pytest.raises(ValueError, match="sources: s: take: the files have no image of the split 'train'"):
+        official_splits.take_splits(listing, {"train": "train"}, "sources: s: take")
+
+
 def test_each_fix_can_be_switched_off(tmp_path):
     wrong = entry("a_1.tif", captions=["a  farmland .", ".", "a farmland ."])
     wrong["sentences"][2]["tokens"] = ["a", "formland"]

@@ -26,6 +26,7 @@ from rsvlm.data.listings import (
     find_images,
     mend_rsicd_splits,
     name_rsicd_classes,
+    take_splits,
 )
 from rsvlm.data.names import SPLITS, check_fixes, class_words, fixes_report
 from rsvlm.data.sources import (
@@ -279,6 +280,9 @@ class _ListedFiles:
 
 def _list_files(source: Source, run: _Run) -> _ListedFiles:
     listing, folder, files = list_source(source, run.data_root, run.seed, run.tiles, run.root)
+    published = audit.published_counts(source.name, listing)
+    if source.take is not None:
+        take_splits(listing, source.take, f"sources: {source.name}: take")
     where, names = files[0], [image.name for image in listing.images]
     fixes = check_fixes(source.fixes)
     allow = run.allow_missing if source.allow_missing_images is None else source.allow_missing_images
@@ -288,7 +292,7 @@ def _list_files(source: Source, run: _Run) -> _ListedFiles:
         "use": source.use,
         "annotation_files": {file.name: fingerprint_file(file) for file in files if file.is_file()},
         "images_listed": len(names),
-        "published": audit.published_counts(source.name, listing),
+        "published": published,
     }
     for file, taken in listing.notes.get("read_as", {}).items():
         run.log(f"{source.name}: {file}: {taken}")

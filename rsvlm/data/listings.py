@@ -10,7 +10,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -318,6 +318,26 @@ def name_rsicd_classes(listing: Listing, folder: Path) -> list[Path]:
     ]
     listing.counts["rsicd_images_without_class"] = sum(image.label is None for image in listing.images)
     return lists
+
+
+def take_splits(listing: Listing, take: Mapping[str, str], where: str) -> None:
+    """Keep the images of some splits under other names, and drop the rest; the listing is changed in place.
+
+    Args:
+        take: split of the files -> split here.
+        where: named in errors.
+
+    Raises:
+        ValueError: the files have no image of such a split.
+    """
+    read = listing.notes["splits_read"]
+    for split in take:
+        if not read.get(split):
+            raise ValueError(f"{where}: the files have no image of the split {split!r}, but {read}")
+    listing.images = [
+        dataclasses.replace(image, split=take[image.split]) for image in listing.images if image.split in take
+    ]
+    listing.notes["splits_read"] = dict(Counter(image.split for image in listing.images))
 
 
 def _fingerprint_of_split(listing: Listing, split: str) -> str:

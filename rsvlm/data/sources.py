@@ -29,7 +29,7 @@ FILE_A_SPLIT = {
 FOLDER = dict.fromkeys(
     ("voc_boxes", "dota_boxes", "yolo_boxes"), ("annotations", "splits", "split", "classes", "captions")
 ) | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels", "min_share")}
-COMMON = ("name", "format", "images", "fixes", "resolution", "use", "allow_missing_images", "val_share")
+COMMON = ("name", "format", "images", "fixes", "resolution", "use", "allow_missing_images", "val_share", "take")
 KEYS = {
     "blue_marble": ("name", "format", "tiles", "tile_pixels", "resolution"),
     **{format: (*COMMON, *keys) for format, keys in (TABLE | ONE_FILE | FILE_A_SPLIT | FOLDER).items()},
@@ -116,6 +116,8 @@ class Source(Tiles):
         "of the training images, drawn for validation where the files have none",
         Within(0, 1, "something is drawn, and something is left to train with", above=True, below=True),
     )
+    # split of the files -> split here, the rest is left out: {val: test} makes a test set of the validation images
+    take: dict[str, str] | None = None
     labels: str = "none"  # karpathy: where class names come from, see read_karpathy
     fixes: list[str] | None = None  # fixes that may be applied, see rsvlm.data.names; None = all, [] = none
     # boxes and masks: a preset's name, or name, number or colour "r,g,b" -> word; null leaves it out; see class_words
@@ -149,7 +151,13 @@ class Source(Tiles):
         if self.format != "blue_marble":
             self._check_needed()
         check_fixes(self.fixes)
-        for key, given in (("split", [self.split]), ("annotations", self.annotations), ("splits", self.splits)):
+        for key, given in (
+            ("split", [self.split]),
+            ("annotations", self.annotations),
+            ("splits", self.splits),
+            ("take", self.take),
+            ("take", [*(self.take or {}).values()]),
+        ):
             for split in given if isinstance(given, dict | list) else ():
                 check_split(split, key)
         if self.caption_columns == []:
@@ -320,8 +328,9 @@ def _missing_splits(entering: list[Source]) -> list[str]:
     """Splits that no source can give, where every source names a file a split."""
     if not entering or not all(isinstance(source.annotations, Mapping) for source in entering):
         return []
-    given = {split for source in entering for split in source.annotations}
-    given |= {"val" for source in entering if source.val_share and "train" in source.annotations}
+    taken = [source.take or {split: split for split in source.annotations} for source in entering]
+    given = {split for own in taken for split in own.values()}
+    given |= {"val" for source, own in zip(entering, taken) if source.val_share and "train" in own.values()}
     return [missing_split(split) for split in SPLITS if split not in given]
 
 
