@@ -164,6 +164,20 @@ def test_published_figures_are_on_the_scale_and_consistent():
         Published("captions", "ucm", "x", "expert", "read", {}, "x1")
 
 
+def test_rsicds_two_test_sets_have_figures_of_their_own(metrics):
+    """Captioning papers report on 1,094 images, retrieval papers on the official 1,093; some figures fit either."""
+    of = {name: [row.model for row in published_for("captions", name)] for name in ("rsicd_captioning", "rsicd_retrieval", "rsicd")}  # fmt: skip
+    assert "RS-CapRet 7B" in of["rsicd_captioning"] and "RS-CapRet 7B" not in of["rsicd_retrieval"]
+    assert "RSGPT" in of["rsicd_retrieval"] and "RSGPT" not in of["rsicd_captioning"]
+    assert all("SkyEyeGPT" in models for models in of.values())
+    assert of["rsicd"] == of["rsicd_retrieval"], "under its official split names a study's test set is this one"
+    for source, n in (("rsicd_captioning", 1094), ("rsicd_retrieval", 1093)):
+        metrics["captions"] = {"captioner": {source: {"CIDEr": figure(2.0, n), "BLEU-4": figure(0.4, n)}}}
+        notes = " ".join(unfair_notes(metrics, "captions", source))
+        assert "on which of the benchmark's two test sets is not known: GeoDiT, SkyEyeGPT" in notes
+    assert standing(metrics, "captions", "rsicd_retrieval", "captioner", "CIDEr") == "above"  # RSGPT 1.029
+
+
 def test_published_specialists_stand_apart_from_generalists(metrics):
     kinds = comparison_table(metrics, "captions", "ucm").cells["kind"].tolist()
     assert kinds == sorted(kinds, key=["this study", "specialist", "generalist"].index)

@@ -28,8 +28,15 @@ MAIN = {"captions": "CIDEr", "retrieval": "mean_recall"}
 STATUSES = ("read", "second-hand", "recalled")
 KINDS = ("specialist", "generalist", "zero-shot")
 PER_UNIT = {"x1": 1, "x100": 100, "percent": 100}  # of a publication's scale: how much 1 of ours is there
-TEST_IMAGES = {"ucm": 210, "sydney": 58, "rsicd": 1093, "nwpu": 3150, "rsitmd": 452}  # of the official splits
-ALIASES = {"ucm_captions": "ucm", "sydney_captions": "sydney", "nwpu_captions": "nwpu"}
+TEST_IMAGES = {
+    "ucm": 210, "sydney": 58, "rsicd_captioning": 1094, "rsicd_retrieval": 1093, "nwpu": 3150, "rsitmd": 452,
+}  # fmt: skip
+ALIASES = {"ucm_captions": "ucm", "sydney_captions": "sydney", "nwpu_captions": "nwpu", "rsicd": "rsicd_retrieval"}
+EITHER = {
+    "rsicd_captioning": "rsicd",
+    "rsicd_retrieval": "rsicd",
+}  # test set -> where figures stand whose set is unknown
+TEST_SETS = ("", "stated", "inferred", "unknown")
 ABOVE, LEVEL, BELOW = "above", "level", "below"
 PUBLISHED_PROTOCOL = "remoteclip"
 
@@ -47,12 +54,20 @@ class Published:
     unit: str  # the publication's own scale
     variant: str = ""
     note: str = ""
+    test_set: str = ""  # how it is known on which of the benchmark's test sets; empty where there is only one
     confirmed: tuple[str, ...] = ()  # metrics that a second source gives too, where the status is "recalled"
 
     def __post_init__(self) -> None:
         known = CAPTION_METRICS if self.task == "captions" else RECALLS
-        if self.kind not in KINDS or self.status not in STATUSES or not set(self.values) <= set(known):
-            raise ValueError(f"published figure of {self.model} on {self.source}: unknown kind, status or metric")
+        if (
+            self.kind not in KINDS
+            or self.test_set not in TEST_SETS
+            or self.status not in STATUSES
+            or not set(self.values) <= set(known)
+        ):
+            raise ValueError(
+                f"published figure of {self.model} on {self.source}: unknown kind, status, test set or metric"
+            )
 
     def verified(self, metric: str) -> bool:
         """Whether the figure was read somewhere, and is not only recalled."""
@@ -78,7 +93,7 @@ def published_for(task: str, source: str) -> list[Published]:
     None for a source without a literature.
     """
     name = benchmark_name(source)
-    rows = [row for row in PUBLISHED if row.task == task and row.source == name]
+    rows = [row for row in PUBLISHED if row.task == task and row.source in (name, EITHER.get(name))]
     return sorted(rows, key=lambda row: (KINDS.index(row.kind), -row.values.get(MAIN[task], -1.0)))
 
 
@@ -128,6 +143,8 @@ def why_study_differs(metrics: Mapping, task: str, source: str, row: Published) 
         return f"this study scored {found} of the benchmark's {wanted} test images"
     if task == "retrieval" and protocol.get("name") != PUBLISHED_PROTOCOL:
         return f"this study's protocol is {protocol.get('name', 'not recorded')!r}, not {PUBLISHED_PROTOCOL!r}"
+    if row.test_set == "unknown":
+        return "on which of the benchmark's two test sets is not known"
     kind = study_kind(metrics)
     if kind is None:
         return "the record does not say what this study was trained on"
