@@ -175,6 +175,9 @@ def test_rsicds_two_test_sets_have_figures_of_their_own(metrics):
         metrics["captions"] = {"captioner": {source: {"CIDEr": figure(2.0, n), "BLEU-4": figure(0.4, n)}}}
         notes = " ".join(unfair_notes(metrics, "captions", source))
         assert "on which of the benchmark's two test sets is not known: GeoDiT, SkyEyeGPT" in notes
+        table = comparison_table(metrics, "captions", source)
+        assert table.notes[0].startswith("RSICD has two test sets under one name")
+        assert "read (test set unknown)" in table.cells["status"].tolist()
     assert standing(metrics, "captions", "rsicd_retrieval", "captioner", "CIDEr") == "above"  # RSGPT 1.029
 
 

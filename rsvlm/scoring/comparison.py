@@ -15,10 +15,12 @@ from rsvlm.scoring.captions import METRICS
 from rsvlm.scoring.published import (
     ABOVE,
     BELOW,
+    EITHER,
     LEVEL,
     MAIN,
     RECALLS,
     adapting_sources,
+    benchmark_name,
     published_for,
     standing,
     unfair_notes,
@@ -45,6 +47,10 @@ NAMED = ("model", "kind", "status")  # columns that are no figures
 TITLE = "Comparison with published figures"
 INTERVALS = "Brackets: 95 % interval over images; ±: standard deviation over draws."
 RECALLS_IN_PERCENT = "I2T: image to text; T2I: text to image; recalls in percent."
+TWO_TEST_SETS = (
+    "RSICD has two test sets under one name: captioning papers report on rsicd_captioning (1,094 images, many with equal"
+    " references), retrieval papers on rsicd_retrieval (1,093); the same captioner has about three times the CIDEr on the first."
+)
 PAPERS_DIFFER = "Metric code, splits and tokenisation differ between papers."
 COLOURS = {ABOVE: "#cfe6f7", LEVEL: "#eeeeee", BELOW: "#fbe3c0"}  # told apart by colour-blind readers and in grey
 MARKS = {ABOVE: "▲", LEVEL: "=", BELOW: "▼"}
@@ -170,7 +176,8 @@ def comparison_table(metrics: Mapping, task: str, source: str) -> ComparisonTabl
             ({"model": METHODS["ceiling"].name, "kind": "ceiling", "status": "computed"} | _cells(task, ceiling), {})
         )
     for row in published_for(task, source):
-        status = f"{row.status} ({row.note})" if row.note else row.status
+        said = [row.note, f"test set {row.test_set}" if row.test_set in ("inferred", "unknown") else ""]
+        status = f"{row.status} ({'; '.join(filter(None, said))})" if any(said) else row.status
         figures = _cells(task, {metric: {"value": value} for metric, value in row.values.items()})
         rows.append(({"model": row.name, "kind": row.kind, "status": status} | figures, {}))
     cells = pd.DataFrame([row for row, _ in rows])
@@ -188,6 +195,8 @@ def _notes(metrics: Mapping, task: str, source: str) -> list[str]:
     notes += [f"Not held against the study's figures: {note}." for note in unfair_notes(metrics, task, source)]
     if not published_for(task, source):
         notes = [*_not_run(metrics, task, source), NOTHING_PUBLISHED]
+    if benchmark_name(source) in EITHER:
+        notes.insert(0, TWO_TEST_SETS)
     if adapting := adapting_sources(metrics):
         notes.insert(0, f"The encoder was adapted on training images of {', '.join(adapting)} too.")
     if task == "retrieval":
