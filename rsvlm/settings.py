@@ -375,7 +375,7 @@ class Generation(Settings):
         Within(0, 200, "each is read by the captioner for every image"),
     )
     max_new_tokens: int = setting(
-        40, "longest caption, tokens", Within(1, 1024, "a caption has some 15; the cache grows with each")
+        40, "longest caption, tokens", Within(1, 1024, "a caption has some 15; the cache grows with each"), quick=24
     )
     seed: int = setting(0, "of drawing and of the wrong images", SEED)
 

@@ -80,6 +80,7 @@ class AdaptEncoder(Machine, AdaptSettings, _Encoder):
         "room on disk for decoded images; what does not fit is decoded anew each epoch",
         Within(0, 100_000, "0 decodes anew each time; 100 TB are more than one disk"),
     )
+    images_per_split: int = setting(0, "trained on and validated on, at most, evenly spaced; 0: all", IMAGES, quick=480)
 
 
 class EncodeImages(Machine, Encoding):
