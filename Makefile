@@ -19,7 +19,8 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 export DVC_NO_ANALYTICS := 1
 # Nothing but packages is downloaded; `make study ONLINE=1` lets a study fetch models by name.
 export HF_HUB_OFFLINE := $(if $(ONLINE),0,1)
-unexport PYTHONHOME
+# Modules are compiled once, by the first process that imports them: some containers forbid it, at 10 s a stage.
+unexport PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 study: $(READY) $(BOXES) .dvc/config.local ## run what is not up to date, then show the result
 	@$(BIN)/python -m dvc repro
