@@ -387,7 +387,8 @@ def test_scores_without_a_study(tmp_path, capsys):
     done = run("score", said, truth, "--out", tmp_path / "scores.csv")
     assert done.exit_code == 0, done.output
     scores = pd.read_csv(tmp_path / "scores.csv").set_index("metric")["score"]
-    direct = rsvlm.score_captions(SAID, TRUTH).corpus
+    direct, shown = (own := rsvlm.score_captions(SAID, TRUTH)).corpus, str(own)
+    assert f"CIDEr        {direct['CIDEr']:.4f}" in shown and "SPICE        not run" in shown and "array" not in shown
     assert scores["CIDEr"] == pytest.approx(direct["CIDEr"]) and scores["BLEU-1"] == pytest.approx(direct["BLEU-1"])
     assert "SPICE" not in scores.index
     table = pd.DataFrame({"image": SAID.keys(), "caption": SAID.values()})

@@ -78,6 +78,12 @@ class CaptionScores:
     statistics: dict[str, np.ndarray]
     reasons: dict[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """The corpus scores, a line each, and why a metric was not run."""
+        scores = [f"{metric:<13}{value:.4f}" for metric, value in self.corpus.items() if value is not None]
+        reasons = [f"{metric:<13}{reason}" for metric, reason in self.reasons.items()]
+        return "\n".join([f"{len(self.per_image):,} images; .per_image has a row for each", *scores, *reasons])
+
 
 @dataclass(frozen=True)
 class ScoringTools:
