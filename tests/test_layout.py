@@ -10,7 +10,7 @@ from dvc.cli import main as dvc_main
 from dvc.utils.hydra import apply_overrides
 
 from rsvlm.study.config import read_params
-from rsvlm.study.layout import BASELINE, restore_layout, with_values
+from rsvlm.study.layout import BASELINE, restore_layout, with_own_lines, with_values
 from rsvlm.study.studies import study_names, study_text
 
 OWN = """\
@@ -176,3 +176,12 @@ def test_through_dvc_exp_run_and_apply(tmp_path, monkeypatch):
     git(root, "checkout", "-q", "params.yaml", "dvc.lock")
     dvc("exp", "run", "-n", "again", "-S", "adapt_encoder.epochs=7")
     assert changed_lines(before, (root / "params.yaml").read_text()) == wanted
+
+
+def test_comment_lines_stand_where_they_stood_or_at_their_sections_end():
+    fresh = "# head\n\na:\n  sources:\n  - name: one\n    format: karpathy\n  - name: two\n    format: karpathy\n\nb:\n  rate: 2  # of it\n"
+    mine = fresh.replace("  - name: two\n    format", "  # mine\n  - name: two\n    # of two\n    format")
+    mine = mine.replace("  rate: 2  # of it", "  # was 3\n  rate: 2  # older words\n  # last")
+    assert with_own_lines(fresh, mine) == mine.replace("older words", "of it")
+    gone = mine.replace("rate: 2", "speed: 2")
+    assert with_own_lines(fresh, gone).endswith("b:\n  rate: 2  # of it\n  # was 3\n  # last\n")

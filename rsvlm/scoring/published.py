@@ -32,10 +32,8 @@ TEST_IMAGES = {
     "ucm": 210, "sydney": 58, "rsicd_captioning": 1094, "rsicd_retrieval": 1093, "nwpu": 3150, "rsitmd": 452,
 }  # fmt: skip
 ALIASES = {"ucm_captions": "ucm", "sydney_captions": "sydney", "nwpu_captions": "nwpu", "rsicd": "rsicd_retrieval"}
-EITHER = {
-    "rsicd_captioning": "rsicd",
-    "rsicd_retrieval": "rsicd",
-}  # test set -> where figures stand whose set is unknown
+# Test set -> where figures stand whose set is unknown
+EITHER = {"rsicd_captioning": "rsicd", "rsicd_retrieval": "rsicd"}
 TEST_SETS = ("", "stated", "inferred", "unknown")
 ABOVE, LEVEL, BELOW = "above", "level", "below"
 PUBLISHED_PROTOCOL = "remoteclip"

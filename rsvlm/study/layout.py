@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -60,26 +61,23 @@ def with_own_lines(fresh: str, text: str) -> str:
 
     Each stands above the line that it stood above, or at its section's end where there is no such line any more.
     """
-    waiting: dict[tuple[str, str], list[str]] = {}
+    waiting: dict[tuple[str, str, int], list[str]] = {}
     comments: list[str] = []
-    section = ""
-    for line in [*text.splitlines(), "end:"]:
+    before = ""
+    for line, place in _numbered(f"{text}\nend:"):
         if line.startswith((" ", "\t")) and line.lstrip().startswith("#"):
             comments.append(line)
         elif line.strip() and not line.startswith("#"):
-            inside = line.startswith(" ")
             if comments:
-                waiting.setdefault((section, _without_comment(line) if inside else ""), []).extend(comments)
-            section, comments = section if inside else _without_comment(line), []
-    lines, section = [], ""
-    for line in [*fresh.splitlines(), ""]:
+                waiting.setdefault(place if line.startswith(" ") else (before, "", 0), []).extend(comments)
+            comments, before = [], place[0]
+    lines, before = [], ""
+    for line, place in _numbered(fresh):
         if line.startswith(" "):
-            lines += waiting.pop((section, _without_comment(line)), [])
-        elif section:
-            lines += [own for key in [key for key in waiting if key[0] == section] for own in waiting.pop(key)]
-            section = ""
-        if line and not line.startswith((" ", "#")):
-            section = _without_comment(line)
+            lines += waiting.pop(place, [])
+        elif before:  # behind its last line
+            lines += [own for left in [left for left in waiting if left[0] == before] for own in waiting.pop(left)]
+        before = place[0] if line.strip() and not line.startswith("#") else ""
         lines.append(line)
     return "\n".join(lines)
 
@@ -111,9 +109,15 @@ def _places(text: str) -> Iterator[tuple[str, str, Node, Node]]:
             yield section.value, key.value, key, value
 
 
-def _without_comment(line: str) -> str:
-    """What stands on a line: its key alone, where it has one, whose value may have changed."""
-    return BEFORE_COMMENT.split(line, maxsplit=1)[0].partition(": ")[0].strip().rstrip(":")
+def _numbered(text: str) -> Iterator[tuple[str, tuple[str, str, int]]]:
+    """Each line with its section, its words without a comment, and how many such lines of the section came before."""
+    section, met = "", Counter()
+    for line in text.split("\n"):
+        words = BEFORE_COMMENT.split(line, maxsplit=1)[0].strip()
+        if line and not line.startswith((" ", "\t", "#")):
+            section = words
+        yield line, (section, words, met[section, words])
+        met[section, words] += 1
 
 
 def _last_line(key: Node, node: Node) -> int:
