@@ -342,6 +342,24 @@ class CaptioningSettings(Settings):
         return self.retrieval_weight > 0 or self.ret_token_weight > 0
 
 
+class RewardSettings(Settings):
+    """How a captioner trains on captions of its own (self-critical training, Rennie et al. 2017)."""
+
+    reward_steps: int = setting(
+        0,
+        "steps of self-critical training after the others: own captions, rewarded by CIDEr; 0: none",
+        Within(0, STEPS.high, "0 leaves it out"),
+    )
+    reward_batch_size: int = setting(16, "images a step in it", BATCH, quick=4)
+    reward_samples: int = setting(
+        5,
+        "captions drawn an image in it; each is compared with the mean of the others",
+        Within(2, 256, "one has no other to be better than; each draw has a cache of its own"),
+    )
+    reward_lr: float = setting(3.0e-4, "highest learning rate in it, of all that trains", RATE)
+    reward_every: int = setting(25, "steps between two measurements in it: CIDEr of greedy captions", STEPS)
+
+
 class Generation(Settings):
     """How captions are made."""
 

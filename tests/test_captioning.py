@@ -9,15 +9,11 @@ import torch
 from captioner_case import KINDS, make_captioner, make_features, make_table
 
 from rsvlm.models.captioner import load_capret, save_capret
+from rsvlm.models.generation import Hypothesis, Prompted, caption_log_likelihoods
 from rsvlm.models.prompts import CAPTION_PROMPT
-from rsvlm.settings import CaptioningSettings
-from rsvlm.training.captioning import (
-    Example,
-    TrainingBatches,
-    examples_of,
-    schedule,
-    train_captioner,
-)
+from rsvlm.settings import CaptioningSettings, RewardSettings
+from rsvlm.training.caption_batches import Example, TrainingBatches, examples_of
+from rsvlm.training.captioning import _SelfCritical, schedule, train_captioner
 
 QUICK = {"batch_size": 8, "warmup_steps": 2, "validation_every": 4, "checkpoint_every": 3, "retrieval_negatives": 4}
 
@@ -41,11 +37,17 @@ def train(features, examples, folder, *, seed=0, stop_after=None, log=lambda lin
     return captioner, train_captioner(captioner, features, *examples, settings, checkpoints=folder, log=log)
 
 
+def louder(features, **shape):
+    """A captioner that can say something: a random output matrix is too small for that."""
+    captioner = make_captioner(features, **shape)
+    with torch.no_grad():
+        captioner.language_model.get_output_embeddings().weight.mul_(30)
+    return captioner
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_learns_to_caption_and_to_retrieve(features, examples, tmp_path, dtype):
-    captioner = make_captioner(features, dtype=dtype)
-    with torch.no_grad():  # a random output matrix is so small that nothing could be said with it
-        captioner.language_model.get_output_embeddings().weight.mul_(30)
+    captioner = louder(features, dtype=dtype)
     settings = CaptioningSettings(
         **QUICK | {"validation_every": 15},
         steps=45,
@@ -256,9 +258,7 @@ def test_settings_check_themselves(wrong):
 
 def test_each_epoch_shows_each_image_once_in_a_new_order(features, examples):
     batches = TrainingBatches(make_captioner(features), features, examples[0], CaptioningSettings(batch_size=5))
-    epochs = [
-        np.concatenate([batches._draw_images(step) for step in range(epoch * 3, epoch * 3 + 3)]) for epoch in (0, 1)
-    ]
+    epochs = [np.concatenate([batches.images(step) for step in range(epoch * 3, epoch * 3 + 3)]) for epoch in (0, 1)]
     for order in epochs:
         assert len(set(order.tolist())) == 15  # 16 images, three batches of 5
     assert epochs[0].tolist() != epochs[1].tolist()
@@ -273,7 +273,7 @@ def test_equal_texts_are_positives_and_an_images_captions_are_drawn(features):
     captioner = make_captioner(features)
     batches = TrainingBatches(captioner, features, examples, settings)
     batch = batches.draw(0, np.random.default_rng(0))
-    chosen = [examples[i] for i in batches._draw_images(0)]
+    chosen = [examples[i] for i in batches.images(0)]
     assert batch.pooled.shape[0] == 5 and batch.positives.shape == (5, 2)
     for column in range(2):
         rivers = sum("A dense forest." not in example.captions for example in examples)
@@ -298,3 +298,82 @@ def test_the_schedule_rises_and_falls():
     assert np.argmax(shares) == 10 and shares[10] == 1 and 0 < shares[0] < 0.1
     assert shares[-1] == pytest.approx(0.01)
     assert schedule(0, 1, 0) == 1
+
+
+def train_for_reward(features, examples, folder, *, steps=6, log=lambda line: None, **reward):
+    """(captioner, result) of some steps and self-critical steps after them."""
+    captioner = louder(features)
+    settings = CaptioningSettings(
+        **QUICK | {"validation_every": steps},
+        steps=steps,
+        projection_lr=2e-2,
+        lora_lr=2e-2,
+        varied_prompts=0.0,
+        neighbour_dropout=0.0,
+        retrieval_weight=0.0,
+        ret_token_weight=0.0,
+    )
+    chosen = RewardSettings(**{"reward_batch_size": 16, "reward_lr": 3e-3, "reward_every": 4} | reward)
+    return captioner, train_captioner(captioner, features, *examples, settings, chosen, checkpoints=folder, log=log)
+
+
+def test_self_critical_training_raises_what_it_rewards(features, examples, tmp_path):
+    _, result = train_for_reward(features, examples, tmp_path, steps=150, reward_steps=16, reward_samples=32)
+    curve = [row["reward"] for row in result.reward.curve]
+    assert np.mean(curve[-4:]) > 1.2 * np.mean(curve[:4]) and max(curve) <= 1
+    assert [row["step"] for row in result.reward.validation] == [0, 4, 8, 12, 16]
+    cider = {row["step"]: row["cider"] for row in result.reward.validation}
+    assert cider[result.reward.kept_step] == max(cider.values())  # never worse on validation than without
+    assert result.metrics()["reward"]["validation_cider"]["before"] == cider[0]
+    assert not any(tmp_path.rglob("step_*"))
+
+
+def test_stopped_in_self_critical_training_it_goes_on(features, examples, tmp_path, monkeypatch):
+    whole, whole_result = train_for_reward(features, examples, tmp_path / "whole", reward_steps=6)
+    steps, step = iter(range(20)), torch.optim.AdamW.step
+
+    def stop(self, *args, **options):
+        if next(steps) == 6 + 4:  # checkpoints are saved each third step
+            raise KeyboardInterrupt
+        return step(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_for_reward(features, examples, tmp_path / "broken", reward_steps=6)
+    lines = []
+    again, result = train_for_reward(features, examples, tmp_path / "broken", reward_steps=6, log=lines.append)
+    assert [line.split(":")[0] for line in lines if "continuing" in line] == [
+        "continuing from step 6",  # of the training before it, which is not done again
+        "continuing from step 3",
+    ]
+    assert same_weights(whole, again) and result == whole_result
+
+
+def test_the_gradient_of_a_drawn_caption_is_its_gain(features, examples):
+    """Two draws of one image: the loss is the difference of their rewards times that of their log-likelihoods."""
+    captioner, reward = louder(features), RewardSettings(reward_batch_size=1, reward_samples=2, reward_steps=1)
+    settings = CaptioningSettings(**QUICK, retrieval_weight=0.0, ret_token_weight=0.0, views="upright")
+    task = _SelfCritical(captioner, features, *examples, settings, reward, print)
+    texts = [captioner.encode_text([KINDS[0]])[0], captioner.encode_text(["a"])[0]]
+    draws = [Hypothesis(tuple(ids), 0.0) for ids in texts]
+    task._draw = lambda batch, generator: [draws]
+    loss = task.losses(0, np.random.default_rng(0))["loss"]
+    example = task.drawn.examples[task.drawn.images(0)[0]]
+    asked = Prompted(captioner, features, [example.image_id], neighbours=[example.neighbours])
+    likely = caption_log_likelihoods(asked, [[KINDS[0], "a"]], mean=False)[0]
+    references = list(dict.fromkeys(example.captions))
+    first, second = task.space.similarity([KINDS[0], "a"], references).mean(1) / 10
+    expected = -((first - second) * likely[0] + (second - first) * likely[1]) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-4) and first != second
+
+
+def test_a_caption_that_never_ends_earns_nothing_and_is_not_trained_on(features, examples):
+    captioner, reward = louder(features), RewardSettings(reward_batch_size=1, reward_samples=2, reward_steps=1)
+    settings = CaptioningSettings(**QUICK, retrieval_weight=0.0, ret_token_weight=0.0)
+    task = _SelfCritical(captioner, features, *examples, settings, reward, print)
+    ids = tuple(captioner.encode_text([KINDS[0]])[0])
+    task._draw = lambda batch, generator: [[Hypothesis(ids, 0.0, ended=False)] * 2]
+    losses = task.losses(0, np.random.default_rng(0))
+    assert losses["reward"] == 0 and losses["caption_loss"] == 0
+    losses["loss"].backward()

@@ -10,7 +10,7 @@ from PIL import Image
 from rsvlm.models.ablation import INPUTS, measure_inputs, without_adapters
 from rsvlm.models.generation import Prompted, caption_log_likelihoods
 from rsvlm.settings import CaptioningSettings
-from rsvlm.training.captioning import Example, examples_of
+from rsvlm.training.caption_batches import Example, examples_of
 from rsvlm.training.word_losses import END, summarise_words, word_losses
 from rsvlm.viewing.caption_figures import (
     GROUPS,

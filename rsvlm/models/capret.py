@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rsvlm.models.prompts import PADDING, VISUAL, PackedRows, attention_bias
+from rsvlm.models.prompts import PADDING, VISUAL, PackedRows, Row, attention_bias, pack_rows
 from rsvlm.settings import CapRetSettings
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's
@@ -97,6 +97,11 @@ class CapRet(nn.Module):
     def image_prefix(self, prompt: Sequence[int]) -> list[int]:
         """Token ids of an image and the prompt behind it."""
         return [*self.start_ids, *[VISUAL] * self.settings.tokens_per_image, *prompt]
+
+    def pack(self, rows: Sequence[Row]) -> PackedRows:
+        """The rows as one padded batch, on the captioner's device; see ``pack_rows``."""
+        packed = pack_rows(rows, eos_id=self.eos_id, ret_id=self.ret_id, start_ids=self.start_ids)
+        return packed.to(self.device)
 
     @torch.no_grad()
     def set_feature_statistics(self, pooled: Tensor, grid: Tensor | None = None) -> None:

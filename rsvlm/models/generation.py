@@ -17,7 +17,7 @@ from transformers import DynamicCache
 
 from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
-from rsvlm.models.prompts import CAPTION_PROMPT, Row, caption_prompt, choose_view, pack_rows, read_visual
+from rsvlm.models.prompts import CAPTION_PROMPT, Row, caption_prompt, choose_view, read_visual
 from rsvlm.progress import progress
 
 
@@ -129,7 +129,7 @@ def caption_log_likelihoods(
         if not places:
             continue
         rows = [Row(asked.prefixes[place], ids[place]) for place in places]
-        packed = pack_rows(rows, eos_id=captioner.eos_id, ret_id=captioner.ret_id).to(captioner.device)
+        packed = captioner.pack(rows)
         hidden = captioner.hidden_states(packed, asked.visual_tokens(places))
         nll = captioner.negative_log_likelihoods(hidden[packed.predict_at], packed.labels).double().cpu().numpy()
         owners = packed.owners.cpu().numpy()
@@ -145,9 +145,8 @@ def embed_captions_ret(captioner: CapRet, texts: Sequence[str], *, batch_size: i
     """(n, R) float32 rows of length 1: each text behind nothing, followed by ``[RET]``, in the retrieval space."""
     ids = captioner.encode_text(texts)
     result = np.zeros((len(texts), captioner.settings.retrieval_dim), dtype=np.float32)
-    special = {"eos_id": captioner.eos_id, "ret_id": captioner.ret_id, "start_ids": captioner.start_ids}
     for places in _batches(list(map(len, ids)), batch_size, "texts"):
-        packed = pack_rows([Row((), texts=[ids[i]]) for i in places], **special).to(captioner.device)
+        packed = captioner.pack([Row((), texts=[ids[i]]) for i in places])
         hidden = captioner.hidden_states(packed, None)
         result[places] = captioner.embed_ret(hidden[packed.ret_at]).cpu().numpy()
     return result

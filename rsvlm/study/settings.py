@@ -15,6 +15,7 @@ from rsvlm.settings import (
     Encoding,
     Generation,
     Prompting,
+    RewardSettings,
     Settings,
     Within,
     setting,
@@ -97,7 +98,7 @@ class _Decoder(Settings):
     use_grid: bool = setting(True, "grid features become one visual token a cell; false: pooled features only")
 
 
-class FinetuneLora(Machine, CaptioningSettings, Prompting, CapRetShape, _Decoder):
+class FinetuneLora(Machine, RewardSettings, CaptioningSettings, Prompting, CapRetShape, _Decoder):
     """40_finetune_lora."""
 
 

@@ -4,17 +4,19 @@ Loss = cross-entropy of captions behind [visual tokens][prompt]
      + retrieval_weight x InfoNCE, both ways, between text-only "caption [RET]" and images
      + ret_token_weight x cross-entropy of emitting [RET] behind a text-only caption.
 The text branch sees no image (FROMAGe, Koh et al. 2023). Every image that has a caption's text is its positive. Because
-features are cached, images beyond the batch's serve as negatives at the price of one small product. What a step sees
-(images, captions, prompts, views, negatives) derives from (seed, step).
+features are cached, images beyond the batch's serve as negatives at the price of one small product.
+
+Where wanted, self-critical training follows (Rennie et al. 2017): captions that the captioner draws itself take the
+place of the references, and each counts by how much higher its CIDEr is than the mean of the other draws of its image
+(Kool et al. 2019). What is rewarded is then what is reported, and what is generated is then what is trained on.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -23,53 +25,17 @@ from rsvlm.kernels import contrastive_loss
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import save_capret
 from rsvlm.models.features import Features
-from rsvlm.models.prompts import (
-    CAPTION_PROMPT,
-    CAPTION_PROMPTS,
-    MEAN,
-    RETRIEVAL_PROMPTS,
-    UPRIGHT,
-    PackedRows,
-    Row,
-    VisualInput,
-    caption_prompt,
-    pack_rows,
-    read_visual,
-)
+from rsvlm.models.generation import Hypothesis, Prompted, beam_captions, sample_tokens
+from rsvlm.models.neighbours import CiderSpace
 from rsvlm.progress import log_line
-from rsvlm.settings import CaptioningSettings
+from rsvlm.settings import CaptioningSettings, RewardSettings
+from rsvlm.training.caption_batches import Batch, Example, TrainingBatches, validation_batches
 from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
 
 LOSSES = ("loss", "caption_loss", "retrieval_loss", "ret_token_loss")
 LAST_RATE = 0.01  # share of the highest learning rate at the end of the cosine
-
-
-@dataclass(frozen=True)
-class Example:
-    """An image to train or validate on: its captions as released, and its neighbours' captions for the prompt."""
-
-    image_id: str
-    captions: tuple[str, ...]
-    neighbours: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The inputs of one step or one part of a validation.
-
-    Attributes:
-        packed: B rows with their captions, C in all, and at most one text-only segment each, M in all.
-        visual: features of the B images.
-        weights: (C,) how much each caption counts.
-        pooled: (N, P) features of the images for InfoNCE: the batch's, then the negatives.
-        positives: (N, M) bool; None without text-only segments.
-    """
-
-    packed: PackedRows
-    visual: VisualInput
-    weights: Tensor
-    pooled: Tensor
-    positives: Tensor | None
+HIGHEST_CIDER = 10.0  # rewards are CIDEr as a share of it
+LONGEST_DRAW = 40  # tokens of a drawn caption; one that has not ended there earns nothing
 
 
 @dataclass(frozen=True)
@@ -81,11 +47,12 @@ class CaptioningResult:
     trainable_parameters: dict[str, int]  # by kind
     validation: list[dict]  # one row a measurement
     curve: list[dict]  # one row a step
+    reward: "RewardResult | None" = None
 
     @property
     def kept_validation(self) -> dict | None:
         """The measurement at the kept step, if there was one."""
-        return next((row for row in self.validation if row["step"] == self.kept_step), None)
+        return _at(self.validation, self.kept_step)
 
     def metrics(self) -> dict:
         """What is worth comparing between runs, as JSON values."""
@@ -96,7 +63,39 @@ class CaptioningResult:
             "trainable_parameters": sum(self.trainable_parameters.values()),
             "trainable_parameters_by_kind": self.trainable_parameters,
             "validation": measured or None,
+            "reward": self.reward.metrics() if self.reward else None,
         }
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """What self-critical training gave."""
+
+    kept_step: int
+    steps: int
+    validation: list[dict]  # one row a measurement: step, epoch, cider; the first before any step
+    curve: list[dict]  # one row a step
+
+    @property
+    def kept_validation(self) -> dict | None:
+        """The measurement at the kept step, if there was one."""
+        return _at(self.validation, self.kept_step)
+
+    def metrics(self) -> dict:
+        """What is worth comparing between runs, as JSON values."""
+        before, kept = _at(self.validation, 0), self.kept_validation
+        cider = {"before": before and before["cider"], "kept": kept and kept["cider"]}
+        rewards = [row["reward"] for row in self.curve]
+        return {
+            "kept_step": self.kept_step,
+            "steps": self.steps,
+            "validation_cider": cider,
+            "reward": {"first": rewards[0], "last": rewards[-1]},
+        }
+
+
+def _at(validation: Sequence[dict], step: int) -> dict | None:
+    return next((row for row in validation if row["step"] == step), None)
 
 
 def train_captioner(
@@ -105,6 +104,7 @@ def train_captioner(
     training: Sequence[Example],
     validation: Sequence[Example],
     settings: CaptioningSettings,
+    reward: RewardSettings | None = None,
     *,
     save_to: Path | None = None,
     notes: dict | None = None,
@@ -116,6 +116,7 @@ def train_captioner(
     Killed at any step and called again with the same arguments, it continues from the last checkpoint.
 
     Args:
+        reward: of self-critical training, which starts from the kept step; none where it has no steps.
         save_to: folder the captioner is saved to, before the checkpoints are removed.
         notes: JSON values that go into its config.json, such as how prompts are made.
         checkpoints: folder for checkpoints; each training has its own inside. Default: below ``cache_folder()``.
@@ -124,28 +125,31 @@ def train_captioner(
         ValueError: a batch larger than the training set, an image without features.
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
     """
-    settings = CaptioningSettings.of(settings)
+    settings, reward = CaptioningSettings.of(settings), RewardSettings.of(reward or RewardSettings())
     check_batch(settings.batch_size, len(training))
+    data = [asdict(example) for example in (*training, *validation)]
+    shape = (captioner.settings.model_dump(), captioner.config, captioner.device.type, features.meta, data)
     task = _Captioning(captioner, features, training, validation, settings, log)
-    folder = checkpoint_folder(
-        checkpoints,
-        task.name,
-        settings.model_dump(),
-        captioner.settings.model_dump(),
-        captioner.config,
-        captioner.device.type,
-        features.meta,
-        [asdict(example) for example in (*training, *validation)],
-    )
+    folder = checkpoint_folder(checkpoints, task.name, settings.model_dump(), *shape)
+    counts = {group["name"]: sum(p.numel() for p in group["params"]) for group in task.optimizer.param_groups}
     try:
         now = train(task, folder, log)
+        result = CaptioningResult(now.kept_step, settings.steps, counts, now.validation, now.curve)
+        if reward.reward_steps:
+            check_batch(reward.reward_batch_size, len(training))
+            critical = _SelfCritical(captioner, features, training, validation, settings, reward, log)
+            own = checkpoint_folder(checkpoints, critical.name, settings.model_dump(), reward.model_dump(), *shape)
+            now = train(critical, own, log)
+            result = replace(result, reward=RewardResult(now.kept_step, reward.reward_steps, now.validation, now.curve))
     finally:
         captioner.eval()
     if save_to is not None:
-        save_capret(captioner, save_to, **(notes or {}), training=settings.model_dump(), kept_step=now.kept_step)
+        how = {"training": settings.model_dump() | reward.model_dump(), "kept_step": result.kept_step}
+        save_capret(captioner, save_to, **(notes or {}), **how)
     remove_checkpoints(folder)
-    counts = {group["name"]: sum(p.numel() for p in group["params"]) for group in task.optimizer.param_groups}
-    return CaptioningResult(now.kept_step, settings.steps, counts, now.validation, now.curve)
+    if reward.reward_steps:
+        remove_checkpoints(own)
+    return result
 
 
 def schedule(step: int, steps: int, warmup_steps: int) -> float:
@@ -213,7 +217,7 @@ class _Captioning(Task):
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """loss and its parts, scalars."""
         captioner, settings, device = self.model, self.settings, self.model.device
-        packed = batch.packed.to(device)
+        packed = captioner.pack(batch.rows)
         tokens = captioner.visual_tokens(self._drop(batch.visual.pooled), self._drop(batch.visual.grid))
         hidden = captioner.hidden_states(packed, tokens)
         at = torch.cat([packed.predict_at, packed.before_ret])
@@ -222,7 +226,7 @@ class _Captioning(Task):
         nll = captioner.negative_log_likelihoods(hidden.index_select(0, at), labels)
         n = len(packed.labels)
         weight = batch.weights.to(device).index_select(0, packed.owners)
-        losses = {"caption_loss": (nll[:n] * weight).sum() / weight.sum()}
+        losses = {"caption_loss": self._caption_loss(nll[:n], weight)}
         losses["retrieval_loss"] = losses["ret_token_loss"] = torch.zeros((), device=device)
         if batch.positives is not None:
             losses["ret_token_loss"] = nll[n:].mean()
@@ -239,6 +243,9 @@ class _Captioning(Task):
         )
         return {"loss": total, **losses}
 
+    def _caption_loss(self, nll: Tensor, weight: Tensor) -> Tensor:
+        return (nll * weight).sum() / weight.sum()
+
     def _drop(self, values: Tensor | None) -> Tensor | None:
         """Features with some values set to the training mean, while training."""
         share = self.settings.feature_dropout
@@ -248,122 +255,84 @@ class _Captioning(Task):
         return torch.where(torch.rand(values.shape) < share, mean.cpu(), values)
 
 
-def examples_of(
-    table: pd.DataFrame, split: str, neighbours: Mapping[str, Sequence[str]] | None = None
-) -> list[Example]:
-    """The split's images as examples, with ``neighbours[image_id]`` for their prompts.
+class _SelfCritical(_Captioning):
+    """The training of a captioner on captions that it draws itself, by their CIDEr; measured by greedy captions."""
 
-    Raises:
-        ValueError: the split is empty, an image has no caption, or ``neighbours`` lacks an image.
-    """
-    rows = table[table["split"] == split]
-    if len(rows) == 0:
-        raise ValueError(f"the split {split!r} holds no image; see the table of splits in aggregate_data's report")
-    examples = []
-    for image_id, captions in zip(rows["image_id"], rows["captions"]):
-        if len(captions) == 0:
-            raise ValueError(f"{image_id}: no caption, so nothing to learn from")
-        if neighbours is not None and image_id not in neighbours:
-            raise ValueError(f"{image_id}: no neighbours' captions are given for it")
-        examples.append(Example(image_id, tuple(captions), tuple(neighbours[image_id]) if neighbours else ()))
-    return examples
-
-
-class TrainingBatches:
-    """Batches of training examples by step number: the same step always gives the same batch."""
+    name = "self_critical"
 
     def __init__(
-        self, captioner: CapRet, features: Features, examples: Sequence[Example], settings: CaptioningSettings
+        self,
+        captioner: CapRet,
+        features: Features,
+        training: Sequence[Example],
+        validation: Sequence[Example],
+        settings: CaptioningSettings,
+        reward: RewardSettings,
+        log: Callable[[str], None],
     ) -> None:
-        self.captioner, self.features, self.examples, self.settings = captioner, features, examples, settings
-        self.rows = features.rows([example.image_id for example in examples])
-        self.texts = [set(example.captions) for example in examples]
+        # Prompts as at generation: only what is generated is rewarded. The references' captions only serve [RET].
+        drawn = {
+            "batch_size": reward.reward_batch_size,
+            "captions_per_image": 1,
+            "validation_every": reward.reward_every,
+        }
+        asked = {"varied_prompts": 0.0, "neighbour_dropout": 0.0, "warmup_steps": reward.reward_steps // 10}
+        rates = dict.fromkeys(("projection_lr", "retrieval_lr", "lora_lr"), reward.reward_lr)
+        own = CaptioningSettings(**dict(settings) | drawn | asked | rates | {"steps": reward.reward_steps})
+        super().__init__(captioner, features, training, (), own, log)
+        spread = evenly_spaced(len(validation), settings.validation_images)
+        self.features, self.measured = features, [validation[i] for i in spread]
+        self.samples, self.keeps_last = reward.reward_samples, not self.measured
+        self.space = CiderSpace(example.captions for example in training)
 
-    def draw(self, step: int, generator: np.random.Generator) -> Batch:
-        """The batch of a step."""
-        settings = self.settings
-        chosen = self._draw_images(step)
-        examples = [self.examples[i] for i in chosen]
-        captions, weights = zip(*(self._draw_captions(example, generator) for example in examples))
-        prompts = [self._draw_prompt(example, generator) for example in examples]
-        texts = [own[0] for own in captions] if settings.trains_retrieval else []
-        leads = [
-            str(generator.choice(RETRIEVAL_PROMPTS)) + " " if generator.random() < settings.retrieval_prompts else ""
-            for _ in texts
-        ]
-        packed = pack_examples(self.captioner, prompts, captions, [lead + text for lead, text in zip(leads, texts)])
-        views = self._draw_views(len(chosen), generator)
-        visual = read_visual(self.features, self.rows[chosen], views, grid=self.captioner.settings.grid_cells > 0)
-        others, pooled = self._draw_negatives(chosen, generator), visual.pooled
-        if len(others):
-            views = self._draw_views(len(others), generator)
-            pooled = torch.cat([pooled, read_visual(self.features, self.rows[others], views, grid=False).pooled])
-        shown = [*chosen, *others]
-        positives = torch.tensor([[text in self.texts[i] for text in texts] for i in shown]) if texts else None
-        return Batch(packed, visual, torch.tensor(np.concatenate(weights), dtype=torch.float32), pooled, positives)
+    def losses(self, step: int, generator: np.random.Generator) -> dict[str, Tensor]:
+        batch = self.drawn.draw(step, generator)
+        examples = [self.drawn.examples[i] for i in self.drawn.images(step)]
+        rewards, rows, weights = [], [], []
+        for example, row, draws in zip(examples, batch.rows, self._draw(batch, generator), strict=True):
+            reward = self._rewards(example, draws)
+            rewards.append(reward.mean())
+            gains: dict[tuple[int, ...], float] = {}  # a caption drawn several times is computed once
+            for draw, gain in zip(draws, (reward - reward.mean()) * len(draws) / (len(draws) - 1)):
+                if draw.ended and draw.tokens:
+                    gains[draw.tokens] = gains.get(draw.tokens, 0.0) + gain
+            gains = {tokens: gain for tokens, gain in gains.items() if abs(gain) > 1e-9}
+            rows.append(replace(row, captions=[list(tokens) for tokens in gains]))
+            weights += gains.values()
+        own = replace(batch, rows=rows, weights=torch.tensor(weights, dtype=torch.float32))
+        return {**self._losses(own), "reward": torch.tensor(float(np.mean(rewards)))}
 
-    def _draw_images(self, step: int) -> np.ndarray:
-        """The batch's example numbers: the next of a new order each epoch, without a short last batch."""
-        epoch, place = divmod(step, len(self.examples) // self.settings.batch_size)
-        order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(self.examples))
-        return order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
+    def is_due(self, step: int) -> bool:
+        return (step % self.settings.validation_every == 0 or step == self.steps) and bool(self.measured)
 
-    def _draw_captions(self, example: Example, generator: np.random.Generator) -> tuple[list[str], list[float]]:
-        """(different captions in random order, their weights)."""
+    def validate(self, step: int) -> tuple[float, dict]:
+        ids, near = [one.image_id for one in self.measured], [one.neighbours for one in self.measured]
+        asked = Prompted(self.model, self.features, ids, neighbours=near, view="mean")
+        said = [own[0] for own in beam_captions(asked, max_new_tokens=LONGEST_DRAW)]
+        cider = self.space.mean_cider(said, [self._references(one) for one in self.measured])
+        self.log(f"self-critical step {step}: validation CIDEr of greedy captions {cider:.3f}")
+        return cider, {"step": step, "epoch": round(self.epoch(step), 4), "cider": round(cider, 6)}
+
+    def _draw(self, batch: Batch, generator: np.random.Generator) -> list[list[Hypothesis]]:
+        self.model.eval()
+        with torch.no_grad():
+            tokens = self.model.visual_tokens(batch.visual.pooled, batch.visual.grid)
+            prefixes = [row.prefix for row in batch.rows]
+            seeds = generator.integers(2**62, size=len(prefixes)).tolist()
+            limits = {"samples": self.samples, "max_new_tokens": LONGEST_DRAW}
+            drawn = sample_tokens(self.model, prefixes, tokens, seeds=seeds, **limits)
+        self.model.train(self.dropout)
+        return drawn
+
+    def _rewards(self, example: Example, draws: Sequence[Hypothesis]) -> np.ndarray:
+        """(samples,) each draw's mean CIDEr to the references, 0 to 1."""
+        said = [self.model.decode_text(draw.tokens) for draw in draws]
+        cider = self.space.similarity(said, self._references(example)).mean(1) / HIGHEST_CIDER
+        return np.where([draw.ended for draw in draws], cider, 0.0)
+
+    def _references(self, example: Example) -> list[str]:
         released = self.settings.captions == "released"
-        pool = list(example.captions) if released else list(dict.fromkeys(example.captions))
-        drawn = [pool[i] for i in generator.permutation(len(pool))[: self.settings.captions_per_image or None]]
-        distinct = list(dict.fromkeys(drawn))
-        return distinct, [float(drawn.count(text)) for text in distinct]
+        return list(example.captions) if released else list(dict.fromkeys(example.captions))
 
-    def _draw_prompt(self, example: Example, generator: np.random.Generator) -> str:
-        varied = generator.random() < self.settings.varied_prompts
-        bare = generator.random() < self.settings.neighbour_dropout
-        instruction = str(generator.choice(CAPTION_PROMPTS)) if varied else CAPTION_PROMPT
-        return caption_prompt(instruction, () if bare else example.neighbours)
-
-    def _draw_views(self, n: int, generator: np.random.Generator) -> np.ndarray:
-        """(n,) numbers of views: any of V, or their mean."""
-        V = self.features.pooled.shape[1]
-        if self.settings.views == "upright" or V == 1:
-            return np.full(n, UPRIGHT)
-        drawn = generator.integers(0, V + 1, n)
-        return np.where(drawn == V, MEAN, drawn)
-
-    def _draw_negatives(self, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        if not self.settings.retrieval_weight:
-            return np.zeros(0, dtype=np.int64)
-        rest = np.setdiff1d(np.arange(len(self.examples)), chosen)
-        return generator.choice(rest, min(self.settings.retrieval_negatives, len(rest)), replace=False)
-
-
-def validation_batches(
-    captioner: CapRet, features: Features, examples: Sequence[Example], settings: CaptioningSettings
-) -> list[Batch]:
-    """Batches of the validation examples: fixed prompt, upright view, all distinct captions alike."""
-    batches = []
-    for start in range(0, len(examples), settings.batch_size):
-        part = examples[start : start + settings.batch_size]
-        captions = [list(dict.fromkeys(example.captions)) for example in part]
-        texts = [own[0] for own in captions] if settings.trains_retrieval else []
-        prompts = [caption_prompt(CAPTION_PROMPT, example.neighbours) for example in part]
-        packed = pack_examples(captioner, prompts, captions, texts)
-        rows = features.rows([example.image_id for example in part])
-        visual = read_visual(features, rows, UPRIGHT, grid=captioner.settings.grid_cells > 0)
-        positives = torch.tensor([[text in example.captions for text in texts] for example in part]) if texts else None
-        batches.append(Batch(packed, visual, torch.ones(sum(map(len, captions))), visual.pooled, positives))
-    return batches
-
-
-def pack_examples(
-    captioner: CapRet, prompts: Sequence[str], captions: Sequence[Sequence[str]], texts: Sequence[str]
-) -> PackedRows:
-    """The images' prompts (B), captions (B lists) and texts for [RET] (B or none) as packed rows."""
-    B = len(prompts)
-    ids = captioner.encode_text([*prompts, *texts, *(text for own in captions for text in own)])
-    prompt_ids, text_ids, caption_ids = ids[:B], ids[B : B + len(texts)], iter(ids[B + len(texts) :])
-    rows = [
-        Row(captioner.image_prefix(prompt_ids[number]), [next(caption_ids) for _ in own], text_ids[number : number + 1])
-        for number, own in enumerate(captions)
-    ]
-    return pack_rows(rows, eos_id=captioner.eos_id, ret_id=captioner.ret_id, start_ids=captioner.start_ids)
+    def _caption_loss(self, nll: Tensor, weight: Tensor) -> Tensor:
+        return (nll * weight).sum() / (self.settings.batch_size * self.samples)

@@ -10,7 +10,7 @@ from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
 from rsvlm.models.neighbours import WORD
 from rsvlm.settings import CaptioningSettings
-from rsvlm.training.captioning import Example, validation_batches
+from rsvlm.training.caption_batches import Example, validation_batches
 
 LOOKED_AT = 16  # images, evenly spaced
 STARTS = ("Ġ", "▁")  # how tokenizers mark a token that begins a word
@@ -33,7 +33,7 @@ def word_losses(
     for start in range(0, len(chosen), settings.batch_size):
         part = chosen[start : start + settings.batch_size]
         (batch,) = validation_batches(captioner, features, part, plain)
-        packed = batch.packed.to(captioner.device)
+        packed = captioner.pack(batch.rows)
         hidden = captioner.hidden_states(packed, captioner.visual_tokens(batch.visual.pooled, batch.visual.grid))
         nats = captioner.negative_log_likelihoods(hidden.index_select(0, packed.predict_at), packed.labels)
         owners, labels, nats = packed.owners.tolist(), packed.labels.tolist(), nats.cpu().tolist()

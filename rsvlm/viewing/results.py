@@ -119,6 +119,13 @@ def training_result(metrics: Mapping) -> Result:
             f"{words['after']:.2f}; words that the neighbours' captions in the prompt hold cost {known:.2f}, all others "
             f"{other:.2f}."
         )
+    reward = metrics.get("reward")
+    if reward and reward["validation_cider"]["kept"] is not None:
+        before, kept = (reward["validation_cider"][name] for name in ("before", "kept"))
+        lines.append(
+            f"Self-critical training moved the CIDEr of greedy captions of validation images from {before:.2f} to "
+            f"{kept:.2f} (step {reward['kept_step']} of {reward['steps']}, the best on them)."
+        )
     return Result(" ".join(lines))
 
 

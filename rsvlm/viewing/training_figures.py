@@ -27,6 +27,7 @@ def training_curves(
     validation: Sequence[dict] = (),
     *,
     losses: Sequence[str] = ("loss",),
+    title: str = "Training loss",
     metric: str = "mean_recall",
     metric_label: str = "validation mean recall, %",
     scale: float = 100.0,
@@ -49,7 +50,7 @@ def training_curves(
         left.plot(curve["step"], smooth, color=dark, linestyle="-", marker="", label=name)
     if len(losses) > 1:
         left.legend()
-    left.set(xlabel="step", ylabel="loss", title="Training loss")
+    left.set(xlabel="step", ylabel=losses[0] if len(losses) == 1 else "loss", title=title)
     if validation:
         right, title = axes[0, 1], "Validation"
         values = {row["epoch"]: scale * row[metric] for row in validation}

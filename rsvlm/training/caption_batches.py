@@ -1,0 +1,175 @@
+"""What a step of the captioner's training sees: images, their captions, prompts, views and negatives.
+
+All of it derives from (seed, step), so that a training that was stopped goes on with what it would have seen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from rsvlm.models.capret import CapRet
+from rsvlm.models.features import Features
+from rsvlm.models.prompts import (
+    CAPTION_PROMPT,
+    CAPTION_PROMPTS,
+    MEAN,
+    RETRIEVAL_PROMPTS,
+    UPRIGHT,
+    Row,
+    VisualInput,
+    caption_prompt,
+    read_visual,
+)
+from rsvlm.settings import CaptioningSettings
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image to train or validate on: its captions as released, and its neighbours' captions for the prompt."""
+
+    image_id: str
+    captions: tuple[str, ...]
+    neighbours: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The inputs of one step or one part of a validation.
+
+    Attributes:
+        rows: the B images' prompts with their captions, C in all, and at most one text-only segment each, M in all.
+        visual: features of the B images.
+        weights: (C,) how much each caption counts; what ``rsvlm.training.captioning`` rewards may be below 0.
+        pooled: (N, P) features of the images for InfoNCE: the batch's, then the negatives.
+        positives: (N, M) bool; None without text-only segments.
+    """
+
+    rows: list[Row]
+    visual: VisualInput
+    weights: Tensor
+    pooled: Tensor
+    positives: Tensor | None
+
+
+def examples_of(
+    table: pd.DataFrame, split: str, neighbours: Mapping[str, Sequence[str]] | None = None
+) -> list[Example]:
+    """The split's images as examples, with ``neighbours[image_id]`` for their prompts.
+
+    Raises:
+        ValueError: the split is empty, an image has no caption, or ``neighbours`` lacks an image.
+    """
+    rows = table[table["split"] == split]
+    if len(rows) == 0:
+        raise ValueError(f"the split {split!r} holds no image; see the table of splits in aggregate_data's report")
+    examples = []
+    for image_id, captions in zip(rows["image_id"], rows["captions"]):
+        if len(captions) == 0:
+            raise ValueError(f"{image_id}: no caption, so nothing to learn from")
+        if neighbours is not None and image_id not in neighbours:
+            raise ValueError(f"{image_id}: no neighbours' captions are given for it")
+        examples.append(Example(image_id, tuple(captions), tuple(neighbours[image_id]) if neighbours else ()))
+    return examples
+
+
+class TrainingBatches:
+    """Batches of training examples by step number: the same step always gives the same batch."""
+
+    def __init__(
+        self, captioner: CapRet, features: Features, examples: Sequence[Example], settings: CaptioningSettings
+    ) -> None:
+        self.captioner, self.features, self.examples, self.settings = captioner, features, examples, settings
+        self.rows = features.rows([example.image_id for example in examples])
+        self.texts = [set(example.captions) for example in examples]
+
+    def draw(self, step: int, generator: np.random.Generator) -> Batch:
+        """The batch of a step."""
+        settings = self.settings
+        chosen = self.images(step)
+        examples = [self.examples[i] for i in chosen]
+        captions, weights = zip(*(self._draw_captions(example, generator) for example in examples))
+        prompts = [self._draw_prompt(example, generator) for example in examples]
+        texts = [own[0] for own in captions] if settings.trains_retrieval else []
+        leads = [
+            str(generator.choice(RETRIEVAL_PROMPTS)) + " " if generator.random() < settings.retrieval_prompts else ""
+            for _ in texts
+        ]
+        rows = example_rows(self.captioner, prompts, captions, [lead + text for lead, text in zip(leads, texts)])
+        views = self._draw_views(len(chosen), generator)
+        visual = read_visual(self.features, self.rows[chosen], views, grid=self.captioner.settings.grid_cells > 0)
+        others, pooled = self._draw_negatives(chosen, generator), visual.pooled
+        if len(others):
+            views = self._draw_views(len(others), generator)
+            pooled = torch.cat([pooled, read_visual(self.features, self.rows[others], views, grid=False).pooled])
+        shown = [*chosen, *others]
+        positives = torch.tensor([[text in self.texts[i] for text in texts] for i in shown]) if texts else None
+        return Batch(rows, visual, torch.tensor(np.concatenate(weights), dtype=torch.float32), pooled, positives)
+
+    def images(self, step: int) -> np.ndarray:
+        """The example numbers of a step's batch: the next of a new order each epoch, without a short last batch."""
+        epoch, place = divmod(step, len(self.examples) // self.settings.batch_size)
+        order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(self.examples))
+        return order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
+
+    def _draw_captions(self, example: Example, generator: np.random.Generator) -> tuple[list[str], list[float]]:
+        """(different captions in random order, their weights)."""
+        released = self.settings.captions == "released"
+        pool = list(example.captions) if released else list(dict.fromkeys(example.captions))
+        drawn = [pool[i] for i in generator.permutation(len(pool))[: self.settings.captions_per_image or None]]
+        distinct = list(dict.fromkeys(drawn))
+        return distinct, [float(drawn.count(text)) for text in distinct]
+
+    def _draw_prompt(self, example: Example, generator: np.random.Generator) -> str:
+        varied = generator.random() < self.settings.varied_prompts
+        bare = generator.random() < self.settings.neighbour_dropout
+        instruction = str(generator.choice(CAPTION_PROMPTS)) if varied else CAPTION_PROMPT
+        return caption_prompt(instruction, () if bare else example.neighbours)
+
+    def _draw_views(self, n: int, generator: np.random.Generator) -> np.ndarray:
+        """(n,) numbers of views: any of V, or their mean."""
+        V = self.features.pooled.shape[1]
+        if self.settings.views == "upright" or V == 1:
+            return np.full(n, UPRIGHT)
+        drawn = generator.integers(0, V + 1, n)
+        return np.where(drawn == V, MEAN, drawn)
+
+    def _draw_negatives(self, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        if not self.settings.retrieval_weight:
+            return np.zeros(0, dtype=np.int64)
+        rest = np.setdiff1d(np.arange(len(self.examples)), chosen)
+        return generator.choice(rest, min(self.settings.retrieval_negatives, len(rest)), replace=False)
+
+
+def validation_batches(
+    captioner: CapRet, features: Features, examples: Sequence[Example], settings: CaptioningSettings
+) -> list[Batch]:
+    """Batches of the validation examples: fixed prompt, upright view, all distinct captions alike."""
+    batches = []
+    for start in range(0, len(examples), settings.batch_size):
+        part = examples[start : start + settings.batch_size]
+        captions = [list(dict.fromkeys(example.captions)) for example in part]
+        texts = [own[0] for own in captions] if settings.trains_retrieval else []
+        prompts = [caption_prompt(CAPTION_PROMPT, example.neighbours) for example in part]
+        rows = example_rows(captioner, prompts, captions, texts)
+        places = features.rows([example.image_id for example in part])
+        visual = read_visual(features, places, UPRIGHT, grid=captioner.settings.grid_cells > 0)
+        positives = torch.tensor([[text in example.captions for text in texts] for example in part]) if texts else None
+        batches.append(Batch(rows, visual, torch.ones(sum(map(len, captions))), visual.pooled, positives))
+    return batches
+
+
+def example_rows(
+    captioner: CapRet, prompts: Sequence[str], captions: Sequence[Sequence[str]], texts: Sequence[str]
+) -> list[Row]:
+    """The images' prompts (B), captions (B lists) and texts for [RET] (B or none) as rows."""
+    B = len(prompts)
+    ids = captioner.encode_text([*prompts, *texts, *(text for own in captions for text in own)])
+    prompt_ids, text_ids, caption_ids = ids[:B], ids[B : B + len(texts)], iter(ids[B + len(texts) :])
+    return [
+        Row(captioner.image_prefix(prompt_ids[number]), [next(caption_ids) for _ in own], text_ids[number : number + 1])
+        for number, own in enumerate(captions)
+    ]
