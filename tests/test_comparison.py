@@ -255,7 +255,8 @@ def test_another_protocol_is_not_held_against_the_published_one(metrics):
 def test_the_picture_shows_runs_references_and_ceilings(metrics):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
-    from rsvlm.viewing.figures import comparison_figure, run_label
+    from rsvlm.viewing.comparison_figures import comparison_figure
+    from rsvlm.viewing.figures import run_label
 
     names = [(method, way) for method in ("combined", "ceiling") for way in ("image_to_text", "text_to_image")]
     rows = [(method, "ucm", "by_image", way, k, k / 20) for method, way in names for k in range(1, 21)]
@@ -272,6 +273,27 @@ def test_the_picture_shows_runs_references_and_ceilings(metrics):
     assert run_label("human", "blue_marble") == "held-out reference (by rule)" and run_label("beam", "ucm") == "beam"
     with pytest.raises(ValueError, match="'sydney'"):
         comparison_figure(metrics, curves, "sydney")
+
+
+def test_runs_stand_by_size_and_both_test_sets_of_rsicd_in_one_picture(metrics):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    from rsvlm.viewing.comparison_figures import benchmarks, run_weights, standing_figure
+
+    assert benchmarks(["rsicd_captioning", "rsicd_retrieval", "ucm"]) == [
+        ["rsicd_captioning", "rsicd_retrieval"],
+        ["ucm"],
+    ]
+    weights = {"image_encoder": 5e6, "captioner": 137e6}
+    assert [run_weights(weights, run) for run in ("constant", "consensus", "captioner", "GPT")] == [0, 5e6, 142e6, None]
+    assert run_weights({}, "captioner") is None  # a record that does not tell
+    for metric in ("BLEU-4", "CIDEr"):
+        metrics["captions"]["captioner"]["ucm"][metric] = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 210}
+    drawn = standing_figure(metrics | {"weights": weights}, ["ucm"])
+    line, sizes = drawn.axes
+    assert [text.get_text() for text in line.texts] == ["RS-CapRet 7B"] * 2  # RSGPT's BLEU-4 is not known
+    assert {"captioner", "RS-CapRet 7B"} <= {text.get_text() for text in sizes.texts}
+    matplotlib.pyplot.close(drawn)
 
 
 def test_a_try_says_so_in_every_tables_title(metrics):

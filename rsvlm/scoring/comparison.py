@@ -96,7 +96,7 @@ def study_metrics(stages: Mapping[str, Mapping], provenance: Mapping, *, made_in
     Captions: each metric on released references, and CIDEr_distinct, CIDEr_seen, CIDEr_unseen; other metrics with
     _distinct where they differ; the texts' statistics and the hallucinated classes. Retrieval: what is scored by image,
     and mean_recall_by_text, RECALL_ceiling, other protocols. Each figure {"value", "low", "high", "n", ...}.
-    "parameters" holds those that each stage used; "tries" where it was made by hand, and of what, if it was.
+    "parameters" holds those that each stage used; "weights" how many weights an image's features and a caption take; "tries" where it was made by hand, and of what, if it was.
 
     Args:
         stages: the metrics files of the stages, by stage: score_captions and score_retrieval, and what there is of others.
@@ -122,6 +122,11 @@ def study_metrics(stages: Mapping[str, Mapping], provenance: Mapping, *, made_in
         "protocol": protocol,
         "generation": {k: v for k, v in stages.get("generate_captions", {}).items() if k not in RESERVED},
         "parameters": {stage: numbers["parameters"] for stage, numbers in stages.items() if "parameters" in numbers},
+        "weights": {
+            part: number
+            for stage, part in (("adapt_encoder", "image_encoder"), ("finetune_lora", "captioner"))
+            if (number := stages.get(stage, {}).get("weights"))
+        },
         "provenance": dict(provenance),
     } | ({"tries": tries} if tries else {})
 

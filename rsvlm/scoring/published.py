@@ -53,6 +53,7 @@ class Published:
     variant: str = ""
     note: str = ""
     test_set: str = ""  # how it is known on which of the benchmark's test sets; empty where there is only one
+    weights: float | None = None  # that a caption takes: image encoder and language model, where both are known
     confirmed: tuple[str, ...] = ()  # metrics that a second source gives too, where the status is "recalled"
 
     def __post_init__(self) -> None:

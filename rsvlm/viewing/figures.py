@@ -63,14 +63,14 @@ def _dot_figure(metrics: Mapping, source: str, parts: Mapping, title: str) -> Fi
     if not ciders:
         raise ValueError(f"no CIDEr for the source {source!r}")
     drawn, axes = figure(7.2, 1.3 + 0.42 * len(ciders))
-    _draw_ciders(axes, ciders, parts, source, 0.13, written=True)
+    draw_ciders(axes, ciders, parts, source, 0.13, written=True)
     axes.set_ylim(-0.6, len(ciders) - 0.25)
     axes.set_title(title)
     axes.legend(loc="best")
     return drawn
 
 
-def _draw_ciders(axes: Axes, ciders: Mapping, parts: Mapping, source: str, shift: float, written: bool = False) -> None:
+def draw_ciders(axes: Axes, ciders: Mapping, parts: Mapping, source: str, shift: float, written: bool = False) -> None:
     """A line a run, best at the top, with a dot and its interval for each part.
 
     Args:
@@ -124,41 +124,13 @@ def recall_curves(curves: pd.DataFrame, match: str = "by_image") -> Figure:
     sources = sorted(set(shown["source"]))
     drawn, axes = figure(7.4, 2.9 * len(sources) + 0.3, rows=len(sources), columns=2, squeeze=False, sharey=True)
     for source, row in zip(sources, axes, strict=True):
-        _draw_recalls(row, shown, source)
+        draw_recalls(row, shown, source)
         row[0].set_ylabel("recall at K")
     axes[0, 1].legend(loc="lower right")
     return drawn
 
 
-def comparison_figure(metrics: Mapping, curves: pd.DataFrame, source: str) -> Figure:
-    """CIDEr of every run with intervals on the left, recall at K both ways with the ceiling on the right.
-
-    Args:
-        metrics: what ``study_metrics`` gives.
-        curves: as ``recall_curves`` takes them; drawn is the match by_image.
-        source: the source to draw.
-
-    Raises:
-        ValueError: nothing of this source was scored.
-    """
-    runs = {run: by_source[source] for run, by_source in metrics["captions"].items() if source in by_source}
-    shown = curves[(curves["source"] == source) & (curves["match"] == "by_image")]
-    if not runs or len(shown) == 0:
-        raise ValueError(f"no caption scores and recall curves for the source {source!r}")
-    drawn, axes = figure(11.5, 1.8 + 0.34 * max(7, len(runs)), columns=3, gridspec_kw={"width_ratios": [1.3, 1, 1]})
-    ciders = {run: {"released": own["CIDEr"], "distinct": own.get("CIDEr_distinct")} for run, own in runs.items()}
-    _draw_ciders(axes[0], ciders, KINDS, source, 0.14)
-    axes[0].set_ylim(-0.6, len(runs) - 0.4)
-    axes[0].set_title(f"{source}: captions")
-    axes[0].legend(loc="lower right")
-    _draw_recalls(axes[1:], shown, source)
-    axes[1].set_ylabel("recall at K, right by image")
-    lines, names = axes[2].get_legend_handles_labels()
-    drawn.legend(lines, names, loc="outside lower right", ncols=len(names))  # the curves leave no room inside
-    return drawn
-
-
-def _draw_recalls(axes: Sequence[Axes], curves: pd.DataFrame, source: str) -> None:
+def draw_recalls(axes: Sequence[Axes], curves: pd.DataFrame, source: str) -> None:
     """The recalls of a source over K, one axes a direction, a line a method, last the ceiling, thin and broken."""
     methods = sorted(dict.fromkeys(curves["method"]), key=lambda method: method == "ceiling")
     colours = series_colours(methods)
