@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from captioner_case import make_features, make_table
 
-from rsvlm.models.inference import choose_captions, choose_weights, judge_candidates, weight_grid
+from rsvlm.models.inference import caption_cosines, choose_captions, choose_weights, judge_candidates, weight_grid
 from rsvlm.models.neighbours import training_pools
 
 
@@ -45,10 +45,20 @@ def test_each_term_can_decide(pools):
         samples=[["Waves on a beach."]] * 4,
         likelihoods=[np.arange(len(own), dtype=float) for own in candidates],
     )
+    cosines = [np.eye(len(own))[1] for own in candidates]
+    by_cosine = judge_candidates(candidates, pools, cosines=cosines)
+    assert choose_captions(candidates, by_cosine, {"cosine": 1.0}) == [own[1] for own in candidates]
     consensus = [own[0][0] for own in pools.ranked]
     assert choose_captions(candidates, judged, {"pool": 1.0}) == consensus
     assert choose_captions(candidates, judged, {"samples": 1.0}) == ["Waves on a beach."] * 4
     assert choose_captions(candidates, judged, {"likelihood": 1.0}) == [own[-1] for own in candidates]
+
+
+def test_cosines_are_those_of_image_and_candidate():
+    vectors = np.array([[1.0, 0.0], [0.6, 0.8]], dtype=np.float32)
+    known = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
+    found = caption_cosines(vectors, [["b", "a"], ["b"]], lambda texts: np.array([known[text] for text in texts]))
+    assert [own.tolist() for own in found] == [[0.0, 1.0], [pytest.approx(0.8)]]
 
 
 def test_weights_are_chosen_by_cider_to_the_references(study, pools):
@@ -59,7 +69,7 @@ def test_weights_are_chosen_by_cider_to_the_references(study, pools):
     weights, tried = choose_weights(
         candidates, judged, references, pools.memory.space, weight_grid([0, 1], [0, 0.5, 5], [0])
     )
-    assert weights == {"pool": 1.0, "samples": 0.0, "likelihood": 0.0}  # the samples are wrong here
+    assert weights == {"pool": 1.0, "samples": 0.0, "likelihood": 0.0, "cosine": 0.0}  # the samples are wrong here
     assert tried["cider"].max() == pytest.approx(
         pools.memory.space.mean_cider(choose_captions(candidates, judged, weights), references), abs=1e-6
     )
@@ -68,7 +78,7 @@ def test_weights_are_chosen_by_cider_to_the_references(study, pools):
 
 def test_the_grid_has_its_simplest_weights_first():
     grid = weight_grid([0, 1], [0, 1], [0])
-    assert grid[-1] == {"pool": 1.0, "samples": 1.0, "likelihood": 0.0} and len(grid) == 3
+    assert grid[-1] == {"pool": 1.0, "samples": 1.0, "likelihood": 0.0, "cosine": 0.0} and len(grid) == 3
     for wrong in ([0], [-1.0]):
         with pytest.raises(ValueError, match="expected numbers from 0"):
             weight_grid(wrong, [0], [0])
@@ -78,5 +88,11 @@ def test_wrong_numbers_are_refused(pools):
     candidates = candidates_of(["A."], pools, 1)
     with pytest.raises(ValueError, match="2 candidates, but 1 likelihoods"):
         judge_candidates(candidates, pools, likelihoods=[np.zeros(1)] * 4)
+    with pytest.raises(ValueError, match="2 candidates, but 3 cosines"):
+        judge_candidates(candidates, pools, cosines=[np.zeros(3)] * 4)
     with pytest.raises(ValueError, match="no candidate captions"):
-        choose_captions([[]], [{"pool": np.zeros(0), "samples": np.zeros(0), "likelihood": np.zeros(0)}], {"pool": 1.0})
+        choose_captions(
+            [[]],
+            [{"pool": np.zeros(0), "samples": np.zeros(0), "likelihood": np.zeros(0), "cosine": np.zeros(0)}],
+            {"pool": 1.0},
+        )

@@ -157,6 +157,10 @@ def test_a_saved_captioner_says_what_the_stage_says(house):
     assert (silent["log_probability"] < 0).all()
     arrays = rsvlm.caption(captioner, [np.asarray(one) for one in pictures[:3]])
     assert arrays["caption"].tolist() == expected
+    matching = rsvlm.caption(replace(captioner, weights={"likelihood": 0.0, "cosine": 1.0}), pictures[:3])["caption"]
+    vectors = features.image_embeddings
+    for vector, said, candidates in zip(vectors, matching, proposed.candidates, strict=True):
+        assert said == candidates[int(np.argmax(captioner.encode_captions(candidates) @ vector))]
 
 
 def test_an_image_unlike_anything_in_training_is_told_of(house, tmp_path):

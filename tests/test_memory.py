@@ -139,6 +139,8 @@ def test_the_papers_study_fits_one_gpu_of_80_gb(tiny_models, tmp_path, monkeypat
         ("encode_images", {"batch_size": 32_768}, r"lower batch_size \(32768\)"),
         ("finetune_lora", {"batch_size": 2048}, r"lower batch_size \(2048\)"),
         ("finetune_lora", {"captions_per_image": 64, "batch_size": 256}, r"lower .*captions_per_image \(64\)"),
+        ("finetune_lora", {"reward_steps": 9, "reward_batch_size": 1024}, r"lower reward_batch_size \(1024\)"),
+        ("finetune_lora", {"reward_steps": 9, "reward_samples": 256}, r"reward_samples \(256\)"),
         ("generate_captions", {"beams": 64, "batch_size": 4096}, r"lower batch_size \(4096\) or beams \(64\)"),
         ("generate_captions", {"samples": 256, "batch_size": 256}, r"samples \(256\)"),
     ],

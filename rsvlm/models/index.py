@@ -4,7 +4,8 @@ Exact search by ``similarity_topk``: 100,000 images of 512 numbers are 102 MB. A
 (N, D) float16, ``images.json`` and ``config.json`` (the encoder and how texts are encoded).
 """
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rsvlm.data.images import EXTENSIONS, ImageError, as_rgb, open_image
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder, load_encoder
-from rsvlm.models.features import encode_pictures, encode_texts
+from rsvlm.models.features import Features, encode_pictures, encode_texts
 from rsvlm.progress import log_line, progress
 
 VECTORS, NAMES, CONFIG = "vectors.npy", "images.json", "config.json"
@@ -274,3 +275,26 @@ def find_encoder(folder: Path, encoder: DualEncoder | str | Path, wanted: str, d
             f"{folder}: made with the encoder {str(wanted)[:12]}, but {encoder.name} is {found[:12]}: name the former"
         )
     return encoder
+
+
+def caption_encoder(features: Features, encoder: Path) -> Callable[..., np.ndarray]:
+    """A function from texts, and whether to capitalise them (default: as the features), to unit vectors (n, D).
+
+    The vectors lie in the features' space. The encoder is loaded when it is first called.
+
+    Raises:
+        ValueError: (when called) the features come from another encoder.
+    """
+
+    @functools.cache
+    def model() -> DualEncoder:
+        loaded = load_encoder(str(encoder)).eval()
+        if loaded.fingerprint() != features.meta["encoder_fingerprint"]:
+            raise ValueError(
+                f"{encoder}: not the encoder that made the features; run the stage encode_images again, so that"
+                " captions and images are measured in one space"
+            )
+        return loaded
+
+    precision, as_made = features.meta["precision"], bool(features.meta["capitalise"])
+    return lambda texts, capitalise=as_made: encode_texts(model(), texts, capitalise=capitalise, precision=precision)

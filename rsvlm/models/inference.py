@@ -3,7 +3,8 @@
 A caption is chosen among the captioner's own candidates and its neighbours' captions by minimum Bayes risk (Kumar and
 Byrne 2004): a candidate is worth its mean CIDEr to captions that are likely for the image. Two groups have a vote: the
 captions of the nearest training images, weighted by nearness, and captions sampled from the captioner. Its
-log-likelihood of the candidate is a third term. How much each term counts is chosen on validation images.
+log-likelihood of the candidate is a third term, the cosine of image and candidate in the encoder's space a fourth. How
+much each term counts is chosen on validation images.
 
 The folder holds what ``rsvlm.models.captioner`` saves (trained weights, settings, fingerprints), and beside it
 ``memory.jsonl`` and ``memory.npy`` (captions and float16 vectors of the training images, for prompts and choice) and in
@@ -11,7 +12,7 @@ its config.json how images are encoded, how captions are generated, the chosen w
 image counts as unlike anything in training: a captioner has an answer to every picture, also to those it knows nothing of.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,7 +26,7 @@ from rsvlm.kernels import similarity_topk
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import CONFIG, load_capret, save_capret
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import Features, encode_pictures
+from rsvlm.models.features import Features, encode_pictures, encode_texts
 from rsvlm.models.generation import Prompted, beam_captions, caption_log_likelihoods, sample_captions
 from rsvlm.models.index import Picture, find_encoder, read_blocks
 from rsvlm.models.loading import choose_device
@@ -34,7 +35,7 @@ from rsvlm.settings import Generation
 
 MEMORY_ROWS, MEMORY_VECTORS = "memory.jsonl", "memory.npy"
 ENCODER_NEARBY = "../encoder"  # from a captioner's folder: where a study leaves the encoder
-TERMS = ("pool", "samples", "likelihood")
+TERMS = ("pool", "samples", "likelihood", "cosine")
 UNLIKE_PERCENTILE = (
     99  # of the validation images' distances to training: beyond, an image is unlike anything in training
 )
@@ -61,6 +62,11 @@ class Captioner:
     def encode(self, pictures: Iterable[Image.Image], names: Sequence[str], *, batch_size: int = 32) -> Features:
         """Features of pictures as those of the training images were made."""
         return encode_pictures(self.encoder, pictures, names, batch_size=batch_size, **self.encoding)
+
+    def encode_captions(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, D) rows of length 1 of captions, encoded as the training captions were."""
+        how = {"capitalise": self.config["encoding"].get("capitalise", True), "precision": self.encoding["precision"]}
+        return encode_texts(self.encoder, texts, **how)
 
     def pools(self, vectors: np.ndarray, names: Sequence[str]) -> Pools:
         """The captions of the nearest training images, as in training."""
@@ -268,6 +274,7 @@ def caption(
             captioner.generation,
             numbers=block.numbers,
             likelihoods=captioner.weights["likelihood"] > 0,
+            encode_captions=captioner.encode_captions if captioner.weights.get("cosine") else None,
             batch_size=batch_size,
         )
         chosen = choose_captions(proposed.candidates, proposed.judged, captioner.weights)
@@ -295,6 +302,7 @@ def propose_captions(
     *,
     numbers: Sequence[int] | None = None,
     likelihoods: bool = True,
+    encode_captions: Callable[[Sequence[str]], np.ndarray] | None = None,
     batch_size: int = 32,
 ) -> Proposals:
     """Candidates for each image: a beam search and, where wanted, captions drawn at random, then the best of the
@@ -303,6 +311,7 @@ def propose_captions(
     Args:
         numbers: of the images, in the whole list that they are part of; what is drawn depends on it. Default: from 0.
         likelihoods: ask the captioner's own likelihood, too; it takes a forward pass for each image.
+        encode_captions: texts -> (n, D) rows of length 1 in the encoder's space; None: their cosine is not asked for.
     """
     near = list(pools.top(model.config["prompting"]["neighbour_captions"]).values())
     asked = Prompted(model, features, image_ids, generation.prompt, near, generation.view)
@@ -316,8 +325,23 @@ def propose_captions(
     pooled = pools.top(generation.pool_candidates).values()
     candidates = [list(dict.fromkeys([*texts, *more])) for texts, more in zip(own, pooled, strict=True)]
     likely = caption_log_likelihoods(asked, candidates, batch_size=max(1, batch_size // 4)) if likelihoods else None
-    judged = judge_candidates(candidates, pools, samples=drawn, likelihoods=likely)
+    cosines = None
+    if encode_captions is not None:
+        cosines = caption_cosines(features.image_embeddings[features.rows(image_ids)], candidates, encode_captions)
+    judged = judge_candidates(candidates, pools, samples=drawn, likelihoods=likely, cosines=cosines)
     return Proposals(asked, beams, own, candidates, judged)
+
+
+def caption_cosines(
+    vectors: np.ndarray, candidates: Sequence[Sequence[str]], encode_captions: Callable[[Sequence[str]], np.ndarray]
+) -> list[np.ndarray]:
+    """For each image (candidates,): the cosine of its vector (n, D), of length 1, and its candidates'."""
+    texts = sorted({text for own in candidates for text in own})
+    row_of, encoded = {text: row for row, text in enumerate(texts)}, encode_captions(texts)
+    return [
+        (encoded[[row_of[text] for text in own]] @ vector).astype(np.float64)
+        for own, vector in zip(candidates, vectors, strict=True)
+    ]
 
 
 def judge_candidates(
@@ -326,23 +350,24 @@ def judge_candidates(
     *,
     samples: Sequence[Sequence[str]] | None = None,
     likelihoods: Sequence[np.ndarray] | None = None,
+    cosines: Sequence[np.ndarray] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """For each image a dict term -> (candidates,): what each term says of each candidate.
 
-    ``pool`` and ``samples`` are mean CIDEr (0 to 10), ``likelihood`` is as given (log-probability a token); a term that
-    is not given is 0.
+    ``pool`` and ``samples`` are mean CIDEr (0 to 10), ``likelihood`` (log-probability a token) and ``cosine`` are as
+    given; a term that is not given is 0.
     """
     judged = []
     for row, own in enumerate(candidates):
         value_of = dict(pools.consensus(row, own))
         drawn = list(samples[row]) if samples is not None else []
         agreement = pools.memory.space.similarity(own, drawn).mean(1) if drawn else np.zeros(len(own))
-        likelihood = np.asarray(likelihoods[row], dtype=np.float64) if likelihoods is not None else np.zeros(len(own))
-        if len(likelihood) != len(own):
-            raise ValueError(f"{pools.image_ids[row]}: {len(own)} candidates, but {len(likelihood)} likelihoods")
-        judged.append(
-            {"pool": np.array([value_of[text] for text in own]), "samples": agreement, "likelihood": likelihood}
-        )
+        given = {}
+        for name, values in (("likelihood", likelihoods), ("cosine", cosines)):
+            given[name] = np.zeros(len(own)) if values is None else np.asarray(values[row], dtype=np.float64)
+            if len(given[name]) != len(own):
+                raise ValueError(f"{pools.image_ids[row]}: {len(own)} candidates, but {len(given[name])} {name}s")
+        judged.append({"pool": np.array([value_of[text] for text in own]), "samples": agreement} | given)
     return judged
 
 
@@ -364,17 +389,21 @@ def choose_captions(
 
 
 def weight_grid(
-    pool_weights: Sequence[float], sample_weights: Sequence[float], likelihood_weights: Sequence[float]
+    pool_weights: Sequence[float],
+    sample_weights: Sequence[float],
+    likelihood_weights: Sequence[float],
+    cosine_weights: Sequence[float] = (0.0,),
 ) -> list[Weights]:
     """All combinations with a weight above 0, those with the fewest terms first.
 
     Raises:
         ValueError: a weight below 0, or nothing but zeros.
     """
-    lists = [list(map(float, weights)) for weights in (pool_weights, sample_weights, likelihood_weights)]
+    given = (pool_weights, sample_weights, likelihood_weights, cosine_weights)
+    lists = [list(map(float, weights)) for weights in given]
     grid = [dict(zip(TERMS, weights)) for weights in product(*lists) if any(weights)]
     if not grid or min(min(weights) for weights in lists) < 0:
-        raise ValueError(f"pool, sample and likelihood weights {lists}: expected numbers from 0, some above 0")
+        raise ValueError(f"pool, sample, likelihood and cosine weights {lists}: expected numbers from 0, some above 0")
     return sorted(grid, key=lambda weights: sum(value > 0 for value in weights.values()))
 
 

@@ -22,7 +22,6 @@ so the likelihood counts as its difference from the mean over the text's k image
 was. Images beyond the top k keep their places below. From image to text nothing changes.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -33,9 +32,9 @@ import pandas as pd
 
 from rsvlm.kernels import hits, similarity_topk
 from rsvlm.models.captioner import load_capret
-from rsvlm.models.encoders import DualEncoder, load_encoder
-from rsvlm.models.features import Features, encode_texts
+from rsvlm.models.features import Features
 from rsvlm.models.generation import Prompted, caption_log_likelihoods
+from rsvlm.models.index import caption_encoder
 from rsvlm.models.neighbours import training_pools
 from rsvlm.scoring.retrieval import KS, EmbeddingSpace, RetrievalSet, rank_retrieval, recalls, unit_rows
 from rsvlm.scoring.retrieval_study import Method, Reordering, precision_scores
@@ -66,29 +65,6 @@ def caption_space(features: Features, captions: Iterable[str], encoder: Path) ->
         encode = caption_encoder(features, encoder)
         vectors = np.concatenate([vectors, encode(new, bool(features.meta["capitalise"]))])
     return EmbeddingSpace(features.image_ids, features.image_embeddings, [*features.texts, *new], vectors)
-
-
-def caption_encoder(features: Features, encoder: Path) -> Callable[[list[str], bool], np.ndarray]:
-    """A function from texts, and whether to capitalise them, to unit vectors (n, D) in the features' space.
-
-    The encoder is loaded when it is first called.
-
-    Raises:
-        ValueError: (when called) the features come from another encoder.
-    """
-
-    @functools.cache
-    def model() -> DualEncoder:
-        loaded = load_encoder(str(encoder)).eval()
-        if loaded.fingerprint() != features.meta["encoder_fingerprint"]:
-            raise ValueError(
-                f"{encoder}: not the encoder that made the features; run the stage encode_images again, so that"
-                " captions and images are measured in one space"
-            )
-        return loaded
-
-    precision = features.meta["precision"]
-    return lambda texts, capitalise: encode_texts(model(), texts, capitalise=capitalise, precision=precision)
 
 
 def caption_means(space: EmbeddingSpace, captions: list[list[str]]) -> np.ndarray:

@@ -35,6 +35,7 @@ EFFICIENTNET_VALUES = (
 # attention, and the four times wider middle before and after its activation (Korthikanti et al. 2022, section 4)
 TOWER_VALUES = 17
 STATISTICS = "the mean and standard deviation of the features"
+BATCH_OF, REWARD_BATCH_OF = ("batch_size", "captions_per_image"), ("reward_batch_size", "reward_samples")
 
 
 @dataclass(frozen=True)
@@ -219,12 +220,17 @@ def estimate_finetune_lora(values: dict) -> list[Part]:
     """The parts of captioner training: the frozen decoder, its activations a row, logits, and the features read."""
     decoder, meta = decoder_size(values["language_model"]), features_meta()
     P, V, G = meta["dims"]["pooled"], meta["views"], meta["grid"] ** 2 if values["use_grid"] else 0
-    H, B, caption = decoder.width, values["batch_size"], caption_tokens()
+    H, caption = decoder.width, caption_tokens()
     number = _bytes_of(values["dtype"], values["device"])
-    captions = values["captions_per_image"] or captions_an_image()
     retrieval = values["retrieval_weight"] > 0 or values["ret_token_weight"] > 0
-    row = 12 + values["visual_tokens"] + G + (values["neighbour_captions"] + captions) * (caption + 1)
-    row += (caption + 8) if retrieval else 0
+    prompt = 12 + values["visual_tokens"] + G + values["neighbour_captions"] * (caption + 1)
+    # (images, captions an image, the parameters that say so) of a step, and of a self-critical one
+    steps = [(values["batch_size"], values["captions_per_image"] or captions_an_image(), BATCH_OF)]
+    if values["reward_steps"]:
+        steps.append((values["reward_batch_size"], values["reward_samples"], REWARD_BATCH_OF))
+    B, captions, batch_of = max(steps, key=lambda step: step[0] * (prompt + step[1] * (caption + 1)))
+    row = prompt + captions * (caption + 1) + ((caption + 8) if retrieval else 0)
+    drawn = values["reward_batch_size"] * values["reward_samples"] if values["reward_steps"] else 0
     labels = B * (captions * (caption + 1) + retrieval)
     # values a token that the backward pass of a frozen LLaMA layer needs; norms and adapters compute in float32
     adapters = len(values["lora_targets"]) if values["lora_rank"] else 0
@@ -239,10 +245,15 @@ def estimate_finetune_lora(values: dict) -> list[Part]:
         Part(
             B * row * layer * decoder.layers * WORKING,
             "the rows of a batch",
-            ("batch_size", "captions_per_image", "neighbour_captions", "visual_tokens"),
+            (*batch_of, "neighbour_captions", "visual_tokens"),
         ),
-        Part(4 * B * row**2, "attention masks", ("captions_per_image", "batch_size")),
-        Part(4 * 4 * labels * decoder.vocabulary, "logits of a batch", ("batch_size", "captions_per_image")),
+        Part(4 * B * row**2, "attention masks", batch_of[::-1]),
+        Part(4 * 4 * labels * decoder.vocabulary, "logits of a batch", batch_of),
+        Part(
+            number * drawn * (prompt + 40) * 2 * decoder.key_width * (decoder.layers + 2),
+            "keys and values of drawn captions",
+            REWARD_BATCH_OF,
+        ),
         # two views of the training images as they are joined, and all views of some while they are read
         Part((24 * rows + 14 * min(rows, 256) * V) * (1 + G) * P, STATISTICS, ("use_grid",), False),
         Part(

@@ -110,6 +110,9 @@ class GenerateCaptions(Machine, Generation):
     likelihood_weights: list[float] = setting(
         [0.0, 0.5, 1.0, 2.0, 4.0], "to try: the captioner's log-probability a token", WEIGHT
     )
+    cosine_weights: list[float] = setting(
+        [0.0, 1.0, 2.0, 4.0], "to try: cosine of image and caption in the encoder's space", WEIGHT
+    )
     images_per_split: int = setting(
         0, "captioned of validation and of test, evenly spaced; 0: all, which scoring needs", IMAGES, quick=10
     )
