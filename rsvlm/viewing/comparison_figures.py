@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rsvlm.scoring.published import EITHER, Published, benchmark_name, published_for
 from rsvlm.scoring.runs import HUMAN
 from rsvlm.viewing.figures import KINDS, draw_ciders, draw_recalls, run_label
-from rsvlm.viewing.plots import INK, MARKERS, MUTED, ORANGE, figure, series_colours
+from rsvlm.viewing.plots import INK, MARKERS, ORANGE, figure, series_colours
 
 NO_MODEL = ("constant",)  # runs that use no weights at all
 ENCODER_ONLY = ("nearest", "consensus")
@@ -57,8 +57,8 @@ def benchmarks(sources: Iterable[str]) -> list[list[str]]:
 def standing_figure(metrics: Mapping, sources: list[str]) -> Figure:
     """Where captioners stand on one benchmark: CIDEr over BLEU-4 on the left, over the number of weights on the right.
 
-    On one test set BLEU-4 and CIDEr of unlike captioners lie near one line, so the left shows on which test set a
-    published pair of figures was measured. The right shows what size is worth.
+    On one test set with captions by people, BLEU-4 and CIDEr of captioners that look at the image lie near one line, so
+    the left tells on which test set a published pair of figures was measured. The right shows what size is worth.
 
     Args:
         metrics: what ``study_metrics`` gives.
@@ -74,7 +74,7 @@ def standing_figure(metrics: Mapping, sources: list[str]) -> Figure:
         marker = MARKERS[number % len(MARKERS)]
         _draw_line(axes[0], own, published_for("captions", source), source, marker)
         _draw_sizes(axes[1], own, published_for("captions", source), source, metrics.get("weights", {}), marker)
-    axes[0].set(xlabel="BLEU-4", ylabel="CIDEr", title="One test set, one line")
+    axes[0].set(xlabel="BLEU-4", ylabel="CIDEr", title="Two metrics")
     axes[1].set(xlabel="weights used for a caption", ylabel="CIDEr", title="What size is worth", xscale="log")
     ticks = {NO_WEIGHTS_AT: "none", 1e7: "10 million", 1e8: "100 million", 1e9: "1 billion", 1e10: "10 billion"}
     axes[1].set_xlim(NO_WEIGHTS_AT / 2, 2e10)
@@ -99,11 +99,14 @@ def run_weights(weights: Mapping, run: str) -> float | None:
 def _draw_line(axes: Axes, own: Mapping, published: list[Published], source: str, marker: str) -> None:
     points = {run: (entry["BLEU-4"]["value"], entry["CIDEr"]["value"]) for run, entry in own.items()}
     colours = series_colours(points)
-    ordered = sorted(points.values())
-    axes.plot(*zip(*ordered), color=MUTED, linewidth=1, marker="", linestyle="-", zorder=1)
+    names: dict[tuple[float, float], str] = {}  # runs that stand in one place share a line
     for run, (x, y) in points.items():
         axes.plot([x], [y], marker=marker, color=colours[run], linestyle="", zorder=3)
-    axes.plot([], [], marker=marker, color=INK, linestyle="-", label=f"{source}: runs of this study")
+        at = next((near for near in names if abs(near[0] - x) < 0.01 and abs(near[1] - y) < 0.05), (x, y))
+        names[at] = f"{names[at]}, {run_label(run, source)}" if at in names else run_label(run, source)
+    for (x, y), text in names.items():
+        _name(axes, x, y, text, left=x > 0.3)
+    axes.plot([], [], marker=marker, color=INK, linestyle="", label=f"{source}: runs of this study")
     pairs = [row for row in published if {"BLEU-4", "CIDEr"} <= set(row.values)]
     for row in pairs:
         axes.plot([row.values["BLEU-4"]], [row.values["CIDEr"]], **_published_look(marker), zorder=4)
