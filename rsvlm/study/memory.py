@@ -35,6 +35,7 @@ EFFICIENTNET_VALUES = (
 # attention, and the four times wider middle before and after its activation (Korthikanti et al. 2022, section 4)
 TOWER_VALUES = 17
 STATISTICS = "the mean and standard deviation of the features"
+LONGEST_DRAW = 40  # tokens, as rsvlm.training.captioning has it, which imports torch
 BATCH_OF, REWARD_BATCH_OF = ("batch_size", "captions_per_image"), ("reward_batch_size", "reward_samples")
 
 
@@ -250,7 +251,7 @@ def estimate_finetune_lora(values: dict) -> list[Part]:
         Part(4 * B * row**2, "attention masks", batch_of[::-1]),
         Part(4 * 4 * labels * decoder.vocabulary, "logits of a batch", batch_of),
         Part(
-            number * drawn * (prompt + 40) * 2 * decoder.key_width * (decoder.layers + 2),
+            number * drawn * (prompt + LONGEST_DRAW) * 2 * decoder.key_width * (decoder.layers + 2),
             "keys and values of drawn captions",
             REWARD_BATCH_OF,
         ),

@@ -35,6 +35,10 @@ class Example:
     captions: tuple[str, ...]
     neighbours: tuple[str, ...] = ()
 
+    def references(self, which: str) -> list[str]:
+        """The captions, "released" or "distinct"."""
+        return list(self.captions if which == "released" else dict.fromkeys(self.captions))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -43,7 +47,7 @@ class Batch:
     Attributes:
         rows: the B images' prompts with their captions, C in all, and at most one text-only segment each, M in all.
         visual: features of the B images.
-        weights: (C,) how much each caption counts; what ``rsvlm.training.captioning`` rewards may be below 0.
+        weights: (C,) how much each caption counts; below 0 for a drawn one that earned less than the others.
         pooled: (N, P) features of the images for InfoNCE: the batch's, then the negatives.
         positives: (N, M) bool; None without text-only segments.
     """
@@ -117,8 +121,7 @@ class TrainingBatches:
 
     def _draw_captions(self, example: Example, generator: np.random.Generator) -> tuple[list[str], list[float]]:
         """(different captions in random order, their weights)."""
-        released = self.settings.captions == "released"
-        pool = list(example.captions) if released else list(dict.fromkeys(example.captions))
+        pool = example.references(self.settings.captions)
         drawn = [pool[i] for i in generator.permutation(len(pool))[: self.settings.captions_per_image or None]]
         distinct = list(dict.fromkeys(drawn))
         return distinct, [float(drawn.count(text)) for text in distinct]
@@ -151,7 +154,7 @@ def validation_batches(
     batches = []
     for start in range(0, len(examples), settings.batch_size):
         part = examples[start : start + settings.batch_size]
-        captions = [list(dict.fromkeys(example.captions)) for example in part]
+        captions = [example.references("distinct") for example in part]
         texts = [own[0] for own in captions] if settings.trains_retrieval else []
         prompts = [caption_prompt(CAPTION_PROMPT, example.neighbours) for example in part]
         rows = example_rows(captioner, prompts, captions, texts)

@@ -282,7 +282,7 @@ class _SelfCritical(_Captioning):
         super().__init__(captioner, features, training, (), own, log)
         spread = evenly_spaced(len(validation), settings.validation_images)
         self.features, self.measured = features, [validation[i] for i in spread]
-        self.samples, self.keeps_last = reward.reward_samples, not self.measured
+        self.samples, self.keeps_last = reward.reward_samples, settings.keep == "last" or not self.measured
         self.space = CiderSpace(example.captions for example in training)
 
     def losses(self, step: int, generator: np.random.Generator) -> dict[str, Tensor]:
@@ -309,7 +309,7 @@ class _SelfCritical(_Captioning):
         ids, near = [one.image_id for one in self.measured], [one.neighbours for one in self.measured]
         asked = Prompted(self.model, self.features, ids, neighbours=near, view="mean")
         said = [own[0] for own in beam_captions(asked, max_new_tokens=LONGEST_DRAW)]
-        cider = self.space.mean_cider(said, [self._references(one) for one in self.measured])
+        cider = self.space.mean_cider(said, [one.references(self.settings.captions) for one in self.measured])
         self.log(f"self-critical step {step}: validation CIDEr of greedy captions {cider:.3f}")
         return cider, {"step": step, "epoch": round(self.epoch(step), 4), "cider": round(cider, 6)}
 
@@ -327,12 +327,8 @@ class _SelfCritical(_Captioning):
     def _rewards(self, example: Example, draws: Sequence[Hypothesis]) -> np.ndarray:
         """(samples,) each draw's mean CIDEr to the references, 0 to 1."""
         said = [self.model.decode_text(draw.tokens) for draw in draws]
-        cider = self.space.similarity(said, self._references(example)).mean(1) / HIGHEST_CIDER
+        cider = self.space.similarity(said, example.references(self.settings.captions)).mean(1) / HIGHEST_CIDER
         return np.where([draw.ended for draw in draws], cider, 0.0)
-
-    def _references(self, example: Example) -> list[str]:
-        released = self.settings.captions == "released"
-        return list(example.captions) if released else list(dict.fromkeys(example.captions))
 
     def _caption_loss(self, nll: Tensor, weight: Tensor) -> Tensor:
         return (nll * weight).sum() / (self.settings.batch_size * self.samples)

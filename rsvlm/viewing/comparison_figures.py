@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from rsvlm.scoring.published import EITHER, Published, benchmark_name, published_for
 from rsvlm.scoring.runs import HUMAN
-from rsvlm.viewing.figures import KINDS, draw_ciders, draw_recalls, run_label
+from rsvlm.viewing.figures import KINDS, draw_ciders, draw_recalls, interval_lengths, is_known, run_label
 from rsvlm.viewing.plots import INK, MARKERS, ORANGE, figure, series_colours
 
 NO_MODEL = ("constant",)  # runs that use no weights at all
@@ -69,10 +69,11 @@ def standing_figure(metrics: Mapping, sources: list[str]) -> Figure:
         own = {
             run: by_source[source]
             for run, by_source in metrics["captions"].items()
-            if source in by_source and run not in (HUMAN, "shuffled")
+            if run not in (HUMAN, "shuffled")
+            and all(is_known(by_source.get(source, {}).get(m)) for m in ("BLEU-4", "CIDEr"))
         }
         marker = MARKERS[number % len(MARKERS)]
-        _draw_line(axes[0], own, published_for("captions", source), source, marker)
+        _draw_pairs(axes[0], own, published_for("captions", source), source, marker)
         _draw_sizes(axes[1], own, published_for("captions", source), source, metrics.get("weights", {}), marker)
     axes[0].set(xlabel="BLEU-4", ylabel="CIDEr", title="Two metrics")
     axes[1].set(xlabel="weights used for a caption", ylabel="CIDEr", title="What size is worth", xscale="log")
@@ -96,10 +97,10 @@ def run_weights(weights: Mapping, run: str) -> float | None:
     return encoder + captioner if run in LANGUAGE_MODEL and encoder and captioner else None
 
 
-def _draw_line(axes: Axes, own: Mapping, published: list[Published], source: str, marker: str) -> None:
+def _draw_pairs(axes: Axes, own: Mapping, published: list[Published], source: str, marker: str) -> None:
     points = {run: (entry["BLEU-4"]["value"], entry["CIDEr"]["value"]) for run, entry in own.items()}
     colours = series_colours(points)
-    names: dict[tuple[float, float], str] = {}  # runs that stand in one place share a line
+    names: dict[tuple[float, float], str] = {}  # runs that stand in one place share a label
     for run, (x, y) in points.items():
         axes.plot([x], [y], marker=marker, color=colours[run], linestyle="", zorder=3)
         at = next((near for near in names if abs(near[0] - x) < 0.01 and abs(near[1] - y) < 0.05), (x, y))
@@ -123,7 +124,7 @@ def _draw_sizes(
         size = run_weights(weights, run)
         if size is not None:
             x, cider = max(size, NO_WEIGHTS_AT), entry["CIDEr"]
-            spread = [[cider["value"] - cider["low"]], [cider["high"] - cider["value"]]]
+            spread = interval_lengths([cider])
             axes.errorbar([x], [cider["value"]], yerr=spread, fmt=marker, color=colours[run], capsize=2.5)
             _name(axes, x, cider["value"], run_label(run, source))
     for row in published:

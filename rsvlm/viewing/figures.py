@@ -1,6 +1,6 @@
 """Figures and tables of what was measured at the end: scores of captions, retrieval, the kernels' speed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -59,7 +59,7 @@ def _dot_figure(metrics: Mapping, source: str, parts: Mapping, title: str) -> Fi
         for run in metrics
         if run not in RESERVED
     }
-    ciders = {run: own for run, own in ciders.items() if any(_is_known(own.get(part)) for part in parts)}
+    ciders = {run: own for run, own in ciders.items() if any(is_known(own.get(part)) for part in parts)}
     if not ciders:
         raise ValueError(f"no CIDEr for the source {source!r}")
     drawn, axes = figure(7.2, 1.3 + 0.42 * len(ciders))
@@ -82,13 +82,11 @@ def draw_ciders(axes: Axes, ciders: Mapping, parts: Mapping, source: str, shift:
     runs = sorted(ciders, key=lambda run: (_value(ciders[run].get("released")), run))
     for offset, (part, (label, colour, marker)) in zip((shift, -shift), parts.items(), strict=True):
         placed = {
-            place + offset: ciders[run][part] for place, run in enumerate(runs) if _is_known(ciders[run].get(part))
+            place + offset: ciders[run][part] for place, run in enumerate(runs) if is_known(ciders[run].get(part))
         }
         values = [entry["value"] for entry in placed.values()]
-        lower = [max(0.0, entry["value"] - entry["low"]) for entry in placed.values()]
-        upper = [max(0.0, entry["high"] - entry["value"]) for entry in placed.values()]
         look = {"fmt": marker, "color": colour, "label": label, "capsize": 2.5, "elinewidth": 1.4, "linestyle": "none"}
-        axes.errorbar(values, list(placed), xerr=[lower, upper], **look)
+        axes.errorbar(values, list(placed), xerr=interval_lengths(placed.values()), **look)
         for value, height in zip(values, placed) if written and part == "released" else ():
             place = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": INK}
             axes.annotate(f"{value:.2f}", (value, height), (0, 5), **place)
@@ -100,12 +98,20 @@ def draw_ciders(axes: Axes, ciders: Mapping, parts: Mapping, source: str, shift:
     axes.set_xlabel("CIDEr (95 % interval over images)")
 
 
-def _is_known(entry: Mapping | None) -> bool:
+def interval_lengths(entries: Iterable[Mapping]) -> list[list[float]]:
+    """[below, above]: how far the intervals of figures reach, as matplotlib takes it; never below 0."""
+    entries = list(entries)
+    below = [max(0.0, entry["value"] - entry["low"]) for entry in entries]
+    return [below, [max(0.0, entry["high"] - entry["value"]) for entry in entries]]
+
+
+def is_known(entry: Mapping | None) -> bool:
+    """Whether there is such a figure, and it has a value."""
     return bool(entry) and entry["value"] is not None
 
 
 def _value(entry: Mapping | None) -> float:
-    return entry["value"] if _is_known(entry) else 0.0
+    return entry["value"] if is_known(entry) else 0.0
 
 
 # Retrieval
