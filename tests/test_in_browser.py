@@ -77,6 +77,13 @@ def ids_of(scope) -> list[str]:
     return scope.locator("article.card").evaluate_all("cards => cards.map(card => card.dataset.id)")
 
 
+def unfold(scope, title):
+    """Open a folded part by keyboard: a click may miss what moves while JupyterLab scrolls a cell into view."""
+    fold = scope.locator("details", has=scope.page.locator("summary", has_text=title))
+    fold.locator("summary").press("Enter")
+    playwright.expect(fold).to_have_js_property("open", True)
+
+
 def wait_until(found, what):
     end = time.monotonic() + SECONDS
     while not found():
@@ -321,7 +328,7 @@ def test_the_gallery_filters_sorts_and_compares(notebook):
     gallery.get_by_label("from").fill("5")
     gallery.get_by_label("from").press("Enter")
     playwright.expect(gallery.locator(".count")).to_have_text(f"13 of {TEST_IMAGES} images")
-    gallery.locator("summary", has_text="Compare").click()
+    unfold(gallery, "Compare")
     gallery.locator(".choices").get_by_label("nearest").check()
     playwright.expect(gallery.locator("article.card").first.locator(".run")).to_have_count(2)
     notebook.shoot("gallery_compare")
@@ -369,9 +376,9 @@ def test_an_image_is_enlarged_and_marked(notebook, study):
         ("s/0.png", "hallucinated", ""),
         ("s/0.png", "note", 'a note, "quoted"'),
     ]
-    gallery.locator("summary", has_text="Error table").click()
+    unfold(gallery, "Error table")
     playwright.expect(gallery.locator(".errors tbody tr")).to_have_count(2)
-    gallery.locator("summary", has_text="Error table").click()
+    gallery.locator("summary", has_text="Error table").press("Enter")
 
 
 def drop_file(page, target, path):
