@@ -1,16 +1,22 @@
 """The static pages in a real Chromium, offline: by keyboard and screen reader, on a phone, in the dark."""
 
+import re
+
+import nbformat
 import pytest
 import torch
 from browse_case import build_study
 from browser_case import PROJECT, SCREENSHOTS, in_a_browser, open_browser, playwright, serious_findings
+from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_output as output
 
 from rsvlm.files import read_json, write_json
 from rsvlm.scoring.published import RECALLS
 from rsvlm.study import paths
+from rsvlm.study.pages import publish
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing.caption_gallery import Pair, write_caption_gallery
-from rsvlm.viewing.comparison_page import render_html
+from rsvlm.viewing.comparison_page import render_html, show_comparison
 from rsvlm.viewing.page import write_page
 from rsvlm.viewing.retrieval_gallery import write_retrieval_gallery
 
@@ -42,6 +48,10 @@ def pages(tmp_path_factory):
         write_retrieval_gallery(paths.GALLERIES / "retrieval.html", finished_study(), images=SEARCHES)
         recorded = read_json(PROJECT / "results" / "ucm_cpu" / "metrics.json")
         write_page(paths.GALLERIES / "comparison.html", render_html(recorded))
+        shown = output("display_data", {"text/html": show_comparison(recorded).data})
+        notebook = new_notebook(cells=[new_code_cell("show_comparison(metrics)", outputs=[shown])])
+        nbformat.write(notebook, paths.GALLERIES / "80_compare_with_paper.ipynb")
+        publish(paths.GALLERIES)
         yield paths.GALLERIES
 
 
@@ -95,6 +105,14 @@ def test_no_column_is_cut(show, name, width):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     cut = page.evaluate("[...document.querySelectorAll('table td')].filter((cell) => cell.getBoundingClientRect().right > innerWidth || cell.scrollWidth > cell.clientWidth + 1).map((cell) => cell.textContent)")  # fmt: skip
     assert cut == []
+
+
+def test_a_notebooks_page_keeps_its_tables_in_columns(show):
+    page = show("html/80_compare_with_paper", 1400)
+    heads = page.locator("th.way")
+    playwright.expect(heads).to_have_text([re.compile("^image to text"), re.compile("^text to image")])
+    tops = heads.evaluate_all("heads => heads.map((head) => head.getBoundingClientRect().top)")
+    assert tops[0] == tops[1]
 
 
 def test_on_a_phone_the_main_figure_comes_first(show):
