@@ -24,7 +24,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 _ROOMS = {  # name -> the module it comes from; nothing is imported before it is asked for
-    "load_encoder": "rsvlm.models.encoders",
+    "load_encoder": "rsvlm.models.zoo",
     "load_captioner": "rsvlm.models.inference",
     "caption": "rsvlm.models.inference",
     "build_index": "rsvlm.models.index",

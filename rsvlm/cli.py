@@ -76,8 +76,8 @@ def embed(
     if out.exists() and not (out / "config.json").is_file():
         raise ValueError(f"{out}: is there already and holds no index; give another folder")
     from rsvlm.models import index
-    from rsvlm.models.encoders import load_encoder
     from rsvlm.models.loading import choose_device
+    from rsvlm.models.zoo import load_encoder
 
     model = load_encoder(encoder, choose_device(device))
     made = index.build_index(model, images, batch_size=batch_size, unreadable=unreadable.value)
@@ -134,6 +134,29 @@ def score(
         [{"metric": name, "score": value, "n": len(said)} for name, value in scores.corpus.items() if value is not None]
     )
     _write(scores.per_image if per_image else corpus, out)
+
+
+models = typer.Typer(
+    no_args_is_help=True, help="The field's published encoders: what is known of them, and how to get them."
+)
+app.add_typer(models, name="models")
+
+
+@models.command("list")
+def list_models(out: Out = None) -> None:
+    """Show the known weights: architecture, training data, licence, address, and whether they are here."""
+    _check_out(out)
+    from rsvlm.models import zoo
+
+    _write(zoo.list_models(), out)
+
+
+@models.command("get")
+def get_model(name: Annotated[str, typer.Argument(help="A name of `rsvlm models list`.")]) -> None:
+    """Fetch weights and check them; needs the network."""
+    from rsvlm.models import zoo
+
+    typer.echo(zoo.get_model(name, lambda line: typer.echo(line, err=True)))
 
 
 @app.command(context_settings=OTHER, add_help_option=False)

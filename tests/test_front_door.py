@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 import rsvlm
 from rsvlm.cli import app, main
 from rsvlm.models.captioner import build_capret
-from rsvlm.models.encoders import load_encoder
 from rsvlm.models.features import encode_pictures
 from rsvlm.models.generation import Prompted, caption_log_likelihoods
 from rsvlm.models.inference import choose_captions, load_captioner, propose_captions, save_captioner
 from rsvlm.models.neighbours import training_memory
-from rsvlm.models.packaged import make_tiny_clip
+from rsvlm.models.tiny import make_tiny_clip
+from rsvlm.models.zoo import load_encoder
 from rsvlm.settings import Generation
 
 ROOT = Path(__file__).resolve().parents[1]

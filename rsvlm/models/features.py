@@ -28,7 +28,7 @@ from torch import Tensor
 from rsvlm.data.images import READING, open_image
 from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
-from rsvlm.models.encoders import DualEncoder, resize_images
+from rsvlm.models.encoders import DualEncoder, Preprocessing, resize_images
 from rsvlm.models.loading import autocast, choose_precision
 from rsvlm.progress import log_line, progress
 
@@ -303,7 +303,8 @@ def _fill(
             name: stack.enter_context(open_rows(scratch / f"{name}.npy", shape, dtype, done))
             for name, (shape, dtype) in layout.items()
         }
-        decoded = prefetch(lambda rows: decode_images([image_paths[row] for row in rows], encoder.image_size), batches)
+        how = encoder.preprocessing
+        decoded = prefetch(lambda rows: decode_images([image_paths[row] for row in rows], how), batches)
         for rows, batch in zip(batches, decoded):
             made = _encode_batch(encoder, batch, V, grid, precision)
             for name, file in files.items():
@@ -357,11 +358,11 @@ def fingerprint_images(image_paths: Sequence[str], *more: object) -> str:
     return fingerprint_values(READING, [str(file) for file in files], stats, *more)
 
 
-def decode_images(image_paths: Sequence[str], size: int) -> Tensor:
-    """uint8 (B, 3, size, size) of these files."""
+def decode_images(image_paths: Sequence[str], preprocessing: Preprocessing) -> Tensor:
+    """uint8 (B, 3, S, S) of these files."""
 
     def decode(path: str) -> Tensor:
-        return resize_images([open_image(path)], size)
+        return resize_images([open_image(path)], preprocessing)
 
     with ThreadPoolExecutor(DECODERS) as pool:
         return torch.cat(list(pool.map(decode, image_paths)))

@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 from rsvlm.data.images import EXTENSIONS, ImageError, as_rgb, open_image
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
-from rsvlm.models.encoders import DualEncoder, load_encoder
+from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts
+from rsvlm.models.zoo import load_encoder
 from rsvlm.progress import log_line, progress
 
 VECTORS, NAMES, CONFIG = "vectors.npy", "images.json", "config.json"

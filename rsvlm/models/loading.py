@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -25,7 +26,32 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MALLOPT = {-3: 2**31 - 1, -1: 2**31 - 1, -2: 256_000_000}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
 NAMED = 4  # weights that an error names; the rest is counted
+# Box operators that torchvision's compiled part declares and its Python part expects
+BOX_OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
 REMEDY = "copy the model's whole folder again from where it comes"
+
+
+def _declare_box_operators() -> torch.library.Library | None:
+    """Make torchvision importable where its build and torch's do not fit; None where nothing is to be done.
+
+    PyPI's torchvision is built for CUDA. Beside a torch without CUDA its compiled part cannot be loaded, and then its
+    Python part fails for want of two box operators, and with it open_clip and parts of transformers, which need neither.
+    """
+    found = find_spec("torchvision")
+    if found is None or torch.version.cuda is not None:
+        return None
+    if "+cu" not in (Path(found.origin).parent / "version.py").read_text(encoding="utf-8"):
+        return None
+    declared = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in BOX_OPERATORS:
+        declared.define(operator)
+    return declared
+
+
+_DECLARED = _declare_box_operators()  # they vanish with the object
 
 
 def choose_device(name: str = "auto") -> torch.device:

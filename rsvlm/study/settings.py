@@ -68,7 +68,14 @@ class AggregateData(Settings):
 
 class _Encoder(Settings):
     encoder: str = setting(
-        "packaged:efficientnet-lite2-minilm", "packaged name, random:clip, Hugging Face name or folder"
+        "packaged:efficientnet-lite2-minilm",
+        "built in, preset, open_clip:..., Hugging Face name or folder",
+    )
+    weights: str | None = setting(
+        None, "file of the weights of open_clip:ARCHITECTURE or of a preset, .pt to .safetensors"
+    )
+    quick_gelu: bool | None = setting(
+        None, "of open_clip's: QuickGELU or GELU; null: as known, else the better on validation"
     )
     image_size: int | None = setting(96, "side of the input, pixels; null takes the encoder's own", SIDE)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rsvlm.files import cache_folder, whole_file
 from rsvlm.kernels import contrastive_loss, hits, two_way_ranks
-from rsvlm.models.encoders import DualEncoder
+from rsvlm.models.encoders import DualEncoder, Preprocessing
 from rsvlm.models.features import (
     check_free_space,
     decode_images,
@@ -44,6 +44,31 @@ SPARE = 8 / 7  # images are kept this much larger than the input, so that a crop
 DECODED = 64  # images decoded between two writes
 DEPTHS = (1, 5, 10)
 PROMPT = "an aerial image of {}."
+
+
+@torch.no_grad()
+def choose_activation(
+    encoder: DualEncoder, table: pd.DataFrame, *, precision: str = "auto", log: Callable[[str], None] = log_line
+) -> dict[str, float] | None:
+    """Validation mean recall with each activation, and the encoder with the better; None where it is known.
+
+    open_clip's checkpoints do not say whether they want GELU or QuickGELU, and with the wrong one they load all the same.
+    """
+    if encoder.activation_known:
+        return None
+    validation = table[table["split"] == "val"]
+    _check_captions(validation, "val")
+    precision = choose_precision(precision, encoder.device)
+    pixels, found = open_pixels(validation["path"].tolist(), encoder.preprocessing, log=log), {}
+    for name, quick in (("gelu", False), ("quick_gelu", True)):
+        encoder.use_quick_gelu(quick)
+        found[name] = measure_recall(encoder.eval(), pixels, validation["captions"].tolist(), precision=precision)[
+            "mean_recall"
+        ]
+        log(f"{encoder.name} with {name}: validation mean recall {100 * found[name]:.2f} %")
+    encoder.use_quick_gelu(found["quick_gelu"] > found["gelu"])
+    log(f"{encoder.name}: {'QuickGELU' if encoder.quick_gelu else 'GELU'} is kept; set quick_gelu to choose otherwise")
+    return found
 
 
 @dataclass(frozen=True)
@@ -142,35 +167,41 @@ def adapt_encoder(
 
 
 class Pixels:
-    """uint8 pixels (3, size, size) of a list of images, read by row."""
+    """uint8 pixels (3, S, S) of a list of images, read by row."""
 
-    def __init__(self, image_paths: Sequence[str], size: int, array: np.ndarray | None = None):
-        self.image_paths, self.size, self.array = list(image_paths), size, array
+    def __init__(self, image_paths: Sequence[str], preprocessing: Preprocessing, array: np.ndarray | None = None):
+        self.image_paths, self.preprocessing, self.array = list(image_paths), preprocessing, array
 
     def __len__(self) -> int:
         return len(self.image_paths)
 
     def read(self, rows: Sequence[int]) -> Tensor:
-        """uint8 (B, 3, size, size) of these rows, from the cache or freshly decoded.
+        """uint8 (B, 3, S, S) of these rows, from the cache or freshly decoded.
 
         Raises:
             rsvlm.data.images.ImageError: an image cannot be read; names the file.
         """
         if self.array is not None:
             return torch.from_numpy(self.array[np.asarray(rows, dtype=np.int64)])
-        return decode_images([self.image_paths[row] for row in rows], self.size)
+        return decode_images([self.image_paths[row] for row in rows], self.preprocessing)
 
 
 def open_pixels(
-    image_paths: Sequence[str], size: int, *, cache_gigabytes: float = 4.0, log: Callable[[str], None] = log_line
+    image_paths: Sequence[str],
+    preprocessing: Preprocessing,
+    *,
+    cache_gigabytes: float = 4.0,
+    log: Callable[[str], None] = log_line,
 ) -> Pixels:
-    """The pixels of these images at ``size`` x ``size``, through a cache in ``cache_folder()`` when it fits.
+    """The pixels of these images, prepared so, through a cache in ``cache_folder()`` when it fits.
 
-    The cache is keyed by the list, each file's size and time of change, and ``size``; it is built in a scratch file.
+    The cache is keyed by the list, each file's size and time of change, and how pictures are prepared; it is built in a
+    scratch file.
 
     Args:
         cache_gigabytes: the most that all caches together may take; more is streamed from the files. 0 streams.
     """
+    size = preprocessing.size
     needed = len(image_paths) * 3 * size * size
     if needed > cache_gigabytes * 1e9:
         if cache_gigabytes:
@@ -178,17 +209,17 @@ def open_pixels(
                 f"{len(image_paths)} images at {size} px are {needed / 1e9:.1f} GB, more than cache_gigabytes = "
                 f"{cache_gigabytes:g}: decoded anew each time"
             )
-        return Pixels(image_paths, size)
-    cache = cache_folder() / f"pixels_{fingerprint_images(image_paths, size)[:20]}.npy"
+        return Pixels(image_paths, preprocessing)
+    cache = cache_folder() / f"pixels_{fingerprint_images(image_paths, *preprocessing.geometry)[:20]}.npy"
     if not cache.is_file():
         _drop_old_caches(cache_gigabytes * 1e9 - needed)
         check_free_space(cache.parent, needed, f"{len(image_paths)} decoded images")
         with whole_file(cache) as scratch, open_rows(scratch, (len(image_paths), 3, size, size), "uint8") as file:
             blocks = [image_paths[start : start + DECODED] for start in range(0, len(image_paths), DECODED)]
-            for block in prefetch(lambda part: decode_images(part, size), blocks):
+            for block in prefetch(lambda part: decode_images(part, preprocessing), blocks):
                 write_rows(file, block.numpy())
     os.utime(cache)  # the oldest use goes first when room is needed
-    return Pixels(image_paths, size, np.load(cache, mmap_mode="r"))
+    return Pixels(image_paths, preprocessing, np.load(cache, mmap_mode="r"))
 
 
 def _drop_old_caches(allowed: float) -> None:
@@ -287,7 +318,8 @@ class _Adaptation(Task):
         return recall["mean_recall"], {"epoch": epoch, **recall}
 
     def _open(self, images: pd.DataFrame, size: int) -> Pixels:
-        return open_pixels(images["path"].tolist(), size, cache_gigabytes=self.cache_gigabytes, log=self.log)
+        how = self.model.preprocessing.at(size)
+        return open_pixels(images["path"].tolist(), how, cache_gigabytes=self.cache_gigabytes, log=self.log)
 
     def _read(self, step: int) -> tuple[np.ndarray, Tensor]:
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -404,7 +436,7 @@ def name_by_prompts(encoder: DualEncoder, rows: pd.DataFrame, *, precision: str 
     if len(labels) < 2:
         return None
     precision = choose_precision(precision, encoder.device)
-    pixels = open_pixels(labelled["path"].tolist(), encoder.image_size)
+    pixels = open_pixels(labelled["path"].tolist(), encoder.preprocessing)
     images = embed_pixels(encoder, pixels, precision=precision)
     prompts = [PROMPT.format(label.replace("_", " ")) for label in labels]
     cosines = images @ embed_texts(encoder, prompts, precision=precision).T  # (N, L)

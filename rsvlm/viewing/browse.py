@@ -13,7 +13,7 @@ from PIL import Image
 
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, rows_of
-from rsvlm.models.encoders import DualEncoder, load_encoder
+from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, load_features
 from rsvlm.models.generation import embed_captions_ret
 from rsvlm.models.inference import (
@@ -25,6 +25,7 @@ from rsvlm.models.inference import (
     training_distances,
 )
 from rsvlm.models.loading import choose_device
+from rsvlm.models.zoo import load_encoder
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.runs import read_captions
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail
