@@ -86,6 +86,21 @@ def test_a_folders_size_comes_from_its_configuration_and_headers(tiny_models):
     assert encoder_size(str(tiny_models.clip), None).vision == encoder_size(RANDOM_CLIP, None).vision
 
 
+def test_an_encoder_in_open_clips_format_has_its_size(tmp_path):
+    pytest.importorskip("open_clip")
+    from rsvlm.models.open_clip import import_open_clip
+
+    model = import_open_clip().create_model("RN50")
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    encoder = load_encoder("open_clip:RN50", weights=tmp_path / "w.pt")
+    encoder.save(tmp_path / "saved")
+    size = encoder_size(str(tmp_path / "saved"), None)
+    assert size.parameters == pytest.approx(sum(p.numel() for p in encoder.parameters()), rel=0.001)
+    assert size.image_size == 224 and size == encoder_size(f"local-dir:{tmp_path / 'saved'}", None)
+    with pytest.raises(SizeUnknown, match="known once it is loaded"):
+        encoder_size("open_clip:RN50", None)
+
+
 def test_values_of_efficientnet_are_those_of_its_convolutions():
     model, S = EfficientNetLite2(), 224
     found = []

@@ -330,7 +330,9 @@ def encoder_size(name: str, image_size: int | None) -> Encoder:
         return RANDOM_CLIP
     if name == "packaged:efficientnet-lite2-minilm":
         return Encoder(27_773_385, MINILM, None, image_size or 224)
-    folder = model_folder(name)
+    if name.startswith(("open_clip:", "hf-hub:")):
+        raise SizeUnknown(f"the size of {name} is known once it is loaded")
+    folder = model_folder(name.removeprefix("local-dir:"))
     if (folder / "open_clip_config.json").is_file():
         return _open_clip_size(folder)
     config = _read(folder / "config.json", f"{name} has no config.json here")
@@ -351,13 +353,13 @@ def _open_clip_size(folder: Path) -> Encoder:
     """The size of an encoder in open_clip's format; towers whose shape it does not tell count as ViT-B/32's."""
     own = _read(folder / "open_clip_config.json", f"{folder} has no open_clip_config.json")["model_cfg"]
     vision, text = own["vision_cfg"], own["text_cfg"]
-    side, layers = vision.get("image_size", 224), vision.get("layers", 12)
-    patches = (side // vision.get("patch_size", 32)) ** 2
+    side, layers = vision.get("image_size") or 224, vision.get("layers") or 12
+    patches = (side // (vision.get("patch_size") or 32)) ** 2  # a ResNet has none: its map is 32 times smaller
     depth = sum(layers) if isinstance(layers, list) else layers
     return Encoder(
         count_parameters(folder),
-        Tower(text.get("width", 512), text.get("layers", 12), text.get("context_length", 77)),
-        Tower(vision.get("width", 768), depth, patches + 1),
+        Tower(text.get("width") or 512, text.get("layers") or 12, text.get("context_length") or 77),
+        Tower(vision.get("width") or 768, depth, patches + 1),
         side,
     )
 
