@@ -1,12 +1,15 @@
 """open_clip's models: what open_clip itself gives, through every way of loading, and what must be refused."""
 
+import io
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from broken_models import add_own_code, edit_json
 from PIL import Image
 
 from rsvlm.data.catalogue import KNOWN
@@ -232,6 +235,20 @@ def test_bad_weights_are_told(open_clip, tmp_path):
     }.items():
         with pytest.raises((ValueError, FileNotFoundError), match=rf"(?s){name}.*{problem}"):
             load_encoder("open_clip:tiny-vit", weights=tmp_path / name)
+
+
+def test_code_of_a_text_towers_own_is_not_run_whatever_is_answered(open_clip, tmp_path, tiny_models, monkeypatch):
+    bert, marker = shutil.copytree(tiny_models.clip, tmp_path / "bert"), tmp_path / "ran"
+    add_own_code(bert, marker, model=True, tokenizer=True)
+    edit_json("config.json", model_type="own", auto_map={"AutoConfig": "own_code.OwnConfig"})(bert)
+    text = {"hf_model_name": str(bert), "hf_tokenizer_name": str(bert), "hf_pooler_type": "mean_pooler"}
+    (tmp_path / "own-text.json").write_text(json.dumps(TINY | {"text_cfg": text}))
+    open_clip.add_model_config(tmp_path / "own-text.json")
+    torch.save(make(open_clip, "tiny-vit").state_dict(), tmp_path / "w.pt")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(ValueError, match="asks for Python code of its own to be run"):
+        load_encoder("open_clip:own-text", weights=tmp_path / "w.pt")
+    assert not marker.exists()
 
 
 def test_names_that_are_none(open_clip, tmp_path):

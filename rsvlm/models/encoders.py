@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -95,7 +96,7 @@ class DualEncoder(nn.Module, ABC):
 
     @abstractmethod
     def _save_into(self, folder: Path) -> None:
-        """Write model.safetensors, config.json and the tokenizer."""
+        """Write weights, configuration and tokenizer."""
 
     @property
     def device(self) -> torch.device:
@@ -165,3 +166,14 @@ def resize_images(images: list[Image.Image], preprocessing: Preprocessing) -> Te
         left, top = (rounded((side - size) / 2) for side in (width, height))
         arrays.append(np.asarray(image.crop((left, top, left + size, top + size))))
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def pool_cells(patches: Tensor, grid: int) -> Tensor:
+    """(B, grid * grid, P) cells, row by row, of (B, P, side, side) features of places."""
+    return F.adaptive_avg_pool2d(patches, grid).flatten(2).transpose(1, 2)
+
+
+def as_map(tokens: Tensor) -> Tensor:
+    """(B, P, side, side) of (B, side * side, P) tokens of a square's patches, row by row."""
+    side = int(tokens.shape[1] ** 0.5)
+    return tokens.transpose(1, 2).unflatten(2, (side, side))

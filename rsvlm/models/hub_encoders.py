@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from rsvlm.files import write_json
-from rsvlm.models.encoders import DualEncoder, Preprocessing
+from rsvlm.models.encoders import DualEncoder, Preprocessing, as_map, pool_cells
 from rsvlm.models.loading import first_line, load_config, load_pretrained, load_tokenizer
 
 SIGLIP = ("siglip", "siglip2")
@@ -110,13 +109,11 @@ class HubEncoder(DualEncoder):
         if not grid:
             return outputs.pooler_output, None
         patches = outputs.last_hidden_state  # (B, L, P)
-        side = int(patches.shape[1] ** 0.5)
-        if patches.shape[1] != side * side:  # a class token before the patches
-            # The class token is pooled after the last layer norm; with it the patches lie on the same scale.
-            patches, side = tower.post_layernorm(patches[:, 1:]), int((patches.shape[1] - 1) ** 0.5)
-        B, _, P = patches.shape
-        cells = F.adaptive_avg_pool2d(patches.transpose(1, 2).reshape(B, P, side, side), grid)
-        return outputs.pooler_output, cells.flatten(2).transpose(1, 2)  # (B, grid * grid, P)
+        if int(patches.shape[1] ** 0.5) ** 2 != patches.shape[1]:  # a class token before the patches
+            patches = patches[:, 1:]
+            # CLIP pools its class token after the last layer norm; with it the patches lie on the same scale
+            patches = tower.post_layernorm(patches) if hasattr(tower, "post_layernorm") else patches
+        return outputs.pooler_output, pool_cells(as_map(patches), grid)
 
     def project_images(self, pooled: Tensor) -> Tensor:
         return self.model.visual_projection(pooled) if hasattr(self.model, "visual_projection") else pooled

@@ -21,14 +21,21 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rsvlm.extras import import_extra
 from rsvlm.files import read_json, write_json
-from rsvlm.models.encoders import DualEncoder, Preprocessing
-from rsvlm.models.loading import REMEDY, check_names, first_line, first_not_finite, read_weights
+from rsvlm.models.encoders import DualEncoder, Preprocessing, as_map, pool_cells
+from rsvlm.models.loading import (
+    REMEDY,
+    check_names,
+    first_line,
+    first_not_finite,
+    load_config,
+    load_tokenizer,
+    read_weights,
+)
 from rsvlm.settings import closest_name
 
 PREFIX, HUB, FOLDER = "open_clip:", "hf-hub:", "local-dir:"
@@ -217,7 +224,13 @@ def load_open_clip(name: str, *, weights: str | Path | None = None, quick_gelu: 
     model = _build(open_clip, model_cfg, what)
     tensors = read_checkpoint(Path(file), what)
     _fill(open_clip, model, tensors, Path(file), what)
-    made = (name, model.float(), _tokenizer(open_clip, tokenizer_of, what), model_cfg, _complete(preprocess_cfg, model))
+    made = (
+        name,
+        model.float(),
+        _tokenizer(open_clip, tokenizer_of, model_cfg, what),
+        model_cfg,
+        _complete(preprocess_cfg, model),
+    )
     known = not weights or quick_gelu is not None or "quick_gelu" in model_cfg
     return OpenClipEncoder(*made, activation_known=known)
 
@@ -339,6 +352,9 @@ def _build(open_clip: ModuleType, model_cfg: dict, what: str) -> nn.Module:
     for tower, key in (("vision_cfg", "timm_model_pretrained"), ("text_cfg", "hf_model_pretrained")):
         cfg[tower][key] = False  # no download of weights that are replaced anyway
     try:
+        if text_is_apart and "hf_model_name" in cfg["text_cfg"]:
+            # Without this open_clip asks on the terminal whether to run the code of its folder
+            load_config(cfg["text_cfg"]["hf_model_name"], what)
         return (open_clip.CustomTextCLIP if text_is_apart else open_clip.CLIP)(**cfg)
     except OSError as error:  # the text tower's configuration, by name on the hub
         raise FileNotFoundError(
@@ -349,9 +365,14 @@ def _build(open_clip: ModuleType, model_cfg: dict, what: str) -> nn.Module:
         raise ValueError(f"{what}: its configuration is none that open_clip builds: {first_line(error)}") from error
 
 
-def _tokenizer(open_clip: ModuleType, name: str, what: str):
+def _tokenizer(open_clip: ModuleType, name: str, model_cfg: Mapping, what: str):
+    own = model_cfg["text_cfg"].get("hf_tokenizer_name")
     try:
+        if own:  # open_clip would ask on the terminal whether to run its code
+            load_tokenizer(name.removeprefix(FOLDER) if name.startswith(FOLDER) else own, what)
         return open_clip.get_tokenizer(name)
+    except ValueError:
+        raise
     except Exception as error:  # open_clip and tokenizers raise whatever they meet
         raise FileNotFoundError(f"{what}: its tokenizer cannot be loaded: {first_line(error)}") from error
 
@@ -368,24 +389,30 @@ def _read_folder(folder: Path, what: str) -> tuple[dict, dict, Path]:
     if weights is None:
         raise FileNotFoundError(f"{what}: {folder}: no weights in it ({', '.join(ON_THE_HUB)})")
     model_cfg = config["model_cfg"]
-    text = model_cfg.get("text_cfg", {}).get("hf_model_name")
-    if text and (folder / text / "config.json").is_file() and "/" not in text:
-        model_cfg["text_cfg"]["hf_model_name"] = str(folder / text)
+    if model_cfg.get("text_cfg", {}).get("hf_model_name") == TEXT_CONFIG:  # as ``save`` writes it
+        model_cfg["text_cfg"]["hf_model_name"] = str(folder / TEXT_CONFIG)
     return model_cfg, config.get("preprocess_cfg") or {}, weights
 
 
 def _fetch_folder(name: str, what: str) -> Path:
     """The folder on this disk of a model on the hub; offline, what was downloaded before."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = [CONFIG, *ON_THE_HUB, "*.json", "*.txt", "*.model", "tokenizer*"]
+    repository = name.removeprefix(HUB)
     try:
-        return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=wanted))
+        folder = Path(snapshot_download(repository, allow_patterns=["*.json", "*.txt", "*.model"]))
+        for weights in ON_THE_HUB:  # the first there is: a repository often holds them twice
+            try:
+                hf_hub_download(repository, weights)
+                break
+            except EntryNotFoundError:
+                continue
+        return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{what}: not a model that the hub gives here ({first_line(error)}). Where the network is: "
-            f"`hf download {name.removeprefix(HUB)}`"
+            f"`hf download {repository}`"
         ) from error
 
 
@@ -415,9 +442,7 @@ def _preprocessing(config: Mapping, name: str) -> Preprocessing:
     if config["resize_mode"] not in known:
         raise ValueError(f"encoder {name}: resize_mode {config['resize_mode']!r} is none of {', '.join(known)}")
     mean, std = ([255 * value for value in config[key]] for key in ("mean", "std"))
-    return Preprocessing(
-        config["size"], mean, std, known[config["resize_mode"]], config["interpolation"]
-    )  # corner: torchvision's
+    return Preprocessing(config["size"], mean, std, known[config["resize_mode"]], config["interpolation"], "round")
 
 
 def _cells(tokens: Tensor | None, grid: int, name: str) -> Tensor | None:
@@ -426,9 +451,7 @@ def _cells(tokens: Tensor | None, grid: int, name: str) -> Tensor | None:
         return None
     if tokens is None:
         raise ValueError(f"grid: {name} has no patches of the width of its pooled features; set grid to 0")
-    B, L, P = tokens.shape
-    side = int(L**0.5)
-    return F.adaptive_avg_pool2d(tokens.transpose(1, 2).reshape(B, P, side, side), grid).flatten(2).transpose(1, 2)
+    return pool_cells(as_map(tokens), grid)
 
 
 def _holding(*parameters: nn.Parameter) -> nn.ParameterList:

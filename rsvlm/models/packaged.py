@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rsvlm.files import read_json, write_json
-from rsvlm.models.encoders import DualEncoder, Preprocessing
+from rsvlm.models.encoders import DualEncoder, Preprocessing, pool_cells
 from rsvlm.models.loading import load_strictly, read_weights
 
 PACKAGED, MODEL_TYPE = "packaged:efficientnet-lite2-minilm", "rsvlm-efficientnet-lite2-minilm"
@@ -214,8 +214,7 @@ class PackagedEncoder(DualEncoder):
 
     def image_features(self, pixel_values: Tensor, grid: int = 0) -> tuple[Tensor, Tensor | None]:
         features = self.image_tower(pixel_values)  # (B, P, S / 32, S / 32)
-        cells = F.adaptive_avg_pool2d(features, grid).flatten(2).transpose(1, 2) if grid else None  # (B, G, P)
-        return features.mean(dim=(2, 3)), cells
+        return features.mean(dim=(2, 3)), pool_cells(features, grid) if grid else None
 
     def project_images(self, pooled: Tensor) -> Tensor:
         return self.image_projection(pooled)

@@ -190,7 +190,9 @@ def get_model(name: str, log: Callable[[str], None] = print) -> Path:
 
 
 def list_models() -> pd.DataFrame:
-    """The presets: name, title, encoder, quick_gelu, trained_on, licence, address, here (whether it was fetched)."""
+    """The presets: name, title, encoder, quick_gelu, trained_on, licence, address, megabytes, here (whether it was
+    fetched), and leaks: what is known of test images among what it was trained on.
+    """
     rows = []
     for name, preset in PRESETS.items():
         trained = "unknown" if preset.trained_on is None else ", ".join(preset.trained_on) or "no benchmark"
@@ -204,7 +206,9 @@ def list_models() -> pd.DataFrame:
                 "trained_on": trained,
                 "licence": preset.licence,
                 "address": preset.address,
+                "megabytes": preset.bytes and round(preset.bytes / 1e6),
                 "here": here,
+                "leaks": preset.leaks,
             }
         )
     return pd.DataFrame(rows)
