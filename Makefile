@@ -31,7 +31,7 @@ check: $(READY) $(TESTING) ## one format and lint, as ruff has them; `ruff forma
 	@$(BIN)/python -m ruff check
 
 test: $(READY) $(TESTING) ## the whole test suite
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --maxfail=10
 
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
