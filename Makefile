@@ -47,7 +47,8 @@ strip: $(READY) ## take outputs and counts out of notebooks/, before a commit
 
 clean: ## remove results and scratch/ (what notebooks run by hand made); keeps user/, .venv, DVC's cache of finished stages
 	rm -rf build models reports scratch dvc_plots .rsvlm .pytest_cache
-	find data -mindepth 1 -maxdepth 1 ! -name raw -exec rm -rf {} +
+	find data -mindepth 1 -maxdepth 1 ! -name raw ! -name models -exec rm -rf {} +
+	find data/models -mindepth 1 ! -name README.md -delete
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list

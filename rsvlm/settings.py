@@ -410,3 +410,29 @@ class Combination(Settings):
         "nearest training items that tell how near to everything an answer is (CSLS)",
         Within(1, 100_000, "what is near to 100,000 training items is no hub, but everything"),
     )
+
+
+class OtherModel(Settings):
+    """A model measured beside the study: an encoder, a captioner, or files of what one said elsewhere.
+
+    One of ``encoder`` and ``embeddings``, one of ``captions`` (a file) and ``captioner``, or one of each.
+    """
+
+    encoder: str | None = setting(None, "preset, open_clip:..., Hugging Face name or folder, as adapt_encoder takes it")
+    weights: str | None = setting(None, "file of the weights of open_clip:ARCHITECTURE or of a preset")
+    quick_gelu: bool | None = setting(None, "of open_clip's; null: as known, else the better on validation")
+    image_size: int | None = setting(None, "side of the encoder's input, pixels; null takes its own", SIDE)
+    embeddings: str | None = setting(None, "file or folder of vectors of images and texts, made elsewhere")
+    captions: str | None = setting(None, "file of captions made elsewhere: JSON, JSON Lines, CSV, COCO's results")
+    trained_on: list[str] | None = setting(None, "splits it was trained on, such as rsicd/train; null: unknown")
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        for given, other in (("encoder", "embeddings"),):
+            if getattr(self, given) and getattr(self, other):
+                raise ValueError(f"{given!r} and {other!r} are two models; give each a name of its own")
+        if not any((self.encoder, self.embeddings, self.captions)):
+            raise ValueError("nothing to measure: give one of 'encoder', 'embeddings', 'captions'")
+        if self.encoder is None and (self.weights or self.quick_gelu is not None or self.image_size):
+            raise ValueError("'weights', 'quick_gelu' and 'image_size' belong to an 'encoder', which is not given")
+        return self

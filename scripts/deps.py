@@ -71,7 +71,8 @@ def named_places(stage: str) -> set[str]:
 
 def listed_modules(stage: str) -> list[str]:
     """The modules that dvc.yaml lists for a stage, in its order."""
-    return [dep for dep in _load()["stages"][stage]["deps"] if dep.startswith("rsvlm/")]
+    body = _load()["stages"][stage]
+    return [dep for dep in body.get("do", body)["deps"] if dep.startswith("rsvlm/")]
 
 
 def disagreements() -> list[str]:
@@ -97,13 +98,14 @@ def write() -> None:
     for line in lines:
         if line.startswith("  ") and not line.startswith("   ") and line.rstrip().endswith(":"):
             stage = line.strip().rstrip(":")
-        if line.startswith("    ") and not line.startswith("     "):
+        if line.rstrip().endswith(":") and line.startswith("    ") and line[4:].strip()[0] not in "-#":
             in_deps = line.strip() == "deps:"
+            indent = line.index(line.strip()) + 2
         if in_deps and line.strip().startswith("- rsvlm/") and stage in known:
             continue
         out.append(line)
         if in_deps and line.strip().startswith("- build/notebooks/") and stage in known:
-            out += [f"      - {file}" for file in needed_modules(stage)]
+            out += [f"{' ' * indent}- {file}" for file in needed_modules(stage)]
     path.write_text("\n".join(out) + "\n", encoding="utf-8")
 
 

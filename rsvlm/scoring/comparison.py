@@ -105,8 +105,8 @@ def study_metrics(stages: Mapping[str, Mapping], provenance: Mapping, *, made_in
     """
     captions, retrieval = stages["score_captions"], stages["score_retrieval"]
     tries = sorted({made_in, *(numbers.get("try") for numbers in stages.values())} - {None})
-    runs = {run: _by_source(captions[run], _caption_figures) for run in in_order(RUNS, captions)}
-    methods = {method: _by_source(retrieval[method], _retrieval_figures) for method in in_order(METHODS, retrieval)}
+    runs = {run: _by_source(captions[run], caption_figures) for run in in_order(RUNS, captions)}
+    methods = {method: _by_source(retrieval[method], retrieval_figures) for method in in_order(METHODS, retrieval)}
     protocol = {"captions": captions.get("protocol", {}), "retrieval": retrieval.get("protocol", {})}
     texts = {run: _by_source(captions[run], _text_figures) for run in runs}
     return {
@@ -178,21 +178,38 @@ def comparison_table(metrics: Mapping, task: str, source: str) -> ComparisonTabl
                 rows.append((_own_cells(task, HELD_OUT_DISTINCT, rest), {}))
     if ceiling:
         rows.append(
-            ({"model": METHODS["ceiling"].name, "kind": "ceiling", "status": "computed"} | _cells(task, ceiling), {})
+            (
+                {"model": METHODS["ceiling"].name, "kind": "ceiling", "status": "computed"}
+                | figure_cells(task, ceiling),
+                {},
+            )
         )
+    rows += [(row, {}) for row in published_cells(task, source)]
+    return as_table(task, source, rows, _notes(metrics, task, source), tuple(metrics.get("tries", ())))
+
+
+def published_cells(task: str, source: str) -> list[dict[str, str]]:
+    """The published figures for a source as rows of cells."""
+    rows = []
     for row in published_for(task, source):
         said = [row.note, f"test set {row.test_set}" if row.test_set in ("inferred", "unknown") else ""]
         status = f"{row.status} ({'; '.join(filter(None, said))})" if any(said) else row.status
-        figures = _cells(task, {metric: {"value": value} for metric, value in row.values.items()})
-        rows.append(({"model": row.name, "kind": row.kind, "status": status} | figures, {}))
-    cells = pd.DataFrame([row for row, _ in rows])
+        figures = figure_cells(task, {metric: {"value": value} for metric, value in row.values.items()})
+        rows.append({"model": row.name, "kind": row.kind, "status": status} | figures)
+    return rows
+
+
+def as_table(
+    task: str, source: str, rows: Iterable[tuple[dict, dict]], notes: list[str], tries: tuple[str, ...] = ()
+) -> ComparisonTable:
+    """Rows of (cells, standings by column) as a table, without the columns that no row fills."""
+    rows = list(rows)
+    cells = pd.DataFrame([row for row, _ in rows]).fillna("")
     kept = TITLES[task][MAIN[task]]
     cells = cells[[column for column in cells if column == kept or (cells[column] != "").any()]]
     marks = [[own.get(column, "") for column in cells] for _, own in rows]
     standings = pd.DataFrame(marks, columns=cells.columns, index=cells.index)
-    return ComparisonTable(
-        task, source, cells, standings, _notes(metrics, task, source), tuple(metrics.get("tries", ()))
-    )
+    return ComparisonTable(task, source, cells, standings, notes, tries)
 
 
 def _notes(metrics: Mapping, task: str, source: str) -> list[str]:
@@ -219,10 +236,10 @@ def _not_run(metrics: Mapping, task: str, source: str) -> list[str]:
 
 
 def _own_cells(task: str, label: str, entries: Mapping) -> dict[str, str]:
-    return {"model": label, "kind": OURS, "status": "measured"} | _cells(task, entries, interval=MAIN[task])
+    return {"model": label, "kind": OURS, "status": "measured"} | figure_cells(task, entries, interval=MAIN[task])
 
 
-def _cells(task: str, entries: Mapping, interval: str = "") -> dict[str, str]:
+def figure_cells(task: str, entries: Mapping, interval: str = "") -> dict[str, str]:
     """The figures as text; that of the metric ``interval`` with its interval."""
     return {
         title: _cell(entries.get(metric), percent=task == "retrieval", interval=metric == interval)
@@ -234,7 +251,8 @@ def _by_source(by_source: Mapping, figures: Callable[[Mapping], dict]) -> dict[s
     return {source: figures(by_source[source]) for source in sorted(by_source)}
 
 
-def _caption_figures(entry: Mapping) -> dict[str, dict]:
+def caption_figures(entry: Mapping) -> dict[str, dict]:
+    """metric -> entry of what METRICS/score_captions.json holds of a run on one source."""
     released, distinct = entry.get("released", {}), entry.get("distinct", {})
     figures = dict(released)
     for part in PARTS:
@@ -252,7 +270,8 @@ def _text_figures(entry: Mapping) -> dict[str, dict]:
     return {part: entry[part] for part in ("text", "classes") if part in entry}
 
 
-def _retrieval_figures(entry: Mapping) -> dict[str, dict]:
+def retrieval_figures(entry: Mapping) -> dict[str, dict]:
+    """recall -> entry of what METRICS/score_retrieval.json holds of a method on one source."""
     figures = dict(entry.get("by_image", {}))
     if "mean_recall" in entry.get("by_text", {}):
         figures["mean_recall_by_text"] = entry["by_text"]["mean_recall"]
@@ -310,7 +329,13 @@ def _first_words(table: ComparisonTable, column: str) -> list[str]:
 def render_markdown(metrics: Mapping) -> str:
     """All tables as Markdown; the colours of the page are marks behind the figures."""
     title, tables = comparison_title(metrics), comparison_tables(metrics)
-    parts = [f"# {_markdown(title)}", ""]
+    key = "; ".join(f"{MARKS[name]} {MEANINGS[name]}" for name in MARKS)
+    return tables_as_markdown(title, tables, [f"{key}. {NOT_COLOURED}", PAPERS_DIFFER] if title == TITLE else [])
+
+
+def tables_as_markdown(title: str, tables: Iterable[ComparisonTable], notes: Iterable[str]) -> str:
+    """Tables with a heading, notes and their terms as Markdown."""
+    parts, tables = [f"# {_markdown(title)}", ""], list(tables)
     for table in tables:
         header = list(table.cells.columns)
         lines = [header, ["---" if name in NAMED else "---:" for name in header]]
@@ -319,9 +344,7 @@ def render_markdown(metrics: Mapping) -> str:
         parts += [f"## {_markdown(table.title)}", ""]
         parts += ["| " + " | ".join(_markdown(str(cell)) for cell in line) + " |" for line in lines]
         parts += ["", *(f"{_markdown(note)}\n" for note in table.notes)]
-    key = "; ".join(f"{MARKS[name]} {MEANINGS[name]}" for name in MARKS)
-    lines = [f"{key}. {NOT_COLOURED}", PAPERS_DIFFER] if title == TITLE else []
-    lines += [INTERVALS, RECALLS_IN_PERCENT, *(f"{name}: {text}." for name, text in shown_terms(tables).items())]
+    lines = [*notes, INTERVALS, RECALLS_IN_PERCENT, *(f"{name}: {text}." for name, text in shown_terms(tables).items())]
     return "\n".join([*parts, *(f"- {line}" for line in lines)]) + "\n"
 
 

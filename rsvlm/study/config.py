@@ -25,6 +25,7 @@ PARAMETERS_TAG = "parameters"
 # notebook starts, so what it imports has to be light.
 CHECKERS = {
     "aggregate_data": "rsvlm.data.sources:check_sources",
+    "run_model": "rsvlm.study.models:check_models",
 }
 SWITCHES = {  # lines of a parameters cell that are no parameters
     "use_study_parameters": "True: by hand, the values of params.yaml, but for those that you change below",
@@ -206,10 +207,12 @@ def params_text(changes: Mapping[str, Mapping], head: str) -> str:
 
 
 def parameter_lines(key: str, value: object, comment: str) -> list[str]:
-    """A parameter as lines of YAML with its comment, not indented: one line, more for a list of mappings."""
+    """A parameter as lines of YAML with its comment, not indented: one line, more for several mappings."""
     behind = f"  # {comment}" if comment else ""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return [f"{key}:{behind}", *_as_block(value)]
+    if isinstance(value, dict) and value:
+        return [f"{key}:{behind}", *(f"  {line}" for line in _as_block(value))]
     return [f"{key}: {_as_yaml(value)}{behind}"]
 
 
@@ -227,8 +230,8 @@ def as_python(value: object) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value).replace("'", '"')
 
 
-def _as_block(entries: list) -> list[str]:
-    """A list of mappings in YAML's block style, each with its keys in their order."""
+def _as_block(entries: list | dict) -> list[str]:
+    """Mappings in YAML's block style, each with its keys in their order."""
     yaml = YAML()
     yaml.width, yaml.default_flow_style = WIDTH, False
     stream = io.StringIO()

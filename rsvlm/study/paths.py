@@ -34,6 +34,7 @@ PLACES = {
     "USER_EMBEDDINGS": "user/embeddings",  # other models' image and text vectors, one folder a method
     # What the stages make (DVC outs)
     "STRIPPED": "build/notebooks",
+    "MODEL_FILES": "build/model_files",  # what the files of other models are like, one JSON a model
     "BLUE_MARBLE": "data/blue_marble",  # tiles cut by aggregate_data, in Karpathy's format
     "AGGREGATED": "data/aggregated",
     "IMAGE_TABLE": "data/aggregated/images.jsonl",  # the one caption table
@@ -43,6 +44,7 @@ PLACES = {
     "RET_EMBEDDINGS": "data/ret_embeddings",
     "ENCODER": "models/encoder",
     "FINETUNED": "models/finetuned",  # what finetune_lora trained
+    "OTHER_MODELS": "data/models",  # other models measured on the study's images, one folder each
     "CAPTIONER": "models/captioner",  # the same with all that it needs to caption any image
     "SEARCH_INDEX": "data/search_index",  # FAISS indexes of the images, for the search box
     "REPORTS": "reports",
@@ -51,6 +53,7 @@ PLACES = {
     "CURVES": "reports/curves",  # one CSV a training stage, drawn by `dvc plots`
     "SCORES": "reports/scores",  # per-image scores
     "TABLES": "reports/tables",
+    "LEADERBOARD": "reports/leaderboard",  # other models in one table
     "GALLERIES": "reports/galleries",
     "CARDS": "reports/cards",  # filled with this study's numbers; not beside its data: a reworded card trains nothing
     # Survives a killed stage and is no result

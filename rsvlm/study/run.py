@@ -35,7 +35,10 @@ from rsvlm.study.config import (
     settings_of,
 )
 from rsvlm.study.memory import check_memory
+from rsvlm.study.models import STAGE as OTHER
+from rsvlm.study.models import leave_reason, model_entry
 from rsvlm.study.processes import StageRuns, end_with_dvc, only_run
+from rsvlm.study.settings import SECTIONS
 
 RESULT_TAG = "result"  # of the cells that say what came out: in the executed notebook they stand below the title
 INJECTED = "injected-parameters"  # papermill's tag
@@ -71,8 +74,13 @@ def find_notebook(stage: str, folder: Path | None = None) -> Path:
     return found[0]
 
 
-def run_notebook(stage: str, params_file: Path | None = None, log: Callable[[str], None] | None = None) -> Path:
+def run_notebook(
+    stage: str, params_file: Path | None = None, log: Callable[[str], None] | None = None, model: str = ""
+) -> Path:
     """The path of the executed notebook, after running a stage.
+
+    Args:
+        model: of a stage that runs once for each of other models, which one.
 
     Raises:
         ValueError: the section does not fit the notebook (before anything runs).
@@ -84,26 +92,60 @@ def run_notebook(stage: str, params_file: Path | None = None, log: Callable[[str
     shown = f"notebooks/{source.name}"
     kind = settings_of(stage, nbformat.read(source, as_version=4), shown)
     values = check_section(read_section(params_file, stage), kind, file=str(params_file), section=stage, notebook=shown)
+    values |= {"model": model} if model else {}
     check_values(values, paths.ROOT, file=str(params_file), section=stage)
     check_memory(stage, values, log, file=str(params_file))
 
     log(f"[{stage}] {shown}")
     started = time.monotonic()
-    target = paths.EXECUTED / source.name
-    running = paths.FAILED / source.name  # what a failed or killed run leaves; a whole one moves on
+    name = f"{source.stem}_{model}{source.suffix}" if model else source.name
+    target = paths.EXECUTED / name
+    running = paths.FAILED / name  # what a failed or killed run leaves; a whole one moves on
     running.parent.mkdir(parents=True, exist_ok=True)
     running.unlink(missing_ok=True)
     try:
         _execute(stage, source, running, values)
     except (PapermillExecutionError, DeadKernelError, KeyboardInterrupt) as error:
         raise NotebookFailed(_explain(stage, shown, error, running)) from error
-    write_text(
-        target,
-        nbformat.writes(without_traces(nbformat.read(running, as_version=4), parameters_cell(kind, values))) + "\n",
-    )
+    keep_executed(running, target, parameters_cell(kind, values))
     running.unlink()
     log(f"[{stage}] done in {time.monotonic() - started:.0f} s")
     return target
+
+
+def keep_executed(ran: Path, target: Path, parameters: str) -> None:
+    """Write an executed notebook without what differs between two runs; as ``without_traces``."""
+    notebook = without_traces(nbformat.read(ran, as_version=4), parameters)
+    write_text(target, nbformat.writes(notebook) + "\n")
+
+
+def measure_model(model: str, params_file: Path | None = None) -> None:
+    """Run the notebook of another model; where it fails, the reason is its result, and the others go on.
+
+    Raises:
+        ValueError: the parameters cannot be, whatever the model does.
+        NotebookFailed: it was stopped by hand.
+    """
+    file = params_file or paths.PARAMS
+    section = read_section(file, OTHER)
+    model_entry(section["models"], model)
+    try:
+        run_notebook(OTHER, params_file, model=model)
+    except NotebookFailed as failure:
+        cause = failure.__cause__
+        if isinstance(cause, KeyboardInterrupt):
+            raise
+        told = f"{cause.ename}: {cause.evalue}" if isinstance(cause, PapermillExecutionError) else str(failure)
+        leave_reason(model, told.strip())
+        source = find_notebook(OTHER)
+        name = f"{source.stem}_{model}.ipynb"
+        ran = paths.FAILED / name
+        keep_executed(
+            ran if ran.is_file() else source,
+            paths.EXECUTED / name,
+            parameters_cell(SECTIONS[OTHER], section | {"model": model}),
+        )
+        print(f"{failure}\n[{OTHER}] {model} has a row with this reason; the next run tries again", file=sys.stderr)
 
 
 def without_traces(notebook: NotebookNode, parameters: str) -> NotebookNode:
@@ -211,12 +253,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run a stage's notebook with its section of params.yaml.")
     parser.add_argument("stage", help="a section of params.yaml, such as finetune_lora")
     parser.add_argument("--params", type=Path, help="another parameter file")
+    parser.add_argument("--model", help=f"of {OTHER}: which of its models")
     arguments = parser.parse_args()
     try:
         end_with_dvc()
         find_notebook(arguments.stage)
         with only_run(arguments.stage):
-            run_notebook(arguments.stage, arguments.params)
+            if arguments.model:
+                measure_model(arguments.model, arguments.params)
+            else:
+                run_notebook(arguments.stage, arguments.params)
     except (ValueError, FileNotFoundError, NotebookFailed, StageRuns) as error:
         print(error, file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from rsvlm.settings import (
     Combination,
     Encoding,
     Generation,
+    Precision,
     Prompting,
     RewardSettings,
     Settings,
@@ -174,6 +175,30 @@ class ScoreRetrieval(Combination):
     seed: int = setting(0, "of the resampling", SEED)
 
 
+class RunModel(Machine):
+    """75_run_model."""
+
+    model: str = setting("", "the one of `models` to measure; a stage's run fills it in", quick="lite2")
+    models: dict[str, dict] = setting(
+        {},
+        "to measure beside the study, by name; what a model may have: rsvlm.settings.OtherModel",
+        quick={"lite2": {"encoder": "packaged:efficientnet-lite2-minilm", "image_size": 96}},
+    )
+    split: Split = setting("test", "which split to measure on")
+    protocols: list[str] = setting(["texts_once"], "of retrieval, scored beside the main one")
+    batch_size: int = setting(32, "images at a time", BATCH)
+    precision: Precision = setting("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
+    bootstrap_resamples: int = setting(1000, "resamples of the images for the 95 % intervals", RESAMPLES, quick=200)
+    examples: int = setting(6, "images shown with what the model says or finds", EXAMPLES)
+    seed: int = setting(0, "of the resampling", SEED)
+
+
+class Leaderboard(Settings):
+    """77_leaderboard."""
+
+    quoted: bool = setting(True, "published figures of the same test sets below the measured rows")
+
+
 class CompareWithPaper(Settings):
     """80_compare_with_paper."""
 
@@ -226,6 +251,8 @@ SECTIONS: dict[str, type[Settings]] = {
     "generate_captions": GenerateCaptions,
     "score_captions": ScoreCaptions,
     "score_retrieval": ScoreRetrieval,
+    "run_model": RunModel,
+    "leaderboard": Leaderboard,
     "compare_with_paper": CompareWithPaper,
     "caption_gallery": CaptionGallery,
     "retrieval_gallery": RetrievalGallery,

@@ -160,7 +160,10 @@ def workspace(stage: str, names: Mapping[str, object] | None = None) -> Workspac
         raise ValueError(
             f"workspace({stage!r}) in a run of the stage {paths.running_stage!r}: its notebook asks for its own places"
         )
-    makers = {out: name for name in notebooks for out in stages[name]["outs"]}
+    stages = {name: body.get("do", body) for name, body in stages.items()}
+    # What a stage makes once for each model counts as one place
+    makers = {out.split("/${")[0]: name for name in notebooks for out in stages[name]["outs"]}
+    own = [out.split("/${")[0] for out in stages[stage]["outs"]]
     deps = [(dep, next((makers[out] for out in makers if _overlap(dep, out)), None)) for dep in stages[stage]["deps"]]
     names = quick_values(SECTIONS[stage]) if names is None else names
     return Workspace(
@@ -168,7 +171,7 @@ def workspace(stage: str, names: Mapping[str, object] | None = None) -> Workspac
         notebook=notebooks[stage],
         root=root,
         home=root if paths.running_stage else root / paths.PLACES["SCRATCH"] / notebooks[stage],
-        outs=tuple(out for out in stages[stage]["outs"] if not out.startswith(f"{paths.PLACES['EXECUTED']}/")),
+        outs=tuple(out for out in own if not f"{out}/".startswith(f"{paths.PLACES['EXECUTED']}/")),
         inputs=tuple((dep, maker, notebooks[maker]) for dep, maker in deps if maker),
         values=values_of(stage, names, root / paths.PLACES["PARAMS"]),
         tries=bool(names.get("go_on_from_scratch")) and not paths.running_stage,

@@ -3,7 +3,7 @@
 One template for both. On a narrow screen each row becomes a block, its main figure first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from IPython.display import HTML
 
@@ -22,11 +22,12 @@ from rsvlm.scoring.comparison import (
     comparison_title,
     shown_terms,
 )
+from rsvlm.scoring.leaderboard import FAILED, MEASURED
 from rsvlm.scoring.published import MAIN
 from rsvlm.viewing.page import page_environment, read_template, render_page
 
 INTERVALS = "Below a figure: its 95 % interval over images; ±: standard deviation over draws."
-HEADS = {OURS: "this study", "ceiling": "", "specialist": "published: specialists", "generalist": "published: generalists",
+HEADS = {OURS: "this study", MEASURED: "measured here", FAILED: "could not be measured", "ceiling": "", "specialist": "published: specialists", "generalist": "published: generalists",
          "zero-shot": "published: zero-shot"}  # fmt: skip
 
 
@@ -36,24 +37,46 @@ def render_html(metrics: Mapping) -> str:
     Args:
         metrics: what ``rsvlm.scoring.comparison.study_metrics`` gives.
     """
-    return render_page("comparison.html", (), **_values(metrics))
+    return render_page("comparison.html", (), **_compared(metrics))
 
 
 def show_comparison(metrics: Mapping) -> HTML:
     """The tables of ``render_html`` for a notebook, without the page around them."""
+    return _show(**_compared(metrics))
+
+
+def render_leaderboard(tables: Sequence[ComparisonTable], title: str, notes: Sequence[str]) -> str:
+    """Tables of other models as one self-contained page."""
+    return render_page("leaderboard.html", (), **_values(tables, title, [*notes, INTERVALS]))
+
+
+def show_leaderboard(tables: Sequence[ComparisonTable], title: str, notes: Sequence[str]) -> HTML:
+    """The tables of ``render_leaderboard`` for a notebook, without the page around them."""
+    return _show(**_values(tables, title, [*notes, INTERVALS]))
+
+
+def _show(**values: object) -> HTML:
     template = page_environment().get_template("comparison_tables.html")
-    return HTML(template.render(**_values(metrics), style=read_template("scores.css")))
+    return HTML(template.render(**values, style=read_template("scores.css")))
 
 
-def _values(metrics: Mapping) -> dict[str, object]:
+def _compared(metrics: Mapping) -> dict[str, object]:
     tables, title = comparison_tables(metrics), comparison_title(metrics)
+    key, notes = ([(name, MARKS[name], MEANINGS[name]) for name in MARKS], [NOT_COLOURED, PAPERS_DIFFER])
+    return _values(tables, title, [*(notes if title == TITLE else []), INTERVALS], key if title == TITLE else ())
+
+
+def _values(
+    tables: Sequence[ComparisonTable], title: str, notes: Sequence[str], key: Sequence = ()
+) -> dict[str, object]:
+    laid_out = [_lay_out(table) for table in tables]
     return {
         "title": title,
-        "tables": [_lay_out(table) for table in tables],
+        "tables": laid_out,
         "terms": shown_terms(tables),
         "signs": MARKS,
-        "key": [(name, MARKS[name], MEANINGS[name]) for name in MARKS] if title == TITLE else [],
-        "notes": [*([NOT_COLOURED, PAPERS_DIFFER] if title == TITLE else []), INTERVALS],
+        "key": key,
+        "notes": notes,
     }
 
 

@@ -1,0 +1,217 @@
+"""Other models measured beside a study, on its own images: an encoder, vectors or captions that were made elsewhere.
+
+measured = measure_model(entry, table, split="test", root=root)
+metrics = score_model("remoteclip", measured, table, split="test", protocols=["texts_once"], tools=ScoringTools())
+"""
+
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rsvlm.data.images import open_image
+from rsvlm.data.table import rows_of
+from rsvlm.files import cache_folder
+from rsvlm.models.encoders import DualEncoder
+from rsvlm.models.features import encode_images, encode_pictures, encode_texts
+from rsvlm.models.loading import choose_device, choose_precision
+from rsvlm.models.zoo import PRESETS, load_encoder
+from rsvlm.progress import log_line
+from rsvlm.scoring.caption_study import score_study
+from rsvlm.scoring.captions import ScoringTools
+from rsvlm.scoring.foreign_files import read_foreign_captions, read_foreign_embeddings
+from rsvlm.scoring.retrieval import EmbeddingSpace, retrieval_sets
+from rsvlm.scoring.retrieval_study import find_protocols, score_methods, score_protocols, with_protocols
+from rsvlm.settings import OtherModel
+from rsvlm.training.contrastive import choose_activation
+
+TIMED = 64  # images that the seconds an image are measured on
+NO_TEXTS = "vectors made elsewhere hold no other texts"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model made of one split's images.
+
+    Attributes:
+        space: its vectors of images and of their captions; None: it has none.
+        encode: from texts and whether to capitalise them to unit vectors (n, D); None: no other texts.
+        captions: image_id -> caption; None: it says nothing.
+        facts: what it is and what it cost, for the record.
+    """
+
+    space: EmbeddingSpace | None = None
+    encode: Callable[[list[str], bool], np.ndarray] | None = None
+    captions: dict[str, str] | None = None
+    facts: dict = field(default_factory=dict)
+
+
+def measure_model(
+    entry: OtherModel,
+    table: pd.DataFrame,
+    *,
+    split: str,
+    root: Path,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 32,
+    log: Callable[[str], None] = log_line,
+) -> Measured:
+    """What a model makes of the images of one split.
+
+    Args:
+        table: the caption table whole, with paths that can be opened.
+        root: what the entry's relative paths start from.
+
+    Raises:
+        FileNotFoundError, ValueError: the model or a file is not there, not whole, or does not fit the images.
+    """
+    rows = rows_of(table, split=split)
+    space = encode = captions = None
+    facts: dict = {"trained_on": _trained_on(entry)}
+    if entry.encoder:
+        space, encode, own = _use_encoder(entry, table, rows, root, device, precision, batch_size, log)
+        facts |= own
+    if entry.embeddings:
+        texts = sorted({text for captions_of in rows["captions"] for text in captions_of})
+        found = read_foreign_embeddings(root / entry.embeddings, rows, texts)
+        space = found.space
+        facts["embeddings"] = _matching(found)
+    if entry.captions:
+        said = read_foreign_captions(root / entry.captions, rows)
+        captions = said.captions
+        facts["captions"] = _matching(said)
+    return Measured(space, encode, captions, facts)
+
+
+def score_model(
+    name: str,
+    measured: Measured,
+    table: pd.DataFrame,
+    *,
+    split: str,
+    protocols: list[str],
+    tools: ScoringTools,
+    resamples: int = 1000,
+    seed: int = 0,
+    log: Callable[[str], None] = log_line,
+) -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:
+    """({"retrieval", "captions": source -> entries, as the study's own stages score}, each image's scores by task).
+
+    Raises:
+        ValueError: an unknown protocol.
+    """
+    chosen, metrics, per_image = find_protocols(protocols), {}, {}
+    if measured.space is not None:
+        tests = retrieval_sets(table, split)
+        labels = {image: label for image, label in zip(table["image_id"], table["label"]) if isinstance(label, str)}
+        resampling = {"resamples": resamples, "seed": seed}
+        report = score_methods({name: measured.space}, tests, labels=labels, **resampling)
+        if measured.encode is None:
+            skipped = [one.name for one in chosen if one.prefix or not one.capitalise]
+            chosen = [one for one in chosen if one.name not in skipped]
+            if skipped:
+                log(f"{name}: not scored under {', '.join(skipped)}: {NO_TEXTS}")
+        others = score_protocols(
+            chosen, {name: measured.space}, tests, capitalised=True, encode=measured.encode, encoded=name, **resampling
+        )
+        metrics["retrieval"] = with_protocols({name: report.metrics[name]}, others)[name]
+        per_image["retrieval"] = report.per_image
+    if measured.captions is not None:
+        source_of = dict(zip(table["image_id"], table["source"]))
+        by_source: dict[str, dict[str, str]] = {}
+        for image_id, caption in measured.captions.items():
+            by_source.setdefault(source_of[image_id], {})[image_id] = caption
+        scores = score_study(
+            {name: by_source}, table, split=split, seed=seed, resamples=resamples, human_draws=0, tools=tools, log=log
+        )
+        metrics["captions"] = scores.metrics[name]
+        per_image["captions"] = scores.per_image
+    return metrics, per_image
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory that this process held so far, GB: of the GPU where it computes on one."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+
+
+def _use_encoder(
+    entry: OtherModel,
+    table: pd.DataFrame,
+    rows: pd.DataFrame,
+    root: Path,
+    device: str,
+    precision: str,
+    batch_size: int,
+    log: Callable[[str], None],
+) -> tuple[EmbeddingSpace, Callable, dict]:
+    """Vectors of the rows' images and captions, a function for other texts, and the encoder's facts."""
+    where = choose_device(device)
+    how = choose_precision(precision, where)
+    encoder = load_encoder(
+        _place(entry.encoder, root),
+        where,
+        image_size=entry.image_size,
+        weights=entry.weights and root / entry.weights,
+        quick_gelu=entry.quick_gelu,
+    ).eval()
+    tried = choose_activation(encoder, table, precision=how, log=log)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
+        made = encode_images(
+            encoder, rows, Path(scratch) / "made", views=1, grid=0, batch_size=batch_size, precision=how, log=log
+        )
+        space = EmbeddingSpace(
+            made.image_ids, np.array(made.image_embeddings), made.texts, np.array(made.text_embeddings)
+        )
+        fingerprint = made.meta["encoder_fingerprint"]
+    facts = {
+        "weights": sum(parameter.numel() for parameter in encoder.parameters()),
+        "fingerprint": fingerprint,
+        "image_size": encoder.image_size,
+        "quick_gelu": getattr(encoder, "quick_gelu", None),
+        "activations": tried,
+        "precision": how,
+        "device": str(where),
+        "seconds_an_image": _time(encoder, rows, how, batch_size),
+        "gigabytes": peak_memory(where),
+    }
+    return space, partial(_encode, encoder, how), facts
+
+
+def _encode(encoder: DualEncoder, precision: str, texts: list[str], capitalise: bool = True) -> np.ndarray:
+    return encode_texts(encoder, texts, capitalise=capitalise, precision=precision)
+
+
+def _time(encoder: DualEncoder, rows: pd.DataFrame, precision: str, batch_size: int) -> float:
+    """Seconds that an image takes, files read and decoded, over the first TIMED images once the encoder is warm."""
+    paths = rows["path"].tolist()[:TIMED]
+    started = time.perf_counter()
+    encode_pictures(encoder, map(open_image, paths), paths, precision=precision, batch_size=batch_size)
+    return round((time.perf_counter() - started) / len(paths), 5)
+
+
+def _place(name: str, root: Path) -> str:
+    """An encoder's name, a folder of the project as a whole path."""
+    return str(root / name) if (root / name).is_dir() else name
+
+
+def _trained_on(entry: OtherModel) -> list[str] | None:
+    """What a model was trained on: as its entry says, else as its preset does; None: unknown."""
+    preset = PRESETS.get(entry.encoder or "")
+    if entry.trained_on is None and preset is not None:
+        return None if preset.trained_on is None else list(preset.trained_on)
+    return entry.trained_on
+
+
+def _matching(found: object) -> Mapping[str, object]:
+    """How a file's names were matched to images, and what did not fit."""
+    return {"how": found.how, "missing": len(found.missing), "unknown": len(found.unknown)}

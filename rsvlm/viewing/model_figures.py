@@ -1,0 +1,112 @@
+"""Other models in pictures and words: what one says or finds, its scores, and all of them under each protocol."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rsvlm.data.table import evenly_spaced, rows_of
+from rsvlm.scoring.comparison import as_table, figure_cells
+from rsvlm.scoring.leaderboard import FIGURES
+from rsvlm.scoring.measured import Measured
+from rsvlm.scoring.published import MAIN
+from rsvlm.scoring.retrieval import EmbeddingSpace
+from rsvlm.viewing.caption_figures import draw_captions
+from rsvlm.viewing.plots import figure
+from rsvlm.viewing.results import Result, counted, listed
+
+SAID, FOUND = "it says", "it finds first"
+PUBLISHED = "remoteclip"
+LINE = 0.34  # inches of height a row of dots takes
+
+
+def draw_model(measured: Measured, table: pd.DataFrame, split: str, *, count: int) -> Figure:
+    """Images of the split, evenly spaced, each with what the model says of it or which caption it finds first."""
+    rows = rows_of(table, split=split)
+    chosen = [rows["image_id"].iloc[place] for place in evenly_spaced(len(rows), count)]
+    runs: dict[str, dict[str, str]] = {}
+    if measured.captions is not None:
+        runs[SAID] = {image_id: measured.captions[image_id] for image_id in chosen}
+    if measured.space is not None:
+        runs[FOUND] = _first_captions(measured.space, chosen)
+    return draw_captions(table, runs, chosen, shown=tuple(runs))
+
+
+def model_table(metrics: Mapping[str, Mapping]) -> pd.DataFrame:
+    """One row a task and source, recalls in percent, the main figure with its interval."""
+    rows = {}
+    for task, by_source in metrics.items():
+        for source, entry in by_source.items():
+            cells = {"model": source, "kind": "", "status": ""} | figure_cells(task, FIGURES[task](entry), MAIN[task])
+            shown = as_table(task, source, [(cells, {})], []).cells.drop(columns=["model", "kind", "status"])
+            rows[task, source] = shown.iloc[0]
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def model_result(name: str, metrics: Mapping[str, Mapping]) -> Result:
+    """The main figures of one model, source by source, with intervals."""
+    lines = []
+    for task, by_source in metrics.items():
+        for source, entry in by_source.items():
+            own = FIGURES[task](entry)[MAIN[task]]
+            scale, what, unit, digits = (100, "mean recall", " %", 1) if task == "retrieval" else (1, "CIDEr", "", 2)
+            value, low, high = (f"{scale * own[key]:.{digits}f}{unit}" for key in ("value", "low", "high"))
+            lines.append(f"{source}: {what} {value} (95 % interval {low} to {high}) on {counted(own['n'], 'image')}.")
+    return Result(f"{name}: {' '.join(lines)}")
+
+
+def leaderboard_result(models: Mapping[str, Mapping]) -> Result:
+    """The best model of each test set, and those that failed."""
+    best: dict[tuple[str, str], list] = {}
+    for name, model in models.items():
+        for task, by_source in model.get("metrics", {}).items():
+            for source, entry in by_source.items():
+                best.setdefault((task, source), []).append((FIGURES[task](entry)[MAIN[task]], name))
+    lines = []
+    for (task, source), scored in best.items():
+        own, name = max(scored, key=lambda one: one[0]["value"])
+        scale, what, digits = (100, "mean recall, percent", 1) if task == "retrieval" else (1, "CIDEr", 2)
+        figures = " ".join(f"{scale * own[key]:.{digits}f}" for key in ("value",))
+        span = f"{scale * own['low']:.{digits}f} to {scale * own['high']:.{digits}f}"
+        lines.append(
+            f"{source}, {task}: {name} has the highest of {counted(len(scored), 'model')}, {what} {figures} ({span})."
+        )
+    failed = [name for name, model in models.items() if "metrics" not in model]
+    if failed:
+        lines.append(f"Not measured: {listed(failed)}; the row says why.")
+    return Result(" ".join(lines) or "No other model is listed in run_model.models.")
+
+
+def leaderboard_figure(models: Mapping[str, Mapping]) -> list[Figure]:
+    """Mean recall of each model under each protocol, with intervals, a figure a source; only where there are several."""
+    found: dict[str, dict[str, dict[str, Mapping]]] = {}
+    for name, model in models.items():
+        for source, entry in model.get("metrics", {}).get("retrieval", {}).items():
+            by_protocol = {PUBLISHED: entry["by_image"], **entry.get("protocols", {})}
+            for protocol, scores in by_protocol.items():
+                found.setdefault(source, {}).setdefault(protocol, {})[name] = scores["mean_recall"]
+    return [_dots(source, by_protocol) for source, by_protocol in sorted(found.items()) if len(by_protocol) > 1]
+
+
+def _dots(source: str, by_protocol: Mapping[str, Mapping[str, Mapping]]) -> Figure:
+    names = list(by_protocol[PUBLISHED])
+    drawn, axes = figure(7.0, 1.3 + LINE * len(names) * len(by_protocol))
+    step = 0.8 / len(by_protocol)
+    for number, (protocol, own) in enumerate(by_protocol.items()):
+        rows = [names.index(name) for name in own]
+        values = np.array([100 * entry["value"] for entry in own.values()])
+        ends = np.array([[100 * entry[key] for entry in own.values()] for key in ("low", "high")])
+        places = np.array(rows) + step * (number - (len(by_protocol) - 1) / 2)
+        axes.errorbar(values, places, xerr=np.abs(ends - values), fmt="o", capsize=2, label=protocol)
+    axes.set(
+        yticks=range(len(names)), yticklabels=names, xlabel="mean recall, %", title=f"{source}: the protocol's part"
+    )
+    axes.invert_yaxis()
+    axes.legend(title="protocol", loc="upper left", bbox_to_anchor=(1.01, 1))
+    return drawn
+
+
+def _first_captions(space: EmbeddingSpace, image_ids: list[str]) -> dict[str, str]:
+    best = (space.images(image_ids) @ np.asarray(space.text_vectors).T).argmax(axis=1)
+    return {image_id: space.texts[place] for image_id, place in zip(image_ids, best)}
