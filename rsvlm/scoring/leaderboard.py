@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 
 from rsvlm.files import read_json
-from rsvlm.models.zoo import PRESETS
 from rsvlm.scoring.comparison import (
     PAPERS_DIFFER,
     TITLES,
@@ -103,8 +102,8 @@ def leaderboard_tables(
 
 def leaks_of(about: Mapping, source: str, audit: Mapping | None) -> list[str]:
     """What is known of a source's test images among what a model was trained on, in plain sentences."""
-    preset = PRESETS.get(about["entry"].get("encoder") or "")
-    return leak_flags(about["facts"]["trained_on"], preset.leaks if preset else "", source, about["split"], audit)
+    facts = about["facts"]
+    return leak_flags(facts["trained_on"], facts["leaks"], source, about["split"], audit)
 
 
 def _rows_of(name: str, model: Mapping, audit: Mapping | None) -> list[dict]:

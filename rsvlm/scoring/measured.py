@@ -75,7 +75,7 @@ def measure_model(
     """
     rows = rows_of(table, split=split)
     space = encode = captions = None
-    facts: dict = {"trained_on": _trained_on(entry)}
+    facts = _training(entry)
     if entry.encoder:
         space, encode, own = _use_encoder(entry, table, rows, root, device, precision, batch_size, log)
         facts |= own
@@ -204,12 +204,13 @@ def _place(name: str, root: Path) -> str:
     return str(root / name) if (root / name).is_dir() else name
 
 
-def _trained_on(entry: OtherModel) -> list[str] | None:
-    """What a model was trained on: as its entry says, else as its preset does; None: unknown."""
+def _training(entry: OtherModel) -> dict:
+    """What a model was trained on, and what is known of leaks: as its entry says, else as its preset does."""
     preset = PRESETS.get(entry.encoder or "")
-    if entry.trained_on is None and preset is not None:
-        return None if preset.trained_on is None else list(preset.trained_on)
-    return entry.trained_on
+    trained_on = entry.trained_on
+    if trained_on is None and preset is not None and preset.trained_on is not None:
+        trained_on = list(preset.trained_on)
+    return {"trained_on": trained_on, "leaks": preset.leaks if preset else ""}
 
 
 def _matching(found: object) -> Mapping[str, object]:

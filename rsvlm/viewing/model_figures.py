@@ -1,6 +1,7 @@
 """Other models in pictures and words: what one says or finds, its scores, and all of them under each protocol."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -9,19 +10,21 @@ from matplotlib.figure import Figure
 from rsvlm.data.table import evenly_spaced, rows_of
 from rsvlm.scoring.comparison import as_table, figure_cells
 from rsvlm.scoring.leaderboard import FIGURES
-from rsvlm.scoring.measured import Measured
 from rsvlm.scoring.published import MAIN
 from rsvlm.scoring.retrieval import EmbeddingSpace
 from rsvlm.viewing.caption_figures import draw_captions
 from rsvlm.viewing.plots import figure
 from rsvlm.viewing.results import Result, counted, listed
 
+if TYPE_CHECKING:
+    from rsvlm.scoring.measured import Measured
+
 SAID, FOUND = "it says", "it finds first"
 PUBLISHED = "remoteclip"
 LINE = 0.34  # inches of height a row of dots takes
 
 
-def draw_model(measured: Measured, table: pd.DataFrame, split: str, *, count: int) -> Figure:
+def draw_model(measured: "Measured", table: pd.DataFrame, split: str, *, count: int) -> Figure:
     """Images of the split, evenly spaced, each with what the model says of it or which caption it finds first."""
     rows = rows_of(table, split=split)
     chosen = [rows["image_id"].iloc[place] for place in evenly_spaced(len(rows), count)]
