@@ -82,7 +82,7 @@ def measure_model(
     if entry.embeddings:
         texts = sorted({text for captions_of in rows["captions"] for text in captions_of})
         found = read_foreign_embeddings(root / entry.embeddings, rows, texts)
-        space = found.space
+        space = found
         facts["embeddings"] = _matching(found)
     if entry.captions:
         said = read_foreign_captions(root / entry.captions, rows)
