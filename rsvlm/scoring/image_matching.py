@@ -104,7 +104,7 @@ def _by_name(texts: set[str], table: pd.DataFrame) -> dict[str, list[str]]:
         fitting = {
             image_id: own
             for image_id, (own, in_path) in holders.get(_forms(text)[-1], {}).items()
-            if named is None or named == in_path or _begins(own, named)
+            if named is None or named == in_path or begins_with(own, named)
         }
         best = _highest(fitting, lambda image_id, text=text: _common_folders(text, image_id))
         if len({fitting[image_id] for image_id in best}) == 1:  # of two sources either may have another extension here
@@ -134,16 +134,16 @@ def _forms(place: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=100_000)
-def _begins(folder: str, source: str) -> bool:
-    """Whether a folder's first words, of letters and digits, are a source's name: ``UCM-Captions`` and ``ucm``."""
-    words, start = (re.findall(r"[^\W_]+", name.casefold()) for name in (folder, source))
+def begins_with(name: str, source: str) -> bool:
+    """Whether a name's first words, of letters and digits, are a source: ``UCM-Captions`` begins with ``ucm``."""
+    words, start = (re.findall(r"[^\W_]+", one.casefold()) for one in (name, source))
     return bool(start) and words[: len(start)] == start
 
 
 def _named(folders: list[str], sources: set[str]) -> str | None:
     """The source that the deepest folder of those which name one begins with, the longest; else None."""
     for folder in reversed(folders):
-        fitting = [source for source in sources if _begins(folder, source)]
+        fitting = [source for source in sources if begins_with(folder, source)]
         if fitting:
             return max(fitting, key=lambda source: (len(source), source))
     return None
