@@ -31,6 +31,10 @@ NOTES = [
     "Retrieval by RemoteCLIP's protocol, right answers by image; captions by pycocoevalcap on references as released.",
     "ms an image: files read, decoded and encoded one image after the other in batches, on the device in leaderboard.json.",
 ]
+TASKS = {
+    "captions": ("captions",),
+    "retrieval": ("encoder", "embeddings"),
+}  # settings of an entry that give such scores
 FIGURES = {"captions": caption_figures, "retrieval": retrieval_figures}
 PROTOCOL = {"captions": "pycocoevalcap", "retrieval": "remoteclip"}
 COLUMNS = [
@@ -61,7 +65,7 @@ def leaderboard_rows(models: Mapping[str, Mapping], audit: Mapping | None, *, qu
 
     Args:
         models: what ``read_models`` gives.
-        audit: what METRICS/aggregate_data.json holds, for what is told of leaks.
+        audit: what AGGREGATED/report.json holds, for what is told of leaks.
         quoted: with the published figures of the same test sets.
     """
     rows = [row for name, model in models.items() for row in _rows_of(name, model, audit)]
@@ -76,11 +80,7 @@ def leaderboard_tables(
     models: Mapping[str, Mapping], audit: Mapping | None, *, quoted: bool = True
 ) -> list[ComparisonTable]:
     """A table for each task and source: measured models, best first, those that failed, and what was published."""
-    failed = [
-        ({"model": name, "kind": FAILED, "status": _short(model["about"]["failed"])}, {})
-        for name, model in models.items()
-        if "failed" in model["about"]
-    ]
+    failed = {task: _failed(models, task) for task in TITLES}
     whole = {name: model for name, model in models.items() if "metrics" in model}
     tables = []
     for task in TITLES:
@@ -94,10 +94,11 @@ def leaderboard_tables(
                     rows.append((score, _cells(name, model, task, source, figures, audit)))
             rows = [(cells, {}) for _, cells in sorted(rows, key=lambda row: -row[0])]
             published = [(cells, {}) for cells in published_cells(task, source)] if quoted else []
-            tables.append(as_table(task, source, [*rows, *failed, *published], [PAPERS_DIFFER] if published else []))
-    if not tables and failed:
-        tables.append(as_table("retrieval", "no test set", failed, []))
-    return tables
+            tables.append(
+                as_table(task, source, [*rows, *failed[task], *published], [PAPERS_DIFFER] if published else [])
+            )
+    alone = [task for task in TITLES if failed[task] and task not in {table.task for table in tables}]
+    return tables + [as_table(task, "nothing measured", failed[task], []) for task in alone]
 
 
 def leaks_of(about: Mapping, source: str, audit: Mapping | None) -> list[str]:
@@ -161,6 +162,16 @@ def _cells(
     cells["weights, millions"] = f"{facts['weights'] / 1e6:,.1f}" if facts.get("weights") else ""
     cells["ms an image"] = f"{1000 * facts['seconds_an_image']:.1f}" if facts.get("seconds_an_image") else ""
     return cells | {"memory, GB": f"{facts['gigabytes']:.1f}" if facts.get("gigabytes") else ""}
+
+
+def _failed(models: Mapping[str, Mapping], task: str) -> list[tuple[dict, dict]]:
+    """Rows of the models that were to have a score in this task and have none."""
+    told = {name: model["about"] for name, model in models.items() if "failed" in model["about"]}
+    return [
+        ({"model": name, "kind": FAILED, "status": _short(about["failed"])}, {})
+        for name, about in told.items()
+        if any(about["entry"].get(setting) for setting in TASKS[task])
+    ]
 
 
 def _short(reason: str) -> str:

@@ -5,6 +5,7 @@ down what the files of an entry are like, so that a changed file, and an entry t
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -80,10 +81,14 @@ def failed_tries(name: str) -> int:
     return read_json(file)["failed_tries"] if file.is_file() else 0
 
 
-def leave_reason(name: str, reason: str) -> None:
-    """Put the reason why a model could not be measured in the place of its measurement."""
+def leave_reason(name: str, entry: OtherModel, reason: str) -> None:
+    """Put the reason why a model could not be measured in the place of its measurement; paths from the project's root."""
+    told = reason.replace(f"{paths.ROOT}{os.sep}", "")
     with whole_folder(paths.OTHER_MODELS / name) as scratch:
-        write_json(scratch / ABOUT, {"name": name, "failed": reason, "failed_tries": failed_tries(name) + 1})
+        write_json(
+            scratch / ABOUT,
+            {"name": name, "entry": dict(entry), "failed": told, "failed_tries": failed_tries(name) + 1},
+        )
 
 
 def _state(path: Path) -> list[int]:

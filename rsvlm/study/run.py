@@ -128,7 +128,7 @@ def measure_model(model: str, params_file: Path | None = None) -> None:
     """
     file = params_file or paths.PARAMS
     section = read_section(file, OTHER)
-    model_entry(section["models"], model)
+    entry = model_entry(section["models"], model)
     try:
         run_notebook(OTHER, params_file, model=model)
     except NotebookFailed as failure:
@@ -136,7 +136,7 @@ def measure_model(model: str, params_file: Path | None = None) -> None:
         if isinstance(cause, KeyboardInterrupt):
             raise
         told = f"{cause.ename}: {cause.evalue}" if isinstance(cause, PapermillExecutionError) else str(failure)
-        leave_reason(model, told.strip())
+        leave_reason(model, entry, told.strip())
         source = find_notebook(OTHER)
         name = f"{source.stem}_{model}.ipynb"
         ran = paths.FAILED / name

@@ -42,7 +42,9 @@ def model_table(metrics: Mapping[str, Mapping]) -> pd.DataFrame:
     for task, by_source in metrics.items():
         for source, entry in by_source.items():
             cells = {"model": source, "kind": "", "status": ""} | figure_cells(task, FIGURES[task](entry), MAIN[task])
-            shown = as_table(task, source, [(cells, {})], []).cells.drop(columns=["model", "kind", "status"], errors="ignore")
+            shown = as_table(task, source, [(cells, {})], []).cells.drop(
+                columns=["model", "kind", "status"], errors="ignore"
+            )
             rows[task, source] = shown.iloc[0]
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
