@@ -105,6 +105,21 @@ def with_texts_once(test: RetrievalSet) -> RetrievalSet:
     return RetrievalSet(test.image_ids, list(test.texts), first, np.arange(T), list(test.texts), pairs)
 
 
+def with_first_captions(test: RetrievalSet) -> RetrievalSet:
+    """The same images, each with its first caption row only."""
+    _, rows = np.unique(test.row_image, return_index=True)
+    numbers, row_text = np.unique(test.row_text[rows], return_inverse=True)
+    captions, texts = [test.captions[row] for row in rows], [test.texts[number] for number in numbers]
+    return RetrievalSet(test.image_ids, captions, np.arange(len(rows)), row_text, texts)
+
+
+def with_exact_texts(test: RetrievalSet) -> RetrievalSet:
+    """The same rows, where texts that differ in upper and lower case only are different texts."""
+    number = {caption: place for place, caption in enumerate(sorted(set(test.captions)))}
+    row_text = np.array([number[caption] for caption in test.captions], dtype=np.int64)
+    return replace(test, row_text=row_text, texts=list(number))
+
+
 def retrieval_sets(table: pd.DataFrame, split: str) -> dict[str, RetrievalSet]:
     """The test set of each source, by source, from the caption table's rows of one split.
 
