@@ -627,6 +627,8 @@ def test_the_figure_and_the_table_show_every_protocol():
     assert axes.containers[1].lines[0].get_xdata()[0] == metrics["ret"]["s"]["by_image"]["mean_recall"]["value"]
     matplotlib.pyplot.close(drawn)
     table = protocol_table(metrics)
+    names = ["remoteclip", "texts_once", "one_caption", "multivariate_rerank"]
+    assert list(table.index.get_level_values("protocol")) == [name for name in names for _ in range(2)]
     row = table.loc[("s", "remoteclip", "dual encoder")]
     assert row["against remoteclip"] == 0 and " to " in row["95 % interval"]
     assert row["mean_recall"] == round(100 * metrics["dual_encoder"]["s"]["by_image"]["mean_recall"]["value"], 1)

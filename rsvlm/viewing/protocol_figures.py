@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rsvlm.scoring.published import RECALLS
-from rsvlm.scoring.retrieval_study import protocol_spread
+from rsvlm.scoring.retrieval_study import PROTOCOLS, protocol_spread
 from rsvlm.scoring.runs import METHODS, named
 from rsvlm.viewing.plots import INK, MARKERS, MUTED, figure, series_colours
 
@@ -25,7 +25,9 @@ def protocol_table(metrics: dict) -> pd.DataFrame:
         for low, high in zip(spread["low"], spread["high"], strict=True)
     ]
     shown["against remoteclip"] = (100 * spread["difference"]).round(1)
-    return shown.sort_values(keys[:2], kind="stable").set_index(keys)
+    order = {name: place for place, name in enumerate(PROTOCOLS)}
+    by = shown.assign(place=shown["protocol"].map(order)).sort_values(["source", "place"], kind="stable")
+    return by.drop(columns="place").set_index(keys)
 
 
 def protocol_figure(metrics: dict, source: str) -> Figure:
@@ -47,7 +49,7 @@ def protocol_figure(metrics: dict, source: str) -> Figure:
     drawn, axes = figure(7.2, 1.4 + 0.55 * len(protocols))
     for number, method in enumerate(methods):
         own = spread[spread["method"] == method]
-        shift = 0.3 * (0.5 - (number + 0.5) / len(methods)) * 2
+        shift = 0.6 * (0.5 - (number + 0.5) / len(methods))
         below, above = own["mean_recall"] - own["low"], own["high"] - own["mean_recall"]
         axes.errorbar(
             own["mean_recall"],
