@@ -1,6 +1,6 @@
 """Image-text retrieval in RemoteCLIP's protocol: its test sets, vectors, recalls and ceiling.
 
-The protocol (``retrieval.py`` of RemoteCLIP, after CLIP_benchmark): the images of a split, each file once; all their
+The protocol (``remoteclip_retrieval.py``, after CLIP_benchmark): the images of a split, each file once; all their
 caption rows, copies included; cosine similarity; image to text (image_to_text) R@K is the share of images with one of their own
 captions among the K best rows, text to image (text_to_image) R@K the share of caption rows whose own image is among the K best
 images; mean recall is the mean of R@1, R@5, R@10 both ways. It passes ``raw.capitalize()`` to the encoder.

@@ -346,7 +346,7 @@ def protocol_spread(metrics: Mapping[str, Mapping]) -> pd.DataFrame:
 
 
 PROTOCOL = {
-    "published": "RemoteCLIP retrieval.py (after CLIP_benchmark): images once by file name, all caption rows",
+    "published": "RemoteCLIP remoteclip_retrieval.py (after CLIP_benchmark): images once by file name, all caption rows",
     "by_image": "right answer = the image's own caption rows, the caption row's own image (the published rule)",
     "by_text": "right answer = also every other row, every other image, that has the same text",
     "ties": "expected value over a random order; optimistic and pessimistic bounds beside it",
