@@ -17,6 +17,7 @@ from study_case import copy_with_study, dvc
 
 import rsvlm.study.paths
 from rsvlm.files import fingerprint_file, read_json_lines, write_json_lines
+from rsvlm.scoring.retrieval_study import PROTOCOLS
 from rsvlm.scoring.runs import STUDY_RUNS
 from rsvlm.study.config import PARAMETERS_TAG, check_section, defaults, parameters_cell, read_params
 from rsvlm.study.settings import SECTIONS
@@ -332,7 +333,7 @@ def test_the_smoke_study_makes_every_result(smoke_study):
     assert {"constant", "nearest", "consensus", "shuffled", "captioner"} <= set(metrics["captions"])
     assert {"dual_encoder", "ret", "combined", "reranked"} == set(metrics["retrieval"])
     protocols = metrics["retrieval_protocols"]["dual_encoder"]["blue_marble"]
-    assert set(protocols) == {"remoteclip", "raw", "prompted", "texts_once"}
+    assert set(protocols) == set(PROTOCOLS)
     assert metrics["captions"]["captioner"]["blue_marble"]["CLIPScore"]["value"] is not None
     assert metrics["protocol"]["retrieval"]["reranked"]["top"] == 3 and metrics["parameters"]["score_retrieval"]
     for figures in (metrics["captions"]["captioner"], metrics["retrieval"]["combined"]):

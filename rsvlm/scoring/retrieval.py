@@ -1,6 +1,6 @@
 """Image-text retrieval in RemoteCLIP's protocol: its test sets, vectors, recalls and ceiling.
 
-The protocol (``retrieval.py`` of RemoteCLIP, after CLIP_benchmark): the images of a split, each file once; all their
+The protocol (``remoteclip_retrieval.py``, after CLIP_benchmark): the images of a split, each file once; all their
 caption rows, copies included; cosine similarity; image to text (image_to_text) R@K is the share of images with one of their own
 captions among the K best rows, text to image (text_to_image) R@K the share of caption rows whose own image is among the K best
 images; mean recall is the mean of R@1, R@5, R@10 both ways. It passes ``raw.capitalize()`` to the encoder.
@@ -103,6 +103,21 @@ def with_texts_once(test: RetrievalSet) -> RetrievalSet:
     first = np.zeros(T, dtype=np.int64)
     first[pairs[::-1, 1]] = pairs[::-1, 0]  # the first image that has it; the draws of the bootstrap go by it
     return RetrievalSet(test.image_ids, list(test.texts), first, np.arange(T), list(test.texts), pairs)
+
+
+def with_first_captions(test: RetrievalSet) -> RetrievalSet:
+    """The same images, each with its first caption row only."""
+    _, rows = np.unique(test.row_image, return_index=True)
+    numbers, row_text = np.unique(test.row_text[rows], return_inverse=True)
+    captions, texts = [test.captions[row] for row in rows], [test.texts[number] for number in numbers]
+    return RetrievalSet(test.image_ids, captions, np.arange(len(rows)), row_text, texts)
+
+
+def with_exact_texts(test: RetrievalSet) -> RetrievalSet:
+    """The same rows, where texts that differ in upper and lower case only are different texts."""
+    number = {caption: place for place, caption in enumerate(sorted(set(test.captions)))}
+    row_text = np.array([number[caption] for caption in test.captions], dtype=np.int64)
+    return replace(test, row_text=row_text, texts=list(number))
 
 
 def retrieval_sets(table: pd.DataFrame, split: str) -> dict[str, RetrievalSet]:

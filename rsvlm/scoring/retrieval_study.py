@@ -4,7 +4,8 @@ Recall at k asks for the first right answer only; mean average precision and pre
 expectation over a random order of ties. Scores are computed a block of queries at a time, and each distinct text once,
 so that equal texts tie exactly and no similarity matrix is kept.
 
-A recall without its protocol's name says little: the name travels with the number.
+A recall without its protocol's name says little: the name travels with the number, and ``protocol_spread`` tells how far
+the protocol alone moves it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from rsvlm.kernels import Ranks, hits
 from rsvlm.scoring.bootstrap import DECIMALS, difference_of_draws, rounded
@@ -29,13 +31,18 @@ from rsvlm.scoring.retrieval import (
     rank_retrieval,
     recalls,
     summarise_ranks,
+    with_exact_texts,
+    with_first_captions,
     with_texts_once,
 )
+from rsvlm.scoring.runs import RESERVED
 
 CURVE_KS = tuple(range(1, 21))
 PRECISION_KS = (5, 10)  # precision at 1 is recall at 1
 NAMES = ("map", *(f"p{k}" for k in PRECISION_KS))
 BLOCK = 256  # queries at a time
+# GaLR's multivariate rerank
+RERANK_TOP, RERANK_SHARE, RERANK_BACK, RERANK_DECAY = 30, 0.3, 1.1, 0.05
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,8 @@ def precision_scores(
         rule: "by_image" or "by_text".
         reordering: of what a text finds.
     """
-    offsets, ids = test.positives(rule)
     N, C = len(test.image_ids), len(test.captions)
-    owners = np.repeat(np.arange(N), np.diff(offsets))
-    rows_of_image = np.split(ids, offsets[1:-1])
-    images_of_row = np.split(owners[np.lexsort((owners, ids))], np.cumsum(np.bincount(ids, minlength=C))[:-1])
+    rows_of_image, images_of_row = _right_answers(test, rule)
     rows_of_text = np.split(np.argsort(test.row_text, kind="stable"), np.cumsum(np.bincount(test.row_text))[:-1])
     images, texts = (np.asarray(part, dtype=np.float32) for part in (image_vectors, text_vectors))
     found = {way: {name: np.zeros(n) for name in NAMES} for way, n in zip(DIRECTIONS, (N, C))}
@@ -86,10 +90,17 @@ def precision_scores(
             levels = _levels(scores, images_of_row[row])
             for name, value in _precisions(levels).items():
                 found["text_to_image"][name][row] = value
-            best = (levels.score[0], levels.above[0], levels.size[0] - levels.right[0], levels.right[0])
-            for part, value in zip(ranks, best, strict=True):
+            for part, value in zip(ranks, levels.best, strict=True):
                 part[row] = value
     return found, ranks
+
+
+def _right_answers(test: RetrievalSet, rule: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(the right rows of each image, the right images of each row)."""
+    offsets, ids = test.positives(rule)
+    owners = np.repeat(np.arange(len(test.image_ids)), np.diff(offsets))
+    ends = np.cumsum(np.bincount(ids, minlength=len(test.captions)))[:-1]
+    return np.split(ids, offsets[1:-1]), np.split(owners[np.lexsort((owners, ids))], ends)
 
 
 class _Levels(NamedTuple):
@@ -99,6 +110,11 @@ class _Levels(NamedTuple):
     above: np.ndarray  # t
     size: np.ndarray  # n
     right: np.ndarray  # r
+
+    @property
+    def best(self) -> tuple:
+        """The best right item's parts of ``Ranks``."""
+        return self.score[0], self.above[0], self.size[0] - self.right[0], self.right[0]
 
 
 def _score_rows(queries: np.ndarray, items: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -140,16 +156,60 @@ class Protocol:
     says: str
     prefix: str = ""  # put before the caption
     texts_once: bool = False  # equal texts are one row, right for every image that has it
-    capitalise: bool = True  # caption.capitalize() before the encoder
+    capitalise: bool = True  # caption.capitalize() before the encoder; else texts are equal only to the letter
+    first_caption: bool = False  # of each image only its first caption
+    transductive: bool = False  # the other test queries have a say in the scores, see ``rerank_with_queries``
+
+    def select(self, test: RetrievalSet) -> RetrievalSet:
+        """The test set as this protocol sees it; its texts are without the prefix."""
+        test = test if self.capitalise else with_exact_texts(test)
+        test = with_first_captions(test) if self.first_caption else test
+        return with_texts_once(test) if self.texts_once else test
 
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("remoteclip", "captions as raw.capitalize(), every caption row of the split, no prompt (published)"),
-        Protocol("raw", "captions as in the caption table, every caption row, no prompt", capitalise=False),
-        Protocol("prompted", "as remoteclip, behind a prompt", prefix="a satellite photo of "),
-        Protocol("texts_once", "as remoteclip, but equal texts are one row, right for all their images", "", True),
+        Protocol(
+            "remoteclip",
+            "captions as raw.capitalize(), every caption row of the split, no prompt "
+            "(published: RemoteCLIP's remoteclip_retrieval.py)",
+        ),
+        Protocol(
+            "raw",
+            "captions as in the caption table, every caption row, no prompt (CLIP_benchmark's zeroshot_retrieval.py)",
+            capitalise=False,
+        ),
+        Protocol(
+            "prompted",
+            "as remoteclip, behind the prompt 'a satellite photo of ' (of this study)",
+            prefix="a satellite photo of ",
+        ),
+        Protocol(
+            "texts_once",
+            "as remoteclip, but equal texts are one row, right for all their images (of this study)",
+            texts_once=True,
+        ),
+        Protocol(
+            "skyscript",
+            "captions as in the caption table behind 'a satellite image. ', equal texts are one row, right for all their "
+            "images (SkyScript's cross_modal_retrieval.ipynb; the same in FarSLIP's tests/test_retrieval.py)",
+            prefix="a satellite image. ",
+            texts_once=True,
+            capitalise=False,
+        ),
+        Protocol(
+            "one_caption",
+            "as remoteclip, but only the first caption of each image: one right answer each way, as open_clip's "
+            "validation counts pairs (get_clip_metrics)",
+            first_caption=True,
+        ),
+        Protocol(
+            "multivariate_rerank",
+            "as remoteclip, then GaLR's multivariate rerank (postprocessing/rerank.py): transductive, it uses the other "
+            "queries of the test set",
+            transductive=True,
+        ),
     )
 }
 MAIN = {True: "remoteclip", False: "raw"}  # by whether the saved features were made of capitalised captions
@@ -192,15 +252,57 @@ def score_protocols(
         if other and encode is None:
             raise ValueError(f"the protocol {protocol.name!r} needs its texts encoded anew, and there is no encoder")
         for source, whole in tests.items():
-            test = with_texts_once(whole) if protocol.texts_once else whole
+            test = protocol.select(whole)
             for method, space in spaces.items():
                 if other and method != encoded:
                     continue
                 texts = [protocol.prefix + text for text in test.texts]
                 vectors = encode(texts, protocol.capitalise) if other else space.text(test.texts)
-                ranks = rank_retrieval(test, space.images(test.image_ids), vectors, "by_image", normalize=False)
+                images = space.images(test.image_ids)
+                ranks = (
+                    rank_with_queries(test, images, vectors)
+                    if protocol.transductive
+                    else rank_retrieval(test, images, vectors, "by_image", normalize=False)
+                )
                 made[method][source][protocol.name] = summarise_ranks(test, ranks, resamples=resamples, seed=seed)
     return made
+
+
+def rank_with_queries(test: RetrievalSet, image_vectors: np.ndarray, text_vectors: np.ndarray) -> dict[str, Ranks]:
+    """As ``rank_retrieval`` by image and by inner product, after ``rerank_with_queries`` in each direction.
+
+    All similarities (N, C) are in memory at once: the rerank asks for whole rows and whole columns.
+    """
+    images, texts = (np.asarray(part, dtype=np.float32) for part in (image_vectors, text_vectors))
+    scores = (images @ texts.T)[:, test.row_text]  # (N, C)
+    ranks = {}
+    for way, given, right in zip(DIRECTIONS, (scores, scores.T), _right_answers(test, "by_image"), strict=True):
+        rows = zip(rerank_with_queries(given), right, strict=True)
+        ranks[way] = Ranks(*map(np.array, zip(*(_levels(row, own).best for row, own in rows), strict=True)))
+    return ranks
+
+
+def rerank_with_queries(scores: np.ndarray) -> np.ndarray:
+    """GaLR's multivariate rerank of scores (queries, items), whose first ``RERANK_TOP`` items of a query are ordered anew.
+
+    Among them an item gets RERANK_SHARE times the query's share of the item's scores over all queries, plus
+    exp(-RERANK_DECAY * its place), plus RERANK_BACK times exp(-RERANK_DECAY * its place when the first items are ordered
+    by where the query stands in the item's own list of queries). Places count from 1. (Yuan et al. 2022, GaLR,
+    doi:10.1109/TGRS.2022.3163706; i2t_rerank_optim in xiaoyuan1996/GaLR, postprocessing/rerank.py, with its weights for
+    RSICD.)
+
+    The source leaves open, and here is settled: among equal scores every item has their mean place; items in whose
+    lists the query stands equally keep their order; the share is of scores cut at 0, so that it means something where
+    some are below; the other items follow by score.
+    """
+    places = rankdata(-scores, axis=1)
+    first = places <= RERANK_TOP
+    back = rankdata(-scores, axis=0)  # place of the query in the item's list
+    again = rankdata(np.where(first, back * (scores.shape[1] + 1) + places, np.inf), axis=1)
+    above = np.maximum(scores, 0.0, dtype=np.float64)
+    share = above / np.maximum(above.sum(axis=0), 1e-12)
+    made = RERANK_SHARE * share + np.exp(-RERANK_DECAY * places) + RERANK_BACK * np.exp(-RERANK_DECAY * again)
+    return np.where(first, made, scores - scores.max() - 1)
 
 
 def with_protocols(metrics: Mapping[str, Mapping], others: Mapping[str, Mapping]) -> dict:
@@ -218,8 +320,33 @@ def with_protocols(metrics: Mapping[str, Mapping], others: Mapping[str, Mapping]
     }
 
 
+def protocol_spread(metrics: Mapping[str, Mapping]) -> pd.DataFrame:
+    """One row a method, source and protocol: how far the protocol alone moves a model's recalls, as fractions.
+
+    Columns method, source, protocol, mean_recall and the six recalls; low, high (95 % interval of mean_recall), n (images),
+    difference (of mean_recall from that under remoteclip, NaN where it was not scored) and transductive.
+
+    Args:
+        metrics: METRICS/score_retrieval.json, as ``with_protocols`` makes it. The main protocol, which "protocol" names,
+            comes first.
+    """
+    main, rows = metrics.get("protocol", {}).get("name"), []
+    for method, sources in metrics.items():
+        for source, own in sources.items() if method not in RESERVED else ():
+            scored = ({main: own["by_image"]} if main else {}) | own.get("protocols", {})
+            base = scored.get("remoteclip", {"mean_recall": {"value": np.nan}})["mean_recall"]["value"]
+            for name, scores in scored.items():
+                mean = scores["mean_recall"]
+                row = {"method": method, "source": source, "protocol": name}
+                row |= {recall: scores[recall]["value"] for recall in PAIRED}
+                row |= {key: np.nan if mean[key] is None else mean[key] for key in ("low", "high", "n")}
+                rows.append(row | {"difference": mean["value"] - base, "transductive": PROTOCOLS[name].transductive})
+    named = ["method", "source", "protocol", *PAIRED, "low", "high", "n", "difference", "transductive"]
+    return pd.DataFrame(rows, columns=named)
+
+
 PROTOCOL = {
-    "published": "RemoteCLIP retrieval.py (after CLIP_benchmark): images once by file name, all caption rows",
+    "published": "RemoteCLIP remoteclip_retrieval.py (after CLIP_benchmark): images once by file name, all caption rows",
     "by_image": "right answer = the image's own caption rows, the caption row's own image (the published rule)",
     "by_text": "right answer = also every other row, every other image, that has the same text",
     "ties": "expected value over a random order; optimistic and pessimistic bounds beside it",

@@ -158,7 +158,7 @@ class ScoreRetrieval(Combination):
         [0.0, 0.25, 0.5, 1.0], "weights of the training neighbours' captions to try", WEIGHT
     )
     hubness_weights: list[float] = setting([0.0], "weights to try: hubness correction (CSLS)", WEIGHT)
-    protocols: list[str] = setting(["texts_once"], "scored beside the main one: remoteclip, raw, prompted, texts_once")
+    protocols: list[str] = setting(["texts_once"], "scored beside the main one; 70_score_retrieval prints their names")
     rerank_top: int = setting(
         0,
         "images that the captioner re-ranks for each text; 0: none (it costs a forward pass for each)",

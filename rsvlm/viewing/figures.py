@@ -210,17 +210,6 @@ def difference_table(metrics: dict) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["source", "pair"])
 
 
-def protocol_table(metrics: dict) -> pd.DataFrame:
-    """The recalls in percent under each named protocol, right answers by image, one row a source, protocol, method."""
-    keys = ["source", "protocol", "method"]
-    rows = [
-        dict(zip(keys, (source, name, named(METHODS, method).name))) | _recalls(own)
-        for method, source, matches in _scored(metrics)
-        for name, own in matches.get("protocols", {}).items()
-    ]
-    return pd.DataFrame(rows, columns=[*keys, *RECALLS]).sort_values(keys[:2], kind="stable").set_index(keys)
-
-
 def _scored(metrics: Mapping) -> Iterator[tuple[str, str, Mapping]]:
     """(method, source, what was scored of it) of METRICS/score_retrieval.json."""
     return (
