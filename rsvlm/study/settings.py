@@ -185,7 +185,10 @@ class RunModel(Machine):
         quick={"lite2": {"encoder": "packaged:efficientnet-lite2-minilm", "image_size": 96}},
     )
     split: Split = setting("test", "which split to measure on")
-    protocols: list[str] = setting(["texts_once"], "of retrieval, scored beside the main one")
+    protocols: list[str] = setting(
+        ["raw", "texts_once", "skyscript", "one_caption"],
+        "of retrieval, scored beside the main one; 70_score_retrieval prints their names",
+    )
     batch_size: int = setting(32, "images at a time", BATCH)
     precision: Precision = setting("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
     bootstrap_resamples: int = setting(1000, "resamples of the images for the 95 % intervals", RESAMPLES, quick=200)

@@ -13,15 +13,13 @@ from rsvlm.scoring.leaderboard import FIGURES
 from rsvlm.scoring.published import MAIN
 from rsvlm.scoring.retrieval import EmbeddingSpace
 from rsvlm.viewing.caption_figures import draw_captions
-from rsvlm.viewing.plots import figure
+from rsvlm.viewing.protocol_figures import protocol_figure
 from rsvlm.viewing.results import Result, counted, listed
 
 if TYPE_CHECKING:
     from rsvlm.scoring.measured import Measured
 
 SAID, FOUND = "it says", "it finds first"
-PUBLISHED = "remoteclip"
-LINE = 0.34  # inches of height a row of dots takes
 
 
 def draw_model(measured: "Measured", table: pd.DataFrame, split: str, *, count: int) -> Figure:
@@ -83,33 +81,10 @@ def leaderboard_result(models: Mapping[str, Mapping]) -> Result:
     return Result(" ".join(lines) or "No other model is listed in run_model.models.")
 
 
-def leaderboard_figure(models: Mapping[str, Mapping]) -> list[Figure]:
-    """Mean recall of each model under each protocol, with intervals, a figure a source; only where there are several."""
-    found: dict[str, dict[str, dict[str, Mapping]]] = {}
-    for name, model in models.items():
-        for source, entry in model.get("metrics", {}).get("retrieval", {}).items():
-            by_protocol = {PUBLISHED: entry["by_image"], **entry.get("protocols", {})}
-            for protocol, scores in by_protocol.items():
-                found.setdefault(source, {}).setdefault(protocol, {})[name] = scores["mean_recall"]
-    return [_dots(source, by_protocol) for source, by_protocol in sorted(found.items()) if len(by_protocol) > 1]
-
-
-def _dots(source: str, by_protocol: Mapping[str, Mapping[str, Mapping]]) -> Figure:
-    names = list(by_protocol[PUBLISHED])
-    drawn, axes = figure(7.0, 1.3 + LINE * len(names) * len(by_protocol))
-    step = 0.8 / len(by_protocol)
-    for number, (protocol, own) in enumerate(by_protocol.items()):
-        rows = [names.index(name) for name in own]
-        values = np.array([100 * entry["value"] for entry in own.values()])
-        ends = np.array([[100 * entry[key] for entry in own.values()] for key in ("low", "high")])
-        places = np.array(rows) + step * (number - (len(by_protocol) - 1) / 2)
-        axes.errorbar(values, places, xerr=np.abs(ends - values), fmt="o", capsize=2, label=protocol)
-    axes.set(
-        yticks=range(len(names)), yticklabels=names, xlabel="mean recall, %", title=f"{source}: the protocol's part"
-    )
-    axes.invert_yaxis()
-    axes.legend(title="protocol", loc="upper left", bbox_to_anchor=(1.01, 1))
-    return drawn
+def leaderboard_figures(models: Mapping[str, Mapping]) -> list[Figure]:
+    """Mean recall of each model under each protocol, a figure a source."""
+    found = {name: own for name, model in models.items() if (own := model.get("metrics", {}).get("retrieval"))}
+    return [protocol_figure(found, source) for source in sorted({source for own in found.values() for source in own})]
 
 
 def _first_captions(space: EmbeddingSpace, image_ids: list[str]) -> dict[str, str]:
