@@ -21,6 +21,7 @@ from rsvlm.data.sources import check_sources, parse_source
 from rsvlm.data.table import load_table
 from rsvlm.models.features import encode_images, load_features
 from rsvlm.models.zoo import load_encoder
+from rsvlm.training.contrastive import open_pixels
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail
 
 EXTRA = "the extra parquet is not installed"
@@ -107,6 +108,8 @@ def check_same_as_unpacked(rows, report, tmp_path, tiny_models):
     thumbnails = ThumbnailCache(64, folder=tmp_path / "thumbnails")
     assert thumbnails.make(table["path"].tolist()) == thumbnails.find(table["path"].tolist())
     encoder = load_encoder(str(tiny_models.clip))
+    pixels = [open_pixels(one["path"].tolist(), encoder.preprocessing, log=lambda line: None) for one in (table, own)]
+    assert np.array_equal(pixels[0].array, pixels[1].array) and len(pixels[0].array) == len(rows)
     features = []
     for name, one in (("a", table), ("b", own)):
         encode_images(encoder, one, tmp_path / name, batch_size=4, precision="fp32", log=lambda line: None)
@@ -160,7 +163,7 @@ def test_captions_of_a_sample(tmp_path):
     assert listing.counts["members_of_other_kinds"] == 2 and listing.counts["captions_blank_dropped"] == 1
     _, images = listed(tmp_path, SHARD, **whole, caption_columns=["caption", "more"], label_column="class")
     assert images[0][2:] == (("a river", "a field"), "river") and images[1][2:] == ((), None)
-    with pytest.raises(ValueError, match=r"all\.tar::a/000: its \.json has no field 'capton'; did you mean 'caption'"):
+    with pytest.raises(ValueError, match=r"all\.tar::a/000\.json: has no field 'capton'; did you mean 'caption'"):
         listed(tmp_path, SHARD, **whole, caption_columns=["capton"])
     with pytest.raises(ValueError, match=r"all\.tar: its name tells no split; name a place for each split"):
         listed(tmp_path, SHARD)
@@ -234,7 +237,7 @@ def test_members_that_are_refused(tmp_path, member, message):
 @pytest.mark.parametrize("json_text", ["{", "[]"])
 def test_a_sample_whose_json_is_none(tmp_path, json_text):
     write_shard(tmp_path / "t.tar", [("a.png", picture(0)), ("a.json", json_text)])
-    with pytest.raises(ValueError, match=r"t\.tar::a: its \.json"):
+    with pytest.raises(ValueError, match=r"t\.tar::a\.json: (not valid JSON: line 1|must be an object)"):
         listed(tmp_path, SHARD, annotations={"train": "t.tar"}, caption_columns=["caption"])
 
 
@@ -319,3 +322,146 @@ def test_places_of_packed_sources_are_checked_before_the_stage(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             check_sources(values | {"sources": [source | change]}, tmp_path)
+
+
+def write_parquet(path, images, captions, group=4, plain=False, features=None, **columns):
+    """A Parquet file as ``datasets`` writes it: the image column first, the features in the head."""
+    pyarrow = pytest.importorskip("pyarrow", reason=EXTRA)
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = pyarrow.binary() if plain else pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    cells = images if plain else [image and {"bytes": image, "path": "x.png"} for image in images]
+    table = pyarrow.table({"image": pyarrow.array(cells, kind), "caption": captions, **columns})
+    head = {"huggingface": json.dumps({"info": {"features": features or {}}})}
+    parquet.write_table(table.replace_schema_metadata(head), path, row_group_size=group)
+    return path
+
+
+def make_set(root, plain=False):
+    for seed, (split, count) in enumerate({"train": 11, "validation": 2, "test": 3}.items()):
+        images = [picture([seed, number], "JPEG" if number % 2 else "TIFF") for number in range(count)]
+        captions = [[f"a river {seed}", f"a field {number}"] for number in range(count)]
+        write_parquet(root / f"set/data/{split}-00000-of-00001-ab1c.parquet", images, captions, plain=plain)
+    return SET
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_parquet_through_the_study(tmp_path, tiny_models, plain):
+    rows, report = run(tmp_path, make_set(tmp_path, plain))
+    facts = report["sources"]["h"]
+    assert facts["images"] == {"train": 11, "val": 2, "test": 3} and facts["files_missing"] == 0
+    assert facts["read_as"] == {"3 files": "Parquet; images from 'image', captions from 'caption'"}
+    train = [row["image_id"] for row in rows if row["split"] == "train"]
+    name = "h/data/train-00000-of-00001-ab1c.parquet::image/"
+    assert train == [f"{name}{number:02}" for number in range(11)], "in the order of the rows"
+    assert [row["captions"][1] for row in rows if row["split"] == "train"] == [f"a field {n}" for n in range(11)]
+    check_same_as_unpacked(rows, report, tmp_path, tiny_models)
+
+
+def test_parquet_is_read_by_row_groups(tmp_path, monkeypatch):
+    make_set(tmp_path)
+    path, read = tmp_path / "set/data/train-00000-of-00001-ab1c.parquet", []
+    known = packed.read_group
+    monkeypatch.setattr(packed, "read_group", lambda *what: read.append(what[2]) or known(*what))
+    for row in (*range(11), 10, 7):
+        assert open_stream(Path(f"{path}::image/{row:02}")).read() == picture([0, row], "JPEG" if row % 2 else "TIFF")
+    assert read == [0, 1, 2], "the last two are kept"
+    for wrong in ("image/11", "image/x", "image/-1", "7"):
+        with pytest.raises(FileNotFoundError, match="COLUMN/ROW"):
+            open_image(f"{path}::{wrong}")
+    monkeypatch.setattr(packed, "LARGEST", 1000)
+    with pytest.raises(ImageError, match=r"parquet: a row group with .* bytes of images.*row_group_size=100"):
+        open_image(f"{path}::image/00")
+
+
+def test_columns_of_a_parquet_set(tmp_path):
+    features = {"kind": {"names": ["river", "field"], "_type": "ClassLabel"}, "caption": {"dtype": "string"}}
+    write_parquet(
+        tmp_path / "set/all.parquet",
+        [picture(n) for n in range(3)],
+        ["a", "b", "c"],
+        features=features,
+        other=["x", None, "z"],
+        kind=[1, 0, -1],
+        part=["train", "validation", "test"],
+        thumbnail=[b"", b"", b""],
+    )
+    with pytest.raises(
+        ValueError, match=r"all\.parquet: needs exactly one column of images' bytes, has 2: image \(struct"
+    ):
+        listed(tmp_path, SET, split_column="part")
+    with pytest.raises(
+        ValueError, match=r"image_column: 'part' is no column of images' bytes; known: image, thumbnail"
+    ):
+        listed(tmp_path, SET, split_column="part", image_column="part")
+    named = {"image_column": "image", "label_column": "kind"}
+    with pytest.raises(ValueError, match=r"needs exactly one column named split.*; or name a place for each split"):
+        listed(tmp_path, SET, **named)
+    assert listed(tmp_path, SET, **named, split_column="part", caption_columns=["caption", "other"])[1] == [
+        ("all.parquet::image/0", "train", ("a", "x"), "field"),
+        ("all.parquet::image/1", "val", ("b",), "river"),
+        ("all.parquet::image/2", "test", ("c", "z"), None),
+    ]
+    with pytest.raises(ValueError, match=r"all\.parquet: caption_columns: no column is named 'capton'"):
+        listed(tmp_path, SET, **named, split_column="part", caption_columns=["capton"])
+    _, images = listed(tmp_path, SET, **named, annotations={"test": "set/all.parquet"})
+    assert [image[1] for image in images] == ["test"] * 3
+
+
+def test_missing_and_broken_images_of_parquet(tmp_path):
+    source = make_set(tmp_path)
+    path = tmp_path / "set/train-1.parquet"
+    write_parquet(path, [None, picture(7), picture(8)[:-30], picture(9)], ["a", "b", "c", "d"], group=2)
+    with pytest.raises(
+        FileNotFoundError, match=r"h: 1 of 20 images have captions but no image.*train-1\.parquet::image/0"
+    ):
+        run(tmp_path, source)
+    rows, report = run(tmp_path, source, allow_missing_images=True)
+    facts = report["sources"]["h"]
+    assert facts["first_files_missing"] == ["train-1.parquet::image/0"] and len(rows) == 18
+    assert facts["first_images_broken"] == ["train-1.parquet::image/2"]
+    with pytest.raises(FileNotFoundError, match="image/0: this row has no image"):
+        open_image(f"{path}::image/0")
+    data = bytearray(path.read_bytes())
+    data[4:2000] = np.random.default_rng(0).bytes(1996)  # the pages of the first group
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"train-1\.parquet"):
+        run(tmp_path, source)
+    path.write_bytes(data[:-300])
+    with pytest.raises(ValueError, match=r"train-1\.parquet: not a whole Parquet file"):
+        run(tmp_path, source, allow_missing_images=True)
+    with pytest.raises(ImageError, match=r"train-1\.parquet: not a whole Parquet file"):
+        open_image(f"{path}::image/0")
+    path.with_suffix(".arrow").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train-1\.arrow: written by Dataset\.save_to_disk.*to_parquet"):
+        run(tmp_path, source)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_imagefolder(tmp_path, kind):
+    for seed, split in enumerate(("train", "validation", "test")):
+        folder = tmp_path / "set" / split
+        (folder / "x").mkdir(parents=True)
+        rows = [{"file_name": f"x/{n}.png", "text": f"a river {n}"} for n in range(2)]
+        for number, row in enumerate(rows):
+            (folder / row["file_name"]).write_bytes(picture([seed, number]))
+        lines = [json.dumps(row) for row in rows]
+        lines = lines if kind == "jsonl" else ["file_name,text", *(",".join(row.values()) for row in rows)]
+        (folder / f"metadata.{kind}").write_text("\n".join(lines))
+    rows, report = run(tmp_path, SET)
+    assert [row["image_id"] for row in rows][:2] == ["h/test/x/0.png", "h/test/x/1.png"]
+    assert rows[-1]["split"] == "val" and report["sources"]["h"]["images"] == {"train": 2, "val": 2, "test": 2}
+    assert open_image(rows[0]["path"]).size == (40, 40)
+    (tmp_path / "set/test/x/1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"h: 1 of 6 images listed in .*metadata.* test/x/1\.png"):
+        run(tmp_path, SET)
+    (tmp_path / "set/test/a.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"metadata\..*: a table beside images, but .*a\.parquet holds images itself"):
+        run(tmp_path, SET)
+    (tmp_path / "set/test/a.parquet").unlink()
+    (tmp_path / f"set/test/metadata.{kind}").write_text(
+        '{"file_name": "../x.png", "text": "a"}' if kind == "jsonl" else "file_name,text\n../x.png,a\n"
+    )
+    with pytest.raises(ValueError, match="leads out"):
+        run(tmp_path, SET)

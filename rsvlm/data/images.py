@@ -129,7 +129,7 @@ def open_image(path: Path | str) -> Image.Image:
     - the picture is turned as its EXIF orientation says.
 
     Args:
-        path: a Path, or the ``path`` of a row of the image table.
+        path: a Path, or the ``path`` of a row of the image table; it may lead into a file, see ``rsvlm.data.packed``.
 
     Raises:
         FileNotFoundError: there is no such file.

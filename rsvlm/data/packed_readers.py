@@ -62,6 +62,7 @@ def _rows_of_shards(
     base: Path, shards: list[tuple[Path, str | None]], columns: Columns, missing: list[str], counts: Counter
 ) -> Iterator[CaptionRow]:
     parts = Places(NAME, columns.captions or (TEXT,), columns.split, columns.label)
+    fields = [field for field in (*(columns.captions or ()), columns.split, columns.label) if field is not None]
     for path, split in shards:
         if split is None and columns.split is None:
             raise ValueError(f"{path}: its name tells no split; {TELL_THE_SPLIT}")
@@ -75,47 +76,43 @@ def _rows_of_shards(
             for key, members in samples.items():
                 where = f"{path}{BETWEEN}{key}"
                 images = [member for kind in KINDS for member in members.pop(kind, [])]
-                texts = {kind: members.pop(kind, []) for kind in ("txt", "json")}
+                texts, objects = members.pop("txt", []), members.pop("json", [])
                 counts["members_of_other_kinds"] += sum(map(len, members.values()))
-                for named in (images, *texts.values()):
+                for named in (images, texts, objects):
                     if len(named) > 1:
                         raise ValueError(f"{where}: one sample holds both {named[0]!r} and {named[1]!r}; take one out")
-                if not images and not any(texts.values()):
+                if not (images or texts or objects):
                     continue
                 name = f"{inside}{BETWEEN}{images[0] if images else key}"
                 if not images:
                     missing.append(name)
-                read = {
-                    kind: _read_text(file, *places[named[0]], f"{path}{BETWEEN}{named[0]}")
-                    for kind, named in texts.items()
-                    if named
-                }
-                record = {}
-                if "json" in read and (columns.captions or columns.split or columns.label):
-                    record = _read_object(read["json"], where, parts)
-                elif columns.captions:
-                    record = dict.fromkeys(columns.captions, [])  # an image without captions, as it is without a .txt
-                record[NAME] = name
-                if not columns.captions:
-                    record[TEXT] = read.get("txt", "").splitlines()
-                yield from captions_of(where, parts, record, split, counts)
+                # A sample without its .txt or .json is an image without captions.
+                record = dict.fromkeys(parts.captions, [])
+                if fields and objects:
+                    record |= _read_object(
+                        _read_text(file, path, objects[0], places), f"{path}{BETWEEN}{objects[0]}", fields
+                    )
+                if texts and not columns.captions:
+                    record[TEXT] = _read_text(file, path, texts[0], places).splitlines()
+                yield from captions_of(where, parts, record | {NAME: name}, split, counts)
 
 
-def _read_object(text: str, where: str, parts: Places) -> dict:
-    """A sample's .json, with every field that the source names."""
+def _read_object(text: str, where: str, fields: list[str]) -> dict:
+    """A sample's .json, in which every field is that the source names."""
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: its .json is not valid JSON: line {error.lineno}: {error.msg}") from error
+        raise ValueError(f"{where}: not valid JSON: line {error.lineno}: {error.msg}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: its .json must be an object, is {type(record).__name__}")
-    for field in (*parts.captions, parts.split, parts.label):
-        if field not in (None, TEXT) and field not in record:
-            raise ValueError(f"{where}: its .json has no field {field!r}{closest_name(str(field), record)}")
+        raise ValueError(f"{where}: must be an object, is {type(record).__name__}")
+    for field in fields:
+        if field not in record:
+            raise ValueError(f"{where}: has no field {field!r}{closest_name(field, record)}")
     return record
 
 
-def _read_text(file: BinaryIO, start: int, size: int, where: str) -> str:
+def _read_text(file: BinaryIO, path: Path, member: str, places: Mapping[str, tuple[int, int]]) -> str:
+    where, (start, size) = f"{path}{BETWEEN}{member}", places[member]
     if size > LONGEST:
         raise ValueError(f"{where}: a text of {size:,} bytes, more than {LONGEST:,}: damaged, or no captions")
     file.seek(start)
