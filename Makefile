@@ -12,6 +12,8 @@ READY := .venv/ready
 TESTING := .venv/testing
 # What a study of boxes or masks needs beside the rest
 BOXES := $(if $(shell grep -Es 'format: (masks|[a-z]+_boxes)' params.yaml),.venv/boxes)
+# What images in Parquet files need
+PARQUET := $(if $(shell grep -Es 'format: hf_dataset' params.yaml),.venv/parquet)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -22,7 +24,7 @@ export HF_HUB_OFFLINE := $(if $(ONLINE),0,1)
 # Modules are compiled once, by the first process that imports them: some containers forbid it, at 10 s a stage.
 unexport PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-study: $(READY) $(BOXES) .dvc/config.local ## run what is not up to date, then show the result
+study: $(READY) $(BOXES) $(PARQUET) .dvc/config.local ## run what is not up to date, then show the result
 	@$(BIN)/python -m dvc repro
 	@$(BIN)/python -m rsvlm.study.summary
 
@@ -75,6 +77,11 @@ $(READY): requirements.lock extras.lock pyproject.toml
 .venv/boxes: $(READY)
 	@echo "Installing into .venv: what boxes and masks need"
 	@$(PIP) --no-deps -r <($(BIN)/python scripts/lock.py --extras boxes)
+	@touch $@
+
+.venv/parquet: $(READY)
+	@echo "Installing into .venv: what Parquet files need"
+	@$(PIP) --no-deps -r <($(BIN)/python scripts/lock.py --extras parquet)
 	@touch $@
 
 # What only tests need. A GPU's torch brings Triton; elsewhere it interprets the kernels and compiles them for GPUs.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsvlm.data import audit, box_readers, caption_readers, caption_tables
+from rsvlm.data import audit, box_readers, caption_readers, caption_tables, packed_readers
 from rsvlm.data.blue_marble import make_blue_marble
 from rsvlm.data.box_captions import caption_listing
 from rsvlm.data.boxes import Classes, read_mask_boxes
@@ -31,6 +31,7 @@ from rsvlm.data.listings import (
 from rsvlm.data.names import SPLITS, check_fixes, class_words, fixes_report
 from rsvlm.data.sources import (
     OLDER,
+    PACKED,
     SOUGHT,
     Source,
     TileSettings,
@@ -46,6 +47,7 @@ from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_l
 
 TABLE, ADAPT = "images.jsonl", "adapt.jsonl"  # the table, and the rows that adapt the encoder alone
 NEAR_DUPLICATES = "near_duplicates.jsonl"  # every pair of near-duplicates, beside the table
+PACKED_READERS = {"webdataset": packed_readers.read_webdataset, "hf_dataset": packed_readers.read_hf_dataset}
 Log = Callable[[str], None]
 
 
@@ -116,6 +118,8 @@ def list_source(
 ) -> tuple[Listing, Path | None, list[Path]]:
     """A source's listing, its folder of images, and the files or folders of its annotations.
 
+    The folder of a format whose files hold the images is the one that their names start from.
+
     Args:
         data_root: folder that paths start from, absolute or relative to ``root``.
         seed: of Blue Marble's tiles and of the wording of captions made from boxes.
@@ -146,11 +150,14 @@ def list_source(
     else:
         place = below(source.annotations)
         used = [place, *lists.values()]
-    listing = _read_source(source, place, images, lists, fixes, seed)
+    if source.format in PACKED:
+        listing, images, used = PACKED_READERS[source.format](place, fixes, _columns_of(source))
+    else:
+        listing = _read_source(source, place, images, lists, fixes, seed)
     if not listing.counts["captions_listed"]:
         raise ValueError(
             f"sources: {source.name}: not one caption for {len(listing.images):,} images in "
-            f"{', '.join(map(str, used))}; format {source.format} looks for {SOUGHT.get(source.format, 'captions')}"
+            f"{', '.join(map(str, used[:NAMES_SHOWN]))}; format {source.format} looks for {SOUGHT.get(source.format, 'captions')}"
         )
     mend_rsicd_splits(listing, allowed="rsicd_swapped_splits" in fixes)
     if source.labels == "prefix":
@@ -176,9 +183,7 @@ def _read_source(
     if source.format in plain:
         return plain[source.format](place, fixes)
     if OLDER.get(source.format, source.format) == "caption_table":
-        captions = tuple(source.caption_columns) if source.caption_columns else None
-        columns = caption_tables.Columns(source.split_column, source.image_column, captions, source.label_column)
-        return caption_tables.read_caption_table(place, fixes, columns)
+        return caption_tables.read_caption_table(place, fixes, _columns_of(source))
     if source.format == "karpathy":
         return caption_readers.read_karpathy(place, fixes=fixes, labels=source.labels)
     if source.format == "sydney_text":
@@ -201,6 +206,11 @@ def _read_source(
         }
         boxed = readers[source.format](place, images, Classes(words), lists, source.split, fixes)
     return caption_listing(boxed, settings, seed)
+
+
+def _columns_of(source: Source) -> caption_tables.Columns:
+    captions = tuple(source.caption_columns) if source.caption_columns else None
+    return caption_tables.Columns(source.split_column, source.image_column, captions, source.label_column)
 
 
 @dataclass(frozen=True)
@@ -290,7 +300,9 @@ def _list_files(source: Source, run: _Run) -> _ListedFiles:
     facts: dict = {
         "format": source.format,
         "use": source.use,
-        "annotation_files": {file.name: fingerprint_file(file) for file in files if file.is_file()},
+        "annotation_files": {
+            _name_of(file, source, folder): fingerprint_file(file) for file in files if file.is_file()
+        },
         "images_listed": len(names),
         "published": published,
     }
@@ -301,13 +313,22 @@ def _list_files(source: Source, run: _Run) -> _ListedFiles:
             f"sources: {source.name}: val_share, but {where} has {listing.notes['splits_read']['val']:,} validation "
             "images already; take val_share out"
         )
+    inside = listing.missing is not None  # the files of the annotations hold the images
     there = folder is not None and folder.is_dir()
     if not there and not allow:
         raise FileNotFoundError(
             f"{source.name}: no folder {folder} for the {len(names):,} images of {where}; put them there "
             "(data/raw/README.md says where they come from), take the source out, or set allow_missing_images to go on"
         )
-    found, missing, disk_counts = find_images(listing.images, folder, fixes) if there else ([], names, {})
+    if inside:
+        found = [
+            FoundImage(image, image.name, folder / image.name)
+            for image in listing.images
+            if image.name not in listing.missing
+        ]
+        missing, disk_counts = [name for name in names if name in listing.missing], {}
+    else:
+        found, missing, disk_counts = find_images(listing.images, folder, fixes) if there else ([], names, {})
     if there or source.use != "audit":
         facts |= {"files_missing": len(missing), "first_files_missing": sorted(missing)[:NAMES_SHOWN]}
     facts |= dict(sorted(listing.counts.items())) | disk_counts | listing.notes
@@ -315,10 +336,17 @@ def _list_files(source: Source, run: _Run) -> _ListedFiles:
     facts["fixes"] = fixes_report(listing.counts + Counter(disk_counts), fixes)
     if missing and not allow:
         raise FileNotFoundError(
-            f"{source.name}: {len(missing):,} of {len(names):,} images listed in {where} are not in {folder}, "
+            f"{source.name}: {len(missing):,} of {len(names):,} images "
+            + ("have captions but no image in the files of " if inside else f"listed in {where} are not in ")
+            + f"{folder}, "
             f"for example {', '.join(sorted(missing)[:5])}; bring them, or set allow_missing_images to go on"
         )
     return _ListedFiles(source, listing, facts, found, missing, allow)
+
+
+def _name_of(file: Path, source: Source, folder: Path) -> str:
+    """A file's name in the report; with its folders where a source has many, which may be of one name."""
+    return file.relative_to(folder).as_posix() if source.format in PACKED else file.name
 
 
 def _read_images(one: _ListedFiles, run: _Run) -> tuple[list[dict], dict[str, Fingerprint]]:

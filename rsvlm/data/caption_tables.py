@@ -72,12 +72,12 @@ def kind_of(path: Path) -> str:
 
 
 def read_records(
-    path: Path, find_places: Callable[[Names, str], Places], content: object = None
+    path: Path, find: Callable[[Names, str], Places], content: object = None
 ) -> tuple[str, Places, Iterator[tuple[str, Mapping]]]:
     """What was taken for what, in words; where a row's parts are; and (file and line, column -> value) of each row.
 
     Args:
-        find_places: takes the columns' names and the place for messages; its ValueError says which column is missing.
+        find: takes the columns' names and the place for messages; its ValueError says which column is missing.
         content: of a JSON file, where it was read already.
 
     Raises:
@@ -86,7 +86,7 @@ def read_records(
     """
     kind = kind_of(path)
     if kind in CSV:
-        how, names, places, rows = _csv_records(path, find_places)
+        how, names, places, rows = _csv_records(path, find)
     else:
         check_there(path)
         if kind in LIST:
@@ -107,7 +107,7 @@ def read_records(
             if not isinstance(entry, dict):
                 raise ValueError(f"{where}: must be an object, is {type(entry).__name__}")
             names |= {str(key): str(key) for key in entry}
-        places, rows = find_places(names, str(path)), iter(entries)
+        places, rows = find(names, str(path)), iter(entries)
     parts = [f"images from {names[places.image]!r}"]
     parts += [f"captions from {', '.join(repr(names[place]) for place in places.captions)}"]
     parts += [f"splits from {names[places.split]!r}"] if places.split is not None else []
@@ -116,7 +116,7 @@ def read_records(
 
 
 def _csv_records(
-    path: Path, find_places: Callable[[Names, str], Places]
+    path: Path, find: Callable[[Names, str], Places]
 ) -> tuple[str, Names, Places, Iterator[tuple[str, Mapping]]]:
     """As ``read_records``, of a CSV file with double quotes.
 
@@ -132,7 +132,7 @@ def _csv_records(
         try:
             fields = next(csv.reader([head], delimiter=separator, strict=True), [])
             names = {number: name.strip() for number, name in enumerate(fields)}
-            found.append((len(names), separator, names, find_places(names, where)))
+            found.append((len(names), separator, names, find(names, where)))
         except csv.Error:
             continue
         except ValueError as error:
@@ -233,16 +233,25 @@ def _rows(
         if split is not None:
             check_split(split, str(path))
         taken[path.name], places, records = read_records(
-            path, lambda names, where, split=split: _find_places(names, columns, split is None, where)
+            path, lambda names, where, split=split: find_places(names, columns, split is None, where)
         )
         for where, record in records:
-            yield from _captions_of(where, places, record, split, counts)
+            yield from captions_of(where, places, record, split, counts)
 
 
-def _captions_of(
+def captions_of(
     where: str, places: Places, record: Mapping, split: str | None, counts: Counter
 ) -> Iterator[CaptionRow]:
-    """The captions of one row; None for one that only names its image."""
+    """The captions of one row; None for one that only names its image.
+
+    Args:
+        where: file and line, for error messages.
+        split: the file's; None where a column tells it.
+        counts: how many caption cells were empty is added.
+
+    Raises:
+        ValueError: a wrong type or split, or a name that leads out of the folder.
+    """
     name = check_name(record.get(places.image), where)
     told = str(record.get(places.split)).strip().lower() if places.split is not None else None
     told = SPLIT_WORDS.get(told, told)
@@ -280,7 +289,7 @@ def _captions_of(
         yield CaptionRow(name, split or told, text, (label or "").strip() or None, where)
 
 
-def _find_places(names: Names, columns: Columns, needs_split: bool, where: str) -> Places:
+def find_places(names: Names, columns: Columns, needs_split: bool, where: str) -> Places:
     """Where the parts of a row are among the columns.
 
     Raises:

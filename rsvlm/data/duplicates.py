@@ -16,6 +16,7 @@ decoded again, and a file that changed is. Then three steps, each cheaper than c
    pictures alone every straight beach and every runway would be the near-duplicate of another.
 """
 
+import hashlib
 import os
 import sys
 import threading
@@ -33,8 +34,9 @@ from scipy import fft, ndimage
 
 from rsvlm.content_cache import ContentCache
 from rsvlm.data.images import READING, ImageError, check_file, open_image
+from rsvlm.data.packed import open_stream
 from rsvlm.extras import import_extra
-from rsvlm.files import cache_folder, fingerprint_file
+from rsvlm.files import cache_folder
 
 VERSION = f"2-{READING}"  # of what is kept: raise the first number when what a fingerprint holds changes
 KINDS = ("equal_files", "copy", "same_ground")  # a copy is of the same shot and shows all or nearly all of it
@@ -169,9 +171,10 @@ def _hash_file(path: Path) -> str | ImageError:
     """SHA-256 of an image file; an ImageError for what is no file, such as a named pipe: reading it would not end."""
     try:
         check_file(path)
+        with open_stream(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except ImageError as error:
         return error
-    return fingerprint_file(path)
 
 
 def _take_batch(batch: list[tuple[str, Path]]) -> dict[str, bytes | ImageError]:

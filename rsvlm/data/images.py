@@ -14,11 +14,14 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import MAX_SAMPLESPERPIXEL, PREFIXES, ImageFileDirectory_v2
+
+from rsvlm.data.packed import ImageError as ImageError
+from rsvlm.data.packed import open_stream, stat_of
 
 MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded: 64 MP is 192 MB as RGB
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif")
@@ -45,19 +48,17 @@ _ALPHA = (1, 2)  # associated (colours multiplied by it), unassociated
 Tags = Mapping[int, Any]  # of a page of a TIFF
 
 
-class ImageError(ValueError):
-    """An image file that cannot be used; the message names the file and what is wrong."""
-
-
 def check_file(path: Path) -> None:
     """Raise an error if there is no file to read; a named pipe would be waited for without end.
+
+    Of an image inside a file (``rsvlm.data.packed``) only that file is looked at.
 
     Raises:
         FileNotFoundError: there is nothing of that name.
         ImageError: a folder, a pipe, a socket or a device.
     """
     try:
-        mode = path.stat().st_mode
+        mode = stat_of(path).st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"{path}: no such image file") from error
     except OSError as error:
@@ -81,31 +82,36 @@ def open_file(path: Path, *, most_pixels: int | None = MAX_PIXELS, turned: bool 
         ImageError: no file, empty, truncated, of another format, or larger than ``most_pixels``.
     """
     check_file(path)
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path}: the image file is empty (zero bytes); fetch it again")
     too_many = "cut it into tiles, for example: gdal_retile.py -ps 1024 1024 -targetDir TILES IN"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # most_pixels is the stricter check
-            warnings.filterwarnings("ignore", "Corrupt EXIF data")  # what it means for the picture is said below
-            if _read_head(path)[:4] in PREFIXES and _count_bands(_read_pages(path)[0]) > MAX_SAMPLESPERPIXEL:
-                raise SyntaxError("so many bands")  # before Pillow logs it
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-                if most_pixels is not None and width * height > most_pixels:
-                    raise ImageError(f"{path}: {width}x{height} pixels, more than the {most_pixels:,} read; {too_many}")
-                if not turned and (orientation := _read_orientation(image)) != 1:
-                    raise ImageError(
-                        f"{path}: turned by its EXIF orientation ({orientation}), so pixel coordinates may mean the "
-                        "stored picture or the one shown; store it upright, for example: mogrify -auto-orient IN"
-                    )
-                yield image
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: more than the {MAX_PIXELS:,} pixels that are read ({error}); {too_many}") from error
-    except ImageError:
-        raise
-    except _BROKEN as error:
-        raise ImageError(f"{path}: {_explain(path, error)}") from error
+    with open_stream(path) as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            raise ImageError(f"{path}: the image file is empty (zero bytes); fetch it again")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # most_pixels is the stricter check
+                warnings.filterwarnings("ignore", "Corrupt EXIF data")  # what it means for the picture is said below
+                if _read_head(file)[:4] in PREFIXES and _count_bands(_read_pages(file)[0]) > MAX_SAMPLESPERPIXEL:
+                    raise SyntaxError("so many bands")  # before Pillow logs it
+                with Image.open(file, formats=FORMATS) as image:
+                    width, height = image.size
+                    if most_pixels is not None and width * height > most_pixels:
+                        raise ImageError(
+                            f"{path}: {width}x{height} pixels, more than the {most_pixels:,} read; {too_many}"
+                        )
+                    if not turned and (orientation := _read_orientation(image)) != 1:
+                        raise ImageError(
+                            f"{path}: turned by its EXIF orientation ({orientation}), so pixel coordinates may mean the "
+                            "stored picture or the one shown; store it upright, for example: mogrify -auto-orient IN"
+                        )
+                    yield image
+        except Image.DecompressionBombError as error:
+            raise ImageError(
+                f"{path}: more than the {MAX_PIXELS:,} pixels that are read ({error}); {too_many}"
+            ) from error
+        except ImageError:
+            raise
+        except _BROKEN as error:
+            raise ImageError(f"{path}: {_explain(file, error)}") from error
 
 
 def open_image(path: Path | str) -> Image.Image:
@@ -123,7 +129,7 @@ def open_image(path: Path | str) -> Image.Image:
     - the picture is turned as its EXIF orientation says.
 
     Args:
-        path: a Path, or the ``path`` of a row of the image table.
+        path: a Path, or the ``path`` of a row of the image table; it may lead into a file, see ``rsvlm.data.packed``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -132,7 +138,10 @@ def open_image(path: Path | str) -> Image.Image:
     """
     path = Path(path)
     with open_file(path, turned=True) as image:
-        pages = _read_pages(path) if image.format == "TIFF" else []
+        pages = []
+        if image.format == "TIFF":
+            with open_stream(path) as file:
+                pages = _read_pages(file)
         fault = _find_fault(pages, image) if pages else None
         if fault:
             raise ImageError(f"{path}: {fault}")
@@ -222,29 +231,28 @@ def _read_orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _read_pages(path: Path) -> list[Tags]:
+def _read_pages(file: BinaryIO) -> list[Tags]:
     """The tags of a TIFF's pages, from its head alone.
 
     Raises:
         SyntaxError: there is no page; Pillow raises more for a head that is damaged.
     """
     pages, seen = [], set()
-    with path.open("rb") as file:
-        head = file.read(16)
-        head = head if 43 in head[2:4] else head[:8]  # BigTIFF has the longer one
-        place = ImageFileDirectory_v2(head).next
-        while place and place not in seen and len(pages) < MOST_PAGES:
-            seen.add(place)
-            tags = ImageFileDirectory_v2(head)
-            try:
-                file.seek(place)
-                tags.load(file)
-            except _BROKEN:
-                if pages:
-                    break  # the first is the picture
-                raise
-            pages.append(tags)
-            place = tags.next
+    head = _read_head(file)
+    head = head if 43 in head[2:4] else head[:8]  # BigTIFF has the longer one
+    place = ImageFileDirectory_v2(head).next
+    while place and place not in seen and len(pages) < MOST_PAGES:
+        seen.add(place)
+        tags = ImageFileDirectory_v2(head)
+        try:
+            file.seek(place)
+            tags.load(file)
+        except _BROKEN:
+            if pages:
+                break  # the first is the picture
+            raise
+        pages.append(tags)
+        place = tags.next
     if not pages:
         raise SyntaxError("a TIFF without a page")
     return pages
@@ -296,16 +304,16 @@ def _find_fault(pages: list[Tags], image: Image.Image | None = None) -> str | No
     return None
 
 
-def _read_head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(16)
+def _read_head(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(16)
 
 
-def _explain(path: Path, error: Exception) -> str:
+def _explain(file: BinaryIO, error: Exception) -> str:
     """What is wrong with a file that Pillow cannot read."""
     if isinstance(error, OSError) and error.errno:
         return f"cannot be read: {os.strerror(error.errno)}"
-    head = _read_head(path)
+    head = _read_head(file)
     if head.startswith(_JPEG_2000):
         return "JPEG 2000, which is not read; make a picture of it: gdal_translate -of PNG IN OUT.png"
     if not head.startswith(_STARTS):
@@ -315,8 +323,8 @@ def _explain(path: Path, error: Exception) -> str:
         )
     if head.startswith(tuple(PREFIXES)):
         try:
-            pages = _read_pages(path)
-            if _is_whole(pages[0], path.stat().st_size):
+            pages = _read_pages(file)
+            if _is_whole(pages[0], file.seek(0, os.SEEK_END)):
                 bands = _count_bands(pages[0])
                 return _find_fault(pages) or (
                     f"{_describe(pages[0])}, compression {pages[0].get(_COMPRESSION, 1)}: no pixel is missing, but "

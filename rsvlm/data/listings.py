@@ -95,6 +95,8 @@ class Listing:
     images: list[ListedImage] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
     notes: dict[str, object] = field(default_factory=dict)
+    # Names without an image, where the annotation files hold the images (rsvlm.data.packed); None: they are files.
+    missing: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from rsvlm.data.names import NUMBERS, SPLITS, check_fixes, check_split, class_words
+from rsvlm.data.packed import FILES, find_files
 from rsvlm.settings import SEED, Settings, Within, closest_name, setting
 
 # Format -> the keys it knows besides those of every source (COMMON).
@@ -29,18 +30,22 @@ FILE_A_SPLIT = {
 FOLDER = dict.fromkeys(
     ("voc_boxes", "dota_boxes", "yolo_boxes"), ("annotations", "splits", "split", "classes", "captions")
 ) | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels", "min_share")}
-COMMON = ("name", "format", "images", "fixes", "resolution", "use", "allow_missing_images", "val_share", "take")
+COLUMNS = ("split_column", "caption_columns", "label_column")
+PACKED = {"webdataset": ("annotations", *COLUMNS), "hf_dataset": ("annotations", "image_column", *COLUMNS)}
+COMMON = ("name", "format", "fixes", "resolution", "use", "allow_missing_images", "val_share", "take")
 KEYS = {
     "blue_marble": ("name", "format", "tiles", "tile_pixels", "resolution"),
-    **{format: (*COMMON, *keys) for format, keys in (TABLE | ONE_FILE | FILE_A_SPLIT | FOLDER).items()},
+    **{format: (*COMMON, "images", *keys) for format, keys in (TABLE | ONE_FILE | FILE_A_SPLIT | FOLDER).items()},
+    **{format: (*COMMON, *keys) for format, keys in PACKED.items()},
 }
 FORMATS = tuple(KEYS)
-# What makes captions in formats without any, for the error where it is not found.
+# What makes captions in formats that may have none, for the error where it is not found.
 SOUGHT = {
     "voc_boxes": "<object> with <bndbox> or <robndbox> (Pascal VOC, DIOR), or <HRSC_Objects><HRSC_Object> (HRSC2016)",
     "dota_boxes": "lines 'x1 y1 x2 y2 x3 y3 x4 y4 class difficulty'",
     "yolo_boxes": "lines 'class x y width height'",
     "coco_boxes": "'annotations' with 'bbox' or 'segmentation'",
+    "webdataset": "a .txt beside each image, or the fields of its .json that 'caption_columns' names",
     "masks": "pixels of the values in 'classes', in parts of at least 'min_pixels' or 'min_share'",
 }
 IMAGERY_PER_DEGREE = 15  # pixels of Blue Marble a degree
@@ -103,14 +108,17 @@ class Source(Tiles):
 
     name: str
     format: str
-    annotations: str | dict[str, str] | None = None  # a file, a file a split, or a folder of files
-    images: str | None = None  # the folder of images
+    # a file, a file a split, or a folder of files; webdataset, hf_dataset: or a pattern, or a folder or pattern a split
+    annotations: str | dict[str, str] | None = None
+    images: str | None = None  # the folder of images; webdataset and hf_dataset find theirs in the annotations
     splits: dict[str, str] | None = None  # split -> list of file names, for formats that do not tell the split
     split: str = "train"  # of all images, where there are no lists
-    split_column: str | None = None  # caption_table: the column that tells the split; None finds one of the usual names
-    image_column: str | None = None  # caption_table: likewise, the image's file name
-    caption_columns: list[str] | None = None  # caption_table: likewise, one column or several
-    label_column: str | None = None  # caption_table: likewise, the class
+    # Tables: the column that tells the split; None finds one of the usual names. webdataset: a field of the .json, as
+    # caption_columns and label_column are; None: no field
+    split_column: str | None = None
+    image_column: str | None = None  # tables: likewise, the image's file name; hf_dataset: the image itself
+    caption_columns: list[str] | None = None  # likewise, one or several; webdataset: None takes the lines of the .txt
+    label_column: str | None = None  # likewise, the class
     val_share: float | None = setting(
         None,
         "of the training images, drawn for validation where the files have none",
@@ -174,13 +182,13 @@ class Source(Tiles):
         """Whether the keys are there that the format cannot do without."""
         one, several = isinstance(self.annotations, str), isinstance(self.annotations, dict) and self.annotations
         fits, what = one, "a path"
-        if self.format in TABLE:
+        if self.format in TABLE or self.format in PACKED:
             fits, what = one or several, "a path, or a path for each split"
         elif self.format in FILE_A_SPLIT:
             fits, what = several, "a path for each split"
         for key, there, how in (
             ("annotations", fits, f" with {what}"),
-            ("images", self.images is not None or self.use == "audit", " with a path"),
+            ("images", self.images or self.use == "audit" or self.format in PACKED, " with a path"),
             ("splits", self.format != "sydney_text" or self.splits, " with a list of file names for each split"),
             ("classes", self.format not in ("masks", "yolo_boxes") or self.classes, ""),
         ):
@@ -318,6 +326,9 @@ def _problem_of(source: Source, key: str, path: str, data_root: str, root: Path,
             "run again. Copy the folder, or hard-link its files (`cp -al`, which takes no room), or set data_root to a "
             "folder that holds it; data_root itself and single files may be links"
         )
+    if key == "annotations" and source.format in FILES:
+        found = find_files(place, source.format)[1]
+        return None if found else f"{place}: no file {' or '.join(FILES[source.format])} there"
     if not place.exists():
         return None if optional else f"{place} does not exist; data/raw/README.md says what is expected where"
     folder = key == "images" or (key == "annotations" and source.format in FOLDER)

@@ -3,7 +3,9 @@
 ``{"image_id": "ucm/1.jpg", "source": "ucm", "split": "train", "path": "...", "captions": ["..."], "label": "river",
 "width": 256, "height": 256, "resolution": 0.3}``
 
-``path`` is absolute, or relative (it may start with ``../``) to a root that ``load_table`` is told. ``label`` is a class name or null.
+``path`` is absolute, or relative (it may start with ``../``) to a root that ``load_table`` is told; that of an image inside
+a tar shard or a Parquet file is ``FILE::MEMBER``, which ``open_image`` opens (rsvlm.data.packed). ``label`` is a class name
+or null.
 ``width`` and ``height`` are pixels of the file, ``resolution`` is metres a pixel; each may be null or left out.
 """
 

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from rsvlm.data.images import READING, open_image
+from rsvlm.data.packed import stat_of
 from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder, Preprocessing, resize_images
@@ -350,11 +351,13 @@ def _look_up(row_of: dict[str, int], keys: Sequence[str], what: str) -> np.ndarr
 def fingerprint_images(image_paths: Sequence[str], *more: object) -> str:
     """SHA-256, as hex, over the list of images and each file's size and time of change: for caches, not for results.
 
+    Of an image inside a file, those of that file.
+
     Raises:
         FileNotFoundError: an image is missing; names it.
     """
     files = [Path(path).absolute() for path in image_paths]
-    stats = [[stat.st_size, stat.st_mtime_ns] for stat in (file.stat() for file in files)]
+    stats = [[stat.st_size, stat.st_mtime_ns] for stat in map(stat_of, files)]
     return fingerprint_values(READING, [str(file) for file in files], stats, *more)
 
 

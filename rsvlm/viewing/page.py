@@ -25,6 +25,7 @@ from PIL import Image
 
 from rsvlm.content_cache import ContentCache
 from rsvlm.data.images import READING, ImageError, check_file, open_image
+from rsvlm.data.packed import stat_of
 from rsvlm.files import cache_folder, write_text
 from rsvlm.scoring.runs import METHODS, RUNS, named
 from rsvlm.viewing.plots import shrink
@@ -271,5 +272,5 @@ def _state_of(path: str) -> str:
     """What stands for a picture's content: reading 45,000 files to find their copies would take minutes."""
     file = Path(path).absolute()
     check_file(file)
-    stat = file.stat()
+    stat = stat_of(file)
     return f"{file} {stat.st_size} {stat.st_mtime_ns}"
