@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # is in them. (A folder that moves changes dvc.yaml itself, a setting changes params.yaml: they do.)
 NEVER = ("rsvlm/__init__.py", "rsvlm/files.py", "rsvlm/progress.py", "rsvlm/settings.py", "rsvlm/study/")
 # A change of a plot must not train again: the figures in these stages' notebooks are drawn anew when they next run.
-EXPENSIVE = {"adapt_encoder", "encode_images", "finetune_lora", "generate_captions"}
+EXPENSIVE = {"adapt_encoder", "encode_images", "finetune_lora", "generate_captions", "run_model"}
 PICTURES = "rsvlm/viewing/"
 
 

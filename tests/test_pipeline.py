@@ -31,6 +31,7 @@ import deps  # noqa: E402  scripts/deps.py
 
 PIPELINE = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = deps.stages()
+OTHERS = list(study_params("smoke")["run_model"]["models"])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUDIES = sorted((ROOT / "params").glob("*.yaml"))
 
@@ -41,7 +42,7 @@ STUDIES = sorted((ROOT / "params").glob("*.yaml"))
 def test_the_stages_are_the_notebooks_in_their_order():
     assert list(STAGES) == [
         "aggregate_data", "adapt_encoder", "encode_images", "finetune_lora", "generate_captions", "score_captions",
-        "score_retrieval", "compare_with_paper", "caption_gallery", "retrieval_gallery",
+        "score_retrieval", "run_model", "leaderboard", "compare_with_paper", "caption_gallery", "retrieval_gallery",
     ]  # fmt: skip
     assert list(PIPELINE["stages"]) == ["check_params", "strip", *STAGES, "notebook_pages"]
     missing = [name for name in STAGES.values() if not (ROOT / "notebooks" / f"{name}.ipynb").is_file()]
@@ -86,7 +87,8 @@ def test_every_out_is_cached_and_no_checkpoint_is_an_out():
 
 @pytest.mark.parametrize("stage", sorted(deps.EXPENSIVE))
 def test_a_change_of_a_plot_makes_nothing_expensive_run_again(stage):
-    listed = PIPELINE["stages"][stage]["deps"]
+    entry = PIPELINE["stages"][stage]
+    listed = entry.get("do", entry)["deps"]
     assert not [dep for dep in listed if dep.startswith("rsvlm/viewing")]
     # nor through what runs before it: a data out of a stage may not depend on its pictures
     assert "rsvlm/study/run.py" not in listed and "rsvlm" not in listed
@@ -95,11 +97,18 @@ def test_a_change_of_a_plot_makes_nothing_expensive_run_again(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_places_a_stage_uses_are_its_deps_or_outs(stage):
     entry = PIPELINE["stages"][stage]
+    entry = entry.get("do", entry)
     known = [f"{place}/" for place in (*entry["deps"], *entry["outs"])]
     for name in sorted(deps.named_places(stage)):
         place = getattr(rsvlm.study.paths, name)
         short = f"{place.relative_to(rsvlm.study.paths.ROOT).as_posix()}/"
-        if short in ("./", "reports/") or short.split("/")[0] in (".rsvlm", "data_cards", "results", "notebooks"):
+        if short in ("./", "reports/") or short.split("/")[0] in (
+            ".rsvlm",
+            "data_cards",
+            "results",
+            "notebooks",
+            "params.yaml",
+        ):
             continue  # roots, scratch, and what people write
         inside = [other for other in known if other.startswith(short) or short.startswith(other)]
         assert inside, f"{name} ({short}) is used by {stage}, whose deps and outs in dvc.yaml do not have it"
@@ -327,8 +336,9 @@ def smoke_study(tmp_path_factory):
 def test_the_smoke_study_makes_every_result(smoke_study):
     for stage, entry in PIPELINE["stages"].items():
         for out in entry.get("do", entry)["outs"]:
-            for name in STAGES.values() if stage == "strip" else [""]:
-                assert (smoke_study / out.replace("${item}", name)).exists(), f"{stage}: {out}"
+            for name in {"strip": STAGES.values(), "model_files": OTHERS, "run_model": OTHERS}.get(stage, [""]):
+                made = out.replace("${item}", name).replace("${key}", name)
+                assert (smoke_study / made).exists(), f"{stage}: {made}"
     metrics = json.loads((smoke_study / "reports" / "metrics.json").read_text(encoding="utf-8"))
     assert {"constant", "nearest", "consensus", "shuffled", "captioner"} <= set(metrics["captions"])
     assert {"dual_encoder", "ret", "combined", "reranked"} == set(metrics["retrieval"])
