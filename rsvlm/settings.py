@@ -410,3 +410,41 @@ class Combination(Settings):
         "nearest training items that tell how near to everything an answer is (CSLS)",
         Within(1, 100_000, "what is near to 100,000 training items is no hub, but everything"),
     )
+
+
+class VlmSettings(Settings):
+    """Which vision-language model captions, and how it is asked."""
+
+    captioner: str = setting(
+        "HuggingFaceTB/SmolVLM-256M-Instruct", "image-text-to-text model: a folder, or a name on Hugging Face"
+    )
+    revision: str | None = setting(None, "of a name on Hugging Face: a commit, tag or branch; null: its main branch")
+    remote_code: str | None = setting(
+        None,
+        "permits Python code that the model brings: NAME@REVISION, a commit whose code you have read, or the folder's path "
+        "as given; null: none is run",
+    )
+    prompt: str = setting(
+        "Describe the satellite image in one short sentence.", "instruction beside the picture; may be empty for BLIP-2"
+    )
+    image_size: int | None = setting(
+        None,
+        "longest side that pictures are shrunk to first, pixels; null: as the model's processor does",
+        Within(28, 8192, "a patch of Qwen2-VL has 28 pixels; visual tokens and memory grow with the square"),
+    )
+    max_new_tokens: int = setting(
+        40, "longest caption, tokens", Within(1, 1024, "a caption has some 15; the cache grows with each"), quick=24
+    )
+    one_sentence: bool = setting(True, "keep the first sentence only")
+    batch_size: int = setting(4, "images at a time", BATCH)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "of the weights; auto: bfloat16 where the hardware has it, else float32"
+    )
+    four_bit: bool = setting(False, "weights in 4 bits (NF4, bitsandbytes; CUDA GPUs only)")
+    device_map: str | None = setting(None, "auto: spread over all GPUs; null: on one device")
+
+    @model_validator(mode="after")
+    def _check_device_map(self) -> Self:
+        if self.device_map not in (None, "auto"):
+            raise ValueError(f"'device_map' must be null or 'auto', but is {self.device_map!r}")
+        return self
