@@ -322,6 +322,48 @@ def test_code_of_another_repository_is_never_run(own_code):
     assert not marker.exists()
 
 
+COMMIT = "a" * 40
+
+
+@pytest.fixture
+def on_hub(tmp_path, monkeypatch):
+    """Puts a folder where a download from Hugging Face lies, as somebody/model; gives its files' place."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(folder: Path) -> Path:
+        place = tmp_path / "hub" / "models--somebody--model"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text(COMMIT)
+        shutil.copytree(folder, place / "snapshots" / COMMIT)
+        return place / "snapshots" / COMMIT
+
+    return put
+
+
+def test_a_name_on_hugging_face(on_hub, made, pictures):
+    place = on_hub(made("llava"))
+    for revision in (None, "main", COMMIT):
+        vlm = load("somebody/model", revision=revision)
+        assert caption_pictures(vlm, pictures) == caption_pictures(load(made("llava")), pictures)
+    with pytest.raises(FileNotFoundError, match="hf download somebody/model --revision v2"):
+        load("somebody/model", revision="v2")
+    pickle_weights(place)
+    with pytest.raises(FileNotFoundError, match="no safetensors; pickled weights, which can run code, are not read"):
+        load("somebody/model")
+
+
+def test_code_of_a_name_runs_at_the_permitted_commit(on_hub, own_code, pictures):
+    folder, marker = own_code
+    on_hub(folder)
+    for revision in (None, COMMIT):
+        wanted = f"permit it with remote_code: somebody/model@{revision or 'COMMIT and revision: COMMIT'}$"
+        with pytest.raises(ValueError, match=wanted):
+            load("somebody/model", revision=revision)
+    assert not marker.exists()
+    vlm = load("somebody/model", revision=COMMIT, remote_code=f"somebody/model@{COMMIT}")
+    assert marker.exists() and len(caption_pictures(vlm, pictures)) == len(pictures)
+
+
 @pytest.mark.parametrize(
     ("revision", "permitted", "message"),
     [

@@ -140,9 +140,11 @@ def load_vlm(settings: VlmSettings, device: str = "auto") -> VisionLanguageModel
             f"{error}; or read that code and, where you trust it, permit it with remote_code: {wanted}{more}"
         ) from error
     except OSError as error:
-        revision = f" --revision {settings.revision}" if settings.revision else ""
+        revision, reason = f" --revision {settings.revision}" if settings.revision else "", first_line(error)
+        if "use_safetensors" in reason:
+            reason = "no safetensors; pickled weights, which can run code, are not read"
         raise FileNotFoundError(
-            f"{what}: neither a folder nor a model that Hugging Face gives here whole ({first_line(error)}). Where the "
+            f"{what}: neither a folder nor a model that Hugging Face gives here whole ({reason}). Where the "
             f"network is: `hf download {name}{revision}`; or put config.json, the safetensors, processor and tokenizer "
             "files into a folder and give its path as `captioner`"
         ) from error
