@@ -448,3 +448,31 @@ class VlmSettings(Settings):
         if self.device_map not in (None, "auto"):
             raise ValueError(f"'device_map' must be null or 'auto', but is {self.device_map!r}")
         return self
+
+
+class VlmLoraSettings(Settings):
+    """How a vision-language model is trained on captions (LoRA, Hu et al. 2022)."""
+
+    lora_rank: int = setting(
+        16, "of the adapters", Within(1, 512, "at 512 adapters are as large as a small language model")
+    )
+    lora_alpha: float = setting(
+        32.0,
+        "the adapters count with lora_alpha / lora_rank",
+        Within(0, 10_000, "the adapters count with lora_alpha / lora_rank", above=True),
+    )
+    lora_targets: list[str] = setting(
+        ["q_proj", "k_proj", "v_proj"], "linear layers of the language model that get adapters"
+    )
+    steps: int = setting(200, "optimiser steps", STEPS, quick=4)
+    batch_size: int = setting(4, "images a step", BATCH)
+    lora_lr: float = setting(2.0e-4, "highest learning rate of the adapters", RATE)
+    warmup_steps: int = setting(
+        10, "steps in which the learning rate rises; then a cosine", Within(0, STEPS.high, STEPS.why), quick=2
+    )
+    weight_decay: float = setting(0.0, "AdamW's", DECAY)
+    validation_every: int = setting(50, "steps between two measurements", STEPS, quick=4)
+    validation_images: int = setting(32, "at most so many, evenly spaced; 0: all", IMAGES, quick=8)
+    keep: Literal["best", "last"] = setting("best", "weights kept: best on validation, or last")
+    checkpoint_every: int = setting(50, "steps between two checkpoints", STEPS)
+    seed: int = setting(0, "of the new weights, data order and captions", SEED)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from broken_models import copy_with, cut_weights, edit_json, edit_weights, pickle_weights, poison, shard_weights
 from PIL import Image
-from vlm_models import FAMILIES, make_vlm
+from vlm_models import FAMILIES, vlm_maker
 
 from rsvlm.data.images import open_image
 from rsvlm.models.tiny import make_tiny_llama
@@ -23,19 +23,9 @@ SIZES = [(40, 40), (70, 30), (33, 64), (48, 48)]  # width and height: other numb
 BARE = {"paligemma": f"<image>{PROMPT}", "blip_2": f"Question: {PROMPT} Answer:"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Family -> the folder of its model, made when first asked for."""
-    folders = {}
-
-    def make(family: str) -> Path:
-        if family == "smolvlm":
-            pytest.importorskip("num2words", reason="SmolVLM's processor needs it: pip install 'rsvlm[vlm]'")
-        if family not in folders:
-            folders[family] = make_vlm(family, tmp_path_factory.mktemp("vlm") / family)
-        return folders[family]
-
-    return make
+    return vlm_maker(tmp_path_factory.mktemp("vlm"))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
-"""Tiny random vision-language models of six families, saved to disk with processor and chat template as their authors do."""
+"""Tiny random vision-language models of seven families, saved to disk with processor and chat template as their authors do."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 
@@ -18,8 +20,8 @@ CHAT = (
 )
 
 
-def make_vlm(family: str, folder: Path) -> Path:
-    """``folder`` with a random model of a family, its processor and its tokenizer.
+def make_vlm(family: str, folder: Path, spread: float = SPREAD) -> Path:
+    """``folder`` with a random model of a family, its processor and its tokenizer; ``spread`` is its weights' deviation.
 
     Raises:
         ImportError: the processor needs a package that is missing.
@@ -30,10 +32,21 @@ def make_vlm(family: str, folder: Path) -> Path:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1 or "query" in name or "class_embedding" in name:
-                    parameter.normal_(0, SPREAD)
+                    parameter.normal_(0, spread)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def vlm_maker(parent: Path, spread: float = SPREAD) -> Callable[[str], Path]:
+    """Family -> the folder of its model below ``parent``, made when first asked for; skips what a package lacks for."""
+
+    def make(family: str) -> Path:
+        if family == "smolvlm":
+            pytest.importorskip("num2words", reason="SmolVLM's processor needs it: pip install 'rsvlm[vlm]'")
+        return parent / family if (parent / family).is_dir() else make_vlm(family, parent / family, spread)
+
+    return make
 
 
 def _tokenizer(special: list[str], **names: str):

@@ -36,6 +36,7 @@ from rsvlm.models.loading import (
     load_pretrained,
     load_processor,
 )
+from rsvlm.models.vlm_adapters import load_adapters
 from rsvlm.progress import progress
 from rsvlm.settings import VlmSettings
 
@@ -102,17 +103,19 @@ class VisionLanguageModel:
         return digest.hexdigest()
 
 
-def load_vlm(settings: VlmSettings, device: str = "auto") -> VisionLanguageModel:
+def load_vlm(settings: VlmSettings, device: str = "auto", *, adapter: str | Path | None = None) -> VisionLanguageModel:
     """The model that ``settings`` name, in evaluation mode, ready to caption.
 
     Args:
+        adapter: folder of LoRA adapters to add: what ``rsvlm.training.vlm_lora`` saved, or peft.
         device: "auto", "cpu" or "cuda"; with ``device_map`` the GPUs are shared out, and this is not asked.
 
     Raises:
-        FileNotFoundError: neither a folder nor a model in reach (offline, only what was downloaded before is).
+        FileNotFoundError: neither a folder nor a model in reach (offline, only what was downloaded before is), or no
+            adapters in the folder.
         ModuleNotFoundError: a package that its processor or ``four_bit`` needs is not installed; says how.
         ValueError: it is there, but no image-text-to-text model, not whole, without processor or chat template for
-            pictures, or it wants code of its own to be run.
+            pictures, or it wants code of its own to be run; or the adapters are another model's or prompt's.
     """
     import transformers
 
@@ -159,7 +162,10 @@ def load_vlm(settings: VlmSettings, device: str = "auto") -> VisionLanguageModel
         if generation.pad_token_id is None:
             generation.pad_token_id = tokenizer.pad_token_id
     prompt = write_prompt(processor, config.model_type, settings.prompt, what)
-    return VisionLanguageModel(model.eval().requires_grad_(False), processor, settings, prompt)
+    model.eval().requires_grad_(False)
+    if adapter is not None:
+        load_adapters(model, tokenizer, Path(adapter), prompt=prompt, quantized=settings.four_bit)
+    return VisionLanguageModel(model, processor, settings, prompt)
 
 
 def write_prompt(processor: object, model_type: str, prompt: str, what: str) -> str:
