@@ -15,7 +15,7 @@ from vlm_models import FAMILIES, vlm_maker
 from rsvlm.data.images import open_image
 from rsvlm.models.tiny import make_tiny_llama
 from rsvlm.models.vlm import caption_pictures, first_sentence, load_vlm, write_prompt
-from rsvlm.settings import VlmSettings
+from rsvlm.settings import VlmLoraSettings, VlmSettings, bounds, type_text
 
 torch.set_num_threads(1)
 PROMPT = "Describe this image."
@@ -121,6 +121,14 @@ def test_prompts_of_families_without_a_chat_template(made):
 def test_blip_2_without_a_prompt(made, pictures):
     assert load(made("blip_2"), prompt="").prompt == ""
     assert len(caption_pictures(load(made("blip_2"), prompt=""), pictures)) == len(pictures)
+
+
+@pytest.mark.parametrize("kind", [VlmSettings, VlmLoraSettings])
+def test_every_number_has_bounds_and_defaults_lie_within(kind):
+    kind(), kind(**{name: own.json_schema_extra["quick"] for name, own in kind.model_fields.items()})
+    for name, own in kind.model_fields.items():
+        number = {"int", "float"} & set(type_text(own.annotation).split())
+        assert own.description and bool(number) == (bounds(kind, name) is not None)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,14 @@ PRECISIONS = ("auto", "fp32", "bf16")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MALLOPT = {-3: 2**31 - 1, -1: 2**31 - 1, -2: 256_000_000}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
+# Files that may name code of a model's own, in auto_map
+WITH_CODE = (
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+)
 NAMED = 4  # weights that an error names; the rest is counted
 # Box operators that torchvision's compiled part declares and its Python part expects
 BOX_OPERATORS = (
@@ -131,6 +139,38 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "gnu_get_libc_version"):
         for option, value in MALLOPT.items():
             libc.mallopt(option, value)
+
+
+def is_code_permitted(name: str, revision: str | None, permitted: str | None, what: str) -> bool:
+    """Whether a model may run Python code of its own: ``permitted`` is its NAME@REVISION, or a folder's path as given.
+
+    Raises:
+        OSError: a hub name that is out of reach.
+        ValueError: another model's or revision's code is permitted, or the code lies in a repository beside it.
+    """
+    if permitted is None:
+        return False
+    if not Path(name).is_dir() and revision is None:
+        raise ValueError(f"{what}: remote_code needs revision, the commit whose code you have read: code may change")
+    wanted = name if Path(name).is_dir() else f"{name}@{revision}"
+    if permitted != wanted:
+        raise ValueError(f"{what}: remote_code permits {permitted!r}, not {wanted!r}, so its code is not run")
+    from huggingface_hub import is_offline_mode
+    from transformers.utils import cached_file
+
+    # Offline, a file that is not here is not read later either; online, one that does not come is an error
+    absent = {"_raise_exceptions_for_missing_entries": False}
+    absent["_raise_exceptions_for_connection_errors"] = not is_offline_mode()
+    for file in WITH_CODE:
+        path = cached_file(name, file, revision=revision, **absent)
+        classes = (read_json(Path(path)).get("auto_map") or {}) if path else {}
+        for one in [each for value in classes.values() for each in (value if isinstance(value, list) else [value])]:
+            if one and "--" in one:
+                raise ValueError(
+                    f"{what}: {file} takes code from another repository ({one.split('--')[0]}), of which remote_code "
+                    "permits nothing: copy that code into a folder with the model, and change auto_map"
+                )
+    return True
 
 
 def load_pretrained(

@@ -32,6 +32,7 @@ from rsvlm.models.loading import (
     choose_dtype,
     fingerprint_tensors,
     first_line,
+    is_code_permitted,
     load_config,
     load_pretrained,
     load_processor,
@@ -43,7 +44,6 @@ from rsvlm.settings import VlmSettings
 AUTO_CLASS = "AutoModelForImageTextToText"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-WITH_CODE = ("config.json", *PROCESSORS, "video_preprocessor_config.json", "tokenizer_config.json")
 # How families without a chat template are asked, as their papers and model cards have it; others: picture, then prompt
 BARE_PROMPTS = {
     "blip-2": "Question: {prompt} Answer:",  # the processor puts the picture's tokens in front
@@ -125,7 +125,7 @@ def load_vlm(settings: VlmSettings, device: str = "auto", *, adapter: str | Path
     options = {"dtype": dtype, "device_map": settings.device_map} | _quantization(settings, what, chosen, dtype)
     _check_folder(name, what)
     try:
-        source["trust_remote_code"] = _is_code_permitted(settings, what)
+        source["trust_remote_code"] = is_code_permitted(name, settings.revision, settings.remote_code, what)
         config = load_config(name, what, **source)
         own = source["trust_remote_code"] and AUTO_CLASS in (getattr(config, "auto_map", None) or {})
         if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not own:
@@ -271,37 +271,6 @@ def _check_folder(name: str, what: str) -> None:
             raise ValueError(
                 f"{what}: no {part} ({' or '.join(files)}) in the folder: copy it from where the weights come from"
             )
-
-
-def _is_code_permitted(settings: VlmSettings, what: str) -> bool:
-    """Whether the model may run its own code. ValueError where another model's is permitted, or it lies elsewhere."""
-    name, permitted = settings.captioner, settings.remote_code
-    if permitted is None:
-        return False
-    if Path(name).is_dir():
-        wanted = name
-    elif settings.revision is None:
-        raise ValueError(f"{what}: remote_code needs revision, the commit whose code you have read: code may change")
-    else:
-        wanted = f"{name}@{settings.revision}"
-    if permitted != wanted:
-        raise ValueError(f"{what}: remote_code permits {permitted!r}, not {wanted!r}, so its code is not run")
-    from huggingface_hub import is_offline_mode
-    from transformers.utils import cached_file
-
-    # Offline, a file that is not here is not read later either; online, one that does not come is an error
-    absent = {"_raise_exceptions_for_missing_entries": False}
-    absent["_raise_exceptions_for_connection_errors"] = not is_offline_mode()
-    for file in WITH_CODE:
-        path = cached_file(name, file, revision=settings.revision, **absent)
-        classes = (read_json(Path(path)).get("auto_map") or {}) if path else {}
-        for one in [each for value in classes.values() for each in (value if isinstance(value, list) else [value])]:
-            if one and "--" in one:
-                raise ValueError(
-                    f"{what}: {file} takes code from another repository ({one.split('--')[0]}), of which remote_code "
-                    "permits nothing: copy that code into a folder with the model, and change auto_map"
-                )
-    return True
 
 
 def _quantization(settings: VlmSettings, what: str, device: torch.device, dtype: torch.dtype) -> dict:
