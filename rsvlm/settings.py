@@ -425,7 +425,7 @@ class VlmSettings(Settings):
         "as given; null: none is run",
     )
     prompt: str = setting(
-        "Describe the satellite image in one short sentence.", "instruction beside the picture; may be empty for BLIP-2"
+        "Describe the satellite image in one short sentence.", "instruction beside the picture; empty for BLIP and GIT"
     )
     image_size: int | None = setting(
         None,

@@ -10,7 +10,7 @@ import torch
 import transformers
 from broken_models import copy_with, cut_weights, edit_json, edit_weights, pickle_weights, poison, shard_weights
 from PIL import Image
-from vlm_models import FAMILIES, vlm_maker
+from vlm_models import CAPTION_ALONE, FAMILIES, vlm_maker
 
 from rsvlm.data.images import open_image
 from rsvlm.models.tiny import make_tiny_llama
@@ -118,9 +118,24 @@ def test_prompts_of_families_without_a_chat_template(made):
     assert write_prompt(written["paligemma"], "paligemma", "caption en", "x") == "<image>caption en"
 
 
-def test_blip_2_without_a_prompt(made, pictures):
-    assert load(made("blip_2"), prompt="").prompt == ""
-    assert len(caption_pictures(load(made("blip_2"), prompt=""), pictures)) == len(pictures)
+@pytest.mark.parametrize("family", CAPTION_ALONE)
+def test_models_that_return_the_caption_alone(family, made, pictures):
+    """Held against generate() used by hand, one picture at a time."""
+    text = f"Question: {PROMPT} Answer:" if family == "blip_2_t5" else None
+    vlm = load(made(family), prompt=PROMPT if text else "", one_sentence=False)
+    captions = caption_pictures(vlm, pictures)
+    assert captions == caption_pictures(vlm, pictures, batch_size=1) and len(set(captions)) > 1
+    processor = transformers.AutoProcessor.from_pretrained(made(family))
+    model = transformers.AutoModelForImageTextToText.from_pretrained(made(family))
+    for picture, caption in zip(pictures, captions):
+        inputs = processor(images=picture, text=text, return_tensors="pt")
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0]
+        assert caption == " ".join(processor.tokenizer.decode(ids, skip_special_tokens=True).split())
+
+
+def test_a_prompt_where_none_is_taken(made):
+    with pytest.raises(ValueError, match="GIT takes pictures alone: set prompt to ''"):
+        load(made("git"))
 
 
 @pytest.mark.parametrize("kind", [VlmSettings, VlmLoraSettings])

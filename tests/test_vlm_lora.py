@@ -158,6 +158,8 @@ def test_what_cannot_be_trained(made, examples):
     vlm, settings = load(made("llava")), VlmLoraSettings(**QUICK)
     with pytest.raises(ValueError, match="batch_size: 4 is more than the 3 training images"):
         train_vlm_lora(vlm, examples[:3], [], settings)
+    with pytest.raises(ValueError, match="its decoder does not read the prompt"):
+        train_vlm_lora(load(made("blip_2_t5")), examples, [], settings)
     with pytest.raises(ValueError, match="0.png: no caption"):
         train_vlm_lora(vlm, [CaptionedPicture(examples[0].path, ()), *examples], [], settings)
 

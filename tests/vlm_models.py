@@ -1,4 +1,4 @@
-"""Tiny random vision-language models of seven families, saved to disk with processor and chat template as their authors do."""
+"""Tiny random vision-language models of many families, saved to disk with processor and chat template as their authors do."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ import transformers
 from rsvlm.models.tiny import train_tokenizer
 
 FAMILIES = ("qwen2_5_vl", "qwen2_vl", "smolvlm", "paligemma", "llava", "internvl", "blip_2")
+CAPTION_ALONE = ("blip", "git", "blip_2_t5")  # no prompt is returned: there is none, or the decoder does not read it
 LAYERS = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
 TEXT = LAYERS | dict(num_key_value_heads=2, max_position_embeddings=1024)
 SPREAD = 0.4  # standard deviation of random weights: with transformers' 0.02 each picture gets the same caption
@@ -180,11 +181,19 @@ def _internvl():
 
 
 def _blip_2():
-    tokenizer, id_of = _tokenizer(["<image>"])
     text = dict(model_type="opt", hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4)
-    text |= dict(vocab_size=len(tokenizer), word_embed_proj_dim=32, max_position_embeddings=256, **_ends(id_of))
+    return _blip_2_over(text | dict(word_embed_proj_dim=32, max_position_embeddings=256))
+
+
+def _blip_2_t5():
+    text = dict(model_type="t5", d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    return _blip_2_over(text)
+
+
+def _blip_2_over(text: dict):
+    tokenizer, id_of = _tokenizer(["<image>"])
     config = transformers.Blip2Config(
-        text_config=text,
+        text_config=text | dict(vocab_size=len(tokenizer), **_ends(id_of)),
         vision_config=LAYERS | dict(image_size=32, patch_size=8),
         qformer_config=LAYERS | dict(vocab_size=32, max_position_embeddings=64),
         num_query_tokens=4,
@@ -194,3 +203,27 @@ def _blip_2():
         transformers.BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer, num_query_tokens=4
     )
     return transformers.Blip2ForConditionalGeneration(config), processor
+
+
+def _wordpieces():
+    letters = [chr(code) for code in range(97, 123)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), ".", ","]
+    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}, model_max_length=64)
+    ends = dict(bos_token_id=2, eos_token_id=3, sep_token_id=3, pad_token_id=0)
+    return tokenizer, LAYERS | ends | dict(vocab_size=len(words), max_position_embeddings=64)
+
+
+def _blip():
+    tokenizer, text = _wordpieces()
+    config = transformers.BlipConfig(
+        text_config=text | dict(encoder_hidden_size=32), vision_config=LAYERS | dict(image_size=32, patch_size=8)
+    )
+    images = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
+    return transformers.BlipForConditionalGeneration(config), transformers.BlipProcessor(images, tokenizer)
+
+
+def _git():
+    tokenizer, text = _wordpieces()
+    config = transformers.GitConfig(**text, vision_config=LAYERS | dict(image_size=32, patch_size=8))
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return transformers.GitForCausalLM(config), transformers.GitProcessor(images, tokenizer)

@@ -15,7 +15,7 @@ bfloat16 two nearly equal tokens may change places.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
@@ -74,24 +74,24 @@ class VisionLanguageModel:
         """How many numbers the model's weights are; of 4-bit weights each counts."""
         return self.model.num_parameters()
 
-    def prepare(self, pictures: list[Image.Image], texts: list[str] | None = None) -> Mapping[str, Tensor]:
+    def prepare(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
         """The model's inputs for B pictures, on its device: input_ids (B, T), padded on the left, pixel_values, ...
 
         Args:
             pictures: RGB, of any size.
-            texts: what stands beside each; default: the prompt.
 
         Raises:
             ValueError: a picture in another mode than RGB.
         """
-        texts = texts or [self.prompt] * len(pictures)
         shown = [[_shrink(picture, self.settings.image_size)] for picture in pictures]
         bos, more = self.processor.tokenizer.bos_token, {}
+        if self.prompt or hasattr(self.processor, "image_token"):  # BLIP and GIT need no text
+            more = {"text": [self.prompt] * len(pictures), "padding": True}
         if bos and self.prompt.startswith(bos):  # the chat template has written it
             more["add_special_tokens"] = False
-        inputs = self.processor(images=shown, text=texts, padding=True, return_tensors="pt", **more)
+        inputs = self.processor(images=shown, return_tensors="pt", **more)
         inputs.pop("labels", None)  # PaliGemma's
-        return inputs.to(self.model.device, dtype=self.model.dtype)
+        return dict(inputs.to(self.model.device, dtype=self.model.dtype))
 
     def fingerprint(self) -> str:
         """SHA-256, as hex, over weights, preparation of pictures, prompt and what else changes a caption."""
@@ -172,8 +172,10 @@ def write_prompt(processor: object, model_type: str, prompt: str, what: str) -> 
     """The text beside a picture, with the place for the picture: by the chat template, else by the family's bare form.
 
     Raises:
-        ValueError: the chat template has no place for a picture.
+        ValueError: the chat template has no place for a picture, or the model takes no prompt.
     """
+    if prompt and model_type == "git":
+        raise ValueError(f"{what}: GIT takes pictures alone: set prompt to ''")
     template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
     if not template:
         image = str(getattr(processor, "image_token", None) or "")
@@ -214,7 +216,7 @@ def caption_pictures(
             with torch.inference_mode():
                 ids = vlm.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=settings.max_new_tokens)
             texts = vlm.processor.tokenizer.batch_decode(
-                _new_tokens(ids, inputs["input_ids"]), skip_special_tokens=True
+                _new_tokens(ids, inputs.get("input_ids")), skip_special_tokens=True
             )
             captions += [first_sentence(text) if settings.one_sentence else " ".join(text.split()) for text in texts]
             bar.update(len(some))
@@ -235,10 +237,10 @@ def first_sentence(text: str) -> str:
     return line
 
 
-def _new_tokens(ids: Tensor, prompt: Tensor) -> Tensor:
+def _new_tokens(ids: Tensor, prompt: Tensor | None) -> Tensor:
     """What was generated: some models return the prompt before it, those with a decoder of their own do not."""
-    T = prompt.shape[1]
-    return ids[:, T:] if ids.shape[1] >= T and torch.equal(ids[:, :T], prompt) else ids
+    T = 0 if prompt is None else prompt.shape[1]
+    return ids[:, T:] if T and ids.shape[1] >= T and torch.equal(ids[:, :T], prompt) else ids
 
 
 def _batches(pictures: Iterable[Image.Image], size: int) -> Iterator[list[Image.Image]]:

@@ -114,7 +114,7 @@ def label_captions(
     labels = torch.full((len(said), max(map(len, said))), NOT_LEARNT)
     for row, ids in zip(labels, said):
         row[: len(ids)] = torch.tensor(ids)
-    inputs = dict(vlm.prepare(list(pictures)))
+    inputs = vlm.prepare(list(pictures))
     labels = labels.to(inputs["input_ids"].device)
     learnt = labels != NOT_LEARNT
     more = {
