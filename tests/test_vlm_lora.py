@@ -8,7 +8,7 @@ import torch
 from broken_models import copy_with, edit_json
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from vlm_models import FAMILIES, vlm_maker
+from vlm_models import CAPTION_ALONE, FAMILIES, vlm_maker
 
 from rsvlm.data.images import open_image
 from rsvlm.models.vlm import caption_pictures, load_vlm
@@ -99,6 +99,17 @@ def test_it_learns_eight_pictures_and_comes_back_from_disk(family, made, example
     assert again.fingerprint() != load(made(family)).fingerprint()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_adapters_are_float32_over_a_model_in_16_bits(dtype, made, examples, tmp_path):
+    vlm, folders = load(made("llava"), dtype=dtype), {"save_to": tmp_path / "a", "checkpoints": tmp_path / "c"}
+    settings = VlmLoraSettings(**QUICK | {"steps": 20})
+    result = train_vlm_lora(vlm, examples, examples[:2], settings, **folders, log=lambda _: None)
+    assert {parameter.dtype for parameter in adapter_weights(vlm.model).values()} == {torch.float32}
+    assert result.curve[-1]["caption_loss"] < result.curve[0]["caption_loss"]
+    pictures, again = [open_image(one.path) for one in examples], load_vlm(vlm.settings, "cpu", adapter=tmp_path / "a")
+    assert again.model.dtype == vlm.model.dtype and caption_pictures(again, pictures) == caption_pictures(vlm, pictures)
+
+
 def test_peft_reads_them(made, examples, tmp_path):
     from peft import PeftModel
 
@@ -158,8 +169,10 @@ def test_what_cannot_be_trained(made, examples):
     vlm, settings = load(made("llava")), VlmLoraSettings(**QUICK)
     with pytest.raises(ValueError, match="batch_size: 4 is more than the 3 training images"):
         train_vlm_lora(vlm, examples[:3], [], settings)
-    with pytest.raises(ValueError, match="its decoder does not read the prompt"):
-        train_vlm_lora(load(made("blip_2_t5")), examples, [], settings)
+    for family in CAPTION_ALONE:
+        alone = load_vlm(VlmSettings(captioner=str(made(family)), prompt=""), "cpu")
+        with pytest.raises(ValueError, match="its decoder does not read the prompt"):
+            train_vlm_lora(alone, examples, [], settings)
     with pytest.raises(ValueError, match="0.png: no caption"):
         train_vlm_lora(vlm, [CaptionedPicture(examples[0].path, ()), *examples], [], settings)
 

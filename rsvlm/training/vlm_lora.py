@@ -65,14 +65,14 @@ def train_vlm_lora(
 
     Raises:
         ValueError: a batch larger than the training set, a picture without caption, an unknown target, or a model whose
-            text decoder is apart from its prompt (BLIP-2 with T5).
+            text decoder is apart from its prompt (BLIP-2 with T5, BLIP, GIT).
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
     """
     check_batch(settings.batch_size, len(training))
     bare = next((str(one.path) for one in (*training, *validation) if not one.captions), None)
     if bare:
         raise ValueError(f"{bare}: no caption, so nothing to learn from")
-    if vlm.model.config.is_encoder_decoder:
+    if vlm.model.config.is_encoder_decoder or vlm.model.config.model_type in ("blip", "git"):
         raise ValueError(f"captioner {vlm.settings.captioner}: its decoder does not read the prompt; not trained here")
     base = fingerprint_language_model(vlm.model, vlm.processor.tokenizer)
     config = add_adapters(vlm.model, settings.lora_rank, settings.lora_alpha, settings.lora_targets, settings.seed)
