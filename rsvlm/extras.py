@@ -9,9 +9,11 @@ PACKAGES = {
     "faiss": ("faiss-cpu", "cpu"),
     "inflect": ("inflect", "boxes"),
     "jinja2": ("jinja2", "study"),
+    "num2words": ("num2words", "vlm"),
     "open_clip": ("open-clip-torch", "openclip"),
     "pyarrow": ("pyarrow", "parquet"),
     "spellchecker": ("pyspellchecker", "audit"),
+    "torchvision": ("torchvision", "vlm"),
 }
 
 

@@ -22,9 +22,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STUDY_LOCK, EXTRAS_LOCK, CONDA = "requirements.lock", "extras.lock", "environment.yml"
 STUDY = ("study", "offline")  # the extras that every study needs; a machine and the tests add others
-# Left out although something asks for it: jsonschema builds a grammar with it at every import, seconds in each process
-# that reads a notebook, to check internationalised addresses, which no notebook holds. It does without.
-LEFT_OUT = {"rfc3987-syntax"}
+# Left out although something asks for them. jsonschema builds a grammar with rfc3987-syntax at every import, seconds in
+# each process that reads a notebook, to check internationalised addresses, which no notebook holds; it does without.
+# docopt, which has no wheel, is for num2words' command alone; the library does not import it.
+LEFT_OUT = {"rfc3987-syntax", "docopt"}
 # Machines that the locks are for: what markers ask about, and how the names of their wheels end. torch itself brings
 # what CUDA needs, and carries no hash: which file is right depends on the machine.
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")

@@ -214,9 +214,9 @@ def test_every_direct_dependency_and_extra_says_why():
     lines = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
     for extra, asked in ({"": PROJECT["dependencies"]} | EXTRAS | GROUPS).items():
         for dependency in asked:
-            at = next(i for i, line in enumerate(lines) if f'"{dependency}"' in line)
-            head = next(line for line in reversed(lines[: at + 1]) if line.startswith(extra or "dependencies"))
-            assert "#" in lines[at] or "#" in head, f"{dependency} carries no reason"
+            head = next(i for i, line in enumerate(lines) if line.startswith(f"{extra or 'dependencies'} = ["))
+            at = next(i for i in range(head, len(lines)) if f'"{dependency}"' in lines[i])
+            assert "#" in lines[at] or "#" in lines[head], f"{dependency} carries no reason"
     for extra in EXTRAS.keys() - set(lock.STUDY):
         assert all("==" in line for line in EXTRAS[extra]), "joins an environment that has its versions"
 

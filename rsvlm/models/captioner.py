@@ -26,7 +26,7 @@ from rsvlm.models.loading import (
     REMEDY,
     check_names,
     choose_device,
-    choose_precision,
+    choose_dtype,
     first_line,
     load_pretrained,
     load_tokenizer,
@@ -204,20 +204,6 @@ def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32
             f"Hugging Face hub ({first_line(error)}): with network, unset HF_HUB_OFFLINE and log in if the model is gated; without, copy its "
             "config.json, *.safetensors and tokenizer files into a folder and give that folder as language_model"
         ) from error
-
-
-def choose_dtype(dtype: str, device: str = "cpu") -> torch.dtype:
-    """The torch dtype for frozen weights; "auto" is bfloat16 where the device computes in it natively, else float32.
-
-    Raises:
-        ValueError: no such dtype.
-    """
-    if dtype == "auto":
-        dtype = {"bf16": "bfloat16", "fp32": "float32"}[choose_precision("auto", torch.device(device))]
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in known:
-        raise ValueError(f"dtype {dtype!r} is unknown: auto, {', '.join(known)}")
-    return known[dtype]
 
 
 def fingerprint_language_model(model: nn.Module, tokenizer: object) -> str:

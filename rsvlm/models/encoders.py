@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rsvlm.files import whole_folder
+from rsvlm.models.loading import fingerprint_tensors
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,7 @@ class DualEncoder(nn.Module, ABC):
         """SHA-256 over weights and how pictures are prepared, as hex: the same after saving and loading, everywhere."""
         own = [type(self).__name__, asdict(self.preprocessing)]
         digest = hashlib.sha256(json.dumps(own + self._beside_weights()).encode())
-        for key, tensor in sorted(self.state_dict().items()):
-            values = tensor.detach().cpu().contiguous()
-            digest.update(f"{key} {values.dtype} {tuple(values.shape)}".encode())
-            digest.update(values.flatten().view(torch.uint8).numpy().data)
+        fingerprint_tensors(self.state_dict(), digest)
         return digest.hexdigest()
 
     def _beside_weights(self) -> list:

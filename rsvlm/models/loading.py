@@ -1,12 +1,13 @@
 """Where a model computes and what it is made of: device, precision, and weights from disk, whole or refused.
 
-Weights are safetensors only, no code of the folder's own is run, and no weight is left to chance. transformers fills
+Weights are safetensors only, no code of the folder's own is run (unless a caller says so), and no weight is left to chance. transformers fills
 what a folder lacks with random values and goes on; here every weight that is missing, left over, misshapen or no number
 is an error that names it. What may be absent (tied weights, buffers that a model computes itself) is what transformers
 itself does not report.
 """
 
 import ctypes
+import hashlib
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,12 +20,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rsvlm.extras import PACKAGES
 from rsvlm.files import read_json
 
 PRECISIONS = ("auto", "fp32", "bf16")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MALLOPT = {-3: 2**31 - 1, -1: 2**31 - 1, -2: 256_000_000}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
+# Files that may name code of a model's own, in auto_map
+WITH_CODE = (
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
+)
 NAMED = 4  # weights that an error names; the rest is counted
 # Box operators that torchvision's compiled part declares and its Python part expects
 BOX_OPERATORS = (
@@ -32,6 +42,10 @@ BOX_OPERATORS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 REMEDY = "copy the model's whole folder again from where it comes"
+
+
+class OwnCodeWanted(ValueError):
+    """A model asks for Python code of its own to be run, and nobody permitted it."""
 
 
 def _declare_box_operators() -> torch.library.Library | None:
@@ -87,6 +101,20 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else "fp32"
 
 
+def choose_dtype(dtype: str, device: str = "cpu") -> torch.dtype:
+    """The torch dtype for frozen weights; "auto" is bfloat16 where the device computes in it natively, else float32.
+
+    Raises:
+        ValueError: no such dtype.
+    """
+    if dtype == "auto":
+        dtype = {"bf16": "bfloat16", "fp32": "float32"}[choose_precision("auto", torch.device(device))]
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ValueError(f"dtype {dtype!r} is unknown: auto, {', '.join(known)}")
+    return known[dtype]
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """A context in which matrix products run in bf16, or in float32 for "fp32"."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
@@ -113,13 +141,56 @@ def _keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
-def load_pretrained(model_class: type, source: Path | str, what: str, *, remedy: str = REMEDY, **options) -> nn.Module:
+def is_code_permitted(name: str, revision: str | None, permitted: str | None, what: str) -> bool:
+    """Whether a model may run Python code of its own: ``permitted`` is its NAME@REVISION, or a folder's path as given.
+
+    Raises:
+        OSError: a hub name that is out of reach.
+        ValueError: another model's or revision's code is permitted, or the code lies in a repository beside it.
+    """
+    if permitted is None:
+        return False
+    if not Path(name).is_dir() and revision is None:
+        raise ValueError(f"{what}: remote_code needs revision, the commit whose code you have read: code may change")
+    wanted = name if Path(name).is_dir() else f"{name}@{revision}"
+    if permitted != wanted:
+        raise ValueError(f"{what}: remote_code permits {permitted!r}, not {wanted!r}, so its code is not run")
+    from huggingface_hub import is_offline_mode
+    from transformers.utils import cached_file
+
+    # Offline, a file that is not here is not read later either; online, one that does not come is an error
+    absent = {"_raise_exceptions_for_missing_entries": False}
+    absent["_raise_exceptions_for_connection_errors"] = not is_offline_mode()
+    for file in WITH_CODE:
+        path = cached_file(name, file, revision=revision, **absent)
+        classes = (read_json(Path(path)).get("auto_map") or {}) if path else {}
+        for one in [each for value in classes.values() for each in (value if isinstance(value, list) else [value])]:
+            if one and "--" in one:
+                raise ValueError(
+                    f"{what}: {file} takes code from another repository ({one.split('--')[0]}), of which remote_code "
+                    "permits nothing: copy that code into a folder with the model, and change auto_map"
+                )
+    return True
+
+
+def load_pretrained(
+    model_class: type,
+    source: Path | str,
+    what: str,
+    *,
+    remedy: str = REMEDY,
+    attention: str | None = "sdpa",
+    trust_remote_code: bool = False,
+    **options,
+) -> nn.Module:
     """The model that ``model_class.from_pretrained(source)`` gives, with each of its weights from the files.
 
     Args:
         model_class: CLIPModel, AutoModelForCausalLM, ...
         source: a folder, or a name on the Hugging Face hub.
         what: how errors call it, such as "encoder /models/clip".
+        attention: implementation of attention; None: the fastest that the model has.
+        trust_remote_code: run code that the model brings.
         options: more arguments of ``from_pretrained``, such as dtype.
 
     Raises:
@@ -134,8 +205,8 @@ def load_pretrained(model_class: type, source: Path | str, what: str, *, remedy:
     try:
         model, info = model_class.from_pretrained(
             source,
-            trust_remote_code=False,
-            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are listed below, not raised without their names
             **options,
@@ -153,6 +224,10 @@ def load_pretrained(model_class: type, source: Path | str, what: str, *, remedy:
         raise ValueError(
             f"{what}: its weights are not those that its config.json ({type(model).__name__}) describes: "
             f"{'; '.join(problems)}. Weights that the files do not give would be random: {remedy}"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):  # accelerate left them in RAM or on disk
+        raise ValueError(
+            f"{what}: it does not fit into the memory of the GPUs here: take a smaller one, dtype: bfloat16 or four_bit"
         )
     bad = first_not_finite(model.state_dict())
     if bad:
@@ -179,7 +254,41 @@ def load_tokenizer(source: Path | str, what: str, **options) -> object:
         raise _explained(error, f"{what}: its tokenizer") from error
 
 
-def load_config(source: Path | str, what: str) -> object:
+def load_processor(source: Path | str, what: str, *, trust_remote_code: bool = False, **options) -> object:
+    """The processor (tokenizer and image processor) of a folder or a hub name.
+
+    Raises:
+        OSError: a hub name that is out of reach.
+        ModuleNotFoundError: it needs a package that is not installed; says how to install it.
+        ValueError: there is none, it cannot be read, or wants code of its own to be run.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+    except ImportError as error:
+        known = (name for name, (_, extra) in PACKAGES.items() if extra == "vlm")
+        package = next((name for name in known if name in str(error).lower()), "a package")
+        raise ModuleNotFoundError(
+            f"{what}: its processor needs {package}, which is not installed: python -m pip install 'rsvlm[vlm]' "
+            f"({first_line(error)})"
+        ) from error
+    except OSError as error:
+        if not Path(source).is_dir():
+            raise
+        raise _explained(error, f"{what}: its processor") from error
+    except Exception as error:  # tokenizers raises plain Exception for a damaged tokenizer.json
+        raise _explained(error, f"{what}: its processor") from error
+    lacking = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
+    if lacking:  # AutoProcessor gives what it finds, a tokenizer alone too
+        raise ValueError(
+            f"{what}: its processor has no {' and no '.join(lacking)} (processor_config.json or "
+            f"preprocessor_config.json, and tokenizer.json, say them): {REMEDY}"
+        )
+    return processor
+
+
+def load_config(source: Path | str, what: str, *, trust_remote_code: bool = False, **options) -> object:
     """The configuration of a folder or a hub name.
 
     Raises:
@@ -189,7 +298,7 @@ def load_config(source: Path | str, what: str) -> object:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
     except ValueError as error:
         raise _explained(error, what) from error
 
@@ -284,6 +393,14 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
+def fingerprint_tensors(tensors: Mapping[str, Tensor], digest: "hashlib._Hash") -> None:
+    """Add each tensor's name, dtype, shape and bytes to a digest, in the order of their names."""
+    for key, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{key} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -291,7 +408,7 @@ def first_line(error: BaseException) -> str:
 
 def _explained(error: Exception, what: str) -> ValueError:
     if "trust_remote_code" in str(error):
-        return ValueError(
+        return OwnCodeWanted(
             f"{what} asks for Python code of its own to be run (auto_map in its configuration), and that is not done: "
             "a model's files are data here. Take a model whose type transformers knows itself"
         )

@@ -1,0 +1,289 @@
+"""Captions by any vision-language model of Hugging Face: an instruction and a picture in, a sentence out.
+
+    vlm = load_vlm(VlmSettings(captioner="HuggingFaceTB/SmolVLM-256M-Instruct"))
+    caption_pictures(vlm, [open_image("river.jpg")])
+
+Whatever ``AutoModelForImageTextToText`` gives is one: Qwen2-VL, Qwen2.5-VL, SmolVLM, PaliGemma, LLaVA, InternVL (the ones
+whose names end in -hf), BLIP-2. Weights are safetensors, all of them from the files. A model that brings Python code of its
+own is refused, unless ``remote_code`` names exactly this model at exactly this revision.
+
+Decoding is greedy; what else the model's generation_config.json says (penalties, end tokens) stays. A caption does not
+depend on the pictures beside it in a batch: prompts are padded on the left. In float32 that holds to the letter; in
+bfloat16 two nearly equal tokens may change places.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rsvlm.files import read_json
+from rsvlm.models.loading import (
+    OwnCodeWanted,
+    choose_device,
+    choose_dtype,
+    fingerprint_tensors,
+    first_line,
+    is_code_permitted,
+    load_config,
+    load_pretrained,
+    load_processor,
+)
+from rsvlm.models.vlm_adapters import load_adapters
+from rsvlm.progress import progress
+from rsvlm.settings import VlmSettings
+
+AUTO_CLASS = "AutoModelForImageTextToText"
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+# How families without a chat template are asked, as their papers and model cards have it; others: picture, then prompt
+BARE_PROMPTS = {
+    "blip-2": "Question: {prompt} Answer:",  # the processor puts the picture's tokens in front
+    "instructblip": "{prompt}",
+    "llava": "USER: {image}\n{prompt} ASSISTANT:",
+    "paligemma": "{image}{prompt}",
+}
+SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
+# Their point ends no sentence; nor does that of a single letter, as in "e.g." and "U.S."
+ABBREVIATIONS = {"approx", "ca", "cf", "dr", "fig", "mr", "mrs", "mt", "no", "sq", "st", "vs"}
+
+
+@dataclass(frozen=True)
+class VisionLanguageModel:
+    """A model with its processor and the prompt that goes with each picture; ``load_vlm`` makes one.
+
+    Attributes:
+        prompt: the whole text beside a picture, with the place for it, as the processor takes it.
+    """
+
+    model: nn.Module = field(repr=False)
+    processor: object = field(repr=False)
+    settings: VlmSettings
+    prompt: str
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model's weights are; of 4-bit weights each counts."""
+        return self.model.num_parameters()
+
+    def prepare(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+        """The model's inputs for B pictures, on its device: input_ids (B, T), padded on the left, pixel_values, ...
+
+        Args:
+            pictures: RGB, of any size.
+
+        Raises:
+            ValueError: a picture in another mode than RGB.
+        """
+        shown = [[_shrink(picture, self.settings.image_size)] for picture in pictures]
+        bos, more = self.processor.tokenizer.bos_token, {}
+        if self.prompt or hasattr(self.processor, "image_token"):  # BLIP and GIT need no text
+            more = {"text": [self.prompt] * len(pictures), "padding": True}
+        if bos and self.prompt.startswith(bos):  # the chat template has written it
+            more["add_special_tokens"] = False
+        inputs = self.processor(images=shown, return_tensors="pt", **more)
+        inputs.pop("labels", None)  # PaliGemma's
+        return dict(inputs.to(self.model.device, dtype=self.model.dtype))
+
+    def fingerprint(self) -> str:
+        """SHA-256, as hex, over weights, preparation of pictures, prompt and what else changes a caption."""
+        asked = self.settings.model_dump(include={"image_size", "max_new_tokens", "one_sentence"})
+        shown = json.loads(self.processor.image_processor.to_json_string())
+        own = [type(self.model).__name__, self.prompt, asked, shown]
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+        fingerprint_tensors(self.model.state_dict(), digest)
+        return digest.hexdigest()
+
+
+def load_vlm(settings: VlmSettings, device: str = "auto", *, adapter: str | Path | None = None) -> VisionLanguageModel:
+    """The model that ``settings`` name, in evaluation mode, ready to caption.
+
+    Args:
+        adapter: folder of LoRA adapters to add: what ``rsvlm.training.vlm_lora`` saved, or peft.
+        device: "auto", "cpu" or "cuda"; with ``device_map`` the GPUs are shared out, and this is not asked.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a model in reach (offline, only what was downloaded before is), or no
+            adapters in the folder.
+        ModuleNotFoundError: a package that its processor or ``four_bit`` needs is not installed; says how.
+        ValueError: it is there, but no image-text-to-text model, not whole, without processor or chat template for
+            pictures, or it wants code of its own to be run; or the adapters are another model's or prompt's.
+    """
+    import transformers
+
+    name, what, chosen = settings.captioner, f"captioner {settings.captioner}", choose_device(device)
+    source = {"revision": settings.revision} if settings.revision else {}
+    dtype = choose_dtype(settings.dtype, str(chosen))
+    options = {"dtype": dtype, "device_map": settings.device_map} | _quantization(settings, what, chosen, dtype)
+    _check_folder(name, what)
+    try:
+        source["trust_remote_code"] = is_code_permitted(name, settings.revision, settings.remote_code, what)
+        config = load_config(name, what, **source)
+        own = source["trust_remote_code"] and AUTO_CLASS in (getattr(config, "auto_map", None) or {})
+        if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not own:
+            raise ValueError(
+                f"{what}: its model_type is {config.model_type!r}, which takes no picture and prompt to write text: "
+                "a captioner is a Qwen2.5-VL, SmolVLM, PaliGemma, LLaVA, InternVL (-hf), BLIP-2 or another model of "
+                f"transformers' {AUTO_CLASS}"
+            )
+        processor = load_processor(name, what, **source)
+        model = load_pretrained(getattr(transformers, AUTO_CLASS), name, what, attention=None, **source, **options)
+    except OwnCodeWanted as error:
+        wanted = name if Path(name).is_dir() else f"{name}@{settings.revision or 'COMMIT'}"
+        more = "" if Path(name).is_dir() or settings.revision else " and revision: COMMIT"
+        raise ValueError(
+            f"{error}; or read that code and, where you trust it, permit it with remote_code: {wanted}{more}"
+        ) from error
+    except OSError as error:
+        revision, reason = f" --revision {settings.revision}" if settings.revision else "", first_line(error)
+        if "use_safetensors" in reason:
+            reason = "no safetensors; pickled weights, which can run code, are not read"
+        raise FileNotFoundError(
+            f"{what}: neither a folder nor a model that Hugging Face gives here whole ({reason}). Where the "
+            f"network is: `hf download {name}{revision}`; or put config.json, the safetensors, processor and tokenizer "
+            "files into a folder and give its path as `captioner`"
+        ) from error
+    if not (settings.device_map or settings.four_bit):
+        model = model.to(chosen)
+    tokenizer, generation = processor.tokenizer, getattr(model, "generation_config", None)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if generation is not None:
+        generation.temperature = generation.top_p = generation.top_k = None  # of sampling: transformers would warn
+        if generation.pad_token_id is None:
+            generation.pad_token_id = tokenizer.pad_token_id
+    prompt = write_prompt(processor, config.model_type, settings.prompt, what)
+    model.eval().requires_grad_(False)
+    if adapter is not None:
+        load_adapters(model, tokenizer, Path(adapter), prompt=prompt, quantized=settings.four_bit)
+    return VisionLanguageModel(model, processor, settings, prompt)
+
+
+def write_prompt(processor: object, model_type: str, prompt: str, what: str) -> str:
+    """The text beside a picture, with the place for the picture: by the chat template, else by the family's bare form.
+
+    Raises:
+        ValueError: the chat template has no place for a picture, or the model takes no prompt.
+    """
+    if prompt and model_type == "git":
+        raise ValueError(f"{what}: GIT takes pictures alone: set prompt to ''")
+    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    if not template:
+        image = str(getattr(processor, "image_token", None) or "")
+        bare = BARE_PROMPTS.get(model_type, "{image}{prompt}") if prompt or model_type != "blip-2" else ""
+        return bare.format(image=image, prompt=prompt)
+    text = [{"type": "text", "text": prompt}] if prompt else []
+
+    def render(parts: list[dict]) -> str:
+        messages = [{"role": "user", "content": parts}]
+        return processor.apply_chat_template(messages, chat_template=template, add_generation_prompt=True)
+
+    try:
+        alone, shown = render(text), render([{"type": "image"}, *text])
+    except Exception as error:  # of whatever the template does
+        raise ValueError(f"{what}: its chat template cannot be filled ({first_line(error)})") from error
+    if alone == shown:
+        raise ValueError(
+            f"{what}: its chat template has no place for a picture (chat_template.jinja, or chat_template in "
+            "tokenizer_config.json): take the one from where the weights come from"
+        )
+    return shown
+
+
+def caption_pictures(
+    vlm: VisionLanguageModel, pictures: Iterable[Image.Image], *, batch_size: int | None = None
+) -> list[str]:
+    """A caption for each picture (RGB, of any size), in order, by greedy decoding; may be empty.
+
+    Args:
+        batch_size: pictures at a time; None: as the settings say. It does not change the captions.
+    """
+    settings, captions = vlm.settings, []
+    size = batch_size or settings.batch_size
+    total = len(pictures) if hasattr(pictures, "__len__") else None
+    with progress(total=total, unit="img", desc="captions", disable=total is not None and total <= size) as bar:
+        for some in _batches(pictures, size):
+            inputs = vlm.prepare(some)
+            with torch.inference_mode():
+                ids = vlm.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=settings.max_new_tokens)
+            texts = vlm.processor.tokenizer.batch_decode(
+                _new_tokens(ids, inputs.get("input_ids")), skip_special_tokens=True
+            )
+            captions += [first_sentence(text) if settings.one_sentence else " ".join(text.split()) for text in texts]
+            bar.update(len(some))
+    return captions
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a text on one line, or its first line where no sentence ends before.
+
+    Points of numbers ("2.5 km") and of abbreviations ("approx. 20 houses") end none.
+    """
+    line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
+    for end in SENTENCE_END.finditer(line):
+        before = re.split(r"[\s.(]", line[: end.start()])[-1].lower()
+        abbreviated = len(before) == 1 and before.isalpha() or before in ABBREVIATIONS
+        if line[end.start()] != "." or not abbreviated:
+            return line[: end.end()]
+    return line
+
+
+def _new_tokens(ids: Tensor, prompt: Tensor | None) -> Tensor:
+    """What was generated: some models return the prompt before it, those with a decoder of their own do not."""
+    T = 0 if prompt is None else prompt.shape[1]
+    return ids[:, T:] if T and ids.shape[1] >= T and torch.equal(ids[:, :T], prompt) else ids
+
+
+def _batches(pictures: Iterable[Image.Image], size: int) -> Iterator[list[Image.Image]]:
+    rest = iter(pictures)
+    while some := list(islice(rest, size)):
+        yield some
+
+
+def _shrink(picture: Image.Image, longest: int | None) -> Image.Image:
+    if picture.mode != "RGB":
+        raise ValueError(f"an image in mode {picture.mode} where RGB is expected: open it with rsvlm.data.images")
+    if longest is None or max(picture.size) <= longest:
+        return picture
+    shrunk = [max(1, round(side * longest / max(picture.size))) for side in picture.size]
+    return picture.resize(shrunk, Image.Resampling.BICUBIC)
+
+
+def _check_folder(name: str, what: str) -> None:
+    """Raise an error where a folder lacks configuration, processor or tokenizer, or a path is no folder."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise FileNotFoundError(f"{what}: no such folder")
+        return
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{what}: no config.json in the folder: copy the model's whole folder there")
+    read_json(folder / "config.json")
+    for part, files in (("processor", PROCESSORS), ("tokenizer", TOKENIZERS)):
+        if not any((folder / file).is_file() for file in files):
+            raise ValueError(
+                f"{what}: no {part} ({' or '.join(files)}) in the folder: copy it from where the weights come from"
+            )
+
+
+def _quantization(settings: VlmSettings, what: str, device: torch.device, dtype: torch.dtype) -> dict:
+    """Arguments for weights in 4 bits (Dettmers et al. 2023, QLoRA's NF4), where they are asked for."""
+    if not settings.four_bit:
+        return {}
+    if device.type != "cuda":
+        raise ValueError(f"{what}: four_bit needs a CUDA GPU, and this is {device}; set it to false")
+    if find_spec("bitsandbytes") is None:
+        raise ModuleNotFoundError(f"{what}: four_bit needs bitsandbytes: python -m pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": how, "device_map": settings.device_map or {"": device}}
