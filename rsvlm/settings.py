@@ -491,7 +491,8 @@ class OtherModel(VlmSettings):
     captioner: str | None = setting(None, "image-text-to-text model: a folder, or a name on Hugging Face")
     adapter: str | None = setting(None, "folder of LoRA adapters of the captioner")
     finetune: dict | None = setting(
-        None, "trains the captioner on the study's captions first: rsvlm.settings.VlmLoraSettings; {} takes its defaults"
+        None,
+        "trains the captioner on the study's captions first: rsvlm.settings.VlmLoraSettings; {} takes its defaults",
     )
     embeddings: str | None = setting(None, "file or folder of vectors of images and texts, made elsewhere")
     captions: str | None = setting(None, "file of captions made elsewhere: JSON, JSON Lines, CSV, COCO's results")

@@ -4,6 +4,7 @@ measured = measure_model(entry, table, split="test", root=root)
 metrics = score_model("remoteclip", measured, table, split="test", protocols=["texts_once"], tools=ScoringTools())
 """
 
+import hashlib
 import resource
 import tempfile
 import time
@@ -16,22 +17,27 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rsvlm.content_cache import ContentCache
 from rsvlm.data.images import open_image
+from rsvlm.data.packed import open_stream
 from rsvlm.data.table import rows_of
 from rsvlm.files import cache_folder
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_images, encode_pictures, encode_texts
 from rsvlm.models.loading import choose_device, choose_precision
+from rsvlm.models.vlm import VisionLanguageModel, caption_pictures, load_vlm
 from rsvlm.models.zoo import PRESETS, load_encoder
-from rsvlm.progress import log_line
+from rsvlm.progress import log_line, progress
 from rsvlm.scoring.caption_study import score_study
 from rsvlm.scoring.captions import ScoringTools
 from rsvlm.scoring.foreign_files import read_foreign_captions, read_foreign_embeddings
 from rsvlm.scoring.retrieval import EmbeddingSpace, retrieval_sets
 from rsvlm.scoring.retrieval_study import find_protocols, score_methods, score_protocols, with_protocols
-from rsvlm.settings import OtherModel
+from rsvlm.settings import OtherModel, VlmLoraSettings, VlmSettings
 from rsvlm.training.contrastive import choose_activation
+from rsvlm.training.vlm_lora import CaptionedPicture, train_vlm_lora
 
+BLOCK = 32  # captions between two marks: what a kill loses
 TIMED = 64  # images that the seconds an image are measured on
 NO_TEXTS = "vectors made elsewhere hold no other texts"
 
@@ -62,6 +68,8 @@ def measure_model(
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 32,
+    adapters: Path | None = None,
+    checkpoints: Path | None = None,
     log: Callable[[str], None] = log_line,
 ) -> Measured:
     """What a model makes of the images of one split.
@@ -69,6 +77,9 @@ def measure_model(
     Args:
         table: the caption table whole, with paths that can be opened.
         root: what the entry's relative paths start from.
+        batch_size: images that an encoder takes at a time.
+        adapters: folder for those of a captioner that is fine-tuned first; None: they are not kept.
+        checkpoints: folder for that training's.
 
     Raises:
         FileNotFoundError, ValueError: the model or a file is not there, not whole, or does not fit the images.
@@ -84,6 +95,9 @@ def measure_model(
         found = read_foreign_embeddings(root / entry.embeddings, rows, texts)
         space = found
         facts["embeddings"] = _matching(found)
+    if entry.captioner:
+        captions, own = _use_captioner(entry, table, rows, root, device, adapters, checkpoints, log)
+        facts |= own
     if entry.captions:
         said = read_foreign_captions(root / entry.captions, rows)
         captions = said.captions
@@ -185,6 +199,80 @@ def _use_encoder(
         "gigabytes": peak_memory(where),
     }
     return space, partial(_encode, encoder, how), facts
+
+
+def _use_captioner(
+    entry: OtherModel,
+    table: pd.DataFrame,
+    rows: pd.DataFrame,
+    root: Path,
+    device: str,
+    adapters: Path | None,
+    checkpoints: Path | None,
+    log: Callable[[str], None],
+) -> tuple[dict[str, str], dict]:
+    """A caption of each row's image, and the captioner's facts. A block of captions that was made is kept."""
+    settings = VlmSettings.of(entry)
+    if (root / entry.captioner).is_dir():
+        place = str(root / entry.captioner)
+        told = {"captioner": place, "remote_code": place if entry.remote_code == entry.captioner else entry.remote_code}
+        settings = settings.model_copy(update=told)
+    vlm = load_vlm(settings, device, adapter=entry.adapter and root / entry.adapter)
+    tuned = {}
+    if entry.finetune is not None:
+        lora = VlmLoraSettings(**entry.finetune)
+        learnt, held = (_captioned(table, split) for split in ("train", "val"))
+        result = train_vlm_lora(vlm, learnt, held, lora, save_to=adapters, checkpoints=checkpoints, log=log)
+        tuned = {"finetune": lora.model_dump() | {"kept_step": result.kept_step, "images": len(learnt)}}
+    fingerprint, where = vlm.fingerprint(), vlm.model.device
+    said, seconds = _caption(vlm, rows, fingerprint, log)
+    facts = {
+        "weights": vlm.parameters,
+        "fingerprint": fingerprint,
+        "prompt": vlm.prompt,
+        "precision": str(vlm.model.dtype).removeprefix("torch."),
+        "device": str(where),
+        "seconds_an_image": seconds,
+        "gigabytes": peak_memory(where),
+    }
+    return said, facts | tuned
+
+
+def _caption(
+    vlm: VisionLanguageModel, rows: pd.DataFrame, fingerprint: str, log: Callable[[str], None]
+) -> tuple[dict[str, str], float | None]:
+    """(image_id -> caption, seconds an image over the images captioned now; None where all were kept from before)."""
+    kind, said, made, spent = f"caption {fingerprint}", {}, 0, 0.0
+    with (
+        ContentCache(cache_folder() / "captions") as cache,
+        progress(total=len(rows), unit="img", desc="captions") as bar,
+    ):
+        for start in range(0, len(rows), BLOCK):
+            block = rows.iloc[start : start + BLOCK]
+            contents = dict(zip(block["image_id"], map(_digest, block["path"])))
+            known = cache.find(kind, contents.values())
+            new = [image_id for image_id, content in contents.items() if content not in known]
+            if new:
+                paths = dict(zip(block["image_id"], block["path"]))
+                started = time.perf_counter()
+                captions = caption_pictures(vlm, (open_image(paths[image_id]) for image_id in new))
+                spent, made = spent + time.perf_counter() - started, made + len(new)
+                known |= {contents[image_id]: caption for image_id, caption in zip(new, captions, strict=True)}
+                cache.keep(kind, {contents[image_id]: known[contents[image_id]] for image_id in new})
+            said |= {image_id: known[content] for image_id, content in contents.items()}
+            bar.update(len(block))
+    log(f"{len(said)} captions, {made} of them made now")
+    return said, round(spent / made, 4) if made else None
+
+
+def _digest(path: str) -> str:
+    with open_stream(Path(path)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _captioned(table: pd.DataFrame, split: str) -> list[CaptionedPicture]:
+    rows = rows_of(table, split=split)
+    return [CaptionedPicture(Path(path), tuple(captions)) for path, captions in zip(rows["path"], rows["captions"])]
 
 
 def _encode(encoder: DualEncoder, precision: str, texts: list[str], capitalise: bool = True) -> np.ndarray:

@@ -19,7 +19,8 @@ from rsvlm.study.config import read_section
 
 STAGE = "run_model"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,60}")
-FILES = ("encoder", "weights", "embeddings", "captions")  # settings that may name a file or a folder
+NAMES = ("encoder", "captioner")  # settings that are a name on the hub or a folder
+FILES = (*NAMES, "weights", "adapter", "embeddings", "captions")  # settings that may name a file or a folder
 
 
 def model_entry(models: Mapping[str, Mapping], name: str) -> OtherModel:
@@ -70,7 +71,7 @@ def describe_files(entry: OtherModel, root: Path) -> dict[str, list]:
         if place.is_dir():
             files = sorted(path for path in place.rglob("*") if path.is_file())
             found |= {f"{named}/{path.relative_to(place).as_posix()}": _state(path) for path in files}
-        elif place.is_file() or setting != "encoder":  # an encoder's name is mostly no path
+        elif place.is_file() or setting not in NAMES:
             found[named] = _state(place) if place.is_file() else []
     return found
 

@@ -181,8 +181,8 @@ class RunModel(Machine):
     model: str = setting("", "the one of `models` to measure; a stage's run fills it in", quick="lite2")
     models: dict[str, dict] = setting(
         {},
-        "to measure beside the study, by name; what a model may have: rsvlm.settings.OtherModel",
-        quick={"lite2": {"encoder": "packaged:efficientnet-lite2-minilm", "image_size": 96}},
+        "to measure, by name; what a model may have: rsvlm.settings.OtherModel",
+        quick={"lite2": {"encoder": "packaged:efficientnet-lite2-minilm"}},
     )
     split: Split = setting("test", "which split to measure on")
     protocols: list[str] = setting(
