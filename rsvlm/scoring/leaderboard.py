@@ -20,7 +20,7 @@ from rsvlm.scoring.comparison import (
     published_cells,
     retrieval_figures,
 )
-from rsvlm.scoring.leak_flags import leak_flags
+from rsvlm.scoring.leak_flags import family_of, leak_flags
 from rsvlm.scoring.published import MAIN, published_for
 from rsvlm.scoring.runs import ABOUT, SCORES
 
@@ -104,7 +104,8 @@ def leaderboard_tables(
 def leaks_of(about: Mapping, source: str, audit: Mapping | None) -> list[str]:
     """What is known of a source's test images among what a model was trained on, in plain sentences."""
     facts = about["facts"]
-    return leak_flags(facts["trained_on"], facts["leaks"], source, about["split"], audit)
+    about_it = facts.get("finetune") or family_of(source) in facts["leaks"].casefold()
+    return leak_flags(facts["trained_on"], facts["leaks"] if about_it else "", source, about["split"], audit)
 
 
 def _rows_of(name: str, model: Mapping, audit: Mapping | None) -> list[dict]:

@@ -39,6 +39,7 @@ from rsvlm.training.vlm_lora import CaptionedPicture, train_vlm_lora
 
 BLOCK = 32  # captions between two marks: what a kill loses
 TIMED = 64  # images that the seconds an image are measured on
+BEFORE = "what it was trained on before it was fine-tuned here is unknown"
 NO_TEXTS = "vectors made elsewhere hold no other texts"
 
 
@@ -223,7 +224,11 @@ def _use_captioner(
         lora = VlmLoraSettings(**entry.finetune)
         learnt, held = (_captioned(table, split) for split in ("train", "val"))
         result = train_vlm_lora(vlm, learnt, held, lora, save_to=adapters, checkpoints=checkpoints, log=log)
-        tuned = {"finetune": lora.model_dump() | {"kept_step": result.kept_step, "images": len(learnt)}}
+        known = _training(entry)
+        here = [f"{source}/train" for source in sorted(set(rows_of(table, split="train")["source"]))]
+        tuned = {"trained_on": [*(known["trained_on"] or []), *here]}
+        tuned["leaks"] = known["leaks"] if known["trained_on"] is not None else BEFORE
+        tuned |= {"finetune": lora.model_dump() | {"kept_step": result.kept_step, "images": len(learnt)}}
     fingerprint, where = vlm.fingerprint(), vlm.model.device
     said, seconds = _caption(vlm, rows, fingerprint, log)
     facts = {

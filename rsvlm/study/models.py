@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rsvlm.files import read_json, whole_folder, write_json
+from rsvlm.scoring.leak_flags import leak_flags
 from rsvlm.scoring.runs import ABOUT
 from rsvlm.settings import OtherModel, closest_name
 from rsvlm.study import paths
@@ -37,7 +38,9 @@ def model_entry(models: Mapping[str, Mapping], name: str) -> OtherModel:
     if not isinstance(entry, Mapping):
         raise ValueError(f"models: {name}: expected settings such as `{{encoder: remoteclip-vit-b-32}}`, is {entry!r}")
     try:
-        return OtherModel(**entry)
+        checked = OtherModel(**entry)
+        leak_flags(checked.trained_on, "", name, "test")  # refuses what is no part of a source
+        return checked
     except ValueError as error:
         raise ValueError(f"models: {name}: {error}") from None
 

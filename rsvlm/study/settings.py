@@ -181,13 +181,13 @@ class RunModel(Machine):
     model: str = setting("", "the one of `models` to measure; a stage's run fills it in", quick="lite2")
     models: dict[str, dict] = setting(
         {},
-        "to measure, by name; what a model may have: rsvlm.settings.OtherModel",
+        "see rsvlm.settings.OtherModel",
         quick={"lite2": {"encoder": "packaged:efficientnet-lite2-minilm"}},
     )
     split: Split = setting("test", "which split to measure on")
     protocols: list[str] = setting(
         ["raw", "texts_once", "skyscript", "one_caption"],
-        "of retrieval, scored beside the main one; 70_score_retrieval prints their names",
+        "of retrieval, beside the main one",
     )
     batch_size: int = setting(32, "images at a time", BATCH)
     precision: Precision = setting("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
