@@ -38,7 +38,7 @@ test: $(READY) $(TESTING) ## the whole test suite
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
-use: $(READY) ## put another study in place: make use STUDY=ucm (default, ucm, rsicd, cap4, boxes, smoke)
+use: $(READY) ## put another study in place: make use STUDY=ucm (default, ucm, rsicd, encoders, cap4, ...)
 	@$(BIN)/python -m rsvlm.study.studies use "$(STUDY)"
 
 spice: $(READY) ## get the jars that SPICE needs (480 MB, from Maven's central repository)

@@ -235,6 +235,7 @@ def _use_captioner(
         "weights": vlm.parameters,
         "fingerprint": fingerprint,
         "prompt": vlm.prompt,
+        "revision": getattr(vlm.model.config, "_commit_hash", None),
         "precision": str(vlm.model.dtype).removeprefix("torch."),
         "device": str(where),
         "seconds_an_image": seconds,

@@ -36,6 +36,7 @@ PAGES = {
     "reports/galleries/captions.html": "every test image with the captions of all runs and their scores",
     "reports/galleries/retrieval.html": "what captions and images find",
     "reports/tables/comparison.html": "the study's figures beside published ones",
+    "reports/leaderboard/leaderboard.html": "other models measured on the same images",
 }
 
 
