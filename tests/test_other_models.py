@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from rsvlm.scoring.captions import ScoringTools
 from rsvlm.scoring.leaderboard import COLUMNS, leaderboard_rows, leaderboard_tables, leaks_of
 from rsvlm.scoring.measured import measure_model, score_model
 from rsvlm.settings import OtherModel, VlmSettings
-from rsvlm.study.models import check_models, describe_files, main, model_entry
+from rsvlm.study.models import check_models, describe_files, model_entry
 
 # Entries
 
@@ -162,14 +164,15 @@ def study(tmp_path_factory):
         (root / "said.json").write_text(json.dumps(said))
         (root / "few.json").write_text(json.dumps(dict(list(said.items())[:3])))
         make_vlm("qwen2_5_vl", root / "models" / "vlm")
-        params = (root / "params.yaml").read_text(encoding="utf-8")
         put = [
+            "  models:",
             "    vlm: {captioner: models/vlm, max_new_tokens: 4}",
             "    theirs: {captions: said.json, trained_on: []}",
             "    few: {captions: few.json}",
         ]
-        before, _, behind = params.partition("    tiny_clip:")
-        behind = behind[behind.index("\n  split:") :]
+        params = (root / "params.yaml").read_text(encoding="utf-8")
+        before, _, behind = params.partition("  models: {}")
+        behind = behind[behind.index("\n") :]
         (root / "params.yaml").write_text(before + "\n".join(put) + behind, encoding="utf-8")
         dvc(root, "repro", "leaderboard")
         yield root
@@ -177,6 +180,8 @@ def study(tmp_path_factory):
 
 def test_every_model_has_its_row_and_a_failed_one_its_reason(study):
     rows = json.loads((study / "reports" / "leaderboard" / "leaderboard.json").read_text(encoding="utf-8"))
+    rows, about = rows["rows"], rows["models"]
+    assert about["vlm"]["versions"]["torch"] and about["vlm"]["facts"]["fingerprint"]
     assert all(set(row) == set(COLUMNS) for row in rows) and str(study) not in json.dumps(rows)
     failed = {row["model"]: row["reason"] for row in rows if row["origin"] == "failed"}
     assert list(failed) == ["few"] and "captions for 3 of" in failed["few"]
@@ -193,18 +198,20 @@ def test_every_model_has_its_row_and_a_failed_one_its_reason(study):
         assert (study / "reports" / "notebooks" / f"75_run_model_{name}.ipynb").is_file()
 
 
-def test_a_failed_model_is_tried_again_and_a_mended_file_runs_its_own_model_alone(study, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["models", "few"])
+def test_a_failed_model_is_tried_again_and_a_mended_file_runs_its_own_model_alone(study):
+    look = [sys.executable, "-m", "rsvlm.study.models", "few"]
     written = study / "build" / "model_files" / "few.json"
     before = json.loads(written.read_text())
-    assert main() == 0 and json.loads(written.read_text()) == before | {"failed_tries": 1}
+    subprocess.run(look, cwd=study, check=True)
+    assert json.loads(written.read_text()) == before | {"failed_tries": 1}
     shutil.copy(study / "said.json", study / "few.json")
     said = dvc(study, "repro", "leaderboard")
     ran = {line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")}
     assert {stage for stage in ran if "model_files" not in stage} == {"run_model@few", "leaderboard"}
     table = (study / "reports" / "leaderboard" / "leaderboard.md").read_text(encoding="utf-8")
     assert "| few | measured |" in table and "failed" not in table
-    assert main() == 0 and json.loads(written.read_text())["failed_tries"] == 1, "nothing failed since"
+    subprocess.run(look, cwd=study, check=True)
+    assert json.loads(written.read_text())["failed_tries"] == 1, "nothing failed since"
 
 
 def test_published_figures_stand_apart(table):

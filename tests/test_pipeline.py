@@ -31,7 +31,6 @@ import deps  # noqa: E402  scripts/deps.py
 
 PIPELINE = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = deps.stages()
-OTHERS = list(study_params("smoke")["run_model"]["models"])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUDIES = sorted((ROOT / "params").glob("*.yaml"))
 
@@ -344,9 +343,8 @@ def smoke_study(tmp_path_factory):
 def test_the_smoke_study_makes_every_result(smoke_study):
     for stage, entry in PIPELINE["stages"].items():
         for out in entry.get("do", entry)["outs"]:
-            for name in {"strip": STAGES.values(), "model_files": OTHERS, "run_model": OTHERS}.get(stage, [""]):
-                made = out.replace("${item}", name).replace("${key}", name)
-                assert (smoke_study / made).exists(), f"{stage}: {made}"
+            for name in {"strip": STAGES.values(), "model_files": [], "run_model": []}.get(stage, [""]):  # none listed
+                assert (smoke_study / out.replace("${item}", name)).exists(), f"{stage}: {out}"
     metrics = json.loads((smoke_study / "reports" / "metrics.json").read_text(encoding="utf-8"))
     assert {"constant", "nearest", "consensus", "shuffled", "captioner"} <= set(metrics["captions"])
     assert {"dual_encoder", "ret", "combined", "reranked"} == set(metrics["retrieval"])
@@ -457,8 +455,7 @@ def test_nothing_that_a_person_put_into_a_folder_is_deleted(smoke_study):
 def test_a_changed_plot_trains_nothing_again(smoke_study):
     (smoke_study / "user" / "captions" / "theirs.jsonl").unlink(missing_ok=True)
     dvc(smoke_study, "repro")
-    looking = {f"model_files@{name}": ["always changed"] for name in OTHERS}
-    assert json.loads(dvc(smoke_study, "status", "--json")) == looking
+    assert json.loads(dvc(smoke_study, "status", "--json")) == {}
     path = smoke_study / "rsvlm" / "viewing" / "plots.py"
     path.write_text(path.read_text(encoding="utf-8") + "\n# another colour\n", encoding="utf-8")
     changed = set(json.loads(dvc(smoke_study, "status", "--json")))

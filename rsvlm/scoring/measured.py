@@ -6,6 +6,7 @@ metrics = score_model("remoteclip", measured, table, split="test", protocols=["t
 
 import hashlib
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from rsvlm.content_cache import ContentCache
 from rsvlm.data.images import open_image
 from rsvlm.data.packed import open_stream
 from rsvlm.data.table import rows_of
-from rsvlm.files import cache_folder
+from rsvlm.files import cache_folder, whole_folder, write_json, write_json_lines
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_images, encode_pictures, encode_texts
 from rsvlm.models.loading import choose_device, choose_precision
@@ -31,8 +32,9 @@ from rsvlm.progress import log_line, progress
 from rsvlm.scoring.caption_study import score_study
 from rsvlm.scoring.captions import ScoringTools
 from rsvlm.scoring.foreign_files import read_foreign_captions, read_foreign_embeddings
-from rsvlm.scoring.retrieval import EmbeddingSpace, retrieval_sets
+from rsvlm.scoring.retrieval import EmbeddingSpace, retrieval_sets, save_space
 from rsvlm.scoring.retrieval_study import find_protocols, score_methods, score_protocols, with_protocols
+from rsvlm.scoring.runs import ABOUT, SCORES
 from rsvlm.settings import OtherModel, VlmLoraSettings, VlmSettings
 from rsvlm.training.contrastive import choose_activation
 from rsvlm.training.vlm_lora import CaptionedPicture, train_vlm_lora
@@ -152,6 +154,35 @@ def score_model(
     return metrics, per_image
 
 
+def save_measurement(
+    folder: Path,
+    about: Mapping,
+    measured: Measured,
+    metrics: Mapping,
+    per_image: Mapping[str, pd.DataFrame],
+    adapters: Path | None = None,
+) -> None:
+    """Write all that was measured of a model into ``folder``, whole or not at all.
+
+    Args:
+        about: what it is and what it cost, as JSON values.
+        metrics, per_image: what ``score_model`` gives.
+        adapters: folder of those that were trained; None: none were.
+    """
+    with whole_folder(folder) as scratch:
+        write_json(scratch / ABOUT, about)
+        write_json(scratch / SCORES, metrics)
+        for task, scores in per_image.items():
+            scores.to_csv(scratch / f"{task}.csv", index=False, float_format="%.6f")
+        if measured.captions is not None:
+            rows = ({"image_id": image_id, "caption": caption} for image_id, caption in measured.captions.items())
+            write_json_lines(scratch / "captions.jsonl", rows)
+        if measured.space is not None:
+            save_space(measured.space, scratch / "embeddings")
+        if adapters is not None:
+            shutil.copytree(adapters, scratch / "adapters")
+
+
 def peak_memory(device: torch.device) -> float:
     """The most memory that this process held so far, GB: of the GPU where it computes on one."""
     if device.type == "cuda":
@@ -228,7 +259,10 @@ def _use_captioner(
         here = [f"{source}/train" for source in sorted(set(rows_of(table, split="train")["source"]))]
         tuned = {"trained_on": [*(known["trained_on"] or []), *here]}
         tuned["leaks"] = known["leaks"] if known["trained_on"] is not None else BEFORE
-        tuned |= {"finetune": lora.model_dump() | {"kept_step": result.kept_step, "images": len(learnt)}}
+        tuned |= {
+            "finetune": lora.model_dump()
+            | {"kept_step": result.kept_step, "images": len(learnt), "validation": result.validation}
+        }
     fingerprint, where = vlm.fingerprint(), vlm.model.device
     said, seconds = _caption(vlm, rows, fingerprint, log)
     facts = {

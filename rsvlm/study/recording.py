@@ -123,7 +123,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 def record_run(name: str) -> Path:
     """The folder results/NAME, after metrics.json, table.md, params.yaml, provenance.json and the executed notebooks were
-    put there, whole.
+    put there, whole; and the leaderboard, where other models were measured.
 
     An earlier record of the same name is replaced; git has it.
 
@@ -138,6 +138,9 @@ def record_run(name: str) -> Path:
         "table.md": paths.TABLES / "comparison.md",
         "params.yaml": paths.PARAMS,
     } | {f"notebooks/{path.name}": path for path in sorted(paths.EXECUTED.glob("*.ipynb"))}
+    board = paths.LEADERBOARD / "leaderboard.json"
+    if board.is_file() and read_json(board)["models"]:
+        sources |= {path.name: path for path in (board, board.with_suffix(".md"))}
     for path in sources.values():
         if not path.is_file():
             raise FileNotFoundError(f"{path}: nothing to record; run the study first (`make study`)")
