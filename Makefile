@@ -25,6 +25,7 @@ export HF_HUB_OFFLINE := $(if $(ONLINE),0,1)
 unexport PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 study: $(READY) $(BOXES) $(PARQUET) .dvc/config.local ## run what is not up to date, then show the result
+	@mkdir -p data/models  # a stage reads it even when it is empty
 	@$(BIN)/python -m dvc repro
 	@$(BIN)/python -m rsvlm.study.summary
 

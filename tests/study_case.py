@@ -54,7 +54,9 @@ def copy_with_study(root: Path, study: str) -> Iterator[Path]:
             return LEFT_BEHIND & set(names)
         drop = {"__pycache__", ".ipynb_checkpoints"} & set(names)
         if place == Path("data"):
-            drop = set(names) - {"raw"}
+            drop = set(names) - {"raw", "models"}
+        if place == Path("data/models"):
+            drop = set(names) - {"README.md"}
         if place in (Path("user/captions"), Path("user/embeddings")):
             drop = set(names) - {"README.md"}
         if place == Path(".dvc"):
