@@ -9,11 +9,10 @@ from matplotlib.figure import Figure
 
 from rsvlm.data.table import evenly_spaced, rows_of
 from rsvlm.scoring.comparison import as_table, figure_cells
-from rsvlm.scoring.leaderboard import FIGURES
+from rsvlm.scoring.leaderboard import FIGURES, PROTOCOL
 from rsvlm.scoring.published import MAIN
 from rsvlm.scoring.retrieval import EmbeddingSpace
 from rsvlm.viewing.caption_figures import draw_captions
-from rsvlm.viewing.protocol_figures import protocol_figure
 from rsvlm.viewing.results import Result, counted, listed
 
 if TYPE_CHECKING:
@@ -72,19 +71,18 @@ def leaderboard_result(models: Mapping[str, Mapping]) -> Result:
         scale, what, digits = (100, "mean recall, percent", 1) if task == "retrieval" else (1, "CIDEr", 2)
         figures = " ".join(f"{scale * own[key]:.{digits}f}" for key in ("value",))
         span = f"{scale * own['low']:.{digits}f} to {scale * own['high']:.{digits}f}"
-        lines.append(
-            f"{source}, {task}: {name} has the highest of {counted(len(scored), 'model')}, {what} {figures} ({span})."
-        )
+        among = f"has the highest of {len(scored)} models" if len(scored) > 1 else "is the only model"
+        lines.append(f"{source}, {task}: {name} {among}, {what} {figures} ({span}).")
     failed = [name for name, model in models.items() if "metrics" not in model]
     if failed:
         lines.append(f"Not measured: {listed(failed)}; the row says why.")
     return Result(" ".join(lines) or "No other model is listed in run_model.models.")
 
 
-def leaderboard_figures(models: Mapping[str, Mapping]) -> list[Figure]:
-    """Mean recall of each model under each protocol, a figure a source."""
+def retrieval_metrics(models: Mapping[str, Mapping]) -> dict[str, dict]:
+    """The models' retrieval as METRICS/score_retrieval.json has it, for the figures made of that."""
     found = {name: own for name, model in models.items() if (own := model.get("metrics", {}).get("retrieval"))}
-    return [protocol_figure(found, source) for source in sorted({source for own in found.values() for source in own})]
+    return found | {"protocol": {"name": PROTOCOL["retrieval"]}}
 
 
 def _first_captions(space: EmbeddingSpace, image_ids: list[str]) -> dict[str, str]:

@@ -66,7 +66,7 @@ def protocol_figure(metrics: dict, source: str) -> Figure:
     axes.set_yticks(list(heights.values()), [name + ("\n(transductive)" if marks[name] else "") for name in protocols])
     axes.set_ylim(-0.6, len(protocols) - 0.4)
     axes.set(title=f"{source}: mean recall by protocol", xlabel="mean recall (95 % interval over images)")
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(True, axis="x")
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0, labelcolor=INK, color=MUTED)
