@@ -10,10 +10,11 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
 TESTING := .venv/testing
-# What a study of boxes or masks needs beside the rest
-BOXES := $(if $(shell grep -Es 'format: (masks|[a-z]+_boxes)' params.yaml),.venv/boxes)
-# What images in Parquet files need
-PARQUET := $(if $(shell grep -Es 'format: hf_dataset' params.yaml),.venv/parquet)
+# What the study in params.yaml needs beside the rest: boxes and masks, Parquet, open_clip's encoders, vision-language models
+wanted = $(if $(shell grep -Es '$(2)' params.yaml),.venv/extra-$(1))
+EXTRAS := $(call wanted,boxes,format: (masks|[a-z]+_boxes)) $(call wanted,parquet,format: hf_dataset) \
+  $(call wanted,openclip,encoder: *(open_clip:|hf-hub:|local-dir:|remoteclip|georsclip|rs-m-clip|skyclip)) \
+  $(call wanted,vlm,captioner: *[^ n])
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -24,7 +25,7 @@ export HF_HUB_OFFLINE := $(if $(ONLINE),0,1)
 # Modules are compiled once, by the first process that imports them: some containers forbid it, at 10 s a stage.
 unexport PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-study: $(READY) $(BOXES) $(PARQUET) .dvc/config.local ## run what is not up to date, then show the result
+study: $(READY) $(EXTRAS) .dvc/config.local ## run what is not up to date, then show the result
 	@mkdir -p data/models  # a stage reads it even when it is empty
 	@$(BIN)/python -m dvc repro
 	@$(BIN)/python -m rsvlm.study.summary
@@ -75,14 +76,9 @@ $(READY): requirements.lock extras.lock pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/boxes: $(READY)
-	@echo "Installing into .venv: what boxes and masks need"
-	@$(PIP) --no-deps -r <($(BIN)/python scripts/lock.py --extras boxes)
-	@touch $@
-
-.venv/parquet: $(READY)
-	@echo "Installing into .venv: what Parquet files need"
-	@$(PIP) --no-deps -r <($(BIN)/python scripts/lock.py --extras parquet)
+.venv/extra-%: $(READY)
+	@echo "Installing into .venv: the extra $*, which params.yaml asks for"
+	@$(PIP) --no-deps -r <($(BIN)/python scripts/lock.py --extras $*)
 	@touch $@
 
 # What only tests need. A GPU's torch brings Triton; elsewhere it interprets the kernels and compiles them for GPUs.
