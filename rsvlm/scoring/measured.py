@@ -7,6 +7,7 @@ metrics = score_model("remoteclip", measured, table, split="test", protocols=["t
 import hashlib
 import resource
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -187,7 +188,8 @@ def peak_memory(device: torch.device) -> float:
     """The most memory that this process held so far, GB: of the GPU where it computes on one."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
 
 
 def _use_encoder(
