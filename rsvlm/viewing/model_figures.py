@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rsvlm.data.table import evenly_spaced, rows_of
-from rsvlm.scoring.comparison import as_table, figure_cells
+from rsvlm.scoring.comparison import figure_cells
 from rsvlm.scoring.leaderboard import FIGURES, PROTOCOL
 from rsvlm.scoring.published import MAIN
 from rsvlm.scoring.retrieval import EmbeddingSpace
@@ -35,48 +35,49 @@ def draw_model(measured: "Measured", table: pd.DataFrame, split: str, *, count: 
 
 def model_table(metrics: Mapping[str, Mapping]) -> pd.DataFrame:
     """One row a task and source, recalls in percent, the main figure with its interval."""
-    rows = {}
-    for task, by_source in metrics.items():
-        for source, entry in by_source.items():
-            cells = {"model": source, "kind": "", "status": ""} | figure_cells(task, FIGURES[task](entry), MAIN[task])
-            shown = as_table(task, source, [(cells, {})], []).cells.drop(
-                columns=["model", "kind", "status"], errors="ignore"
-            )
-            rows[task, source] = shown.iloc[0]
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    rows = {
+        (task, source): figure_cells(task, FIGURES[task](entry), MAIN[task])
+        for task, by_source in metrics.items()
+        for source, entry in by_source.items()
+    }
+    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    return frame[[column for column in frame if (frame[column] != "").any()]]
 
 
 def model_result(name: str, metrics: Mapping[str, Mapping]) -> Result:
     """The main figures of one model, source by source, with intervals."""
-    lines = []
-    for task, by_source in metrics.items():
-        for source, entry in by_source.items():
-            own = FIGURES[task](entry)[MAIN[task]]
-            scale, what, unit, digits = (100, "mean recall", " %", 1) if task == "retrieval" else (1, "CIDEr", "", 2)
-            value, low, high = (f"{scale * own[key]:.{digits}f}{unit}" for key in ("value", "low", "high"))
-            lines.append(f"{source}: {what} {value} (95 % interval {low} to {high}) on {counted(own['n'], 'image')}.")
+    lines = [
+        f"{source}: {_told(task, entry)} on {counted(FIGURES[task](entry)[MAIN[task]]['n'], 'image')}."
+        for task, by_source in metrics.items()
+        for source, entry in by_source.items()
+    ]
     return Result(f"{name}: {' '.join(lines)}")
 
 
 def leaderboard_result(models: Mapping[str, Mapping]) -> Result:
     """The best model of each test set, and those that failed."""
-    best: dict[tuple[str, str], list] = {}
+    scored: dict[tuple[str, str], list[tuple[str, Mapping]]] = {}
     for name, model in models.items():
         for task, by_source in model.get("metrics", {}).items():
             for source, entry in by_source.items():
-                best.setdefault((task, source), []).append((FIGURES[task](entry)[MAIN[task]], name))
+                scored.setdefault((task, source), []).append((name, entry))
     lines = []
-    for (task, source), scored in best.items():
-        own, name = max(scored, key=lambda one: one[0]["value"])
-        scale, what, digits = (100, "mean recall, percent", 1) if task == "retrieval" else (1, "CIDEr", 2)
-        figures = " ".join(f"{scale * own[key]:.{digits}f}" for key in ("value",))
-        span = f"{scale * own['low']:.{digits}f} to {scale * own['high']:.{digits}f}"
-        among = f"has the highest of {len(scored)} models" if len(scored) > 1 else "is the only model"
-        lines.append(f"{source}, {task}: {name} {among}, {what} {figures} ({span}).")
+    for (task, source), own in scored.items():
+        name, best = max(own, key=lambda one: FIGURES[task](one[1])[MAIN[task]]["value"])
+        among = f"has the highest of {len(own)} models" if len(own) > 1 else "is the only model"
+        lines.append(f"{source}, {task}: {name} {among}, {_told(task, best)}.")
     failed = [name for name, model in models.items() if "metrics" not in model]
     if failed:
         lines.append(f"Not measured: {listed(failed)}; the row says why.")
     return Result(" ".join(lines) or "No other model is listed in run_model.models.")
+
+
+def _told(task: str, entry: Mapping) -> str:
+    """The main figure of a task with its interval, in words."""
+    own = FIGURES[task](entry)[MAIN[task]]
+    scale, what, unit, digits = (100, "mean recall", " %", 1) if task == "retrieval" else (1, "CIDEr", "", 2)
+    value, low, high = (f"{scale * own[key]:.{digits}f}{unit}" for key in ("value", "low", "high"))
+    return f"{what} {value} (95 % interval {low} to {high})"
 
 
 def retrieval_metrics(models: Mapping[str, Mapping]) -> dict[str, dict]:
