@@ -35,7 +35,7 @@ check: $(READY) $(TESTING) ## one format and lint, as ruff has them; `ruff forma
 	@$(BIN)/python -m ruff check
 
 test: $(READY) $(TESTING) ## the whole test suite
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --maxfail=10
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --maxfail=10  # who waits leaves the core to the other
 
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
