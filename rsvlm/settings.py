@@ -508,7 +508,7 @@ class OtherModel(VlmSettings):
         for owner, names in (("encoder", OF_ENCODER), ("captioner", OF_CAPTIONER)):
             stray = sorted(name for name in names if name in self.model_fields_set)
             if stray and owner != given[0]:
-                raise ValueError(f"{', '.join(map(repr, stray))}: settings of an {owner!r}, which is not given")
+                raise ValueError(f"{', '.join(map(repr, stray))}: for {owner!r} alone, which is not given")
         if self.finetune is not None:
             VlmLoraSettings(**self.finetune)
             if self.adapter:

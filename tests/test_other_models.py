@@ -29,8 +29,8 @@ from rsvlm.study.models import check_models, describe_files, model_entry
     [
         ({}, "one: nothing to measure: give one of 'encoder', 'captioner', 'embeddings', 'captions'"),
         ({"encoder": "a", "captions": "b"}, "'encoder' and 'captions' are several models"),
-        ({"captions": "b", "weights": "w.pt"}, "'weights': settings of an 'encoder', which is not given"),
-        ({"encoder": "a", "prompt": "Say"}, "'prompt': settings of an 'captioner', which is not given"),
+        ({"captions": "b", "weights": "w.pt"}, "'weights': for 'encoder' alone, which is not given"),
+        ({"encoder": "a", "prompt": "Say"}, "'prompt': for 'captioner' alone, which is not given"),
         ({"encodr": "a"}, "unknown name 'encodr'; did you mean 'encoder'"),
         ({"captioner": "a", "finetune": {"step": 3}}, "unknown name 'step'; did you mean 'steps'"),
         ({"captioner": "a", "finetune": {}, "adapter": "b"}, "'finetune' makes adapters and 'adapter' brings some"),

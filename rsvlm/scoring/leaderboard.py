@@ -29,7 +29,7 @@ TITLE = "Models measured on this study's images"
 NOTES = [
     "Measured rows come from this study's images, one protocol and one scorer; published ones from their authors' own.",
     "Retrieval by RemoteCLIP's protocol, right answers by image; captions by pycocoevalcap on references as released.",
-    "ms an image: files read, decoded and encoded one image after the other in batches, on the device in leaderboard.json.",
+    "ms an image: read, decoded and encoded or captioned, in batches, on the device that leaderboard.json names.",
 ]
 TASKS = {
     "captions": ("captions",),

@@ -1,4 +1,4 @@
-"""Other models measured beside a study, on its own images: an encoder, vectors or captions that were made elsewhere.
+"""Other models measured beside a study, on its own images: an encoder, a captioner, or files made elsewhere.
 
 measured = measure_model(entry, table, split="test", root=root)
 metrics = score_model("remoteclip", measured, table, split="test", protocols=["texts_once"], tools=ScoringTools())

@@ -49,7 +49,7 @@ def check_models(values: Mapping, root: Path) -> None:
     """Check every entry of the section ``run_model``. Whether its files are there is told in its own row.
 
     Raises:
-        ValueError: lists every entry that cannot be, and every path that leads outside the project.
+        ValueError: lists every entry that cannot be, and names that differ only in case.
     """
     problems = []
     for name in values["models"]:

@@ -119,7 +119,7 @@ def keep_executed(ran: Path, target: Path, parameters: str) -> None:
     write_text(target, nbformat.writes(notebook) + "\n")
 
 
-def measure_model(model: str, params_file: Path | None = None) -> None:
+def run_other_model(model: str, params_file: Path | None = None) -> None:
     """Run the notebook of another model; where it fails, the reason is its result, and the others go on.
 
     Raises:
@@ -260,7 +260,7 @@ def main() -> int:
         find_notebook(arguments.stage)
         with only_run(arguments.stage):
             if arguments.model:
-                measure_model(arguments.model, arguments.params)
+                run_other_model(arguments.model, arguments.params)
             else:
                 run_notebook(arguments.stage, arguments.params)
     except (ValueError, FileNotFoundError, NotebookFailed, StageRuns) as error:
