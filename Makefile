@@ -10,9 +10,9 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
 TESTING := .venv/testing
-# What the study in params.yaml needs beside the rest: boxes and masks, Parquet, open_clip's encoders, vision-language models
+# What the study in params.yaml needs beside the rest: boxes and masks, open_clip's encoders, vision-language models
 wanted = $(if $(shell grep -Es '$(2)' params.yaml),.venv/extra-$(1))
-EXTRAS := $(call wanted,boxes,format: (masks|[a-z]+_boxes)) $(call wanted,parquet,format: hf_dataset) \
+EXTRAS := $(call wanted,boxes,format: (masks|[a-z]+_boxes)) \
   $(call wanted,openclip,encoder: *(open_clip:|hf-hub:|local-dir:|remoteclip|georsclip|rs-m-clip|skyclip)) \
   $(call wanted,vlm,captioner: *[^ n])
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
