@@ -3,28 +3,29 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from rsvlm.scoring.earth_study import METHODS
+from rsvlm.scenes.reading import Scene
+from rsvlm.scoring.earth_study import METHODS, Found
 from rsvlm.viewing.plots import INK, MARKERS, MUTED, SEQUENTIAL, figure, plain_text, series_colours
 from rsvlm.viewing.results import Result, listed, percent
+from rsvlm.viewing.scene_page import SceneResult, render_scene_page
 
 NAMES = {"text": "text", "mean_colour": "mean colour", "nearest_tile": "nearest training tile"}
 WORLD = (-180, 180, -90, 90)
 
 
-def earth_figure(picture: np.ndarray, surfaces: Sequence[object], hits: Sequence[pd.DataFrame]) -> Figure:
+def earth_figure(picture: np.ndarray, found: Sequence[Found]) -> Figure:
     """The globe in grey, one map below the other a query: how like each place is, and the best hits numbered.
 
     Args:
         picture: uint8 (H, W, 3) of the whole Earth.
-        surfaces: ``rsvlm.scenes.search.Surface`` of each query; hits: of ``find_peaks``, with points in degrees.
     """
     grey = np.asarray(picture).mean(2) / 255
-    drawn, axes = figure(7.2, 3.5 * len(surfaces), rows=len(surfaces), columns=1, squeeze=False)
-    for place, surface, found in zip(axes.flat, surfaces, hits, strict=True):
+    drawn, axes = figure(7.2, 3.5 * len(found), rows=len(found), columns=1, squeeze=False)
+    for place, own in zip(axes.flat, found, strict=True):
+        surface = own.surface
         place.imshow(0.25 + 0.6 * grey, cmap="gray", vmin=0, vmax=1, extent=WORLD, aspect="equal")
         left, top = surface.transform.c, surface.transform.f
         extent = (
@@ -38,7 +39,7 @@ def earth_figure(picture: np.ndarray, surfaces: Sequence[object], hits: Sequence
             np.ma.masked_invalid(np.where(surface.values >= low, surface.values, np.nan)),
             cmap=SEQUENTIAL, vmin=low, vmax=high, extent=extent, alpha=0.85, interpolation="nearest",
         )  # fmt: skip
-        for hit in found.itertuples():
+        for hit in own.hits.itertuples():
             middle = hit.geometry.centroid
             place.annotate(
                 str(hit.rank), (middle.x, middle.y), ha="center", va="center", fontsize=7, color="white",
@@ -86,6 +87,22 @@ def land_figure(found: Mapping[str, object], measure: str = "average_precision")
     axes.grid(False, axis="y")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn
+
+
+def earth_page(globe: Scene, found: Sequence[Found], metrics: Mapping) -> str:
+    """The page of what the texts find on the globe, as HTML."""
+    parts = metrics["windows"]
+    return render_scene_page(
+        globe,
+        [SceneResult(own.surface.query, own.surface, own.hits) for own in found],
+        "Search the Earth",
+        lead="Where on the Earth is what a text asks for? Cosines of the text and of windows of NASA's Blue Marble, by the "
+        "study's encoder; the numbers are the best places that do not overlap. The open sea was left out: no training "
+        "image shows it.",
+        about=f"{parts['embedded']:,} windows, {parts.get('train', 0):,} of them on or near training tiles: what is found there "
+        "the encoder has seen in training. How well classes of land are found elsewhere is measured in the notebook "
+        "87_search_earth. The same as GeoJSON and GeoTIFF: reports/earth/files.",
+    )
 
 
 def earth_result(metrics: Mapping) -> Result:
