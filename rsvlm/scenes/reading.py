@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -128,7 +129,12 @@ class Scene:
             self._palette = _palette_of(file, self.bands)
             self.low, self.high = (), ()
             self.low, self.high = self._find_stretch(file, stretch, percentiles)
-            self.fingerprint = self._identify(file)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, as hex, of the files' content, the bands and the stretch; found when it is first asked for."""
+        with self._dataset() as file:
+            return self._identify(file)
 
     def __enter__(self) -> "Scene":
         return self
