@@ -16,7 +16,9 @@ import shapely
 import torch
 from affine import Affine
 from torch import nn
+from typer.testing import CliRunner
 
+from rsvlm.cli import app, main
 from rsvlm.models.encoders import DualEncoder, Preprocessing
 from rsvlm.scenes import archive as module
 from rsvlm.scenes.archive import embed_archive, load_archive, open_archive, rank_scenes, search_archive
@@ -286,7 +288,9 @@ def test_the_items_geometry_counts_where_it_is_not_elsewhere(tmp_path):
     for geometry, right in ((part, part), (shapely.box(50, 0, 51, 1), None)):
         made = item(geometry=shapely.geometry.mapping(geometry))
         made.bbox = list(geometry.bounds)
-        found = open_archive(document(tmp_path / "a.json", made)).scenes.geometry[0]
+        archive = open_archive(document(tmp_path / "a.json", made))
+        assert any("elsewhere than the item says" in note for note in archive.notes) == (right is None)
+        found = archive.scenes.geometry[0]
         assert found.equals(right) if right else found.bounds[0] == pytest.approx(15, abs=1e-6)
 
 
@@ -808,3 +812,55 @@ def test_embeddings_of_two_encoders_are_not_mixed(collection, embedded, tmp_path
     (folder / name).write_bytes((Path(embedded.place) / name).read_bytes())
     with pytest.raises(SceneError, match=f"{name}: made by another encoder"):
         search_archive(folder, "red", MeanColour(shift=1.0))
+
+
+# ---- the command
+
+
+def run(*arguments: object):
+    done = CliRunner().invoke(app, ["scene", *map(str, arguments)])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def test_the_command_lists_an_archive(collection, tmp_path):
+    out = tmp_path / "list.geojson"
+    done = run("archive", collection, "--out", out, "--bbox=0,40,20,50", "--where", "platform=one")
+    assert done.exit_code == 0 and "1 scenes, 0 without a date, 0 skipped; 1 in EPSG:32633" in done.stderr
+    again = geopandas.read_file(out)
+    assert again["scene"].tolist() == ["east"] and again.geometry[0].bounds[0] == pytest.approx(15)
+    done = run("archive", collection)
+    assert (
+        done.stdout.splitlines()[0].startswith("scene,path,date,cloud_cover,crs") and len(done.stdout.splitlines()) == 5
+    )
+    assert "1 scene of 4 without a coordinate system" in done.stderr
+    run("archive", collection, "--out", out)
+    assert geopandas.read_file(out).geometry.isna().sum() == 1
+    for wrong in (["--where", "platform"], ["--where", "start=2024"], ["--bbox", "1,2"], ["--out", "list.txt"]):
+        with pytest.raises(ValueError):
+            run("archive", collection, *wrong)
+    with pytest.raises(SystemExit):
+        main(["scene", "archive", str(tmp_path / "nowhere")])
+
+
+def test_the_command_embeds_and_searches_an_archive(collection, tiny_models, tmp_path):
+    out = tmp_path / "embedded"
+    how = ["--encoder", tiny_models.clip, "--size", 32, "--precision", "fp32", "--device", "cpu"]
+    done = run("embed", collection, out, *how, "--cloud-cover-below", 50)
+    assert done.exit_code == 0 and f"windows of 2 scenes in {out}" in done.stderr
+    done = run("search", out, "A river.", "--k", 3)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "rank,score,scene,path,date,left,top,width,height,level,longitude,latitude" and len(lines) == 4
+    done = run("search", out, "A river.", "--scenes", "--end", "2024-05-31")
+    assert len(done.stdout.splitlines()) == 2 and ",east," in done.stdout.splitlines()[1]
+    run("search", out, collection.parent / "west.tif", "--image", "--k", 2, "--out", tmp_path / "hits.geojson")
+    assert len(geopandas.read_file(tmp_path / "hits.geojson")) == 2
+    with pytest.raises(ValueError, match="folder's name"):
+        run("embed", collection, tmp_path / "a.parquet", *how)
+    with pytest.raises(ValueError, match="one scene"):
+        run("embed", collection.parent / "east.tif", tmp_path / "a.parquet", *how, "--start", "2024")
+    with pytest.raises(ValueError, match="give one of its files"):
+        run("search", out, "A river.", "--surface", tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="for archives"):
+        run("search", next(out.glob("east*.parquet")), "A river.", "--scenes")

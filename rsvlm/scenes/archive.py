@@ -26,7 +26,7 @@ from rsvlm.progress import log_line, progress
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
 from rsvlm.scenes.footprints import LONGITUDE_LATITUDE, area_of, footprints, meets, moment
 from rsvlm.scenes.reading import BAND_PRESETS, Scene, SceneError, Window, _find_band, open_scene
-from rsvlm.scenes.search import Query, _encode, find_peaks, search_scene
+from rsvlm.scenes.search import PLACES, Query, _encode, check_ending, find_peaks, search_scene, write_places
 from rsvlm.scenes.stac import Found, read_stac
 from rsvlm.settings import closest_name
 
@@ -35,6 +35,7 @@ COLUMNS = ("scene", "path", "date", "cloud_cover", "crs", "width", "height", "gr
 BAND_NAMES = "band_names"  # column of what an item calls the bands of its file
 BETWEEN = "; "  # those names
 LIST = "scenes.parquet"  # of an embedded archive
+LISTS = (*PLACES, ".csv")  # endings of files that a list is written to
 NAMED = 5  # scenes that an error names
 HOPELESS = 20  # scenes that fail before any succeeds: then it is not the scenes
 Moment = str | date | datetime | pd.Timestamp
@@ -71,6 +72,7 @@ class SceneArchive:
 
     def filter(
         self,
+        /,
         bbox: Sequence[float] | None = None,
         *,
         geometry: object = None,
@@ -158,15 +160,13 @@ class SceneArchive:
         return opened
 
     def save(self, path: Path | str) -> None:
-        """Write the list as GeoParquet, or as CSV (footprints as WKT), whole or not at all."""
-        path = Path(path)
-        if path.suffix not in (".parquet", ".csv"):
-            raise ValueError(f"{path}: a list of scenes is written as .parquet or .csv")
-        with whole_file(path) as file:
-            if path.suffix == ".csv":
+        """Write the list as .parquet (GeoParquet), .geojson, or .csv with footprints as WKT; whole or not at all."""
+        path = check_ending(path, LISTS)
+        if path.suffix.lower() == ".csv":
+            with whole_file(path) as file:
                 self.scenes.to_wkt().to_csv(file, index=False)
-            else:
-                self.scenes.to_parquet(file, index=False)
+        else:
+            write_places(self.scenes, path)
 
 
 def open_archive(
@@ -193,7 +193,7 @@ def open_archive(
     if missing not in ("raise", "skip"):
         raise ValueError(f"missing: {missing!r} is neither 'raise' nor 'skip'")
     listed, where = _list_scenes(place, asset, online)
-    rows, names, skipped = [], [], []
+    rows, names, skipped, elsewhere = [], [], [], 0
     with progress(listed, desc="scenes", unit="scene", disable=len(listed) < 100) as bar:
         for found in bar:
             name = found.item or found.path
@@ -204,13 +204,15 @@ def open_archive(
                 skipped.append((name, found.trouble))
                 continue
             try:
-                rows.append(_describe(found))
+                row, moved = _describe(found)
             except (SceneError, OSError) as error:
                 if missing == "raise":
                     raise
                 skipped.append((name, str(error)))
                 continue
+            rows.append(row)
             names.append(found)
+            elsewhere += moved
     for row, name in zip(rows, _unique_names(names, where), strict=True):
         row["scene"] = name
     if not rows and not skipped:
@@ -219,6 +221,10 @@ def open_archive(
     notes = []
     if lacking := int(frame.geometry.isna().sum()):
         notes.append(f"{_scenes(lacking)} of {len(frame)} without a coordinate system, so without a place on Earth")
+    if elsewhere:
+        notes.append(
+            f"{_scenes(elsewhere)} of {len(frame)} elsewhere than the item says: the raster's own place counts"
+        )
     if afar := sum(found.remote for found in names):
         notes.append(
             f"{_scenes(afar)} of {len(frame)} on a server, listed by what the item says; fetch them to embed them"
@@ -241,7 +247,7 @@ def embed_archive(
     """The scenes with the embeddings of their windows, now in ``folder``: a GeoParquet file each, and ``scenes.parquet``.
 
     What is there with the same scene, encoder and settings is not computed again, so a killed run goes on where it was.
-    The list is written last: while it is missing or old, the folder is not finished. A scene that cannot be read is told
+    The list is that of the last call and is written at its end: while it is missing, the folder is not finished. A scene that cannot be read is told
     of and the others go on, unless the first HOPELESS all fail.
 
     Args:
@@ -485,11 +491,11 @@ def _list_scenes(place: Path | str | Sequence[Path | str], asset: str | None, on
     return [Found(file.stem, str(file), os.path.normpath(file), document=False) for file in files], where
 
 
-def _describe(found: Found) -> dict[str, object]:
-    """A row of the list, but for its name."""
+def _describe(found: Found) -> tuple[dict[str, object], bool]:
+    """(a row of the list, but for its name; whether its raster lies elsewhere than its item says)."""
     row: dict[str, object] = dict.fromkeys(COLUMNS)
     row |= {"path": found.path, "date": found.date, "cloud_cover": found.cloud_cover, "geometry": found.geometry}
-    told = found.properties
+    told, elsewhere = found.properties, False
     if found.remote:
         row["crs"] = told.get("proj:code") or (f"EPSG:{told['proj:epsg']}" if told.get("proj:epsg") else None)
         row["ground_size"] = told.get("gsd")
@@ -501,56 +507,57 @@ def _describe(found: Found) -> dict[str, object]:
             if scene.crs is not None:
                 row["crs"] = scene.crs.to_string()
                 own = footprints([scene.polygon(Window(0, 0, scene.width, scene.height))], scene.crs.to_wkt())[0]
-                row["geometry"] = _better_place(own, found.geometry)
+                row["geometry"], elsewhere = _better_place(own, found.geometry)
     if found.bands:
         row[BAND_NAMES] = BETWEEN.join(found.bands)
     taken = {*COLUMNS, BAND_NAMES, "geometry", "file", "windows", "trouble", "rank", "score"}
-    return row | {f"item:{name}" if name in taken else name: value for name, value in told.items()}
+    row |= {f"item:{name}" if name in taken else name: value for name, value in told.items()}
+    return row, elsewhere
 
 
-def _better_place(own: shapely.Geometry | None, told: shapely.Geometry | None) -> shapely.Geometry | None:
-    """A scene's footprint by its raster and by its item: the item's, which may leave out what has no data.
+def _better_place(own: shapely.Geometry | None, told: shapely.Geometry | None) -> tuple[shapely.Geometry | None, bool]:
+    """A scene's footprint by its raster and by its item, and whether they have nothing in common.
 
-    But where the raster crosses the date line or holds a pole items are often wrong, and one that lies elsewhere is.
+    The item's counts, since it may leave out what has no data; but not where it lies elsewhere, nor where the raster
+    crosses the date line or holds a pole: there items are often wrong.
     """
     if own is None or told is None:
-        return told if own is None else own
+        return (told if own is None else own), False
     west, _, east, _ = own.bounds
-    return own if east - west > 180 or not shapely.intersects(own, told) else told
+    elsewhere = not shapely.intersects(own, told)
+    return (own if elsewhere or east - west > 180 else told), elsewhere
 
 
 def _unique_names(found: Sequence[Found], where: str) -> list[str]:
     """A name for each scene: an item's id, with its collection where ids repeat; a file's stem, or as much of its path."""
+    paths = [os.path.abspath(one.path) for one in found]
     if any(one.document for one in found):
-        ways = [[one.item, f"{one.properties.get('collection', '')}/{one.item}"] for one in found]
+        longer = [f"{one.properties.get('collection', '')}/{one.item}".lstrip("/") for one in found]
+        ways = [[one.item for one in found], longer]
     else:
-        top = os.path.commonpath([os.path.dirname(one.path) for one in found]) if found else ""
-        inner = [Path(os.path.relpath(one.path, top or ".")) for one in found]
-        ways = [[one.item, path.with_suffix("").as_posix(), path.as_posix()] for one, path in zip(found, inner)]
-    names = []
-    for names in zip(*ways):
+        top = os.path.commonpath(map(os.path.dirname, paths)) if found else ""
+        inner = [Path(path).relative_to(top) for path in paths]
+        ways = [[path.stem for path in inner], [path.with_suffix("").as_posix() for path in inner]]
+        ways.append([path.as_posix() for path in inner])
+    for names in ways:
         if len(set(names)) == len(names):
-            return list(names)
-    name = next((name for name, count in Counter(names).items() if count > 1), None)
-    if name is not None:
-        places = [one.where for one, own in zip(found, names) if own == name]
-        raise SceneError(f"{where}: {name!r} is there {len(places)} times: {', '.join(places[:NAMED])}; leave one")
-    return []
+            return names
+    name = next(name for name, count in Counter(names).items() if count > 1)
+    places = [one.where for one, own in zip(found, names) if own == name]
+    raise SceneError(f"{where}: {name!r} is there {len(places)} times: {', '.join(places[:NAMED])}; leave one")
 
 
 def _frame(rows: Sequence[Mapping[str, object]]) -> geopandas.GeoDataFrame:
     """The list of scenes from its rows: a column holds values of one type."""
-    names = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
-    names.remove("geometry") if "geometry" in names else None
+    names = [name for name in dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]) if name != "geometry"]
     columns = {name: _column(name, [row.get(name) for row in rows]) for name in names}
     shapes = [row["geometry"] for row in rows]
     return geopandas.GeoDataFrame(columns, geometry=shapes, crs=LONGITUDE_LATITUDE)
 
 
 def _column(name: str, values: list[object]) -> pd.Series:
-    if name in ("width", "height"):
-        return pd.Series(values, dtype="Int64")
-    if name in ("cloud_cover", "ground_size"):
+    unknown = name in ("width", "height") and None in values
+    if unknown or name in ("cloud_cover", "ground_size"):
         return pd.Series(values, dtype="float64")
     kinds = {type(value) for value in values if value is not None}
     if name == "date" or kinds == {pd.Timestamp}:

@@ -232,7 +232,9 @@ def write_surface(surface: Surface, path: Path | str) -> None:
     options = dict(driver="GTiff", dtype="float32", count=1, height=rows, width=columns, nodata=np.nan)
     options |= dict(compress="deflate", predictor=3, tiled=True, blockxsize=256, blockysize=256)
     with whole_file(path) as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # where cells are the scene's own pixels, without a CRS
+        warnings.simplefilter(
+            "ignore", NotGeoreferencedWarning
+        )  # where cells are the scene's own pixels, without a CRS
         with rasterio.open(scratch, "w", crs=surface.crs, transform=surface.transform, **options) as file:
             file.write(surface.values, 1)
             file.set_band_description(1, "cosine")
@@ -289,7 +291,8 @@ def to_degrees(frame: "geopandas.GeoDataFrame") -> list[shapely.Geometry]:
             (side, shapely.Point(*back.transform(0, latitude))) for side, latitude in (("north", 90), ("south", -90))
         ]
         poles = [(side, point) for side, point in poles if np.isfinite(shapely.get_coordinates(point)).all()]
-    return [_in_degrees(shape, to, poles, straight=frame.crs.is_geographic) for shape in frame.geometry]
+    straight = frame.crs.is_geographic
+    return [None if shape is None else _in_degrees(shape, to, poles, straight) for shape in frame.geometry]
 
 
 def add_centres(frame: "geopandas.GeoDataFrame") -> "pd.DataFrame":
@@ -495,8 +498,10 @@ def _crosses(shape: shapely.Polygon) -> bool:
     return bool(np.abs(longitudes).max() > 180 or np.abs(np.diff(longitudes)).max() > 180)
 
 
-def _as_json(shape: shapely.Geometry) -> dict:
-    """A geometry as GeoJSON."""
+def _as_json(shape: shapely.Geometry | None) -> dict | None:
+    """A geometry as GeoJSON; null where there is none."""
+    if shape is None:
+        return None
     return json.loads(shapely.to_geojson(shapely.transform(shape, lambda points: points.round(DIGITS))))
 
 
