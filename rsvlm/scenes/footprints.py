@@ -18,7 +18,8 @@ import shapely
 
 LONGITUDE_LATITUDE = "EPSG:4326"
 AT_POLE = 1e-6  # degrees from a pole that count as the pole
-SIDES = 20  # points to a shape's longer side, between which its edge is straight in degrees
+# An edge is straight in degrees between points so far apart, at most MOST to a shape's longer side: half a metre aside.
+METRES, DEGREES, MOST = 5_000.0, 10.0, 20
 
 
 def footprints(shapes: Sequence[shapely.Geometry], crs: object) -> np.ndarray:
@@ -37,8 +38,9 @@ def footprints(shapes: Sequence[shapely.Geometry], crs: object) -> np.ndarray:
     given = shapely.force_2d(given)
     bounds = shapely.bounds(given)  # west, south, east, north
     longer = np.maximum(bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1])
-    given = shapely.orient_polygons(shapely.segmentize(given, np.maximum(longer / SIDES, 1e-9)))
     system = pyproj.CRS.from_user_input(crs)
+    least = DEGREES if system.is_geographic else METRES / system.axis_info[0].unit_conversion_factor
+    given = shapely.orient_polygons(shapely.segmentize(given, np.maximum(longer / MOST, least)))
     to_degrees = pyproj.Transformer.from_crs(system, LONGITUDE_LATITUDE, always_xy=True)
     points = np.column_stack(to_degrees.transform(*shapely.get_coordinates(given).T))
     if system.is_geographic:
@@ -160,12 +162,12 @@ def _split(shape: shapely.Geometry) -> shapely.Geometry:
 
 def _reaching_pole(polygon: shapely.Polygon) -> shapely.Polygon:
     """A polygon in degrees that has a pole for a corner, with the pole at the longitudes of the corners beside it."""
-    ring = shapely.get_coordinates(polygon)[:-1]
+    ring = shapely.get_coordinates(polygon.exterior)[:-1]
     made = []
     for before, own, after in zip(np.roll(ring, 1, axis=0), ring, np.roll(ring, -1, axis=0)):
         at_pole = abs(own[1]) > 90 - AT_POLE
         made += [(before[0], own[1]), (after[0], own[1])] if at_pole else [tuple(own)]
-    return shapely.Polygon(made)
+    return shapely.Polygon(made, polygon.interiors)
 
 
 def _wrapped(longitude: float) -> float:
