@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
