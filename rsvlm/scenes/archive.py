@@ -49,7 +49,8 @@ class SceneArchive:
         scenes: a GeoDataFrame, one row a scene: ``scene`` (its name, once in the archive), ``path``, ``date`` (UTC),
             ``cloud_cover`` (percent), ``crs`` (its own, such as "EPSG:32633"), ``width``, ``height`` (pixels),
             ``ground_size`` (metres a pixel), what else an item says, and ``geometry``, its footprint in degrees
-            (EPSG:4326). What nobody tells is missing; a scene without CRS has no geometry.
+            (EPSG:4326). What nobody tells is missing; a scene without CRS, or with one
+            that is not the Earth's, has no geometry.
         place: where they were looked for.
         skipped: (name, why) of what was left out because it cannot be used.
         notes: what else to know of it, in sentences.
@@ -220,7 +221,9 @@ def open_archive(
     frame = _frame(rows)
     notes = []
     if lacking := int(frame.geometry.isna().sum()):
-        notes.append(f"{_scenes(lacking)} of {len(frame)} without a coordinate system, so without a place on Earth")
+        notes.append(
+            f"{_scenes(lacking)} of {len(frame)} without a place on Earth: no coordinate system, or none of the Earth's"
+        )
     if elsewhere:
         notes.append(
             f"{_scenes(elsewhere)} of {len(frame)} elsewhere than the item says: the raster's own place counts"
@@ -247,8 +250,8 @@ def embed_archive(
     """The scenes with the embeddings of their windows, now in ``folder``: a GeoParquet file each, and ``scenes.parquet``.
 
     What is there with the same scene, encoder and settings is not computed again, so a killed run goes on where it was.
-    The list is that of the last call and is written at its end: while it is missing, the folder is not finished. A scene that cannot be read is told
-    of and the others go on, unless the first HOPELESS all fail.
+    The list is that of the last call and is written at its end: while it is missing, the folder is not finished. A scene
+    that cannot be read is told of and the others go on, unless the first HOPELESS all fail.
 
     Args:
         archive: what ``open_archive`` gave, or takes.

@@ -30,7 +30,8 @@ def footprints(shapes: Sequence[shapely.Geometry], crs: object) -> np.ndarray:
         crs: anything that pyproj reads, WKT among it.
 
     Returns:
-        A polygon or multi-polygon each; None where part of a shape lies nowhere on Earth.
+        A polygon or multi-polygon each; None where part of a shape lies nowhere on Earth, as all do in a coordinate
+        system of another planet or of a building.
     """
     given = np.asarray(shapes, dtype=object)
     if not len(given):
@@ -38,10 +39,13 @@ def footprints(shapes: Sequence[shapely.Geometry], crs: object) -> np.ndarray:
     given = shapely.force_2d(given)
     bounds = shapely.bounds(given)  # west, south, east, north
     longer = np.maximum(bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1])
-    system = pyproj.CRS.from_user_input(crs)
+    try:
+        system = pyproj.CRS.from_user_input(crs)
+        to_degrees = pyproj.Transformer.from_crs(system, LONGITUDE_LATITUDE, always_xy=True)
+    except pyproj.exceptions.ProjError:
+        return np.full(len(given), None)
     least = DEGREES if system.is_geographic else METRES / system.axis_info[0].unit_conversion_factor
     given = shapely.orient_polygons(shapely.segmentize(given, np.maximum(longer / MOST, least)))
-    to_degrees = pyproj.Transformer.from_crs(system, LONGITUDE_LATITUDE, always_xy=True)
     points = np.column_stack(to_degrees.transform(*shapely.get_coordinates(given).T))
     if system.is_geographic:
         points[:, 1] = np.clip(points[:, 1], -90, 90)  # a raster of cell centres reaches over the poles by half a cell
