@@ -26,7 +26,7 @@ from rsvlm.progress import log_line, progress
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
 from rsvlm.scenes.footprints import LONGITUDE_LATITUDE, area_of, footprints, meets, moment
 from rsvlm.scenes.reading import BAND_PRESETS, Scene, SceneError, Window, _find_band, open_scene
-from rsvlm.scenes.search import PLACES, Query, _encode, check_ending, find_peaks, search_scene, write_places
+from rsvlm.scenes.search import PLACES, Query, _encode, add_centres, check_ending, find_peaks, search_scene, write_places
 from rsvlm.scenes.stac import Found, read_stac
 from rsvlm.settings import closest_name
 
@@ -355,7 +355,7 @@ def search_archive(
 
     Returns:
         Columns rank (from 1), score (cosine), scene, path, date, left, top, width, height (pixels of the scene), level,
-        geometry (EPSG:4326; None where the scene has no CRS).
+        longitude, latitude (of the centre) and geometry (EPSG:4326; the last three unknown where the scene has no place).
 
     Raises:
         ValueError: an unknown filter, a blank text, another encoder, k below 1, or embeddings of different encoders.
@@ -367,12 +367,13 @@ def search_archive(
         shapes = np.full(len(peaks), None)
         if peaks.crs is not None:
             shapes = footprints(peaks.geometry.to_numpy(), peaks.crs)
-        own = pd.DataFrame(peaks.drop(columns=[peaks.geometry.name, "rank"]))
-        own = own.assign(scene=row.scene, path=row.path, date=row.date, geometry=shapes)
+        own = {"longitude": math.nan, "latitude": math.nan} | dict(add_centres(peaks).drop(columns="rank"))
+        own = pd.DataFrame(own | {"scene": row.scene, "path": row.path, "date": row.date, "geometry": shapes})
         best = own if best is None else pd.concat([best, own], ignore_index=True)
         order = ["score", "scene", "level", "top", "left"]
         best = best.sort_values(order, ascending=[False, True, True, True, True], kind="stable").head(k)
     columns = ["rank", "score", "scene", "path", "date", "left", "top", "width", "height", "level"]
+    columns += ["longitude", "latitude"]
     best = pd.DataFrame(columns=[*columns[1:], "geometry"]) if best is None else best.reset_index(drop=True)
     best["date"] = _dates(best["date"])
     best.insert(0, "rank", range(1, len(best) + 1))
