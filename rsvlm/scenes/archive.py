@@ -26,7 +26,16 @@ from rsvlm.progress import log_line, progress
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
 from rsvlm.scenes.footprints import LONGITUDE_LATITUDE, area_of, footprints, meets, moment
 from rsvlm.scenes.reading import BAND_PRESETS, Scene, SceneError, Window, _find_band, open_scene
-from rsvlm.scenes.search import PLACES, Query, _encode, add_centres, check_ending, find_peaks, search_scene, write_places
+from rsvlm.scenes.search import (
+    PLACES,
+    Query,
+    _encode,
+    add_centres,
+    check_ending,
+    find_peaks,
+    search_scene,
+    write_places,
+)
 from rsvlm.scenes.stac import Found, read_stac
 from rsvlm.settings import closest_name
 
