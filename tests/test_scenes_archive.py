@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -68,8 +69,10 @@ def raster(
     path.parent.mkdir(parents=True, exist_ok=True)
     place = {"crs": crs, "transform": Affine(metres, 0, left, 0, -metres, top)} if crs else {}
     options = dict(driver="GTiff", width=width, height=height, count=3, dtype="uint8", photometric="RGB")
-    with rasterio.open(path, "w", **options, **place) as file:
-        file.write(pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path, "w", **options, **place) as file:
+            file.write(pixels)
     return path
 
 
@@ -437,7 +440,7 @@ def damage(made: dict, where: str, value: object) -> dict:
         ("id", None), ("id", " "), ("properties", None), ("properties/datetime", "soon"), ("assets", [1]), ("assets/data", {}),
         ("geometry", "x"), ("geometry", {"type": "Polygon"}), ("geometry", {"type": "Polygon", "coordinates": [[0, 1]]}),
         ("geometry", {"type": "Point", "coordinates": [math.inf, 0]}), ("properties/eo:cloud_cover", "many"), ("links", 3),
-        ("properties/end_datetime", "later"), ("properties/eo:cloud_cover", None),
+        ("properties/end_datetime", "later"), ("assets/data/type", 5), ("assets/data/roles", [["data"]]), ("assets/data/roles", 1), ("properties/eo:cloud_cover", None),
     ],
 )  # fmt: skip
 def test_an_item_with_a_defect_is_named_with_its_document(tmp_path, where, value):
