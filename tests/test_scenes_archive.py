@@ -709,6 +709,19 @@ def test_filters_come_before_the_search(embedded):
     assert search("blue").iloc[0]["left"] == 0
 
 
+def test_windows_outside_the_area_stay_out_where_the_items_geometry_is_smaller_than_the_raster(tmp_path):
+    raster(tmp_path / "a.tif", patch=("red", 48, 32, 16))  # in its south-eastern corner
+    part = shapely.box(15.001, 45.152, 15.002, 45.153)
+    made = item(geometry=shapely.geometry.mapping(part))
+    made.bbox = list(part.bounds)
+    archive = embed_archive(MeanColour(), open_archive(document(tmp_path / "a.json", made)), tmp_path / "out", **SMALL)
+    whole = search_archive(archive, "red", MeanColour(), k=1).iloc[0]
+    assert (whole["left"], whole["top"]) == (48, 32)
+    area = (15.0009, 45.1519, 15.0021, 45.1531)
+    found = search_archive(archive, "red", MeanColour(), bbox=area)
+    assert len(found) and meets(found.geometry.to_numpy(), shapely.box(*area)).all() and found["left"].max() < 32
+
+
 def test_scenes_are_ranked_by_their_best_window_or_the_mean_of_some(embedded):
     best = rank_scenes(embedded, "red", MeanColour())
     assert set(best["scene"][:2]) == {"east", "nowhere"} and best["rank"].tolist() == [1, 2, 3, 4]
