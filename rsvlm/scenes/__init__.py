@@ -1,5 +1,5 @@
-"""Scenes: georeferenced images of any size, read, embedded, searched and captioned by windows."""
+"""Scenes: georeferenced images of any size, read, embedded, searched and captioned by windows; archives of many of them."""
 
-from rsvlm.scenes.reading import BAND_PRESETS, Picture, Scene, SceneError, Window, open_scene
+from rsvlm.extras import import_extra
 
-__all__ = ["BAND_PRESETS", "Picture", "Scene", "SceneError", "Window", "open_scene"]
+import_extra("rasterio", "a scene")  # all that this folder needs is in one extra

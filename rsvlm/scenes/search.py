@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import antimeridian
 import numpy as np
 import rasterio
 import shapely
-from affine import Affine
 from PIL import Image
 from pyproj import Geod, Transformer
-from rasterio import features
+from pyproj.exceptions import ProjError
+from rasterio import Affine, features
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
@@ -27,6 +26,7 @@ from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_pictures, encode_texts
 from rsvlm.models.index import find_encoder, read_picture
 from rsvlm.scenes.embedding import SceneEmbeddings
+from rsvlm.scenes.footprints import footprints
 from rsvlm.scenes.reading import Window
 
 if TYPE_CHECKING:
@@ -36,13 +36,12 @@ if TYPE_CHECKING:
 MOST_CELLS = 16_000_000  # of a surface whose cells nobody chose
 STRIP = 4_000_000  # cells computed at a time
 DIGITS = 9  # decimals of a degree in GeoJSON: a tenth of a millimetre
-EDGE = 8  # parts of the longer side of a place, between points of its edge in degrees
 PLACES, RASTERS = (".geojson", ".json", ".parquet"), (".tif", ".tiff")  # endings of the files that are written
 IN_PIXELS = "pixels of the scene: column, row"
 Query = str | Path | Image.Image | np.ndarray | Window
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Surface:
     """How similar each place of a scene is to a query.
 
@@ -170,8 +169,8 @@ def outline(surface: Surface, threshold: float) -> "geopandas.GeoDataFrame":
     Cells that touch along a side lie in one polygon.
 
     Returns:
-        Columns mean and max (of the cells' values), area (square metres on the ellipsoid; pixels without a CRS),
-        geometry.
+        Columns mean and max (of the cells' values), area (square metres on the ellipsoid; pixels without a CRS, NaN
+        where the CRS is not the Earth's), geometry.
     """
     import geopandas
 
@@ -279,27 +278,30 @@ def check_ending(path: Path | str, endings: tuple[str, ...]) -> Path:
     return path
 
 
-def to_degrees(frame: "geopandas.GeoDataFrame") -> list[shapely.Geometry]:
-    """The geometries in longitude and latitude of WGS 84, cut at the date line; as they are without a CRS."""
+def to_degrees(frame: "geopandas.GeoDataFrame") -> list[shapely.Geometry | None]:
+    """The geometries in longitude and latitude of WGS 84, cut at the date line; as they are without a CRS.
+
+    Raises:
+        ValueError: a CRS that is not the Earth's, or a place beyond the edge of one.
+    """
     if frame.crs is None:
         return list(frame.geometry)
-    to = Transformer.from_crs(frame.crs, "EPSG:4326", always_xy=True)
-    poles = []
-    if not frame.crs.is_geographic:
-        back = Transformer.from_crs("EPSG:4326", frame.crs, always_xy=True)
-        poles = [
-            (side, shapely.Point(*back.transform(0, latitude))) for side, latitude in (("north", 90), ("south", -90))
-        ]
-        poles = [(side, point) for side, point in poles if np.isfinite(shapely.get_coordinates(point)).all()]
-    return [_in_degrees(shape, to, poles, straight=frame.crs.is_geographic) for shape in frame.geometry]
+    if _on_earth(frame.crs) is None:
+        raise ValueError(
+            f"the CRS {frame.crs.name!r} has no longitude and latitude on Earth, which GeoJSON wants; write .parquet"
+        )
+    made = footprints(frame.geometry.to_numpy(), frame.crs)
+    for shape, given in zip(made, frame.geometry):
+        if shape is None and given is not None:
+            raise ValueError(f"a place leaves the Earth in its CRS, {given.bounds}: cut it to the scene's ground first")
+    return made.tolist()
 
 
 def add_centres(frame: "geopandas.GeoDataFrame") -> "pd.DataFrame":
-    """The table without geometry, with the centres' longitude and latitude where there is a CRS."""
-    table = frame.drop(columns=frame.geometry.name)
-    if frame.crs is None:
+    """The table without geometry, with the centres' longitude and latitude where the CRS has them."""
+    table, to = frame.drop(columns=frame.geometry.name), _on_earth(frame.crs)
+    if to is None:
         return table
-    to = Transformer.from_crs(frame.crs, "EPSG:4326", always_xy=True)
     centres = shapely.get_coordinates(shapely.centroid(frame.geometry.to_numpy()))
     longitude, latitude = to.transform(*centres.T)
     longitude = (np.asarray(longitude) + 180) % 360 - 180
@@ -428,7 +430,10 @@ def _ground(embeddings: SceneEmbeddings, columns: np.ndarray, rows: np.ndarray) 
     if embeddings.table.crs is None:
         return lambda one, many: np.hypot(columns[many] - columns[one], rows[many] - rows[one])
     x, y = _apply(embeddings.transform, columns, rows)
-    longitude, latitude = Transformer.from_crs(embeddings.table.crs, "EPSG:4326", always_xy=True).transform(x, y)
+    to = _on_earth(embeddings.table.crs)
+    if to is None:
+        raise ValueError(f"distance: the CRS {embeddings.table.crs.name!r} is not on Earth, where metres are measured")
+    longitude, latitude = to.transform(x, y)
     earth = Geod(ellps="WGS84")
 
     def measure(one: int, many: np.ndarray) -> np.ndarray:
@@ -448,7 +453,9 @@ def _cell_areas(surface: Surface) -> np.ndarray:
     y = np.minimum(np.arange(rows + 1) * surface.cell, own["height"]).astype(np.float64)
     if surface.embeddings.table.crs is None:
         return np.diff(y)[:, None] * np.diff(x)[None, :]
-    to = Transformer.from_crs(surface.embeddings.table.crs, "EPSG:6933", always_xy=True)
+    to = _on_earth(surface.embeddings.table.crs, "EPSG:6933")
+    if to is None:
+        return np.full((rows, columns), np.nan)
     around = 2 * Transformer.from_crs("EPSG:4326", "EPSG:6933", always_xy=True).transform(180, 0)[0]
     areas = np.empty((rows, columns))
     height = max(1, STRIP // (columns + 1))
@@ -463,42 +470,18 @@ def _cell_areas(surface: Surface) -> np.ndarray:
     return np.nan_to_num(areas, nan=0.0, posinf=0.0)  # beyond the Earth's edge there is no ground
 
 
-def _in_degrees(
-    shape: shapely.Geometry, to: Transformer, poles: list[tuple[str, shapely.Point]], straight: bool
-) -> shapely.Geometry:
-    """A polygon of a CRS in degrees of WGS 84, its outer ring counterclockwise, cut at the date line.
-
-    Args:
-        poles: (north or south, where it lies in the CRS).
-        straight: whether edges stay straight; else they are given by several points.
-    """
-    if isinstance(shape, shapely.MultiPolygon):
-        parts = [_in_degrees(part, to, poles, straight) for part in shape.geoms]
-        return shapely.union_all(parts)
-    if not isinstance(shape, shapely.Polygon) or shape.is_empty:
-        return shapely.transform(shape, to.transform, interleaved=False)
-    if not straight:
-        low_x, low_y, high_x, high_y = shape.bounds
-        shape = shapely.segmentize(shape, max(high_x - low_x, high_y - low_y) / EDGE)
-    made = shapely.transform(shape, to.transform, interleaved=False)
-    if not np.isfinite(shapely.get_coordinates(made)).all():
-        raise ValueError(f"a place leaves the Earth in its CRS, {shape.bounds}: cut it to the scene's ground first")
-    made = shapely.transform(made, lambda x, y: (x, np.clip(y, -90, 90)), interleaved=False)
-    around = [side for side, point in poles if shapely.contains_properly(shape, point)]
-    if around or _crosses(made):
-        force = {f"force_{side}_pole": True for side in around}
-        made = antimeridian.fix_polygon(made, great_circle=False, **(force or {"fix_winding": True}))
-    return shapely.orient_polygons(made)
+def _on_earth(crs: object, target: str = "EPSG:4326") -> Transformer | None:
+    """From a CRS to one of the Earth's; None where there is no way: no CRS, another planet, a plan of a building."""
+    try:
+        return None if crs is None else Transformer.from_crs(crs, target, always_xy=True)
+    except ProjError:
+        return None
 
 
-def _crosses(shape: shapely.Polygon) -> bool:
-    """Whether a polygon in degrees lies over the date line: beyond 180, or with a jump of more than half around."""
-    longitudes = shapely.get_coordinates(shape.exterior)[:, 0]
-    return bool(np.abs(longitudes).max() > 180 or np.abs(np.diff(longitudes)).max() > 180)
-
-
-def _as_json(shape: shapely.Geometry) -> dict:
-    """A geometry as GeoJSON."""
+def _as_json(shape: shapely.Geometry | None) -> dict | None:
+    """A geometry as GeoJSON; null where there is none."""
+    if shape is None:
+        return None
     return json.loads(shapely.to_geojson(shapely.transform(shape, lambda points: points.round(DIGITS))))
 
 
