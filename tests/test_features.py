@@ -125,7 +125,7 @@ def test_killed_and_run_again(encoder, table, tmp_path, monkeypatch):
         encode(encoder, table, tmp_path / "broken")
     assert not (tmp_path / "broken").exists()
     counted = []
-    monkeypatch.setattr(features_module, "_encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
+    monkeypatch.setattr(features_module, "_encode_batch", lambda *a: counted.append(len(a[1].whole)) or original(*a))
     encode(encoder, table, tmp_path / "broken")
     assert sum(counted) == 6
     for name in ("pooled.npy", "grid.npy", "image_embeddings.npy", "text_embeddings.npy", "texts.json", "meta.json"):

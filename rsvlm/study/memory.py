@@ -211,6 +211,8 @@ def estimate_encode_images(values: dict) -> list[Part]:
     else:
         image = _tower(encoder.vision, encoder.vision.tokens, False, 4)
     pixels = side**2 * 3 * (4 + values["views"] + 3 * 4)  # bytes: three batches ahead, views, float32
+    if values["crops"] != "never":
+        pixels += side**2 * 3 * (4 * values["grid"] ** 2 + values["views"])  # four batches of them
     return [
         Part(4 * encoder.parameters, "weights"),
         Part(values["batch_size"] * (image * WORKING + pixels), "the images of a batch", ("batch_size",)),
