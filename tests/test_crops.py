@@ -187,7 +187,7 @@ def test_a_study_encodes_files_so_and_goes_on_after_a_kill(tmp_path, monkeypatch
     table = table_of([noise(12 + 2 * i, 10, i) for i in range(10)], tmp_path)
     whole = encode(MeanColour(), table, tmp_path / "whole", "auto")
     assert whole.meta["crops"] == "auto" and 0 < (whole.grid[:, 0] < 0).all((1, 2)).sum() < 10
-    original, calls = features_module._encode_batch, []
+    original, calls = features_module.encode_batch, []
 
     def dying(*arguments):
         calls.append(1)
@@ -197,10 +197,10 @@ def test_a_study_encodes_files_so_and_goes_on_after_a_kill(tmp_path, monkeypatch
 
     for crops in ("auto", "never"):  # the broken run without crops is not taken up by that with crops
         calls.clear()
-        monkeypatch.setattr(features_module, "_encode_batch", dying)
+        monkeypatch.setattr(features_module, "encode_batch", dying)
         with pytest.raises(KeyboardInterrupt):
             encode(MeanColour(), table, tmp_path / "broken", crops)
-    monkeypatch.setattr(features_module, "_encode_batch", original)
+    monkeypatch.setattr(features_module, "encode_batch", original)
     encode(MeanColour(), table, tmp_path / "broken", "auto")
     for name in ("pooled.npy", "grid.npy", "image_embeddings.npy", "meta.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name

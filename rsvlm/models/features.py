@@ -21,7 +21,8 @@ from functools import cached_property
 from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,7 @@ CROPS = NEVER, AUTO, ALWAYS = "never", "auto", "always"
 LARGE = 2  # times the encoder's input: from there on "auto" takes crops
 DECODERS = 4  # threads; Pillow decodes outside Python's lock
 In, Out = TypeVar("In"), TypeVar("Out")
+Read = tuple[Tensor, dict[int, Tensor]]  # a batch, and what is finer of some of it: see ``encode_batch``
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,6 @@ class Features:
     def text_rows(self, captions: Sequence[str]) -> np.ndarray:
         """Row numbers (int64) of these captions. ValueError names the first that was not encoded."""
         return _look_up(self._row_of_text, captions, "caption")
-
-
-class Prepared(NamedTuple):
-    """Pictures as an encoder takes them.
-
-    Attributes:
-        whole: uint8 (B, 3, S, S).
-        fine: place in the batch -> uint8 (3, grid * S, grid * S), of the pictures whose cells are crops.
-    """
-
-    whole: Tensor
-    fine: Mapping[int, Tensor]
 
 
 @torch.no_grad()
@@ -194,7 +184,8 @@ def encode_pictures(
         parts[0]["grid"] = np.zeros((0, views, grid * grid, P), np.float16)
     pictures = iter(pictures)
     while batch := [_prepare(one, encoder.preprocessing, grid, crops) for one in islice(pictures, batch_size)]:
-        parts.append(_encode_batch(encoder, _join(batch), views, grid, precision))
+        pixels, fine = _join(batch)
+        parts.append(encode_batch(encoder, pixels, views, grid, precision, fine))
     arrays = {"grid": None} | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if len(arrays["pooled"]) != len(names):
         raise ValueError(f"{len(names)} names for {len(arrays['pooled'])} pictures")
@@ -344,8 +335,8 @@ def _fill(
         }
         how = encoder.preprocessing
         decoded = prefetch(lambda rows: _read_files([image_paths[row] for row in rows], how, grid, crops), batches)
-        for rows, batch in zip(batches, decoded):
-            made = _encode_batch(encoder, batch, V, grid, precision)
+        for rows, (batch, fine) in zip(batches, decoded):
+            made = encode_batch(encoder, batch, V, grid, precision, fine)
             for name, file in files.items():
                 bad = ~np.isfinite(made[name]).reshape(len(rows), -1).all(axis=1)
                 if bad.any():
@@ -359,13 +350,23 @@ def _fill(
                 write_json(mark, {"images": rows[-1] + 1})
 
 
-def _encode_batch(
-    encoder: DualEncoder, batch: Prepared, views: int, grid: int, precision: str
+def encode_batch(
+    encoder: DualEncoder,
+    batch: Tensor,
+    views: int,
+    grid: int,
+    precision: str,
+    fine: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
-    """The rows of a batch for each array. Views go through one after the other: memory is that of one batch."""
-    of_map = 0 if len(batch.fine) == len(batch.whole) else grid  # not every encoder has a map to pool cells from
+    """The rows of a batch for each array. Views go through one after the other: memory is that of one batch.
+
+    Args:
+        batch: uint8 (B, 3, S, S).
+        fine: place in the batch -> uint8 (3, grid * S, grid * S), of the pictures whose cells are crops.
+    """
+    of_map = 0 if len(fine) == len(batch) else grid  # not every encoder has a map to pool cells from
     pooled, cells, embeddings = [], [], 0
-    for view in turn_views(batch.whole, views).unbind(1):
+    for view in turn_views(batch, views).unbind(1):
         with autocast(precision, encoder.device):
             view_pooled, view_cells = encoder.image_features(encoder.normalize(view), of_map)
             projected = encoder.project_images(view_pooled)
@@ -379,20 +380,22 @@ def _encode_batch(
     }
     if cells:
         made["grid"] = torch.stack(cells, 1).numpy().astype(np.float16)
-    if batch.fine:
+    if fine:
         B, V, P = made["pooled"].shape
         made.setdefault("grid", np.zeros((B, V, grid * grid, P), np.float16))
-        made["grid"][list(batch.fine)] = _encode_crops(encoder, batch, views, grid, precision)
+        made["grid"][list(fine)] = _encode_crops(encoder, torch.stack(list(fine.values())), views, grid, precision, B)
     return made
 
 
-def _encode_crops(encoder: DualEncoder, batch: Prepared, views: int, grid: int, precision: str) -> np.ndarray:
-    """(b, V, G, P) float16: pooled features of the cells of ``batch.fine``, as many at a time as a batch has pictures.
+def _encode_crops(
+    encoder: DualEncoder, fine: Tensor, views: int, grid: int, precision: str, at_once: int
+) -> np.ndarray:
+    """(b, V, G, P) float16: pooled features of the cells of pictures (b, 3, grid * S, grid * S), so many at once.
 
     A view's cells are those of the turned picture, as a map's cells are.
     """
     rows = []
-    for some in torch.stack(list(batch.fine.values())).split(max(1, len(batch.whole) // grid**2)):
+    for some in fine.split(max(1, at_once // grid**2)):
         made = []
         for view in turn_views(some, views).unbind(1):
             with autocast(precision, encoder.device):
@@ -437,11 +440,11 @@ def fingerprint_images(image_paths: Sequence[str], *more: object) -> str:
 
 def decode_images(image_paths: Sequence[str], preprocessing: Preprocessing) -> Tensor:
     """uint8 (B, 3, S, S) of these files."""
-    return _read_files(image_paths, preprocessing, 0, NEVER).whole
+    return _read_files(image_paths, preprocessing, 0, NEVER)[0]
 
 
-def _read_files(image_paths: Sequence[str], preprocessing: Preprocessing, grid: int, crops: str) -> Prepared:
-    """These files; a thread holds one whole picture at a time."""
+def _read_files(image_paths: Sequence[str], preprocessing: Preprocessing, grid: int, crops: str) -> Read:
+    """What ``encode_batch`` takes of these files; a thread holds one whole picture at a time."""
     with ThreadPoolExecutor(DECODERS) as pool:
         return _join(list(pool.map(lambda path: _prepare(open_image(path), preprocessing, grid, crops), image_paths)))
 
@@ -455,9 +458,9 @@ def _prepare(picture: Image.Image, preprocessing: Preprocessing, grid: int, crop
     return whole, None
 
 
-def _join(pictures: Sequence[tuple[Tensor, Tensor | None]]) -> Prepared:
+def _join(pictures: Sequence[tuple[Tensor, Tensor | None]]) -> Read:
     fine = {place: fine for place, (_, fine) in enumerate(pictures) if fine is not None}
-    return Prepared(torch.cat([whole for whole, _ in pictures]), fine)
+    return torch.cat([whole for whole, _ in pictures]), fine
 
 
 def prefetch(make: Callable[[In], Out], items: Iterable[In], depth: int = 2) -> Iterator[Out]:
