@@ -267,32 +267,51 @@ def caption(
             rows[number] = {"image": name, "trouble": why}
         if not block.pictures:
             continue
-        features = captioner.encode(block.pictures, block.names, batch_size=batch_size)
-        proposed = propose_captions(
-            captioner.model,
-            features,
-            block.names,
-            captioner.pools(features.image_embeddings, block.names),
-            captioner.generation,
-            numbers=block.numbers,
-            likelihoods=captioner.weights["likelihood"] > 0,
-            encode_captions=captioner.encode_captions if captioner.weights.get("cosine") else None,
-            batch_size=batch_size,
-        )
-        chosen = choose_captions(proposed.candidates, proposed.judged, captioner.weights)
-        if captioner.weights["likelihood"] > 0:
-            found = zip(chosen, proposed.candidates, proposed.judged, strict=True)
-            likely = [judged["likelihood"][candidates.index(text)] for text, candidates, judged in found]
-        else:  # it has no say in the choice: only what is put forward is asked for
-            alone = [[text] for text in chosen]
-            likely = [own[0] for own in caption_log_likelihoods(proposed.asked, alone, batch_size=batch_size)]
-        far = training_distances(captioner.memory, features.image_embeddings).tolist()
-        for number, name, text, value, distance in zip(block.numbers, block.names, chosen, likely, far, strict=True):
-            rows[number] = {"image": name, "caption": text, "log_probability": round(float(value), 6)}
-            rows[number] |= {"distance": distance, "unlike_training": captioner.is_unlike(distance)}
+        said = caption_pictures(captioner, block.pictures, block.names, numbers=block.numbers, batch_size=batch_size)
+        rows |= dict(zip(block.numbers, said, strict=True))
     columns = ["image", "caption", "log_probability", "distance", "unlike_training"]
     columns += ["trouble"] if unreadable == "keep" else []
     return pd.DataFrame([rows[number] for number in sorted(rows)], columns=columns)
+
+
+def caption_pictures(
+    captioner: Captioner,
+    pictures: Iterable[Image.Image],
+    names: Sequence[str],
+    *,
+    numbers: Sequence[int] | None = None,
+    batch_size: int = 32,
+) -> list[dict]:
+    """A row of ``caption`` for each RGB picture; they are looked at one after the other, and not kept.
+
+    Args:
+        numbers: as ``propose_captions`` takes them.
+    """
+    features = captioner.encode(pictures, names, batch_size=batch_size)
+    proposed = propose_captions(
+        captioner.model,
+        features,
+        names,
+        captioner.pools(features.image_embeddings, names),
+        captioner.generation,
+        numbers=numbers,
+        likelihoods=captioner.weights["likelihood"] > 0,
+        encode_captions=captioner.encode_captions if captioner.weights.get("cosine") else None,
+        batch_size=batch_size,
+    )
+    chosen = choose_captions(proposed.candidates, proposed.judged, captioner.weights)
+    if captioner.weights["likelihood"] > 0:
+        found = zip(chosen, proposed.candidates, proposed.judged, strict=True)
+        likely = [judged["likelihood"][candidates.index(text)] for text, candidates, judged in found]
+    else:  # it has no say in the choice: only what is put forward is asked for
+        alone = [[text] for text in chosen]
+        likely = [own[0] for own in caption_log_likelihoods(proposed.asked, alone, batch_size=batch_size)]
+    far = training_distances(captioner.memory, features.image_embeddings).tolist()
+    return [
+        {"image": name, "caption": text, "log_probability": round(float(value), 6)}
+        | {"distance": distance, "unlike_training": captioner.is_unlike(distance)}
+        for name, text, value, distance in zip(names, chosen, likely, far, strict=True)
+    ]
 
 
 def propose_captions(
