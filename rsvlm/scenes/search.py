@@ -4,6 +4,7 @@
 """
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from PIL import Image
 from pyproj import Geod, Transformer
 from rasterio import features
 from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
 
 from rsvlm.files import whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
@@ -35,6 +37,7 @@ MOST_CELLS = 16_000_000  # of a surface whose cells nobody chose
 STRIP = 4_000_000  # cells computed at a time
 DIGITS = 9  # decimals of a degree in GeoJSON: a tenth of a millimetre
 EDGE = 8  # parts of the longer side of a place, between points of its edge in degrees
+PLACES, RASTERS = (".geojson", ".json", ".parquet"), (".tif", ".tiff")  # endings of the files that are written
 IN_PIXELS = "pixels of the scene: column, row"
 Query = str | Path | Image.Image | np.ndarray | Window
 
@@ -224,13 +227,12 @@ def choose_threshold(scores: np.ndarray, relevant: np.ndarray) -> float:
 
 def write_surface(surface: Surface, path: Path | str) -> None:
     """The surface as a GeoTIFF: float32, nodata NaN, the scene's CRS; pixels of the scene where it has none."""
-    path = Path(path)
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise ValueError(f"{path}: a surface is written as GeoTIFF; give a name that ends in .tif")
+    path = check_ending(path, RASTERS)
     rows, columns = surface.values.shape
     options = dict(driver="GTiff", dtype="float32", count=1, height=rows, width=columns, nodata=np.nan)
     options |= dict(compress="deflate", predictor=3, tiled=True, blockxsize=256, blockysize=256)
-    with whole_file(path) as scratch:
+    with whole_file(path) as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # where cells are the scene's own pixels, without a CRS
         with rasterio.open(scratch, "w", crs=surface.crs, transform=surface.transform, **options) as file:
             file.write(surface.values, 1)
             file.set_band_description(1, "cosine")
@@ -246,13 +248,11 @@ def write_places(frame: "geopandas.GeoDataFrame", path: Path | str) -> None:
     Raises:
         ValueError: another ending.
     """
-    path = Path(path)
-    if path.suffix == ".parquet":
+    path = check_ending(path, PLACES)
+    if path.suffix.lower() == ".parquet":
         with whole_file(path) as scratch:
             frame.to_parquet(scratch, index=False)
         return
-    if path.suffix.lower() not in (".geojson", ".json"):
-        raise ValueError(f"{path}: places are written as .geojson or .parquet")
     shapes = to_degrees(frame)
     table = frame.drop(columns=frame.geometry.name)
     if frame.crs is None:
@@ -267,6 +267,14 @@ def write_places(frame: "geopandas.GeoDataFrame", path: Path | str) -> None:
     ]
     lines = ",\n".join(json.dumps(place, ensure_ascii=False, allow_nan=False) for place in places)
     write_text(path, '{"type": "FeatureCollection", "features": [\n' + lines + "\n]}\n")
+
+
+def check_ending(path: Path | str, endings: tuple[str, ...]) -> Path:
+    """The path. ValueError says which endings are written where it has none of them."""
+    path = Path(path)
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{path}: what is written here ends in {' or '.join(endings)}")
+    return path
 
 
 def to_degrees(frame: "geopandas.GeoDataFrame") -> list[shapely.Geometry]:
