@@ -2,15 +2,16 @@
 
 The captioner says what each window shows, as ``rsvlm.caption`` does for a picture. The text is made of its words by
 rule, without a model: windows whose captions say alike are told in one sentence, the caption that is nearest to all of
-them; where they lie ("in the north-east") and how much of the scene they cover stands in front. "The image" in a
-sentence is therefore a window, never the scene. Two captions say alike where the encoder's text tower finds them at
+them; where they lie ("in the north-east") and how much of the scene they cover stands in front. As captions speak of the
+image that they were made for, "the image" becomes "the window" there: it is never the scene. Two captions say alike where the encoder's text tower finds them at
 least as similar as half the pairs of captions that one training image was given. What is said of windows unlike anything
-in training is marked as a guess, and never joined with the rest.
+in training is marked as a guess, stands behind the rest and is never joined with it.
 
 Window by window and a text of all is how captions of long videos and large images are made hierarchically (for example
 Islam et al. 2024, Video ReCap); here the second step is a rule, so that each sentence can be traced to its windows.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ JUDGED = 64  # training images whose captions tell what alike is
 MOST = 0.8  # share of a sentence's windows on a side of the scene, for the sentence to be said to lie there
 THROUGHOUT, LARGELY = 0.9, 0.5  # shares of the scene
 CENTRE, ASIDE = 1 / 3, 0.01  # of the way from the scene's centre to its edge: up to where, and from where on
+THE_IMAGE = re.compile(r"\b([Tt])(?:he|his) (?:image|picture|photo|photograph)\b")
 SLANT = 45  # degrees that the way north may turn over a scene, for its places to be called north and south
 
 
@@ -46,8 +48,8 @@ class SceneCaption:
 
     Attributes:
         text: the sentences that cover most, what is left out, and the warning.
-        sentences: a GeoDataFrame, a row a sentence, the one that covers most first: ``sentence`` (with place and
-            share), ``caption`` (the model's words), ``place``, ``share`` (of what was captioned), ``windows`` (a tuple of
+        sentences: a GeoDataFrame, a row a sentence, the one that covers most first, guesses last: ``sentence`` (with
+            place and share of the scene), ``caption`` (the model's words), ``place``, ``share`` (of what was captioned), ``windows`` (a tuple of
             row numbers of ``windows``), ``unlike_training`` (True: a guess), ``geometry`` (their union).
         windows: a GeoDataFrame, a row a window: ``left``, ``top``, ``width``, ``height`` (pixels of the scene), ``valid``
             (share of valid pixels), ``share``, ``caption``, ``log_probability``, ``distance``, ``unlike_training`` (as
@@ -150,24 +152,26 @@ def caption_scene(
     vectors = captioner.encode_captions(texts)
     alike = _alike(captioner) if alike is None else alike
     groups = group_captions(texts, (vectors @ vectors.T).astype(np.float64), table["caption"], shares, guessed, alike)
+    centres, compass = _centres(scene, windows)
     rows = [
-        _sentence(scene, [windows[number] for number in numbers], numbers, text, shares, guessed)
+        _sentence(text, numbers, windows, centres, compass, shares, bool(guessed[numbers[0]]))
         for text, numbers in groups
     ]
     sentence_of = {number: row for row, (_, numbers) in enumerate(groups) for number in numbers}
     table["sentence"] = [sentence_of[number] for number in range(len(table))]
     warning = ""
     if guessed.any():
+        place = _find_place(np.flatnonzero(guessed), windows, centres, compass, shares)
         warning = (
-            f"{guessed.sum()} of {len(windows)} windows, {_percent(shares[guessed].sum())} of the scene, are unlike "
-            "anything in training: what is said of them is a guess."
+            f"{guessed.sum()} of {len(windows)} windows ({place}, {_percent(shares[guessed].sum())} of the scene) are "
+            "unlike anything in training: what is said of them is a guess."
         )
     ground = [scene.polygon(window) for window in windows]
     return SceneCaption(
         _tell(rows, most_sentences, warning),
         _place(rows, [shapely.union_all([ground[number] for number in row["windows"]]) for row in rows], scene),
         _place(table, ground, scene),
-        as_sentence(overview["caption"]) + (" (a guess)" if overview["unlike_training"] else ""),
+        ("A guess: " if overview["unlike_training"] else "") + as_sentence(overview["caption"]),
         warning,
         int((~seen).sum()),
     )
@@ -181,7 +185,7 @@ def group_captions(
     guessed: np.ndarray,
     alike: float,
 ) -> list[tuple[str, list[int]]]:
-    """(the caption that stands for a group of windows, their numbers), the group that covers most first.
+    """(the caption that stands for a group of windows, their numbers), the group that covers most first, guesses last.
 
     The caption that covers most leads the first group; each next one joins the most similar leader from ``alike`` on, or
     leads a group of its own. The caption that stands for a group has the highest mean similarity to it, by area. Equals go
@@ -202,14 +206,14 @@ def group_captions(
         near = {lead: similarity[place[key[1]], place[lead[1]]] for lead in groups if lead[0] == key[0]}
         lead = max(near, key=near.get, default=None)
         groups.setdefault(lead if lead is not None and near[lead] >= alike else key, []).append(key)
-    found = []
+    found = []  # (guessed, share, numbers, caption)
     for keys in groups.values():
         weights = np.array([area[key] for key in keys])
         rows = [place[text] for _, text in keys]
         middle = int(np.argmax(np.round(similarity[np.ix_(rows, rows)] @ weights, 6)))
         numbers = sorted(number for key in keys for number in windows_of[key])
-        found.append((keys[middle][1], numbers, round(float(weights.sum()), 9)))
-    return [(text, numbers) for text, numbers, _ in sorted(found, key=lambda group: (-group[2], group[1][0]))]
+        found.append((keys[0][0], -round(float(weights.sum()), 9), numbers, keys[middle][1]))
+    return [(text, numbers) for _, _, numbers, text in sorted(found)]
 
 
 def say_place(
@@ -245,28 +249,46 @@ def say_place(
 
 
 def _sentence(
-    scene: Scene, windows: list[Window], numbers: list[int], text: str, shares: np.ndarray, guessed: np.ndarray
+    text: str,
+    numbers: list[int],
+    windows: list[Window],
+    centres: np.ndarray,
+    compass: bool,
+    shares: np.ndarray,
+    guess: bool,
 ) -> dict:
     """A row of ``SceneCaption.sentences`` without its geometry."""
-    weights = shares[numbers]
-    share, guess = float(weights.sum()), bool(guessed[numbers[0]])
-    ways = _compass(scene)
-    to = np.diag([1.0, -1.0]) if ways is None else ways
-    middle = np.array([scene.width, scene.height]) / 2
-    edges = abs(np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]]) * middle @ to.T).max(0)
-    left, top, width, height = np.array(windows, dtype=np.float64).T
-    east, north = (np.stack([left + width / 2, top + height / 2], 1) - middle) @ to.T / edges
-    parts = shapely.get_num_geometries(shapely.union_all(shapely.box(left, top, left + width, top + height)))
-    place = say_place(east, north, weights, share, compass=ways is not None, parts=int(parts))
-    words = f"{place[0].upper()}{place[1:]}, {_percent(share)} of the scene: {as_sentence(text)}"
+    share = float(shares[numbers].sum())
+    place = _find_place(numbers, windows, centres, compass, shares)
+    words = THE_IMAGE.sub(lambda found: f"{found[1][0]}he window", as_sentence(text))
     return {
-        "sentence": words + (" (a guess)" if guess else ""),
+        "sentence": f"{place[0].upper()}{place[1:]} ({_percent(share)}{', a guess' * guess}): {words}",
         "caption": text,
         "place": place,
         "share": round(share, 6),
         "windows": tuple(numbers),
         "unlike_training": guess,
     }
+
+
+def _find_place(
+    numbers: Sequence[int], windows: list[Window], centres: np.ndarray, compass: bool, shares: np.ndarray
+) -> str:
+    """Where the windows of these numbers lie, in words."""
+    left, top, width, height = np.array([windows[number] for number in numbers], dtype=np.float64).T
+    ground = shapely.union_all(shapely.box(left, top, left + width, top + height))
+    weights, parts = shares[numbers], int(shapely.get_num_geometries(ground))
+    return say_place(*centres[numbers].T, weights, float(weights.sum()), compass=compass, parts=parts)
+
+
+def _centres(scene: Scene, windows: list[Window]) -> tuple[np.ndarray, bool]:
+    """((n, 2) from -1 to 1: how far to the east and north the windows' centres lie, True), or to the right and up, False."""
+    ways = _compass(scene)
+    to = np.diag([1.0, -1.0]) if ways is None else ways
+    middle = np.array([scene.width, scene.height]) / 2
+    edges = abs(np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]]) * middle @ to.T).max(0)
+    left, top, width, height = np.array(windows, dtype=np.float64).T
+    return (np.stack([left + width / 2, top + height / 2], 1) - middle) @ to.T / edges, ways is not None
 
 
 def _compass(scene: Scene) -> np.ndarray | None:
@@ -301,7 +323,7 @@ def _tell(rows: list[dict], most_sentences: int, warning: str) -> str:
     rest = rows[most_sentences:]
     if rest:
         share = _percent(sum(row["share"] for row in rest))
-        told.append(f"Not told here: {len(rest)} more sentence{'s' * (len(rest) > 1)}, on {share} of the scene.")
+        told.append(f"Left out: {len(rest)} more sentence{'s' * (len(rest) > 1)}, on {share} of the scene.")
     return " ".join([*told, warning]).strip()
 
 

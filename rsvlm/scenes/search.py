@@ -232,7 +232,9 @@ def write_surface(surface: Surface, path: Path | str) -> None:
     options = dict(driver="GTiff", dtype="float32", count=1, height=rows, width=columns, nodata=np.nan)
     options |= dict(compress="deflate", predictor=3, tiled=True, blockxsize=256, blockysize=256)
     with whole_file(path) as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # where cells are the scene's own pixels, without a CRS
+        warnings.simplefilter(
+            "ignore", NotGeoreferencedWarning
+        )  # where cells are the scene's own pixels, without a CRS
         with rasterio.open(scratch, "w", crs=surface.crs, transform=surface.transform, **options) as file:
             file.write(surface.values, 1)
             file.set_band_description(1, "cosine")
