@@ -30,6 +30,10 @@ from rsvlm.settings import Generation
 torch.set_num_threads(1)
 RED, GREEN, BLUE, WHITE = (200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 200)
 TOLD = {RED: "Red ground .", GREEN: "Green ground .", BLUE: "The image shows blue ground ."}
+MOON = (
+    'GEOGCS["Moon 2000",DATUM["D_Moon_2000",SPHEROID["Moon_2000_IAU_IAG",1737400,0]],PRIMEM["Reference_Meridian",0],'
+    'UNIT["degree",0.0174532925199433]]'
+)
 POLAR = Affine.translation(-80_000, 80_000) @ Affine.scale(2500, -2500)  # 64 pixels around the pole of EPSG:3413
 
 
@@ -108,6 +112,7 @@ def test_without_a_crs_places_are_those_of_the_picture(captioner, tmp_path):
     [
         # turned by half a turn: north is at the bottom, west on the right
         ("EPSG:32633", UTM @ Affine.rotation(180), ["in the east", "in the south-west", "in the north-west"]),
+        (MOON, Affine(0.001, 0, 10, 0, -0.001, 60), ["on the left", "at the top right", "at the bottom right"]),
         ("EPSG:3413", POLAR, ["on the left", "at the top right", "at the bottom right"]),
         ("EPSG:4326", Affine(360 / 64, 0, -180, 0, -180 / 64, 90), ["in the west", "in the north-east", "in the south-east"]),
     ],

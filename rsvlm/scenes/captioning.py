@@ -21,6 +21,7 @@ import pandas as pd
 import shapely
 from PIL import Image
 from pyproj import Geod, Transformer
+from pyproj.exceptions import ProjError
 
 from rsvlm.models.inference import Captioner, caption_pictures
 from rsvlm.models.neighbours import Memory
@@ -294,16 +295,20 @@ def _centres(scene: Scene, windows: list[Window]) -> tuple[np.ndarray, bool]:
 def _compass(scene: Scene) -> np.ndarray | None:
     """(2, 2): from pixels to the right and down to metres east and north, at the scene's centre.
 
-    None without a CRS, and where north lies elsewhere in other parts of the scene, as around a pole.
+    None without a CRS of the Earth, and where north lies elsewhere in other parts of the scene, as around a pole.
     """
     if scene.crs is None:
         return None
-    to = Transformer.from_crs(scene.crs.to_wkt(), "EPSG:4326", always_xy=True)
+    try:
+        to = Transformer.from_crs(scene.crs.to_wkt(), "EPSG:4326", always_xy=True)
+    except ProjError:  # another planet, or a plan of a building
+        return None
     step = max(scene.width, scene.height) / 10_000
     places = np.array([[0.5, 0.5], [0.1, 0.1], [0.9, 0.1], [0.1, 0.9], [0.9, 0.9]]) * (scene.width, scene.height)
 
     def degrees(pixels: np.ndarray) -> tuple:
-        return to.transform(*zip(*(scene.transform @ tuple(map(float, pixel)) for pixel in pixels)))
+        (x, y), own = pixels.T, scene.transform
+        return to.transform(own.a * x + own.b * y + own.c, own.d * x + own.e * y + own.f)
 
     here, right, down = (degrees(places + offset) for offset in ((0, 0), (step, 0), (0, step)))
     if not np.isfinite([here, right, down]).all():
