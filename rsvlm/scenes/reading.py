@@ -30,13 +30,13 @@ from xml.etree import ElementTree
 import numpy as np
 import rasterio
 import shapely
-from affine import Affine
 from pyproj import Geod, Transformer
 from pyproj.exceptions import ProjError
 from rasterio._path import _parse_path
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.transform import Affine
 from rasterio.windows import Window as _GdalWindow
 
 from rsvlm.data.recipes import BAND_PRESETS
