@@ -19,27 +19,27 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
 import shapely
-from affine import Affine
 from pyproj import Geod, Transformer
 from pyproj.exceptions import ProjError
 from rasterio._path import _parse_path
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.transform import Affine
 from rasterio.windows import Window as _GdalWindow
+
+from rsvlm.data.recipes import BAND_PRESETS
 
 DRIVERS = ("GTiff", "JP2OpenJPEG", "VRT", "JPEG", "PNG", "WEBP", "BMP", "GIF")
 MOST_PIXELS = 64_000_000  # of one picture: 192 MB as RGB
@@ -92,47 +92,6 @@ class Picture(NamedTuple):
     valid: np.ndarray  # bool (H, W)
 
 
-@dataclass(frozen=True)
-class BandPreset:
-    """Which bands a sensor's picture is made of."""
-
-    names: tuple[tuple[str, ...], ...]  # of the bands shown as red, green and blue; any of them counts
-    numbers: Mapping[int, tuple[int, int, int]]  # number of bands of the file -> bands, where it names none
-
-
-_RED, _GREEN, _BLUE, _NIR = ("red",), ("green",), ("blue",), ("nir", "near infrared", "near-infrared")
-
-
-def _preset(red, green, blue, numbers) -> BandPreset:
-    return BandPreset((red, green, blue), MappingProxyType(numbers))
-
-
-BAND_PRESETS: Mapping[str, BandPreset] = MappingProxyType({
-    "true-colour": _preset(_RED, _GREEN, _BLUE, {}),
-    "false-colour": _preset(_NIR, _RED, _GREEN, {}),
-    "sentinel-2": _preset(
-        ("b4", *_RED), ("b3", *_GREEN), ("b2", *_BLUE),
-        # all (EuroSAT), level 2A, 10 and 20 m (BigEarthNet), 10 m
-        {13: (4, 3, 2), 12: (4, 3, 2), 10: (3, 2, 1), 4: (3, 2, 1)},
-    ),
-    "sentinel-2-false-colour": _preset(
-        ("b8", *_NIR), ("b4", *_RED), ("b3", *_GREEN), {13: (8, 4, 3), 12: (8, 4, 3), 10: (7, 3, 2), 4: (4, 3, 2)}
-    ),
-    "landsat-8": _preset(
-        ("b4", "sr_b4", *_RED), ("b3", "sr_b3", *_GREEN), ("b2", "sr_b2", *_BLUE),
-        dict.fromkeys(range(7, 12), (4, 3, 2)),
-    ),
-    "landsat-8-false-colour": _preset(
-        ("b5", "sr_b5", *_NIR), ("b4", "sr_b4", *_RED), ("b3", "sr_b3", *_GREEN),
-        dict.fromkeys(range(7, 12), (5, 4, 3)),
-    ),
-    "planetscope": _preset(_RED, _GREEN, _BLUE, {4: (3, 2, 1), 8: (6, 4, 2)}),
-    "planetscope-false-colour": _preset(_NIR, _RED, _GREEN, {4: (4, 3, 2), 8: (8, 6, 4)}),
-    "naip": _preset(_RED, _GREEN, _BLUE, {3: (1, 2, 3), 4: (1, 2, 3)}),
-    "naip-false-colour": _preset(_NIR, _RED, _GREEN, {4: (4, 1, 2)}),
-})  # fmt: skip
-
-
 class Scene:
     """An open scene; a context manager. Made by ``open_scene``.
 
@@ -143,6 +102,7 @@ class Scene:
         crs, transform: its place; None where it tells none that holds for every pixel.
         bands: those shown as red, green and blue, from 1; of a grey scene the same thrice.
         low, high: the values of each band that become 0 and 255.
+        tags: what else the file says, by name.
         date: when it was taken, or else made; None where the file does not tell.
         notes: sentences on what is odd about it.
     """
@@ -157,7 +117,7 @@ class Scene:
             self.bands = _choose_bands(file, path, bands)
             self.type = _type_of(file, path, self.bands)
             self.crs, self.transform = self._place(file)
-            self.date = _date_of(file)
+            self.date, self.tags = _date_of(file), file.tags()
             self._palette = _palette_of(file, self.bands)
             self._check_blocks(file)
             self.low, self.high = self._find_stretch(file, stretch, percentiles)
@@ -212,6 +172,24 @@ class Scene:
             pixels[~valid] = np.rint(pixels[valid].mean(axis=0)) if valid.any() else 128
         return Picture(pixels, valid)
 
+    def read_plain(self, factor: int = 1) -> np.ndarray:
+        """The whole scene, each pixel the mean of ``factor`` squared, what is no data as the file has it: uint8 (h, w, 3).
+
+        Read from the top in strips, in the order in which JPEG and PNG are stored.
+        """
+        rows = factor * max(1, PART // (self.width * factor))
+        strips = []
+        with self._dataset() as file:
+            for top in range(0, self.height, rows):
+                part = Window(0, top, self.width, min(rows, self.height - top))
+                values, _ = self._native(file, part, part[2:], Resampling.nearest)
+                if factor > 1:
+                    at = np.arange(0, part.height, factor), np.arange(0, part.width, factor)
+                    cells = _sums(np.ones(values[0].shape, bool), *at)
+                    values = [np.rint(_sums(band, *at) / cells).astype(band.dtype) for band in values]
+                strips.append(np.stack([_stretched(*band) for band in zip(values, self.low, self.high)], axis=-1))
+        return np.concatenate(strips)
+
     def overview(self, side: int = 1024) -> Picture:
         """The whole scene, its longer side at most ``side`` pixels."""
         scale = min(1.0, side / max(self.width, self.height))
@@ -230,15 +208,17 @@ class Scene:
         """
         if self.crs is None:
             return None
-        column, row = (self.width - 1) / 2, (self.height - 1) / 2
-        corners = [_place_of(self.transform, column + x, row + y) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]
+        column, row = self.width / 2, self.height / 2
+        places = [_place_of(self.transform, column + x, row + y) for x, y in ((0, 0), (1, 0), (0, 1))]
         try:
             to_degrees = Transformer.from_crs(self.crs.to_wkt(), "EPSG:4326", always_xy=True)
-            longitudes, latitudes = to_degrees.transform(*zip(*corners), errcheck=True)
+            (x, *across), (y, *down) = to_degrees.transform(*zip(*places), errcheck=True)
         except ProjError:
             return None
-        area, _ = Geod(ellps="WGS84").polygon_area_perimeter(longitudes, latitudes)
-        return math.sqrt(abs(area)) if math.isfinite(area) and area else None
+        # Not by the area of a polygon, which is exact to a tenth of a square metre: a pixel of 30 cm has less.
+        directions, _, sides = Geod(ellps="WGS84").inv([x, x], [y, y], across, down)
+        area = sides[0] * sides[1] * abs(math.sin(math.radians(directions[0] - directions[1])))
+        return math.sqrt(area) if math.isfinite(area) and area > 0 else None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -248,7 +228,7 @@ class Scene:
             digest.update(self._data)
         else:
             with self._dataset() as file:
-                files = {Path(os.path.normpath(name)) for name in (self.path.absolute(), *file.files, *self._files)}
+                files = {Path(os.path.normpath(name)) for name in (_absolute(self.path), *file.files, *self._files)}
             for path in sorted(files):
                 digest.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + _digest_of(path))
         digest.update(repr((self.bands, self.low, self.high)).encode())
@@ -462,7 +442,7 @@ class Scene:
         if any(side / factor <= 4 * SAMPLE_SIDE for factor in file.overviews(self.bands[0])):
             scale = SAMPLE_SIDE / side
             size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
-            values, valid = self._values(file, whole, size)
+            values, valid = self._native(file, whole, size, Resampling.nearest)  # no more averages than the overview's
             return [band[valid] for band in values]
         height, width = file.block_shapes[self.bands[0] - 1]
         columns, rows = math.ceil(self.width / width), math.ceil(self.height / height)
@@ -519,7 +499,7 @@ def _check_stretch(stretch: object, where: str) -> tuple[tuple[float, ...], tupl
         pairs = np.array(stretch, dtype=np.float64)
     except (TypeError, ValueError):
         pairs = np.zeros(0)
-    pairs = np.tile(pairs, (3, 1)) if pairs.shape == (2,) else pairs
+    pairs = np.tile(pairs.reshape(1, 2), (3, 1)) if pairs.size == 2 else pairs
     if pairs.shape != (3, 2) or not np.isfinite(pairs).all() or not (pairs[:, 0] < pairs[:, 1]).all():
         raise SceneError(
             f"{where}: a stretch is [low, high] with low below high, or one such pair for each of the three bands; "
@@ -561,7 +541,7 @@ def _open(path: Path, data: bytes | None = None, **options) -> rasterio.DatasetR
     Not by ``rasterio.open``, which takes one driver, and takes some names for addresses.
     """
     memory = rasterio.MemoryFile(data) if data is not None else None
-    place = memory.name if memory else str(path.absolute())
+    place = memory.name if memory else str(_absolute(path))
     vrt = data is None and _is_vrt(path)
     drivers = ["VRT"] if vrt else [driver for driver in DRIVERS if driver != "VRT"]
     try:
@@ -582,12 +562,16 @@ def _open(path: Path, data: bytes | None = None, **options) -> rasterio.DatasetR
             f"{path}: {len(pages)} rasters in one file; take one out: gdal_translate -of COG "
             f"{pages[0] if pages else 'IN'} OUT.tif"
         )
-    top = path.absolute().parent
+    top = _absolute(path).parent
     outside = [name for name in file.files if data is None and not Path(os.path.normpath(name)).is_relative_to(top)]
     if outside:
         file.close()
         raise SceneError(f"{path}: names a file outside its folder, {outside[0]}, which is not read; copy it there")
     return file
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _is_vrt(path: Path) -> bool:
@@ -613,28 +597,28 @@ def _check_files(path: Path, data: bytes | None = None) -> list[Path]:
         if path.stat().st_size == 0:
             raise SceneError(f"{path}: the file is empty (zero bytes); fetch it again")
         _check_beside(path)
-        return _files_of_vrt(path, path.absolute().parent, path, set()) if _is_vrt(path) else []
+        return _files_of_vrt(path, _absolute(path).parent, path, set()) if _is_vrt(path) else []
     except PermissionError as error:
         raise SceneError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _check_beside(path: Path) -> None:
     """Overviews and masks beside a file are rasters as it is: GDAL would take them for anything that it knows."""
-    for end in (".ovr", ".msk", ".msk.ovr", ".aux"):
-        for name in (path.name + end, path.name + end.upper(), path.stem + end):
+    for end in (".ovr", ".msk", ".msk.ovr"):
+        for name in (path.name + end, path.name + end.upper()):
             beside = path.with_name(name)
-            if beside != path and beside.is_file() and not _has_head(beside, b"EHFA"):
-                raise SceneError(f"{path}: {beside.name} beside it is no raster; take it away")
+            if beside.is_file() and not _has_head(beside):
+                raise SceneError(f"{path}: {name} beside it is no raster; take it away")
 
 
-def _has_head(path: Path, *more: bytes) -> bool:
+def _has_head(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(16).startswith((*_HEADS, *more))
+        return file.read(16).startswith(_HEADS)
 
 
 def _files_of_vrt(vrt: Path, top: Path, scene: Path, seen: set[Path]) -> list[Path]:
     """The files that a VRT names, and those that VRTs among them name; ``top``: the folder that none may leave."""
-    seen.add(Path(os.path.normpath(vrt.absolute())))
+    seen.add(_absolute(vrt))
     text = vrt.read_bytes() if vrt.stat().st_size <= LONGEST_VRT else b"<!doctype"
     if b"<!doctype" in text.lower():
         raise SceneError(f"{scene}: {vrt.name} is no VRT as GDAL writes it; make it anew with gdalbuildvrt")
@@ -644,7 +628,8 @@ def _files_of_vrt(vrt: Path, top: Path, scene: Path, seen: set[Path]) -> list[Pa
         raise SceneError(f"{scene}: {vrt.name} is no whole VRT ({error}); make it anew with gdalbuildvrt") from error
     found = []
     for element in root.iter():
-        kind, own = element.tag.lower(), {key.lower(): value for key, value in element.attrib.items()}
+        kind = _bare(element.tag)
+        own = {_bare(key): value for key, value in element.attrib.items()}
         allowed = own.get("subclass", "vrtwarpeddataset").lower() in _VRT_CLASSES
         if not allowed or kind in ("group", "pixelfunctioncode", "processingsteps"):
             raise SceneError(
@@ -668,13 +653,18 @@ def _files_of_vrt(vrt: Path, top: Path, scene: Path, seen: set[Path]) -> list[Pa
     return found
 
 
+def _bare(name: str) -> str:
+    """The name of an element or attribute as GDAL compares it: it knows no namespaces and no case."""
+    return name.rpartition("}")[2].lower()
+
+
 def _file_of_vrt(place: str, relative: bool, vrt: Path, top: Path, scene: Path) -> Path:
     if not place or place.startswith(("<", "{", "/vsi")) or re.match(r"[A-Za-z][A-Za-z0-9_+.-]+:", place):
         raise SceneError(
             f"{scene}: {vrt.name} names {place[:80]!r}, which is no plain file; nothing is fetched from a network or unpacked: "
             "bring the file, and make the VRT anew with gdalbuildvrt"
         )
-    file = Path(os.path.normpath(vrt.absolute().parent / place))
+    file = Path(os.path.normpath(_absolute(vrt).parent / place))
     if not file.is_relative_to(top) or not (relative or os.path.isabs(place)):
         raise SceneError(
             f"{scene}: {vrt.name} names {place!r}, which leads out of the folder of the scene; put the VRT and what it names "
