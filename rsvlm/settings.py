@@ -234,6 +234,24 @@ class Encoding(Settings):
     precision: Precision = setting("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
 
 
+class EarthWindows(Settings):
+    """How the globe is cut into windows."""
+
+    window_pixels: int = setting(
+        48,
+        "side of a window, pixels of the globe; the training tiles have 48",
+        Within(16, 512, "below 16 nothing is seen, 512 pixels are 34 degrees"),
+    )
+    overlap: float = setting(
+        0.5, "share of a window that the next one covers again", Within(0.0, 0.9, "windows must move on"), quick=0.0
+    )
+    land_share: float = setting(
+        0.25, "windows with less land are left out: the models know no open sea", Within(0.0, 1.0, "it is a share")
+    )
+    batch_size: int = setting(64, "windows at a time", BATCH)
+    precision: Precision = setting("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
+
+
 class Prompting(Settings):
     """Which captions of the nearest training images a captioner reads."""
 

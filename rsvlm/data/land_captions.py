@@ -63,6 +63,11 @@ MANY = 10  # above it things are not counted
 _MIN_PART = 0.02  # share of the tile from which a connected part is told
 
 
+def class_nouns() -> dict[str, list[str]]:
+    """Class of land -> every name that the captions have for it, in any climate; water, which has none, is left out."""
+    return {group: list(dict.fromkeys(sum(_NOUNS[group].values(), []))) for group in GROUPS if group in _NOUNS}
+
+
 def dominant_land(groups: np.ndarray) -> str:
     """Name of the land group that covers most of the tile; ``groups`` (H, W) holds indices into GROUPS."""
     return GROUPS[int(np.bincount(groups[groups != WATER], minlength=len(GROUPS)).argmax())]

@@ -46,6 +46,7 @@ PLACES = {
     "FINETUNED": "models/finetuned",  # what finetune_lora trained
     "OTHER_MODELS": "data/models",  # other models measured on the study's images, one folder each
     "CAPTIONER": "models/captioner",  # the same with all that it needs to caption any image
+    "EARTH": "data/earth",  # Blue Marble as one georeferenced picture, and its windows as vectors
     "SEARCH_INDEX": "data/search_index",  # FAISS indexes of the images, for the search box
     "REPORTS": "reports",
     "EXECUTED": "reports/notebooks",
@@ -55,6 +56,7 @@ PLACES = {
     "TABLES": "reports/tables",
     "LEADERBOARD": "reports/leaderboard",  # other models in one table
     "GALLERIES": "reports/galleries",
+    "EARTH_SEARCH": "reports/earth",  # what texts find on the globe: page, places, surfaces
     "CARDS": "reports/cards",  # filled with this study's numbers; not beside its data: a reworded card trains nothing
     # Survives a killed stage and is no result
     "CHECKPOINTS": ".rsvlm/checkpoints",

@@ -12,6 +12,7 @@ from rsvlm.settings import (
     CapRetShape,
     CaptioningSettings,
     Combination,
+    EarthWindows,
     Encoding,
     Generation,
     Precision,
@@ -246,6 +247,29 @@ class RetrievalGallery(Settings):
     seed: int = setting(0, "of the random sample", SEED)
 
 
+class SearchEarth(Machine, EarthWindows):
+    """87_search_earth."""
+
+    search: bool = setting(True, "whether the globe is searched; False for models that were not trained on Blue Marble")
+    queries: list[str] = setting(
+        [
+            "hot desert beside the sea",
+            "snow and ice",
+            "dense evergreen forest",
+            "farmland",
+            "tropical savanna",
+            "tundra with many lakes",
+        ],
+        "texts to look for; each is a map on the page",
+        quick=["hot desert beside the sea", "snow and ice"],
+    )
+    hits: int = setting(8, "places shown for each text", Within(1, 100, "each is a picture beside the map"))
+    bootstrap_resamples: int = setting(
+        1000, "resamples of the blocks of land for the 95 % intervals", RESAMPLES, quick=200
+    )
+    seed: int = setting(0, "of the resampling", SEED)
+
+
 SECTIONS: dict[str, type[Settings]] = {
     "aggregate_data": AggregateData,
     "adapt_encoder": AdaptEncoder,
@@ -259,4 +283,5 @@ SECTIONS: dict[str, type[Settings]] = {
     "compare_with_paper": CompareWithPaper,
     "caption_gallery": CaptionGallery,
     "retrieval_gallery": RetrievalGallery,
+    "search_earth": SearchEarth,
 }

@@ -55,7 +55,9 @@ def render_scene_page(
     for result in results:
         entries = hit_entries(scene, result.hits)
         if result.captions and len(result.captions) != len(entries):
-            raise ValueError(f"“{result.query}”: {len(result.captions)} captions for {len(entries)} hits; give one each")
+            raise ValueError(
+                f"“{result.query}”: {len(result.captions)} captions for {len(entries)} hits; give one each"
+            )
         captions = list(result.captions) or [""] * len(entries)
         low, high = surface_range(result.surface.values)
         rows, columns = result.surface.values.shape
