@@ -113,21 +113,21 @@ class ScenePanel(AnsweringWidget):
         return self._search(self._vector(window), f"like {place_text(self.scene, window)}")
 
     def answer_window(self, window: dict) -> dict:
-        """``{"window", "picture", "place", "ground", "score", "near", "trouble"}`` of a window; it is marked on the map."""
+        """``{"window", "picture", "place", "ground", "score"}`` of a window, which is marked on the map."""
         window = self._window(window)
         self._chosen.locations = self.frame.corners(window)
         shown = {"window": window._asdict(), "place": place_text(self.scene, window), "score": self._score(window)}
         shown |= {"ground": ground_text(self.scene, window)}
-        shown |= {"picture": window_picture(self.scene, window, LARGE, 90_000), "near": []}
-        if self.models.has_captioner:
-            shown["near"] = self.models.nearest(self._vector(window), self.options["training"])
-        return shown
+        return shown | {"picture": window_picture(self.scene, window, LARGE, 90_000)}
 
     def answer_caption(self, window: dict) -> dict:
-        """``{"text", "warning", "parts"}``: what the captioner says of a window."""
+        """``{"text", "warning", "near"}``: what the captioner says of a window, and the training images nearest to it."""
         window = self._window(window)
+        self.tell({"status": "loading the captioner …"})
+        vector = self.models.captioner and self._vector(window)
         self.tell({"status": "captioning …"})
-        return self.models.caption(self.scene, window)
+        near = self.models.nearest(vector, self.options["training"])
+        return self.models.caption(self.scene, window) | {"near": near}
 
     def answer_go(self, window: dict) -> dict:
         """Nothing, once the map shows a window."""
@@ -595,6 +595,11 @@ class SceneMap(Box):
     def scene(self) -> Scene | None:
         """The scene on the map."""
         return self.panel.scene
+
+    @property
+    def map(self) -> ipyleaflet.Map | None:
+        """The map as it is now; own layers and controls may be added."""
+        return self.panel.map
 
     @property
     def surface(self) -> Surface | None:
