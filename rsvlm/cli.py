@@ -1,4 +1,4 @@
-"""The command ``rsvlm``: caption, embed, search and score without a study, and the doors to data and study.
+"""The command ``rsvlm``: caption, embed, search and score without a study, scenes, and the doors to data and study.
 
 Exit status: 0 done; 1 bad input, told in one line; 2 wrong usage.
 """
@@ -6,9 +6,12 @@ Exit status: 0 done; 1 bad input, told in one line; 2 wrong usage.
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rsvlm.scenes.archive import SceneArchive
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -159,6 +162,215 @@ def get_model(name: Annotated[str, typer.Argument(help="A name of `rsvlm models 
     typer.echo(zoo.get_model(name, lambda line: typer.echo(line, err=True)))
 
 
+scene = typer.Typer(no_args_is_help=True, help="Scenes: georeferenced images of any size, searched by text or picture.")
+app.add_typer(scene, name="scene")
+Box = Annotated[
+    str | None,
+    typer.Option("--bbox", help="Of an archive: only what lies in WEST,SOUTH,EAST,NORTH, degrees; --bbox=-10,35,0,45."),
+]
+Start = Annotated[
+    str | None, typer.Option(help="Of an archive: only scenes from this date on: 2024, 2024-05, 2024-05-31.")
+]
+End = Annotated[str | None, typer.Option(help="Of an archive: only scenes up to the end of this date.")]
+Clouds = Annotated[float | None, typer.Option("--cloud-cover-below", help="Of an archive: only scenes below, percent.")]
+Where = Annotated[
+    list[str] | None, typer.Option("--where", help="Of an archive: only scenes with NAME=VALUE; may be repeated.")
+]
+Asset = Annotated[str | None, typer.Option(help="Key of a STAC item's asset that is the scene.")]
+
+
+class Missing(StrEnum):
+    """What to do with a scene of an archive that is not there."""
+
+    stop = "raise"
+    skip = "skip"
+
+
+Skip = Annotated[
+    Missing,
+    typer.Option(help="'raise' stops at a scene that is missing or cannot be used; 'skip' leaves it out, counted."),
+]
+
+
+@scene.command("archive")
+def list_archive(
+    place: Annotated[Path, typer.Argument(help="Folder of rasters, or a STAC document on disk (.json).")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File for the list: .parquet, .geojson or .csv; without it CSV is printed."),
+    ] = None,
+    asset: Asset = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="List scenes on a server, too; they are not fetched.")
+    ] = False,
+    missing: Skip = Missing.stop,
+    bbox: Box = None,
+    start: Start = None,
+    end: End = None,
+    cloud_cover_below: Clouds = None,
+    where: Where = None,
+) -> None:
+    """List the scenes of an archive: place, date, cloud cover, coordinate system, size."""
+    from rsvlm.scenes import archive as module
+
+    if out is not None:
+        module.check_ending(out, module.LISTS)
+    found = module.open_archive(place, asset=asset, online=online, missing=missing.value)
+    found = _tell(found.filter(**_filters(bbox, start, end, cloud_cover_below, where)))
+    if out is not None:
+        found.save(out)
+    else:
+        _write(found.scenes.drop(columns=found.scenes.geometry.name), None)
+    counts = found.count()
+    systems = [f"{count} in {name.removeprefix('crs ')}" for name, count in counts.items() if name.startswith("crs ")]
+    text = f"{counts['scenes']} scenes, {counts['without_date']} without a date, {counts['skipped']} skipped"
+    typer.echo("; ".join([text, *systems]), err=True)
+
+
+@scene.command("embed")
+def embed_a_scene(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SCENE",
+            help="GeoTIFF, COG, JPEG 2000, VRT or a plain image; or an archive: a folder, STAC (.json).",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="File for the windows' embeddings: .parquet (GeoParquet); of an archive a folder of them.",
+        ),
+    ],
+    encoder: Annotated[str, typer.Option(help="Folder or name of an encoder.")],
+    size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Side of the windows, pixels; more than once: levels.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Share of a side that two neighbours have in common.")] = 0.5,
+    bands: Annotated[
+        str | None, typer.Option(help="Red, green and blue: 3,2,1, or names, or a preset such as sentinel-2.")
+    ] = None,
+    stretch: Annotated[
+        str, typer.Option(help="auto, percentile, none, or LOW,HIGH: the values that become black and white.")
+    ] = "auto",
+    min_valid: Annotated[float, typer.Option(help="Windows with a smaller share of valid pixels are left out.")] = 0.5,
+    views: Annotated[int, typer.Option(help="Turned and mirrored views of a window, averaged: 1, 2, 4 or 8.")] = 1,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    device: Device = "auto",
+    batch_size: Batch = 32,
+    asset: Asset = None,
+    missing: Skip = Missing.stop,
+    unreadable: Keep = Unreadable.stop,
+    bbox: Box = None,
+    start: Start = None,
+    end: End = None,
+    cloud_cover_below: Clouds = None,
+    where: Where = None,
+) -> None:
+    """Embed the windows of a scene, or of an archive's scenes, so that `rsvlm scene search` can search them."""
+    from rsvlm.models.loading import choose_device
+    from rsvlm.models.zoo import load_encoder
+    from rsvlm.scenes.embedding import embed_scene
+    from rsvlm.scenes.reading import open_scene
+
+    look = {"bands": _bands(bands), "stretch": _stretch(stretch)}
+    how = {"sizes": tuple(size or (256,)), "overlap": overlap, "min_valid": min_valid, "views": views}
+    how |= {"precision": precision, "batch_size": batch_size}
+    filters = _filters(bbox, start, end, cloud_cover_below, where)
+    if path.is_dir() or path.suffix.lower() in (".json", ".geojson"):
+        from rsvlm.scenes.archive import embed_archive, open_archive
+
+        if out.suffix == ".parquet":
+            raise ValueError(f"{out}: the embeddings of an archive are a folder of files; give a folder's name")
+        found = _tell(open_archive(path, asset=asset, missing=missing.value).filter(**filters))
+        model = load_encoder(encoder, choose_device(device))
+        done = embed_archive(model, found, out, unreadable=unreadable.value, **look, **how)
+        left = f", {len(done.skipped)} could not be embedded" if done.skipped else ""
+        typer.echo(f"{done.scenes['windows'].sum()} windows of {len(done)} scenes in {out}{left}", err=True)
+        return
+    if filters or asset is not None:
+        raise ValueError(f"{path}: one scene, so there is nothing to choose from; --asset and filters are for archives")
+    with open_scene(path, **look) as opened:
+        for note in opened.notes:
+            typer.echo(f"{path}: {note}", err=True)
+        made = embed_scene(load_encoder(encoder, choose_device(device)), opened, out, **how)
+    left_out = ", ".join(f"{count} left out ({why})" for why, count in made.meta["skipped"].items() if count)
+    typer.echo(f"{len(made)} windows in {out}{left_out and ': ' + left_out}", err=True)
+
+
+@scene.command("search")
+def search_a_scene(
+    embeddings: Annotated[Path, typer.Argument(help="File that `rsvlm scene embed` made; of an archive its folder.")],
+    query: Annotated[str, typer.Argument(help="What to look for, in words; or an image file with --image.")],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many places at most.")] = 10,
+    image: Annotated[bool, typer.Option("--image", help="The query is an image file.")] = False,
+    encoder: Annotated[
+        str | None, typer.Option(help="The encoder that made the embeddings; default: by the name it had.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File for the places: .geojson or .parquet; without it CSV is printed.")
+    ] = None,
+    surface: Annotated[Path | None, typer.Option(help="File for the similarity of each place: .tif (GeoTIFF).")] = None,
+    outlines: Annotated[
+        Path | None, typer.Option(help="File for what reaches --threshold, as polygons: .geojson or .parquet.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Only places with this cosine or more.")] = None,
+    scenes: Annotated[
+        bool, typer.Option("--scenes", help="Of an archive: rank its scenes by their best place.")
+    ] = False,
+    bbox: Box = None,
+    start: Start = None,
+    end: End = None,
+    cloud_cover_below: Clouds = None,
+    where: Where = None,
+) -> None:
+    """Find the places of a scene, or of an archive's scenes, that a text describes, or that look like an image."""
+    if outlines is not None and threshold is None:
+        raise ValueError("--outlines: polygons are of what reaches --threshold; give that too")
+    from rsvlm.scenes import search as search_module
+
+    for file, endings in (
+        (out, search_module.PLACES),
+        (outlines, search_module.PLACES),
+        (surface, search_module.RASTERS),
+    ):
+        if file is not None:
+            search_module.check_ending(file, endings)
+    filters = _filters(bbox, start, end, cloud_cover_below, where)
+    if embeddings.is_dir():
+        if surface is not None or outlines is not None or threshold is not None:
+            raise ValueError(
+                f"{embeddings}: an archive; --surface, --outlines and --threshold are for one scene: give one of its files"
+            )
+        from rsvlm.scenes.archive import load_archive, rank_scenes, search_archive
+
+        archive, wanted = _tell(load_archive(embeddings)), Path(query) if image else query
+        if scenes:
+            places = rank_scenes(archive, wanted, encoder, **filters).head(k)
+        else:
+            places = search_archive(archive, wanted, encoder, k=k, **filters)
+        if out is not None:
+            search_module.write_places(places, out)
+        else:
+            _write(search_module.add_centres(places), None)
+        return
+    if filters or scenes:
+        raise ValueError(f"{embeddings}: one scene; --scenes and filters are for archives")
+    from rsvlm.scenes.embedding import load_scene_embeddings
+
+    found = search_module.search_scene(load_scene_embeddings(embeddings), Path(query) if image else query, encoder)
+    places = search_module.find_peaks(found, k, threshold=threshold)
+    if surface is not None:
+        search_module.write_surface(found, surface)
+    if outlines is not None:
+        search_module.write_places(search_module.outline(found, threshold), outlines)
+    if out is not None:
+        search_module.write_places(places, out)
+    else:
+        _write(search_module.add_centres(places), None)
+
+
 @app.command(context_settings=OTHER, add_help_option=False)
 def data(context: typer.Context) -> None:
     """List, get and audit the known sources, and render their cards (rsvlm data --help)."""
@@ -183,6 +395,56 @@ def _check_out(out: Path | None) -> None:
         from rsvlm.extras import import_extra
 
         import_extra("pyarrow", "a Parquet file", "give a name that ends in .csv or .jsonl")
+
+
+def _filters(
+    bbox: str | None, start: str | None, end: str | None, cloud_cover_below: float | None, where: list[str] | None
+) -> dict[str, object]:
+    """What ``SceneArchive.filter`` takes of the options."""
+    given = {"bbox": bbox and bbox.split(","), "start": start, "end": end, "cloud_cover_below": cloud_cover_below}
+    given = {name: value for name, value in given.items() if value is not None}
+    for text in where or ():
+        name, found, value = text.partition("=")
+        if not found or not name or name in ("bbox", "geometry", "start", "end", "cloud_cover_below", *given):
+            raise ValueError(f"--where: NAME=VALUE of a property is needed, each name once; got {text!r}")
+        given[name] = [value, *_numbers(value)]
+    return given
+
+
+def _numbers(text: str) -> list[float | bool]:
+    """What else a text may mean in a table: a number, yes or no."""
+    if text.lower() in ("true", "false"):
+        return [text.lower() == "true"]
+    try:
+        return [float(text)]
+    except ValueError:
+        return []
+
+
+def _tell(archive: "SceneArchive") -> "SceneArchive":
+    """The archive, after what is to know of it was said."""
+    for note in archive.notes:
+        typer.echo(note, err=True)
+    for name, why in archive.skipped[:5]:
+        typer.echo(f"skipped: {name}: {why}", err=True)
+    if len(archive.skipped) > 5:
+        typer.echo(f"skipped: {len(archive.skipped) - 5} more", err=True)
+    return archive
+
+
+def _bands(text: str | None) -> str | list[int | str] | None:
+    """What ``open_scene`` takes of 3,2,1 or red,green,blue or 4 or the name of a preset."""
+    if text is None or ("," not in text and not text.isdigit()):
+        return text
+    return [int(part) if part.strip().isdigit() else part.strip() for part in text.split(",")]
+
+
+def _stretch(text: str) -> str | list[float]:
+    """What ``open_scene`` takes of a name, or of two numbers with a comma."""
+    try:
+        return [float(part) for part in text.split(",")] if "," in text else text
+    except ValueError:
+        raise ValueError(f"--stretch: auto, percentile, none, or two numbers such as 0,3000; got {text!r}") from None
 
 
 def _write(table: object, out: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Scenes: georeferenced images of any size, read, embedded, searched and captioned by windows."""
+"""Scenes: georeferenced images of any size, read, embedded, searched and captioned by windows; archives of many of them."""
 
 from rsvlm.scenes.reading import BAND_PRESETS, Picture, Scene, SceneError, Window, open_scene
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from PIL import Image
 from pyproj import Geod, Transformer
 from rasterio import features
 from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
 
 from rsvlm.files import whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
@@ -35,6 +37,7 @@ MOST_CELLS = 16_000_000  # of a surface whose cells nobody chose
 STRIP = 4_000_000  # cells computed at a time
 DIGITS = 9  # decimals of a degree in GeoJSON: a tenth of a millimetre
 EDGE = 8  # parts of the longer side of a place, between points of its edge in degrees
+PLACES, RASTERS = (".geojson", ".json", ".parquet"), (".tif", ".tiff")  # endings of the files that are written
 IN_PIXELS = "pixels of the scene: column, row"
 Query = str | Path | Image.Image | np.ndarray | Window
 
@@ -224,13 +227,14 @@ def choose_threshold(scores: np.ndarray, relevant: np.ndarray) -> float:
 
 def write_surface(surface: Surface, path: Path | str) -> None:
     """The surface as a GeoTIFF: float32, nodata NaN, the scene's CRS; pixels of the scene where it has none."""
-    path = Path(path)
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise ValueError(f"{path}: a surface is written as GeoTIFF; give a name that ends in .tif")
+    path = check_ending(path, RASTERS)
     rows, columns = surface.values.shape
     options = dict(driver="GTiff", dtype="float32", count=1, height=rows, width=columns, nodata=np.nan)
     options |= dict(compress="deflate", predictor=3, tiled=True, blockxsize=256, blockysize=256)
-    with whole_file(path) as scratch:
+    with whole_file(path) as scratch, warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", NotGeoreferencedWarning
+        )  # where cells are the scene's own pixels, without a CRS
         with rasterio.open(scratch, "w", crs=surface.crs, transform=surface.transform, **options) as file:
             file.write(surface.values, 1)
             file.set_band_description(1, "cosine")
@@ -246,13 +250,11 @@ def write_places(frame: "geopandas.GeoDataFrame", path: Path | str) -> None:
     Raises:
         ValueError: another ending.
     """
-    path = Path(path)
-    if path.suffix == ".parquet":
+    path = check_ending(path, PLACES)
+    if path.suffix.lower() == ".parquet":
         with whole_file(path) as scratch:
             frame.to_parquet(scratch, index=False)
         return
-    if path.suffix.lower() not in (".geojson", ".json"):
-        raise ValueError(f"{path}: places are written as .geojson or .parquet")
     shapes = to_degrees(frame)
     table = frame.drop(columns=frame.geometry.name)
     if frame.crs is None:
@@ -269,6 +271,14 @@ def write_places(frame: "geopandas.GeoDataFrame", path: Path | str) -> None:
     write_text(path, '{"type": "FeatureCollection", "features": [\n' + lines + "\n]}\n")
 
 
+def check_ending(path: Path | str, endings: tuple[str, ...]) -> Path:
+    """The path. ValueError says which endings are written where it has none of them."""
+    path = Path(path)
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{path}: what is written here ends in {' or '.join(endings)}")
+    return path
+
+
 def to_degrees(frame: "geopandas.GeoDataFrame") -> list[shapely.Geometry]:
     """The geometries in longitude and latitude of WGS 84, cut at the date line; as they are without a CRS."""
     if frame.crs is None:
@@ -281,7 +291,8 @@ def to_degrees(frame: "geopandas.GeoDataFrame") -> list[shapely.Geometry]:
             (side, shapely.Point(*back.transform(0, latitude))) for side, latitude in (("north", 90), ("south", -90))
         ]
         poles = [(side, point) for side, point in poles if np.isfinite(shapely.get_coordinates(point)).all()]
-    return [_in_degrees(shape, to, poles, straight=frame.crs.is_geographic) for shape in frame.geometry]
+    straight = frame.crs.is_geographic
+    return [None if shape is None else _in_degrees(shape, to, poles, straight) for shape in frame.geometry]
 
 
 def add_centres(frame: "geopandas.GeoDataFrame") -> "pd.DataFrame":
@@ -487,8 +498,10 @@ def _crosses(shape: shapely.Polygon) -> bool:
     return bool(np.abs(longitudes).max() > 180 or np.abs(np.diff(longitudes)).max() > 180)
 
 
-def _as_json(shape: shapely.Geometry) -> dict:
-    """A geometry as GeoJSON."""
+def _as_json(shape: shapely.Geometry | None) -> dict | None:
+    """A geometry as GeoJSON; null where there is none."""
+    if shape is None:
+        return None
     return json.loads(shapely.to_geojson(shapely.transform(shape, lambda points: points.round(DIGITS))))
 
 
