@@ -139,7 +139,10 @@ class Frame:
         """
         own = self.plane
         plane = Plane(
-            max(plane.west, own.west), max(plane.south, own.south), min(plane.east, own.east), min(plane.north, own.north)
+            max(plane.west, own.west),
+            max(plane.south, own.south),
+            min(plane.east, own.east),
+            min(plane.north, own.north),
         )
         if plane.west >= plane.east or plane.south >= plane.north:
             return None

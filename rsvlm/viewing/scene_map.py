@@ -6,7 +6,9 @@ when they are first needed; embeddings are kept.
 """
 
 import asyncio
+import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +16,12 @@ from typing import TYPE_CHECKING
 
 import ipyleaflet
 import numpy as np
+import rasterio
 import traitlets
 from ipywidgets import Box, Layout
 from PIL import Image
 
-from rsvlm.files import cache_folder, fingerprint_values
+from rsvlm.files import cache_folder, fingerprint_values, whole_file
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_pictures
@@ -26,11 +29,13 @@ from rsvlm.models.inference import Captioner, caption, load_captioner
 from rsvlm.models.loading import choose_device
 from rsvlm.models.zoo import load_encoder
 from rsvlm.progress import progress_told_to
+from rsvlm.scenes.archive import SceneArchive, embed_archive, open_archive, rank_scenes, search_archive
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
+from rsvlm.scenes.globe import make_globe
 from rsvlm.scenes.reading import Scene, Window, open_scene
 from rsvlm.scenes.search import Surface, find_peaks, outline, search_scene, write_places, write_surface
 from rsvlm.viewing.page import ThumbnailCache, read_template
-from rsvlm.viewing.scene_frames import Frame, Plane, choose_frame
+from rsvlm.viewing.scene_frames import DEGREES, Frame, Plane, choose_frame
 from rsvlm.viewing.scene_pictures import (
     as_uri,
     ground_text,
@@ -46,16 +51,18 @@ from rsvlm.viewing.widgets import TOLD, AnsweringWidget
 if TYPE_CHECKING:
     import geopandas
 
-OPACITY = 60  # per cent, of the surface at first
+OPACITY = 50  # per cent, of the surface at first
 MAP_HEIGHT, MAP_WIDTH = 560, 720  # screen pixels; the width is a guess until the map is on a screen
 OVERVIEW, DETAIL = 1400, 2000  # longer side of the picture of the whole scene, and of the part that is seen, pixels
 REST = 0.15  # seconds that a moved map must rest before it is read anew
+AFTER_DRAWING = 0.7  # seconds in which a click is no wish
 LARGE = 512  # pixels, of a chosen window's picture
 NEIGHBOURS = 4  # nearest training images shown
 NOTHING = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="  # a transparent pixel
 EXAMPLES = ("snow and ice", "a harbour with many boats", "dense forest")
 HIT = {"color": "#ffffff", "weight": 2, "opacity": 1.0, "fill_opacity": 0.0}
 CHOSEN = {"color": "#ff5a4d", "weight": 4, "opacity": 1.0, "fill_opacity": 0.0}
+FOOTPRINT = {"color": "#ffd23f", "weight": 2, "opacity": 1.0, "fillColor": "#ffd23f", "fillOpacity": 0.12}
 OUTLINE = {"color": "#ff2bd6", "weight": 2, "opacity": 1.0, "fill_opacity": 0.08}
 PIN = (
     '<b style="display:grid;place-items:center;width:26px;height:26px;border-radius:99px;background:#10171e;color:#fff;'
@@ -75,27 +82,48 @@ class ScenePanel(AnsweringWidget):
         self.place, self.models, self.options = place, models, options
         self.frame: Frame | None = None
         self.map: ipyleaflet.Map | None = None
+        self.archive: SceneArchive | None = None
+        self.chosen: SceneArchive | None = None  # the scenes of the archive that pass the filters
+        self.searched: dict | None = None  # what the last search of the archive found
         self.given: SceneEmbeddings | None = None
         self.surface: Surface | None = None
         self.hits: geopandas.GeoDataFrame | None = None
         self.box: Window | None = None  # drawn, or what the map showed
+        self._drew = -AFTER_DRAWING  # when the last box was drawn: its end is a click, too
         self._timer: asyncio.TimerHandle | None = None
         setting = {"captions": models.has_captioner, "colours": legend_colours(), "opacity": OPACITY}
-        super().__init__(setting=setting | {"examples": list(options["examples"]), "scene": None, "trouble": ""})
+        setting |= {"examples": list(options["examples"]), "scene": None, "archive": None, "trouble": ""}
+        super().__init__(setting=setting)
 
     @property
     def scene(self) -> Scene | None:
-        """The one on the map."""
-        return self.frame and self.frame.scene
+        """The one on the map; None where that shows an archive."""
+        return self.frame.scene if self.frame and self.setting["scene"] else None
 
     def show_scene(self, scene: Scene, embeddings: SceneEmbeddings | None = None) -> None:
         """Put a scene on the map; what was found in another one goes."""
+        self._take(choose_frame(scene))
+        self.given = embeddings
+        self.setting = self.setting | {"scene": self._describe(scene), "trouble": ""}
+        self._draw_map(self.frame.plane)
+
+    def show_archive(self, archive: SceneArchive | None = None) -> None:
+        """Put the footprints of an archive's scenes on the map; None: of the one that was shown before."""
+        if archive is not None:
+            self.archive = self.chosen = archive
+        self._take(Frame(open_world(), DEGREES))
+        self.given = None
+        named = {"name": Path(self.archive.place).name or self.archive.place, "notes": list(self.archive.notes)}
+        named["notes"] += [f"left out: {name} ({why})" for name, why in self.archive.skipped]
+        self.setting = self.setting | {"scene": None, "archive": named, "trouble": ""}
+        self._draw_map(self._around())
+        self._draw_footprints()
+
+    def _take(self, frame: Frame) -> None:
         if self.frame is not None:
             self.frame.scene.close()
-        self.frame, self.given = choose_frame(scene), embeddings
+        self.frame, self.map = frame, None
         self.surface = self.hits = self.box = None
-        self._draw_map()
-        self.setting = self.setting | {"scene": self._describe(scene), "trouble": ""}
 
     def show_trouble(self, text: str) -> None:
         """Say in the panel why there is no scene."""
@@ -104,8 +132,41 @@ class ScenePanel(AnsweringWidget):
     # What the page asks
 
     def answer_search(self, text: str) -> dict:
-        """``{"query", "hits", "low", "high", "threshold"}`` of a text."""
+        """``{"query", "hits", "words"}`` of a text, and of a scene ``{"low", "high", "threshold"}``, of an archive ``scenes``."""
+        if not text.strip():
+            raise ValueError("Describe what you look for.")
+        if self.scene is None and self.archive is not None:
+            return self._search_archive(text.strip())
         return self._search(text.strip(), text.strip())
+
+    def answer_scenes(self, start: str, end: str, cloud: float | None, view: bool) -> dict:
+        """``{"scenes", "words"}``: the scenes of the archive that pass the filters; their footprints are on the map."""
+        wanted = {"start": start or None, "end": end or None, "cloud_cover_below": cloud}
+        if view:
+            (south, west), (north, east) = self._bounds()
+            wanted["bbox"] = max(-180, west), max(-90, south), min(180, east), min(90, north)
+        self.chosen = self.archive.filter(**wanted)
+        self._draw_footprints()
+        return self._list_scenes(self.chosen.scenes)
+
+    def answer_open(self, scene: str) -> dict:
+        """``{"found"}``: a scene of the archive is on the map; what was searched in the archive is searched in it."""
+        opened = self.archive.open(scene, **self.options["reading"])
+        try:
+            embeddings = self.models.kept(scene)
+            self.show_scene(opened, embeddings)
+        except Exception:
+            opened.close()
+            raise
+        query = self.searched and self.searched["query"]
+        return {"found": self._search(query, query) if query and embeddings is not None else None}
+
+    def answer_back(self) -> dict:
+        """``{"found"}``: the archive is on the map again, with what was found in it."""
+        self.show_archive()
+        if self.searched:
+            self._draw_pins(self.searched["hits"])
+        return {"found": self.searched}
 
     def answer_like(self, window: dict) -> dict:
         """The same of what is like a window of the scene."""
@@ -152,7 +213,7 @@ class ScenePanel(AnsweringWidget):
     def answer_whole(self) -> dict:
         """Nothing, once the map shows the whole scene."""
         with self.map.hold_sync():
-            self.map.center, self.map.zoom = self._home()
+            self.map.center, self.map.zoom = self._home(self._around() if self.scene is None else self.frame.plane)
         return {}
 
     def answer_clear_box(self) -> dict:
@@ -199,25 +260,58 @@ class ScenePanel(AnsweringWidget):
     # What it does
 
     def _search(self, query: str | np.ndarray, name: str) -> dict:
-        if isinstance(query, str) and not query:
-            raise ValueError("Describe what you look for.")
         self._need_scene()
         embeddings = self.embeddings
         surface = search_scene(embeddings, query, self.models.encoder)
         self.surface = surface if isinstance(query, str) else Surface(**vars(surface) | {"query": name})
         self.hits = find_peaks(self.surface, self.options["results"])
         low, high = self._draw_surface()
-        self._draw_hits()
+        entries = hit_entries(self.scene, self.hits)
+        self._draw_pins(entries)
         scores = self.surface.scores
         threshold = float(np.percentile(self.surface.values[np.isfinite(self.surface.values)], 98))
         return {
             "query": name,
-            "hits": hit_entries(self.scene, self.hits),
+            "hits": entries,
             "low": round(low, 4),
             "high": round(high, 4),
             "threshold": round(threshold, 3),
             "words": f"{len(scores)} windows searched; similarities from {scores.min():.3f} to {scores.max():.3f}",
         }
+
+    def _search_archive(self, query: str) -> dict:
+        """What is found in the chosen scenes of the archive: windows, and the scenes ranked by their best one."""
+        if not len(self.chosen):
+            raise ValueError("No scene passes the filters: choose other ones.")
+        self.tell({"status": "loading the encoder …"})
+        self.models.embed_archive(self.chosen, self.options["reading"], self._tell_progress, self._tell_scene)
+        self.tell({"status": "searching …", "total": 0})
+        embedded = self.models.embedded.filter(scene=self.chosen.scenes["scene"].tolist())
+        found = search_archive(embedded, query, self.models.encoder, k=self.options["results"])
+        ranked = rank_scenes(embedded, query, self.models.encoder)
+        hits = []
+        for name, own in found.groupby("scene", sort=False):
+            with self.archive.open(name, **self.options["reading"]) as scene:
+                entries = hit_entries(scene, own)
+            for entry, rank, shape in zip(entries, own["rank"], own.geometry, strict=True):
+                at = None if shape is None else [shape.centroid.y, shape.centroid.x]
+                hits.append(entry | {"rank": int(rank), "scene": name, "at": at})
+        hits.sort(key=lambda entry: entry["rank"])
+        self._draw_pins(hits)
+        words = f"{int(embedded.scenes['windows'].sum())} windows of {len(embedded)} scenes searched"
+        self.searched = {"query": query, "hits": hits, "words": words, "scenes": self._list_scenes(ranked)}
+        return self.searched
+
+    def _list_scenes(self, frame: "geopandas.GeoDataFrame") -> dict:
+        listed = []
+        for row in frame.itertuples():
+            cloud = None if np.isnan(float(row.cloud_cover or np.nan)) else float(row.cloud_cover)
+            date = "" if row.date is None or row.date != row.date else row.date.date().isoformat()
+            score = round(float(row.score), 4) if hasattr(row, "score") else None
+            listed.append({"name": row.scene, "date": date, "cloud": cloud, "score": score})
+        notes = "; ".join(self.chosen.notes[len(self.archive.notes) :])
+        words = f"{len(frame)} of {len(self.archive)} scenes" + (f"; {notes}" if notes else "")
+        return {"scenes": listed, "words": words}
 
     @property
     def embeddings(self) -> SceneEmbeddings:
@@ -229,6 +323,9 @@ class ScenePanel(AnsweringWidget):
 
     def _tell_progress(self, what: str, done: int, total: int | None) -> None:
         self.tell({"status": f"embedding the scene, once: {done} of {total} windows", "done": done, "total": total})
+
+    def _tell_scene(self, words: str) -> None:
+        self.tell({"status": words})
 
     def _vector(self, window: Window) -> np.ndarray:
         """(D,) of a window: its own where it was embedded, else made now."""
@@ -258,7 +355,7 @@ class ScenePanel(AnsweringWidget):
         return Window(left, top, right - left, bottom - top)
 
     def _need_scene(self) -> None:
-        if self.frame is None:
+        if self.scene is None:
             raise ValueError("There is no scene on the map.")
 
     def _searched(self) -> Surface:
@@ -289,17 +386,18 @@ class ScenePanel(AnsweringWidget):
 
     # The map
 
-    def _draw_map(self) -> None:
+    def _draw_map(self, home: Plane) -> None:
         frame = self.frame
-        center, zoom = self._home()
-        floor, ceiling = float(np.floor(min(zoom, frame.full_zoom)) - 1), float(np.ceil(frame.full_zoom) + 3)
+        center, zoom = self._home(home)
+        deeper = 3 if self.scene else 9  # a scene's footprint is small beside the world
+        floor, ceiling = float(np.floor(min(zoom, frame.full_zoom)) - 1), float(np.ceil(frame.full_zoom) + deeper)
         picture, plane = frame.picture(frame.plane, OVERVIEW)
         self._overview = ipyleaflet.ImageOverlay(url=as_webp(picture), bounds=frame.bounds(plane))
         self._detail = ipyleaflet.ImageOverlay(url=NOTHING, bounds=frame.bounds(plane))
         self._surface_layer = ipyleaflet.ImageOverlay(url=NOTHING, bounds=frame.bounds(plane), opacity=OPACITY / 100)
         self._boxed = ipyleaflet.Polygon(locations=[], color="#ffd23f", weight=3, fill_opacity=0.05)
         self._chosen = ipyleaflet.Polygon(locations=[], **CHOSEN)
-        self._outline = self._pins = None
+        self._outline = self._pins = self._footprints = None
         self._overview_pixel = max(plane.east - plane.west, plane.north - plane.south) / max(picture.size)
         layers = (self._overview, self._detail, self._surface_layer, self._boxed, self._chosen)
         self._draw_control = ipyleaflet.DrawControl(
@@ -311,7 +409,8 @@ class ScenePanel(AnsweringWidget):
             center=center, zoom=zoom, min_zoom=floor, max_zoom=ceiling, zoom_snap=0.25, crs=projection, layers=layers,
             scroll_wheel_zoom=True, attribution_control=False, layout=Layout(height=f"{MAP_HEIGHT}px", width="100%"),
         )  # fmt: skip
-        made.add(self._draw_control)
+        if self.scene is not None:
+            made.add(self._draw_control)
         if frame.crs:
             made.add(ipyleaflet.ScaleControl(position="bottomleft"))
         self._draw_control.observe(self._drawn, "data")
@@ -319,8 +418,16 @@ class ScenePanel(AnsweringWidget):
         made.on_interaction(self._touched)
         self.map, self.place.children = made, (made,)
 
-    def _home(self) -> tuple[list[float], float]:
-        plane = self.frame.plane
+    def _around(self) -> Plane:
+        """Where the archive's scenes lie, in degrees; the whole Earth where none of them has a place."""
+        bounds = self.archive.scenes.geometry.total_bounds
+        if not np.isfinite(bounds).all():
+            return self.frame.plane
+        west, south, east, north = bounds.tolist()
+        edge = max(0.02, 0.15 * max(east - west, north - south))
+        return Plane(max(-180, west - edge), max(-90, south - edge), min(180, east + edge), min(90, north + edge))
+
+    def _home(self, plane: Plane) -> tuple[list[float], float]:
         middle = np.array([[(plane.west + plane.east) / 2, (plane.south + plane.north) / 2]])
         zoom = self.frame.zoom_for(plane, *self._size())
         return self.frame.latlng(middle)[0].tolist(), float(np.floor(4 * zoom) / 4)
@@ -381,19 +488,32 @@ class ScenePanel(AnsweringWidget):
         self._chosen.locations = []
         return low, high
 
-    def _draw_hits(self) -> None:
+    def _draw_pins(self, entries: Sequence[Mapping]) -> None:
+        """Numbers where hits are, on a scene with their windows' edges."""
         layers = []
-        for entry in hit_entries(self.scene, self.hits, pictures=False):
+        for entry in entries:
             window = Window(*(entry[key] for key in Window._fields))
-            layers.append(ipyleaflet.Polygon(locations=self.frame.corners(window), **HIT))
+            if self.scene is not None:
+                layers.append(ipyleaflet.Polygon(locations=self.frame.corners(window), **HIT))
+            at = entry["at"] if self.scene is None else self.frame.centre(window)
+            if at is None:
+                continue  # its scene has no place on the map; it is in the list
             title = f"{entry['rank']}: {entry['place']}, similarity {entry['score']:.3f}"
-            icon = ipyleaflet.DivIcon(html=PIN.format(entry["rank"]), icon_size=[26, 26], icon_anchor=[13, 13])
-            pin = ipyleaflet.Marker(
-                location=self.frame.centre(window), icon=icon, draggable=False, title=title, alt=title
-            )
-            pin.on_click(lambda chosen=window, **_: self.push({"window": chosen._asdict()}))
+            icon = ipyleaflet.DivIcon(html=PIN.format(int(entry["rank"])), icon_size=[26, 26], icon_anchor=[13, 13])
+            pin = ipyleaflet.Marker(location=at, icon=icon, draggable=False, title=title, alt=title)
+            what = {key: entry[key] for key in (*Window._fields, *(["scene"] if "scene" in entry else []))}
+            pin.on_click(lambda what=what, **_: self.push({"hit" if "scene" in what else "window": what}))
             layers.append(pin)
         self._replace("_pins", ipyleaflet.LayerGroup(layers=tuple(layers)))
+
+    def _draw_footprints(self) -> None:
+        shown = self.chosen.scenes.loc[~self.chosen.scenes.geometry.isna(), ["scene", "geometry"]]
+        layer = None
+        if len(shown):
+            data = json.loads(shown.to_json(drop_id=True))
+            layer = ipyleaflet.GeoJSON(data=data, style=FOOTPRINT, hover_style=FOOTPRINT | {"fillOpacity": 0.35})
+            layer.on_click(lambda feature=None, **_: feature and self.push({"open": feature["properties"]["scene"]}))
+        self._replace("_footprints", layer)
 
     def _replace(self, name: str, layer: ipyleaflet.Layer | None) -> None:
         """Put a layer in the place of the one that is kept under a name."""
@@ -417,7 +537,7 @@ class ScenePanel(AnsweringWidget):
         if not change["new"]:
             return
         places = np.array(change["new"][-1]["geometry"]["coordinates"][0])[:, ::-1]
-        self._draw_control.data = []
+        self._draw_control.data, self._drew = [], time.monotonic()
         window = self.frame.window_of(places)
         if window is None:
             self.push({"trouble": "The box lies outside the scene."})
@@ -430,7 +550,7 @@ class ScenePanel(AnsweringWidget):
 
     def _touched(self, **event: object) -> None:
         """A click on the map chooses the window there: of those searched the most similar, else one around the place."""
-        if event.get("type") != "click":
+        if event.get("type") != "click" or self.scene is None or time.monotonic() - self._drew < AFTER_DRAWING:
             return
         column, row = self.frame.pixels_of(*self.frame.plane_at(np.array([event["coordinates"]])).T)[0]
         if not (0 <= column < self.scene.width and 0 <= row < self.scene.height):
@@ -468,7 +588,8 @@ class Models:
         device: str,
     ) -> None:
         self._encoder, self._captioner, self.device = encoder, captioner, device
-        self.sizes, self.overlap = tuple(sizes), overlap
+        self.how = {"sizes": tuple(sizes), "overlap": overlap}
+        self.embedded: SceneArchive | None = None
 
     @property
     def has_captioner(self) -> bool:
@@ -491,12 +612,40 @@ class Models:
 
     def embed(self, scene: Scene, tell: Callable[[str, int, int | None], None]) -> SceneEmbeddings:
         """The embeddings of a scene's windows, kept in ``cache_folder()``."""
-        how = {"sizes": self.sizes, "overlap": self.overlap}
-        key = fingerprint_values(scene.fingerprint, self.encoder.fingerprint(), how)[:20]
+        key = fingerprint_values(scene.fingerprint, self.encoder.fingerprint(), self.how)[:20]
         with progress_told_to(tell):
-            return embed_scene(
-                self.encoder, scene, cache_folder() / "scenes" / f"{key}.parquet", log=lambda _: None, **how
+            path = cache_folder() / "scenes" / f"{key}.parquet"
+            return embed_scene(self.encoder, scene, path, log=lambda _: None, **self.how)
+
+    def embed_archive(
+        self,
+        archive: SceneArchive,
+        reading: Mapping[str, object],
+        tell: Callable[[str, int, int | None], None],
+        log: Callable[[str], None],
+    ) -> None:
+        """Embed the scenes of an archive that are not embedded yet, into ``cache_folder()``; ``embedded`` has them."""
+        names = set(archive.scenes["scene"])
+        if self.embedded is not None and names <= set(self.embedded.scenes["scene"]):
+            return
+        key = fingerprint_values(str(Path(archive.place).absolute()), self.encoder.fingerprint(), self.how, reading)[
+            :20
+        ]
+        with progress_told_to(tell):
+            self.embedded = embed_archive(
+                self.encoder,
+                archive,
+                cache_folder() / "scenes" / key,
+                unreadable="keep",
+                log=log,
+                **reading,
+                **self.how,
             )
+
+    def kept(self, scene: str) -> SceneEmbeddings | None:
+        """The embeddings of a scene of the archive that was searched last."""
+        rows = self.embedded.scenes[self.embedded.scenes["scene"] == scene] if self.embedded is not None else ()
+        return load_scene_embeddings(Path(self.embedded.place) / rows["file"].iat[0]) if len(rows) else None
 
     def encode(self, scene: Scene, window: Window) -> np.ndarray:
         """(D,) float32, of length 1, of a window of a scene."""
@@ -534,7 +683,8 @@ class SceneMap(Box):
     """A scene, or an archive of scenes, on a map with a panel beside it.
 
     Args:
-        scene: an open Scene, or the path of a file that ``open_scene`` reads.
+        scene: an open Scene, or the path of a file that ``open_scene`` reads; a SceneArchive, a folder of scenes, or a
+            STAC document on disk.
         encoder: loaded, or its folder or name; it searches.
         captioner: loaded, or its folder; None: windows have no captions.
         embeddings: of the scene's windows, or the file that ``embed_scene`` wrote; None: made on first need, and kept.
@@ -553,7 +703,7 @@ class SceneMap(Box):
 
     def __init__(
         self,
-        scene: Scene | str | Path,
+        scene: Scene | SceneArchive | str | Path,
         encoder: DualEncoder | str | Path,
         captioner: Captioner | str | Path | None = None,
         embeddings: SceneEmbeddings | str | Path | None = None,
@@ -570,20 +720,28 @@ class SceneMap(Box):
     ) -> None:
         if not 1 <= results <= 100:
             raise ValueError(f"results is {results}: give 1 to 100")
+        reading = {"bands": bands, "stretch": stretch}
         options = {"out": Path(out), "training": training or {}, "results": results, "sizes": tuple(sizes)}
+        options |= {"reading": reading, "examples": examples}
         models = Models(encoder, captioner, sizes=sizes, overlap=overlap, device=device)
         place = Box(layout=Layout(flex="3 1 26rem", min_width="min(100%, 18rem)", overflow="visible"))
-        self.panel = ScenePanel(place, models, options | {"examples": examples})
+        self.panel = ScenePanel(place, models, options)
         self.panel.layout = Layout(flex="2 1 21rem", min_width="min(100%, 18rem)")
         super().__init__(
-            [place, self.panel], layout=Layout(flex_flow="row wrap", align_items="flex-start", width="100%", grid_gap="8px")
+            [place, self.panel],
+            layout=Layout(flex_flow="row wrap", align_items="flex-start", width="100%", grid_gap="8px"),
         )
         self.add_class("rsvlm-scene-map")
         try:
-            opened = scene if isinstance(scene, Scene) else open_scene(scene, bands=bands, stretch=stretch)
-            if isinstance(embeddings, str | Path):
-                embeddings = load_scene_embeddings(embeddings)
-            self.panel.show_scene(opened, embeddings)
+            if isinstance(scene, str | Path) and _is_archive(Path(scene)):
+                scene = open_archive(scene, missing="skip")
+            if isinstance(scene, SceneArchive):
+                self.panel.show_archive(scene)
+            else:
+                opened = scene if isinstance(scene, Scene) else open_scene(scene, **reading)
+                if isinstance(embeddings, str | Path):
+                    embeddings = load_scene_embeddings(embeddings)
+                self.panel.show_scene(opened, embeddings)
         except TOLD as error:
             self.panel.show_trouble(str(error))
 
@@ -610,6 +768,26 @@ class SceneMap(Box):
     def hits(self) -> "geopandas.GeoDataFrame | None":
         """Of the last search, best first."""
         return self.panel.hits
+
+
+def open_world() -> Scene:
+    """The whole Earth, to lay footprints on: Blue Marble where it is installed, else a plain ground."""
+    folder = cache_folder() / "scenes"
+    try:
+        return open_scene(make_globe(folder / "blue_marble.tif"), stretch="none")
+    except FileNotFoundError:
+        path = folder / "plain_earth.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as scratch, rasterio.open(
+            scratch, "w", driver="GTiff", width=360, height=180, count=1, dtype="uint8", crs=DEGREES,
+            transform=rasterio.transform.from_origin(-180, 90, 1, 1),
+        ) as file:  # fmt: skip
+            file.write(np.full((1, 180, 360), 110, np.uint8))
+        return open_scene(path, stretch="none")
+
+
+def _is_archive(path: Path) -> bool:
+    return path.is_dir() or path.suffix.lower() in (".json", ".geojson")
 
 
 def as_webp(image: Image.Image) -> str:

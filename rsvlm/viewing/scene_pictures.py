@@ -97,9 +97,9 @@ def place_text(scene: Scene, window: Window) -> str:
 
 
 def place_digits(scene: Scene) -> int:
-    """Digits of a degree that tell a window's tenth apart: 2 for a globe, up to 5 for metres."""
+    """Digits of a degree that tell pixels about apart: 1 for a globe, 5 for metres."""
     metres = scene.ground_size() or 1.0
-    return min(5, max(2, round(math.log10(111_000 / max(metres, 1e-3))) - 1))
+    return min(6, max(1, round(math.log10(111_000 / max(metres, 1e-3)))))
 
 
 def ground_text(scene: Scene, window: Window) -> str:

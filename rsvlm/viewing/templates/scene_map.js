@@ -1,4 +1,8 @@
 // The panel beside a scene's map: search, surface, hits, a chosen window, a box, export; and the scenes of an archive.
+// ipyleaflet gives its numbers a white square and its map a light ground; neither can be said in Python.
+const MAP_STYLE = `.rsvlm-scene-map .leaflet-div-icon { background: none; border: 0; }
+.rsvlm-scene-map .leaflet-container { background: var(--jp-layout-color2, #e7ebef); border-radius: 10px; }
+.rsvlm-scene-map :is(.leaflet-container, .leaflet-marker-icon, .leaflet-bar a):focus-visible { outline: 3px solid var(--jp-brand-color1, #0072b2); outline-offset: 2px; }`;
 const REST = 500; // milliseconds that a chosen window must stay before it is captioned: that takes seconds
 
 function mountPanel(root, ask, setting, pushes) {
@@ -55,11 +59,11 @@ function mountPanel(root, ask, setting, pushes) {
   const outlined = make("span", { class: "soft number", role: "status" });
   const written = make("p", { class: "facts", role: "status" });
   const exported = (what) => () => run("export", { what, threshold: Number(threshold.value) }, (answer) => { written.textContent = `written: ${answer.path}`; });
-  const surface = make("section", { hidden: true, "aria-label": "The surface of similarity" },
-    make("div", { class: "legend" }, ends[0], ramp, ends[1], make("span", { class: "soft" }, "similarity")),
-    make("div", { class: "row" }, make("label", {}, "surface ", opacity, amount)),
+  const surface = make("div", { hidden: true, role: "group", "aria-label": "The surface of similarity" },
+    make("div", { class: "legend" }, ends[0], ramp, ends[1], make("label", { class: "row" }, "opacity ", opacity, amount)));
+  const more = make("details", { class: "fold", hidden: true }, make("summary", {}, "Outline and export"),
     make("div", { class: "row" }, make("label", {}, "similar by at least ", threshold), plain("Outline", () => run("outline", { threshold: Number(threshold.value) }, (answer) => { outlined.textContent = answer.words; })), outlined),
-    make("div", { class: "row", role: "group", "aria-label": "Export" }, make("span", { class: "soft" }, "Export"), plain("Hits (GeoJSON)", exported("hits")), plain("Outline (GeoJSON)", exported("outline")), plain("Surface (GeoTIFF)", exported("surface"))),
+    make("div", { class: "row", role: "group", "aria-label": "Export" }, plain("Hits (GeoJSON)", exported("hits")), plain("Outline (GeoJSON)", exported("outline")), plain("Surface (GeoTIFF)", exported("surface"))),
     written);
 
   // Hits
@@ -74,10 +78,12 @@ function mountPanel(root, ask, setting, pushes) {
       make("div", {}, make("b", { class: "number" }, showNumber(hit.score, 3)), make("span", { class: "soft" }, ` ${hit.scene ? `${hit.scene} · ` : ""}${hit.place}`)));
   }
   function openHit(hit) {
-    const go = () => { choose(hit); run("go", { window: hit }, () => {}); };
-    if (!hit.scene) return go();
-    run("open", { scene: hit.scene }, () => { const { scene, ...window } = hit; choose(window); run("go", { window }, () => {}); }, "opening …");
+    const { scene, ...window } = hit;
+    const go = () => { choose(window); run("go", { window }, () => {}); };
+    if (!scene) return go();
+    openScene(scene, go);
   }
+  const openScene = (scene, then = () => {}) => run("open", { scene }, (answer) => { if (answer.found) fill(answer.found); then(); }, "opening …");
   function fill(answer) {
     state.hits = answer.hits;
     found.hidden = false;
@@ -86,14 +92,15 @@ function mountPanel(root, ask, setting, pushes) {
     hits.scrollTop = 0;
     status.textContent = answer.words;
     if (answer.scenes) drawScenes(answer.scenes);
+    detail.hidden = true;
     surface.hidden = answer.low === undefined;
+    more.hidden = surface.hidden;
     if (surface.hidden) return;
     ends[0].textContent = `≤ ${showNumber(answer.low, 3)}`;
     ends[1].textContent = showNumber(answer.high, 3);
     ramp.setAttribute("aria-label", `Colours of the surface, from dark for a similarity of ${showNumber(answer.low, 3)} and below to bright for ${showNumber(answer.high, 3)}`);
     threshold.value = answer.threshold;
     outlined.textContent = written.textContent = "";
-    detail.hidden = true;
   }
 
   // A chosen window
@@ -178,11 +185,11 @@ function mountPanel(root, ask, setting, pushes) {
   const filters = make("div", { class: "filters", role: "group", "aria-label": "Which scenes", onchange: () => narrow() },
     make("label", {}, "from", filter.start), make("label", {}, "to", filter.end), make("label", {}, "clouds below, %", filter.cloud),
     make("label", { class: "tick" }, filter.view, "where the map looks"));
-  const back = plain("← All scenes", () => run("back", {}, () => { state.hits = []; found.hidden = surface.hidden = detail.hidden = true; }), { hidden: true });
+  const back = plain("← All scenes", () => run("back", {}, (answer) => { if (answer.found) fill(answer.found); else narrow(); }), { hidden: true });
   const narrow = () => run("scenes", { start: filter.start.value, end: filter.end.value, cloud: filter.cloud.value === "" ? null : Number(filter.cloud.value), view: filter.view.checked }, (answer) => drawScenes(answer));
   function drawScenes(answer) {
     count.textContent = answer.words;
-    list.replaceChildren(...answer.scenes.map((scene) => make("li", {}, make("button", { type: "button", onclick: () => run("open", { scene: scene.name }, () => {}, "opening …") },
+    list.replaceChildren(...answer.scenes.map((scene) => make("li", {}, make("button", { type: "button", onclick: () => openScene(scene.name) },
       make("span", {}, scene.name), make("span", { class: "soft" }, [typeof scene.score === "number" ? showNumber(scene.score, 3) : null, scene.date, scene.cloud === null ? null : `${showNumber(scene.cloud, 0)} % clouds`].filter(Boolean).join(" · "))))));
   }
 
@@ -194,26 +201,29 @@ function mountPanel(root, ask, setting, pushes) {
     ].filter(Boolean));
     const open = Boolean(own.scene || own.archive);
     for (const part of [form, examples]) part.hidden = !open;
-    box.hidden = whole.hidden = !own.scene;
+    box.hidden = !own.scene;
+    whole.hidden = !open;
     scenes.hidden = !own.archive || Boolean(own.scene);
     back.hidden = !(own.archive && own.scene);
-    if (own.trouble) fail(own.trouble); else trouble.hidden = true;
-    for (const part of [detail, surface, found]) part.hidden = true;
+    for (const part of [detail, surface, more, found]) part.hidden = true;
     drawBox(null);
-    if (own.archive && !own.scene) narrow();
+    if (own.trouble) fail(own.trouble);
+    whole.textContent = own.scene ? "Whole scene" : "All footprints";
   }
 
   const whole = plain("Whole scene", () => run("whole", {}, () => {}));
   scenes.append(make("h3", {}, "Scenes"), filters, count, list);
-  root.append(make("div", { class: "panel" }, about, make("div", { class: "row" }, back, whole), form, examples, trouble, status, bar, found, detail, surface, box, scenes));
+  root.append(make("div", { class: "panel" }, about, make("div", { class: "row" }, back, whole), form, examples, trouble, status, bar, surface, found, detail, more, box, scenes));
   drawScene(setting);
 
   pushes((push) => {
     if (push.window) choose(push.window);
     if (push.box) drawBox(push.box);
     if (push.trouble) fail(push.trouble);
-    if (push.open) run("open", { scene: push.open }, () => {}, "opening …");
+    if (push.open) openScene(push.open);
+    if (push.hit) openHit(push.hit);
   });
+  if (setting.archive && !setting.scene) narrow();
   return { drawScene };
 }
 
@@ -236,7 +246,14 @@ export default {
     model.on("msg:custom", receive);
     model.on("change:setting", follow);
     // JupyterLab's keys stay outside the map, too: an arrow moves the map and not the notebook's cells.
-    const mark = requestAnimationFrame(() => el.closest(".rsvlm-scene-map")?.setAttribute("data-lm-suppress-shortcuts", "true"));
-    return () => { cancelAnimationFrame(mark); model.off("msg:custom", receive); model.off("change:setting", follow); kernel.close(); close(); };
+    let frame = 0;
+    const settle = () => {
+      const whole = el.closest(".rsvlm-scene-map");
+      if (!whole) return (frame = requestAnimationFrame(settle)); // not in the page yet
+      whole.setAttribute("data-lm-suppress-shortcuts", "true");
+      if (!whole.querySelector(":scope > style")) whole.append(make("style", {}, MAP_STYLE));
+    };
+    settle();
+    return () => { cancelAnimationFrame(frame); model.off("msg:custom", receive); model.off("change:setting", follow); kernel.close(); close(); };
   },
 };
