@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 import torch
-from affine import Affine
+from rasterio import Affine
 from torch import nn
 
 from rsvlm.models.encoders import DualEncoder, Preprocessing

@@ -310,6 +310,12 @@ def test_settings_that_cannot_be(encoder, red_square, tmp_path):
                 embed_scene(encoder, scene, tmp_path / "a.parquet", **settings)
         with pytest.raises(ValueError, match="parquet"):
             embed_scene(encoder, scene, tmp_path / "a.tif")
+        theirs = tmp_path / "theirs.parquet"
+        geopandas.GeoDataFrame({"a": [1]}, geometry=[shapely.Point(0, 0)]).to_parquet(theirs)
+        before = theirs.read_bytes()
+        with pytest.raises(ValueError, match="theirs.parquet: is there already"):
+            embed_scene(encoder, scene, theirs)
+        assert theirs.read_bytes() == before
     assert red_square.stat().st_size and not (tmp_path / "a.parquet").exists()
 
 
