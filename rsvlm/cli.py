@@ -353,7 +353,7 @@ def search_a_scene(
         if out is not None:
             search_module.write_places(places, out)
         else:
-            _write(search_module.add_centres(places), None)
+            _write(places.drop(columns=places.geometry.name), None)
         return
     if filters or scenes:
         raise ValueError(f"{embeddings}: one scene; --scenes and filters are for archives")

@@ -28,6 +28,7 @@ from rsvlm.scenes.search import write_places
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (120, 120, 120)}
 GEOTIFF = pystac.MediaType.GEOTIFF
+SMALL = {"sizes": (16,), "overlap": 0.5, "batch_size": 8, "precision": "fp32", "log": lambda line: None}
 
 
 class MeanColour(DualEncoder):
@@ -171,7 +172,11 @@ def test_a_folder_lists_its_rasters_deeper_down_too_and_no_sidecars(tmp_path):
     raster(tmp_path / "north" / "a.tif")
     raster(tmp_path / "south" / "a.tif", crs="EPSG:32733", top=8_000_000)
     raster(tmp_path / "b.TIF", crs=None)
-    for name in ("b.TIF.ovr", "b.TIF.msk", "b.TIF.aux.xml", ".hidden.tif", ".trash/c.tif", "notes.txt"):
+    with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(tmp_path / "b.TIF", "r+") as file:
+        file.build_overviews([2, 4])
+    assert (tmp_path / "b.TIF.ovr").stat().st_size
+    (tmp_path / "b.TIF.aux.xml").write_text("<PAMDataset/>")
+    for name in (".hidden.tif", ".trash/c.tif", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     with rasterio.open(tmp_path / "north" / "a.tif", "r+") as file:
@@ -186,7 +191,7 @@ def test_a_folder_lists_its_rasters_deeper_down_too_and_no_sidecars(tmp_path):
     assert frame.loc["north/a", "ground_size"] == pytest.approx(10, rel=0.01)
     west, south, east, north = frame.geometry["north/a"].bounds
     assert west == pytest.approx(15, abs=1e-6) and north == pytest.approx(45.15, abs=0.01) and east > west
-    assert found.notes == ("1 scene of 3 without a coordinate system, so without a place on Earth",)
+    assert found.notes == ("1 scene of 3 without a place on Earth: no coordinate system, or none of the Earth's",)
     assert found.count() == {
         "scenes": 3, "skipped": 0, "without_place": 1, "without_date": 2, "crs EPSG:32633": 1, "crs EPSG:32733": 1
     }  # fmt: skip
@@ -228,6 +233,18 @@ def test_places_without_rasters_and_broken_rasters_are_told_or_skipped_and_count
         embed_archive(MeanColour(), found, tmp_path / "out")
     with pytest.raises(ValueError, match="neither 'raise' nor 'skip'"):
         open_archive(tmp_path / "all", missing="keep")
+
+
+@pytest.mark.parametrize("crs", ['LOCAL_CS["plan",UNIT["metre",1]]', "IAU_2015:30100"])
+def test_scenes_of_a_building_or_the_moon_are_listed_without_a_place(tmp_path, crs):
+    raster(tmp_path / "a.tif", crs=crs, left=10, top=40, metres=0.001)
+    raster(tmp_path / "b.tif")
+    found = open_archive(tmp_path)
+    assert found.scenes.geometry.isna().tolist() == [True, False] and found.scenes["crs"].notna().all()
+    made = embed_archive(MeanColour(), found, tmp_path / "out", **SMALL)
+    hits = search_archive(made, "grey", MeanColour(), k=100)
+    assert hits.geometry.isna().sum() == (hits["scene"] == "a").sum() > 0 < hits.geometry.notna().sum()
+    assert set(search_archive(made, "grey", MeanColour(), bbox=(0, 0, 90, 90))["scene"]) == {"b"}
 
 
 # ---- STAC
@@ -609,8 +626,6 @@ def test_a_property_of_several_types_becomes_text(tmp_path):
 
 # ---- searching across
 
-SMALL = {"sizes": (16,), "overlap": 0.5, "batch_size": 8, "precision": "fp32", "log": lambda line: None}
-
 
 @pytest.fixture(scope="module")
 def embedded(collection, tmp_path_factory):
@@ -834,7 +849,7 @@ def test_the_command_lists_an_archive(collection, tmp_path):
     assert (
         done.stdout.splitlines()[0].startswith("scene,path,date,cloud_cover,crs") and len(done.stdout.splitlines()) == 5
     )
-    assert "1 scene of 4 without a coordinate system" in done.stderr
+    assert "1 scene of 4 without a place on Earth" in done.stderr
     run("archive", collection, "--out", out)
     assert geopandas.read_file(out).geometry.isna().sum() == 1
     for wrong in (["--where", "platform"], ["--where", "start=2024"], ["--bbox", "1,2"], ["--out", "list.txt"]):

@@ -26,7 +26,16 @@ from rsvlm.progress import log_line, progress
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
 from rsvlm.scenes.footprints import LONGITUDE_LATITUDE, area_of, footprints, meets, moment
 from rsvlm.scenes.reading import BAND_PRESETS, Scene, SceneError, Window, _find_band, open_scene
-from rsvlm.scenes.search import PLACES, Query, _encode, check_ending, find_peaks, search_scene, write_places
+from rsvlm.scenes.search import (
+    PLACES,
+    Query,
+    _encode,
+    add_centres,
+    check_ending,
+    find_peaks,
+    search_scene,
+    write_places,
+)
 from rsvlm.scenes.stac import Found, read_stac
 from rsvlm.settings import closest_name
 
@@ -49,7 +58,8 @@ class SceneArchive:
         scenes: a GeoDataFrame, one row a scene: ``scene`` (its name, once in the archive), ``path``, ``date`` (UTC),
             ``cloud_cover`` (percent), ``crs`` (its own, such as "EPSG:32633"), ``width``, ``height`` (pixels),
             ``ground_size`` (metres a pixel), what else an item says, and ``geometry``, its footprint in degrees
-            (EPSG:4326). What nobody tells is missing; a scene without CRS has no geometry.
+            (EPSG:4326). What nobody tells is missing; a scene without CRS, or with one
+            that is not the Earth's, has no geometry.
         place: where they were looked for.
         skipped: (name, why) of what was left out because it cannot be used.
         notes: what else to know of it, in sentences.
@@ -220,7 +230,9 @@ def open_archive(
     frame = _frame(rows)
     notes = []
     if lacking := int(frame.geometry.isna().sum()):
-        notes.append(f"{_scenes(lacking)} of {len(frame)} without a coordinate system, so without a place on Earth")
+        notes.append(
+            f"{_scenes(lacking)} of {len(frame)} without a place on Earth: no coordinate system, or none of the Earth's"
+        )
     if elsewhere:
         notes.append(
             f"{_scenes(elsewhere)} of {len(frame)} elsewhere than the item says: the raster's own place counts"
@@ -247,8 +259,8 @@ def embed_archive(
     """The scenes with the embeddings of their windows, now in ``folder``: a GeoParquet file each, and ``scenes.parquet``.
 
     What is there with the same scene, encoder and settings is not computed again, so a killed run goes on where it was.
-    The list is that of the last call and is written at its end: while it is missing, the folder is not finished. A scene that cannot be read is told
-    of and the others go on, unless the first HOPELESS all fail.
+    The list is that of the last call and is written at its end: while it is missing, the folder is not finished. A scene
+    that cannot be read is told of and the others go on, unless the first HOPELESS all fail.
 
     Args:
         archive: what ``open_archive`` gave, or takes.
@@ -352,7 +364,7 @@ def search_archive(
 
     Returns:
         Columns rank (from 1), score (cosine), scene, path, date, left, top, width, height (pixels of the scene), level,
-        geometry (EPSG:4326; None where the scene has no CRS).
+        longitude, latitude (of the centre) and geometry (EPSG:4326; the last three unknown where the scene has no place).
 
     Raises:
         ValueError: an unknown filter, a blank text, another encoder, k below 1, or embeddings of different encoders.
@@ -364,12 +376,13 @@ def search_archive(
         shapes = np.full(len(peaks), None)
         if peaks.crs is not None:
             shapes = footprints(peaks.geometry.to_numpy(), peaks.crs)
-        own = pd.DataFrame(peaks.drop(columns=[peaks.geometry.name, "rank"]))
-        own = own.assign(scene=row.scene, path=row.path, date=row.date, geometry=shapes)
+        own = {"longitude": math.nan, "latitude": math.nan} | dict(add_centres(peaks).drop(columns="rank"))
+        own = pd.DataFrame(own | {"scene": row.scene, "path": row.path, "date": row.date, "geometry": shapes})
         best = own if best is None else pd.concat([best, own], ignore_index=True)
         order = ["score", "scene", "level", "top", "left"]
         best = best.sort_values(order, ascending=[False, True, True, True, True], kind="stable").head(k)
     columns = ["rank", "score", "scene", "path", "date", "left", "top", "width", "height", "level"]
+    columns += ["longitude", "latitude"]
     best = pd.DataFrame(columns=[*columns[1:], "geometry"]) if best is None else best.reset_index(drop=True)
     best["date"] = _dates(best["date"])
     best.insert(0, "rank", range(1, len(best) + 1))

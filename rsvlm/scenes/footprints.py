@@ -22,26 +22,31 @@ AT_POLE = 1e-6  # degrees from a pole that count as the pole
 METRES, DEGREES, MOST = 5_000.0, 10.0, 20
 
 
-def footprints(shapes: Sequence[shapely.Geometry], crs: object) -> np.ndarray:
+def footprints(shapes: Sequence[shapely.Geometry | None], crs: object) -> np.ndarray:
     """(n,) shapes in degrees of polygons in a coordinate system.
 
     Args:
-        shapes: (n,) polygons.
+        shapes: (n,) polygons or multi-polygons; None where there is none.
         crs: anything that pyproj reads, WKT among it.
 
     Returns:
-        A polygon or multi-polygon each; None where part of a shape lies nowhere on Earth.
+        A polygon or multi-polygon each; None where part of a shape lies nowhere on Earth, as all do in a coordinate
+        system of another planet or of a building.
     """
-    given = np.asarray(shapes, dtype=object)
-    if not len(given):
-        return given
-    given = shapely.force_2d(given)
+    shapes = np.asarray(shapes, dtype=object)
+    made, there = np.full(len(shapes), None), ~shapely.is_missing(shapes) & ~shapely.is_empty(shapes)
+    if not there.any():
+        return made
+    given = shapely.force_2d(shapes[there])
     bounds = shapely.bounds(given)  # west, south, east, north
     longer = np.maximum(bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1])
-    system = pyproj.CRS.from_user_input(crs)
+    try:
+        system = pyproj.CRS.from_user_input(crs)
+        to_degrees = pyproj.Transformer.from_crs(system, LONGITUDE_LATITUDE, always_xy=True)
+    except pyproj.exceptions.ProjError:
+        return made
     least = DEGREES if system.is_geographic else METRES / system.axis_info[0].unit_conversion_factor
     given = shapely.orient_polygons(shapely.segmentize(given, np.maximum(longer / MOST, least)))
-    to_degrees = pyproj.Transformer.from_crs(system, LONGITUDE_LATITUDE, always_xy=True)
     points = np.column_stack(to_degrees.transform(*shapely.get_coordinates(given).T))
     if system.is_geographic:
         points[:, 1] = np.clip(points[:, 1], -90, 90)  # a raster of cell centres reaches over the poles by half a cell
@@ -51,7 +56,8 @@ def footprints(shapes: Sequence[shapely.Geometry], crs: object) -> np.ndarray:
     moved = shapely.set_coordinates(given.copy(), np.where(np.isfinite(points), points, 0))
     owner = np.repeat(np.arange(len(moved)), count)
     for row in np.unique(owner[np.abs(points[:, 1]) > 90 - AT_POLE]) if not system.is_geographic else ():
-        moved[row] = _reaching_pole(moved[row])
+        parts = [_reaching_pole(part) for part in shapely.get_parts(moved[row])]
+        moved[row] = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
     west, _, east, _ = shapely.bounds(moved).T
     for row in np.flatnonzero(known & ((east - west > 180) | (west < -180) | (east > 180))):
         if system.is_geographic and east[row] - west[row] >= 360 - 1e-6:
@@ -61,7 +67,8 @@ def footprints(shapes: Sequence[shapely.Geometry], crs: object) -> np.ndarray:
             inside = to_degrees.transform(*given[row].representative_point().coords[0])
             moved[row] = split_at_date_line(moved[row], shapely.Point(_wrapped(inside[0]), inside[1]))
     moved[~known] = None
-    return moved
+    made[there] = shapely.orient_polygons(moved)
+    return made
 
 
 def split_at_date_line(shape: shapely.Geometry, inside: shapely.Point | None = None) -> shapely.Geometry:

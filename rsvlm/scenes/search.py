@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import antimeridian
 import numpy as np
 import rasterio
 import shapely
@@ -27,6 +26,7 @@ from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_pictures, encode_texts
 from rsvlm.models.index import find_encoder, read_picture
 from rsvlm.scenes.embedding import SceneEmbeddings
+from rsvlm.scenes.footprints import footprints
 from rsvlm.scenes.reading import Window
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 MOST_CELLS = 16_000_000  # of a surface whose cells nobody chose
 STRIP = 4_000_000  # cells computed at a time
 DIGITS = 9  # decimals of a degree in GeoJSON: a tenth of a millimetre
-EDGE = 8  # parts of the longer side of a place, between points of its edge in degrees
 PLACES, RASTERS = (".geojson", ".json", ".parquet"), (".tif", ".tiff")  # endings of the files that are written
 IN_PIXELS = "pixels of the scene: column, row"
 Query = str | Path | Image.Image | np.ndarray | Window
@@ -279,24 +278,23 @@ def check_ending(path: Path | str, endings: tuple[str, ...]) -> Path:
     return path
 
 
-def to_degrees(frame: "geopandas.GeoDataFrame") -> list[shapely.Geometry]:
-    """The geometries in longitude and latitude of WGS 84, cut at the date line; as they are without a CRS."""
+def to_degrees(frame: "geopandas.GeoDataFrame") -> list[shapely.Geometry | None]:
+    """The geometries in longitude and latitude of WGS 84, cut at the date line; as they are without a CRS.
+
+    Raises:
+        ValueError: a CRS that is not the Earth's, or a place beyond the edge of one.
+    """
     if frame.crs is None:
         return list(frame.geometry)
-    to = _on_earth(frame.crs)
-    if to is None:
+    if _on_earth(frame.crs) is None:
         raise ValueError(
             f"the CRS {frame.crs.name!r} has no longitude and latitude on Earth, which GeoJSON wants; write .parquet"
         )
-    poles = []
-    if not frame.crs.is_geographic:
-        back = Transformer.from_crs("EPSG:4326", frame.crs, always_xy=True)
-        poles = [
-            (side, shapely.Point(*back.transform(0, latitude))) for side, latitude in (("north", 90), ("south", -90))
-        ]
-        poles = [(side, point) for side, point in poles if np.isfinite(shapely.get_coordinates(point)).all()]
-    straight = frame.crs.is_geographic
-    return [None if shape is None else _in_degrees(shape, to, poles, straight) for shape in frame.geometry]
+    made = footprints(frame.geometry.to_numpy(), frame.crs)
+    for shape, given in zip(made, frame.geometry):
+        if shape is None and given is not None:
+            raise ValueError(f"a place leaves the Earth in its CRS, {given.bounds}: cut it to the scene's ground first")
+    return made.tolist()
 
 
 def add_centres(frame: "geopandas.GeoDataFrame") -> "pd.DataFrame":
@@ -478,40 +476,6 @@ def _on_earth(crs: object, target: str = "EPSG:4326") -> Transformer | None:
         return None if crs is None else Transformer.from_crs(crs, target, always_xy=True)
     except ProjError:
         return None
-
-
-def _in_degrees(
-    shape: shapely.Geometry, to: Transformer, poles: list[tuple[str, shapely.Point]], straight: bool
-) -> shapely.Geometry:
-    """A polygon of a CRS in degrees of WGS 84, its outer ring counterclockwise, cut at the date line.
-
-    Args:
-        poles: (north or south, where it lies in the CRS).
-        straight: whether edges stay straight; else they are given by several points.
-    """
-    if isinstance(shape, shapely.MultiPolygon):
-        parts = [_in_degrees(part, to, poles, straight) for part in shape.geoms]
-        return shapely.union_all(parts)
-    if not isinstance(shape, shapely.Polygon) or shape.is_empty:
-        return shapely.transform(shape, to.transform, interleaved=False)
-    if not straight:
-        low_x, low_y, high_x, high_y = shape.bounds
-        shape = shapely.segmentize(shape, max(high_x - low_x, high_y - low_y) / EDGE)
-    made = shapely.transform(shape, to.transform, interleaved=False)
-    if not np.isfinite(shapely.get_coordinates(made)).all():
-        raise ValueError(f"a place leaves the Earth in its CRS, {shape.bounds}: cut it to the scene's ground first")
-    made = shapely.transform(made, lambda x, y: (x, np.clip(y, -90, 90)), interleaved=False)
-    around = [side for side, point in poles if shapely.contains_properly(shape, point)]
-    if around or _crosses(made):
-        force = {f"force_{side}_pole": True for side in around}
-        made = antimeridian.fix_polygon(made, great_circle=False, **(force or {"fix_winding": True}))
-    return shapely.orient_polygons(made)
-
-
-def _crosses(shape: shapely.Polygon) -> bool:
-    """Whether a polygon in degrees lies over the date line: beyond 180, or with a jump of more than half around."""
-    longitudes = shapely.get_coordinates(shape.exterior)[:, 0]
-    return bool(np.abs(longitudes).max() > 180 or np.abs(np.diff(longitudes)).max() > 180)
 
 
 def _as_json(shape: shapely.Geometry | None) -> dict | None:

@@ -243,5 +243,5 @@ def _bands_of(asset: pystac.Asset) -> tuple[str, ...]:
         keys = ("name", "eo:common_name", "common_name")
         names = [" ".join(dict.fromkeys(str(band[key]) for key in keys if band.get(key))) for band in told]
         if any(names):
-            return tuple(names)
+            return tuple(name.replace(";", ",") for name in names)
     return ()
