@@ -8,7 +8,6 @@ from pathlib import Path
 import geopandas
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from rsvlm.data.blue_marble import load_maps
 from rsvlm.data.images import open_image
@@ -18,7 +17,7 @@ from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_texts
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene
 from rsvlm.scenes.globe import LAND_SHARE, class_texts, describe_windows, land_of, make_globe
-from rsvlm.scenes.reading import Scene, Window, open_scene
+from rsvlm.scenes.reading import Scene, open_scene
 from rsvlm.scenes.search import (
     Surface,
     choose_threshold,
@@ -113,24 +112,38 @@ def study_tiles(folder: Path) -> dict[str, np.ndarray]:
 def training_tiles(table: pd.DataFrame, features: Features, folder: Path) -> dict[str, np.ndarray]:
     """Of the training images that are tiles of Blue Marble: ``vectors`` (m, D), ``colours`` (m, 3), ``labels`` (m,)."""
     images = (Path(folder) / "images").resolve()
-    own = table[(table["split"] == "train") & [Path(path).resolve().parent == images for path in table["path"]]]
+    is_tile = np.array([Path(path).resolve().parent == images for path in table["path"]], dtype=bool)
+    own = table[(table["split"] == "train") & is_tile]
     colours = [np.asarray(open_image(path)).reshape(-1, 3).mean(0) for path in own["path"]]
     vectors = features.image_embeddings[features.rows(own["image_id"].tolist())]
     return {"vectors": vectors, "colours": np.array(colours).reshape(-1, 3), "labels": own["label"].to_numpy()}
 
 
-def window_colours(scene: Scene, windows: pd.DataFrame) -> np.ndarray:
-    """(n, 3) mean red, green and blue of windows."""
-    sides = windows[["left", "top", "width", "height"]].to_numpy().tolist()
+def window_colours(earth: Earth) -> np.ndarray:
+    """(n, 3) mean red, green and blue of the windows that are measured (test and validation), NaN of the others."""
+    found = np.full((len(earth.described), 3), np.nan)
     small = (COLOUR_PIXELS, COLOUR_PIXELS)
-    return np.array([scene.read(Window(*own), small).pixels.reshape(-1, 3).mean(0) for own in sides]).reshape(-1, 3)
+    for row in np.flatnonzero(earth.described["part"].isin(["test", "val"])):
+        found[row] = earth.globe.read(earth.windows.window(row), small).pixels.reshape(-1, 3).mean(0)
+    return found
 
 
-def find_places(earth: Earth, queries: Sequence[str], encoder: DualEncoder, standing: float, hits: int) -> list[Found]:
-    """What each text finds; what stands so many standard deviations above the mean (``choose_standing``) is outlined."""
+def find_places(
+    earth: Earth, queries: Sequence[str], encoder: DualEncoder, *, standing: float, hits: int, apart_km: float
+) -> list[Found]:
+    """What each text finds: the best ``hits`` places, and outlines of what stands out.
+
+    Args:
+        standing: standard deviations above the mean from which a place is outlined, see ``choose_standing``.
+        apart_km: between two hits, at least.
+    """
     surfaces = search_scene(earth.windows, list(queries), encoder)
     return [
-        Found(surface, find_peaks(surface, hits), outline(surface, threshold_at(surface.scores, standing)))
+        Found(
+            surface,
+            find_peaks(surface, hits, overlap=0.0, distance=1000 * apart_km),
+            outline(surface, threshold_at(surface.scores, standing)),
+        )
         for surface in surfaces
     ]
 
@@ -164,11 +177,6 @@ def write_found(found: Sequence[Found], land: Mapping[str, object], folder: Path
             write_surface(own.surface, scratch / f"similarity_{number:02}_{word}.tif")
 
 
-def window_picture(scene: Scene, row: pd.Series) -> Image.Image:
-    """The picture of one window of a table."""
-    return Image.fromarray(scene.read(Window(*(int(row[key]) for key in ("left", "top", "width", "height")))).pixels)
-
-
 def class_vectors(encoder: DualEncoder, precision: str = "fp32") -> dict[str, np.ndarray]:
     """For each class of land a query (D,) of length 1: the mean over the captions that ask for it."""
     vectors = {}
@@ -187,7 +195,7 @@ def score_windows(
     """Class -> method of METHODS -> (n,) how much each window is like the class.
 
     Args:
-        vectors: (n, D) of the windows; ``colours`` (n, 3) their mean colours.
+        vectors: (n, D) of the windows; ``colours`` (n, 3) their mean colours, NaN where a window is not measured.
         queries: as ``class_vectors`` makes them.
         training: of the training tiles ``vectors`` (m, D), ``colours`` (m, 3) and ``labels`` (m,).
 

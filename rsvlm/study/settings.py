@@ -264,6 +264,9 @@ class SearchEarth(Machine, EarthWindows):
         quick=["hot desert beside the sea", "snow and ice"],
     )
     hits: int = setting(8, "places shown for each text", Within(1, 100, "each is a picture beside the map"))
+    apart_km: float = setting(
+        1000.0, "places shown for a text are at least so far apart", Within(0.0, 20_000.0, "half around the Earth")
+    )
     bootstrap_resamples: int = setting(
         1000, "resamples of the blocks of land for the 95 % intervals", RESAMPLES, quick=200
     )

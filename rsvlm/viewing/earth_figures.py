@@ -23,7 +23,7 @@ def earth_figure(picture: np.ndarray, found: Sequence[Found]) -> Figure:
         picture: uint8 (H, W, 3) of the whole Earth.
     """
     grey = np.asarray(picture).mean(2) / 255
-    drawn, axes = figure(7.2, 3.5 * len(found), rows=len(found), columns=1, squeeze=False)
+    drawn, axes = figure(8.4, 3.1 * len(found), rows=len(found), columns=1, squeeze=False, layout="constrained")
     for place, own in zip(axes.flat, found, strict=True):
         surface = own.surface
         place.imshow(0.25 + 0.6 * grey, cmap="gray", vmin=0, vmax=1, extent=WORLD, aspect="equal")
