@@ -162,7 +162,9 @@ def get_model(name: Annotated[str, typer.Argument(help="A name of `rsvlm models 
     typer.echo(zoo.get_model(name, lambda line: typer.echo(line, err=True)))
 
 
-scene = typer.Typer(no_args_is_help=True, help="Scenes: georeferenced images of any size, searched by text or picture.")
+scene = typer.Typer(
+    no_args_is_help=True, help="Scenes: georeferenced images of any size, captioned, and searched by text or picture."
+)
 app.add_typer(scene, name="scene")
 Box = Annotated[
     str | None,
@@ -369,6 +371,63 @@ def search_a_scene(
         search_module.write_places(places, out)
     else:
         _write(search_module.add_centres(places), None)
+
+
+@scene.command("caption")
+def caption_a_scene(
+    path: Annotated[Path, typer.Argument(metavar="SCENE", help="GeoTIFF, COG, JPEG 2000, VRT or a plain image.")],
+    captioner: Annotated[Path, typer.Option(help="Folder of a captioner: models/captioner of a study.")],
+    encoder: Annotated[str | None, typer.Option(help="The encoder it was trained with; default: beside it.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File for text, sentences and windows with their places: .geojson or .parquet."),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Side of the windows, pixels: as much ground as a training image; default: an eighth."
+        ),
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Share of a side that two neighbours have in common.")] = 0.0,
+    bands: Annotated[
+        str | None, typer.Option(help="Red, green and blue: 3,2,1, or names, or a preset such as sentinel-2.")
+    ] = None,
+    stretch: Annotated[
+        str, typer.Option(help="auto, percentile, none, or LOW,HIGH: the values that become black and white.")
+    ] = "auto",
+    min_valid: Annotated[float, typer.Option(help="Windows with a smaller share of valid pixels are left out.")] = 0.5,
+    most_windows: Annotated[int, typer.Option(min=1, help="More are refused: each costs as much as a picture.")] = 400,
+    sentences: Annotated[int, typer.Option(min=1, help="In the text, at most; the file has all.")] = 8,
+    device: Device = "auto",
+    batch_size: Batch = 32,
+) -> None:
+    """Say what a scene shows: window by window, then in one text whose sentences say where."""
+    from rsvlm.scenes import search as search_module
+
+    if out is not None:
+        search_module.check_ending(out, search_module.PLACES)
+    from rsvlm.models.inference import load_captioner
+    from rsvlm.scenes.captioning import caption_scene
+    from rsvlm.scenes.reading import open_scene
+
+    with open_scene(path, bands=_bands(bands), stretch=_stretch(stretch)) as opened:
+        for note in opened.notes:
+            typer.echo(f"{path}: {note}", err=True)
+        said = caption_scene(
+            load_captioner(captioner, encoder, device=device),
+            opened,
+            size=size,
+            overlap=overlap,
+            min_valid=min_valid,
+            most_windows=most_windows,
+            most_sentences=sentences,
+            batch_size=batch_size,
+        )
+    typer.echo(said.text)
+    left_out = f", {said.skipped} left out (nodata)" if said.skipped else ""
+    typer.echo(f"{len(said.windows)} windows{left_out}; as one small picture: {said.overview}", err=True)
+    if out is not None:
+        search_module.write_places(said.places(), out)
 
 
 @app.command(context_settings=OTHER, add_help_option=False)

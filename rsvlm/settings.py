@@ -229,9 +229,19 @@ class Encoding(Settings):
         "cells along a side of the grid features; 0 leaves them out",
         Within(0, 16, "ViT-L/14 sees 16 x 16 patches; each cell is a visual token of every prompt"),
     )
+    crops: Literal["never", "auto", "always"] = setting(
+        "never",
+        "cells from crops of the picture, a pass each: auto = where a side is longer than twice the encoder's input",
+    )
     batch_size: int = setting(32, "images at a time", BATCH)
     capitalise: bool = setting(True, 'captions as "A river." (RemoteCLIP\'s protocol)')
     precision: Precision = setting("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
+
+    @model_validator(mode="after")
+    def _check_crops(self) -> Self:
+        if self.crops != "never" and not self.grid:
+            raise ValueError(f"'crops' {self.crops!r} needs a 'grid' of 1 or more: with 0 there are no cells")
+        return self
 
 
 class EarthWindows(Settings):

@@ -152,6 +152,11 @@ def test_the_papers_study_fits_one_gpu_of_80_gb(tiny_models, tmp_path, monkeypat
         ("adapt_encoder", {"batch_size": 8192}, r"lower batch_size \(8192\)"),
         ("adapt_encoder", {"image_size": 2048}, r"lower batch_size \(60\) .*or image_size \(2048\)"),
         ("encode_images", {"batch_size": 32_768}, r"lower batch_size \(32768\)"),
+        (
+            "encode_images",
+            {"batch_size": 4096, "grid": 16, "crops": "auto"},
+            r"lower batch_size \(4096\) or grid \(16\)",
+        ),
         ("finetune_lora", {"batch_size": 2048}, r"lower batch_size \(2048\)"),
         ("finetune_lora", {"captions_per_image": 64, "batch_size": 256}, r"lower .*captions_per_image \(64\)"),
         ("finetune_lora", {"reward_steps": 9, "reward_batch_size": 1024}, r"lower reward_batch_size \(1024\)"),

@@ -60,7 +60,10 @@ def test_a_search_has_a_surface_numbers_and_a_list(red_square, tmp_path):
     first = found["hits"][0]
     assert [first[key] for key in Window._fields] == list(RED) and first["score"] == 1.0
     assert first["place"] == "45.1492° N, 15.0142° E" and first["picture"].startswith("data:image/jpeg")
-    assert found["high"] == round(float(np.nanmax(shown.surface.values)), 4) > found["low"] and "windows searched" in found["words"]
+    assert (
+        found["high"] == round(float(np.nanmax(shown.surface.values)), 4) > found["low"]
+        and "windows searched" in found["words"]
+    )
     assert shown.surface.query == "Red" and len(shown.hits) == 3
     surface, pins = shown.map.layers[2], shown.map.layers[-1]
     assert surface.url.startswith("data:image/png") and surface.opacity == 0.5
@@ -109,9 +112,7 @@ def test_a_drawn_box_is_a_window_to_caption_or_to_search_by(red_square, tmp_path
     assert abs(left - 96) <= 1 and abs(top - 32) <= 1 and 32 <= width <= 34 and 32 <= height <= 34
     assert control.data == [] and len(shown.panel._boxed.locations) == 4  # it is ours now
     found = ask("like", window=box["window"])
-    assert (
-        found["query"].startswith("like 45.14") and Window(*(found["hits"][0][key] for key in Window._fields)) == RED
-    )
+    assert found["query"].startswith("like 45.14") and Window(*(found["hits"][0][key] for key in Window._fields)) == RED
     assert ask("clear_box") == {} and shown.panel._boxed.locations == []
     seen = ask("view")
     assert Window(**seen["window"]) == (0, 0, 200, 120)

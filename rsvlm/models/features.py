@@ -3,12 +3,17 @@
 A folder of features holds ``pooled.npy`` (N, V, P) and ``grid.npy`` (N, V, G, P) in float16, ``image_embeddings.npy``
 (N, D) and ``text_embeddings.npy`` (M, D) in float32 with length 1, ``texts.json`` (the M distinct captions, sorted) and
 ``meta.json``. Rows are in the order of the caption table; view 0 is the upright image.
+
+The cells of the grid come from the encoder's last map of the whole picture, squashed to S pixels, or from crops: the
+picture at ``grid`` times S pixels, cut into cells that the encoder sees one by one (the overview and crops of LLaVA-NeXT's
+AnyRes, Liu et al. 2024, with one arrangement for all pictures). A cell of crops is the encoder's pooled features of a
+picture of its own: it knows nothing of its place. Cells cost ``grid`` squared passes more.
 """
 
 import errno
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +21,7 @@ from functools import cached_property
 from io import FileIO
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -36,8 +42,11 @@ from rsvlm.progress import log_line, progress
 BLOCK = 256  # images between two marks of progress: what a kill loses
 TEXT_BATCH = 128
 VIEWS = (1, 2, 4, 8)
+CROPS = NEVER, AUTO, ALWAYS = "never", "auto", "always"
+LARGE = 2  # times the encoder's input: from there on "auto" takes crops
 DECODERS = 4  # threads; Pillow decodes outside Python's lock
 In, Out = TypeVar("In"), TypeVar("Out")
+Read = tuple[Tensor, dict[int, Tensor]]  # a batch, and what is finer of some of it: see ``encode_batch``
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,7 @@ def encode_images(
     *,
     views: int = 8,
     grid: int = 3,
+    crops: str = NEVER,
     batch_size: int = 32,
     capitalise: bool = True,
     precision: str = "auto",
@@ -90,6 +100,9 @@ def encode_images(
         views: 8 = four quarter turns of the image and of its mirror image, 4 = the turns, 2 = the image and its mirror
             image, 1 = upright only. An image's embedding is the mean over its views.
         grid: cells along a side of the grid features; 0 leaves them out.
+        crops: what the cells come from: "never" the map of the whole picture, "always" crops of the picture, "auto"
+            crops where a side of the picture (with a centre crop in front of the encoder, the shorter one) is longer
+            than twice the encoder's input.
         capitalise: captions are encoded as ``caption.capitalize()``, RemoteCLIP's protocol.
 
     Raises:
@@ -100,6 +113,7 @@ def encode_images(
         raise ValueError(f"views: {views} is none of {', '.join(map(str, VIEWS))}")
     if grid < 0 or batch_size < 1:
         raise ValueError(f"grid: 0 or more, batch_size: 1 or more are needed; got {grid} and {batch_size}")
+    _check_crops(crops, grid)
     if len(table) == 0:
         raise ValueError("the caption table holds no image: nothing to encode")
     encoder.eval()
@@ -107,15 +121,16 @@ def encode_images(
     image_ids, image_paths = table["image_id"].tolist(), table["path"].tolist()
     fingerprint = encoder.fingerprint()
     N, V, G, P, D = len(table), views, grid * grid, encoder.feature_dim, encoder.embedding_dim
+    how_cut = [] if crops == NEVER else [crops]
     key = fingerprint_values(
-        fingerprint, image_ids, fingerprint_images(image_paths), views, grid, batch_size, precision
+        fingerprint, image_ids, fingerprint_images(image_paths), views, grid, batch_size, precision, *how_cut
     )
     scratch = cache_folder() / f"features_{key[:20]}"
     layout = {"pooled": ((N, V, P), "float16"), "image_embeddings": ((N, D), "float32")}
     if grid:
         layout["grid"] = ((N, V, G, P), "float16")
     log(f"{N} images, {V} views, {precision} on {encoder.device}")
-    _fill(encoder, image_ids, image_paths, scratch, layout, grid, batch_size, precision)
+    _fill(encoder, image_ids, image_paths, scratch, layout, grid, crops, batch_size, precision)
 
     texts = sorted({text for own in table["captions"] for text in own})
     with whole_folder(Path(folder)) as made:
@@ -134,7 +149,8 @@ def encode_images(
                 "capitalise": capitalise,
                 "precision": precision,
                 "dims": {"pooled": P, "embedding": D, "image_size": encoder.image_size},
-            },
+            }
+            | ({} if crops == NEVER else {"crops": crops}),
         )
     shutil.rmtree(scratch)
     return load_features(folder)
@@ -148,16 +164,18 @@ def encode_pictures(
     *,
     views: int = 1,
     grid: int = 0,
+    crops: str = NEVER,
     precision: str = "fp32",
     batch_size: int = 32,
 ) -> Features:
     """Features of RGB pictures in memory; nothing is written.
 
     Args:
-        pictures: looked at ``batch_size`` at a time.
+        pictures: looked at one after the other, and encoded ``batch_size`` at a time.
         names: one a picture, which stand as image ids.
-        views, grid, precision: as ``encode_images`` takes them.
+        views, grid, crops, precision: as ``encode_images`` takes them.
     """
+    _check_crops(crops, grid)
     encoder.eval()
     precision = choose_precision(precision, encoder.device)
     P, D = encoder.feature_dim, encoder.embedding_dim
@@ -165,12 +183,13 @@ def encode_pictures(
     if grid:
         parts[0]["grid"] = np.zeros((0, views, grid * grid, P), np.float16)
     pictures = iter(pictures)
-    while batch := list(islice(pictures, batch_size)):
-        parts.append(encode_batch(encoder, encoder.prepare(batch), views, grid, precision))
+    while batch := [_prepare(one, encoder.preprocessing, grid, crops) for one in islice(pictures, batch_size)]:
+        pixels, fine = _join(batch)
+        parts.append(encode_batch(encoder, pixels, views, grid, precision, fine))
     arrays = {"grid": None} | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if len(arrays["pooled"]) != len(names):
         raise ValueError(f"{len(names)} names for {len(arrays['pooled'])} pictures")
-    meta = {"views": views, "grid": grid, "precision": precision}
+    meta = {"views": views, "grid": grid, "precision": precision} | ({} if crops == NEVER else {"crops": crops})
     return Features(**arrays, text_embeddings=np.zeros((0, D), np.float32), texts=[], image_ids=list(names), meta=meta)
 
 
@@ -199,6 +218,15 @@ def turn_views(pixels: Tensor, views: int) -> Tensor:
     if views in (2, 8):
         made += [view.flip(-1) for view in made]
     return torch.stack(made, dim=1)
+
+
+def encoding_of(meta: Mapping[str, object]) -> dict[str, object]:
+    """How features of this ``Features.meta`` were made, as ``encode_pictures`` takes it.
+
+    Raises:
+        KeyError: views, grid or precision is missing; without crops there were none.
+    """
+    return {name: meta[name] for name in ("views", "grid", "precision")} | {"crops": meta.get("crops", NEVER)}
 
 
 def load_features(folder: Path) -> Features:
@@ -280,6 +308,7 @@ def _fill(
     scratch: Path,
     layout: dict,
     grid: int,
+    crops: str,
     batch_size: int,
     precision: str,
 ) -> None:
@@ -305,9 +334,9 @@ def _fill(
             for name, (shape, dtype) in layout.items()
         }
         how = encoder.preprocessing
-        decoded = prefetch(lambda rows: decode_images([image_paths[row] for row in rows], how), batches)
-        for rows, batch in zip(batches, decoded):
-            made = encode_batch(encoder, batch, V, grid, precision)
+        decoded = prefetch(lambda rows: _read_files([image_paths[row] for row in rows], how, grid, crops), batches)
+        for rows, (batch, fine) in zip(batches, decoded):
+            made = encode_batch(encoder, batch, V, grid, precision, fine)
             for name, file in files.items():
                 bad = ~np.isfinite(made[name]).reshape(len(rows), -1).all(axis=1)
                 if bad.any():
@@ -321,12 +350,25 @@ def _fill(
                 write_json(mark, {"images": rows[-1] + 1})
 
 
-def encode_batch(encoder: DualEncoder, batch: Tensor, views: int, grid: int, precision: str) -> dict[str, np.ndarray]:
-    """The rows of a batch for each array. Views go through one after the other: memory is that of one batch."""
+def encode_batch(
+    encoder: DualEncoder,
+    batch: Tensor,
+    views: int,
+    grid: int,
+    precision: str,
+    fine: Mapping[int, Tensor] = MappingProxyType({}),
+) -> dict[str, np.ndarray]:
+    """The rows of a batch for each array. Views go through one after the other: memory is that of one batch.
+
+    Args:
+        batch: uint8 (B, 3, S, S).
+        fine: place in the batch -> uint8 (3, grid * S, grid * S), of the pictures whose cells are crops.
+    """
+    of_map = 0 if len(fine) == len(batch) else grid  # not every encoder has a map to pool cells from
     pooled, cells, embeddings = [], [], 0
     for view in turn_views(batch, views).unbind(1):
         with autocast(precision, encoder.device):
-            view_pooled, view_cells = encoder.image_features(encoder.normalize(view), grid)
+            view_pooled, view_cells = encoder.image_features(encoder.normalize(view), of_map)
             projected = encoder.project_images(view_pooled)
         embeddings = embeddings + F.normalize(projected.float(), dim=-1)
         pooled.append(view_pooled.float().cpu())
@@ -338,7 +380,42 @@ def encode_batch(encoder: DualEncoder, batch: Tensor, views: int, grid: int, pre
     }
     if cells:
         made["grid"] = torch.stack(cells, 1).numpy().astype(np.float16)
+    if fine:
+        B, V, P = made["pooled"].shape
+        made.setdefault("grid", np.zeros((B, V, grid * grid, P), np.float16))
+        made["grid"][list(fine)] = _encode_crops(encoder, torch.stack(list(fine.values())), views, grid, precision, B)
     return made
+
+
+def _encode_crops(
+    encoder: DualEncoder, fine: Tensor, views: int, grid: int, precision: str, at_once: int
+) -> np.ndarray:
+    """(b, V, G, P) float16: pooled features of the cells of pictures (b, 3, grid * S, grid * S), so many at once.
+
+    A view's cells are those of the turned picture, as a map's cells are.
+    """
+    rows = []
+    for some in fine.split(max(1, at_once // grid**2)):
+        made = []
+        for view in turn_views(some, views).unbind(1):
+            with autocast(precision, encoder.device):
+                pooled, _ = encoder.image_features(encoder.normalize(cut_cells(view, grid)))
+            made.append(pooled.float().cpu().unflatten(0, (len(some), -1)))
+        rows.append(torch.stack(made, 1))
+    return torch.cat(rows).numpy().astype(np.float16)
+
+
+def cut_cells(pixels: Tensor, grid: int) -> Tensor:
+    """(B * grid * grid, 3, S, S), image by image and row by row, of (B, 3, grid * S, grid * S)."""
+    squares = pixels.unflatten(-1, (grid, -1)).unflatten(-3, (grid, -1))  # (B, 3, grid, S, grid, S)
+    return squares.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def _check_crops(crops: str, grid: int) -> None:
+    if crops not in CROPS:
+        raise ValueError(f"crops: {crops!r} is none of {', '.join(CROPS)}")
+    if crops != NEVER and not grid:
+        raise ValueError(f"crops: {crops!r} needs a grid of 1 or more; with grid 0 there are no cells")
 
 
 def _look_up(row_of: dict[str, int], keys: Sequence[str], what: str) -> np.ndarray:
@@ -363,12 +440,27 @@ def fingerprint_images(image_paths: Sequence[str], *more: object) -> str:
 
 def decode_images(image_paths: Sequence[str], preprocessing: Preprocessing) -> Tensor:
     """uint8 (B, 3, S, S) of these files."""
+    return _read_files(image_paths, preprocessing, 0, NEVER)[0]
 
-    def decode(path: str) -> Tensor:
-        return resize_images([open_image(path)], preprocessing)
 
+def _read_files(image_paths: Sequence[str], preprocessing: Preprocessing, grid: int, crops: str) -> Read:
+    """What ``encode_batch`` takes of these files; a thread holds one whole picture at a time."""
     with ThreadPoolExecutor(DECODERS) as pool:
-        return torch.cat(list(pool.map(decode, image_paths)))
+        return _join(list(pool.map(lambda path: _prepare(open_image(path), preprocessing, grid, crops), image_paths)))
+
+
+def _prepare(picture: Image.Image, preprocessing: Preprocessing, grid: int, crops: str) -> tuple[Tensor, Tensor | None]:
+    """(uint8 (1, 3, S, S), (3, grid * S, grid * S) where the picture's cells are crops)."""
+    whole = resize_images([picture], preprocessing)
+    side = max(picture.size) if preprocessing.resize == "squash" else min(picture.size)
+    if crops == ALWAYS or crops == AUTO and side > LARGE * preprocessing.size:
+        return whole, resize_images([picture], preprocessing.at(grid * preprocessing.size))[0]
+    return whole, None
+
+
+def _join(pictures: Sequence[tuple[Tensor, Tensor | None]]) -> Read:
+    fine = {place: fine for place, (_, fine) in enumerate(pictures) if fine is not None}
+    return torch.cat([whole for whole, _ in pictures]), fine
 
 
 def prefetch(make: Callable[[In], Out], items: Iterable[In], depth: int = 2) -> Iterator[Out]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 
-from rsvlm.data.images import EXTENSIONS, ImageError, as_rgb, open_image
+from rsvlm.data.images import EXTENSIONS, MAX_PIXELS, ImageError, as_rgb, open_image
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder
@@ -42,7 +42,7 @@ class Block:
 
 
 def read_blocks(images: Picture | Iterable[Picture], unreadable: str) -> Iterator[Block]:
-    """All images in what ``caption`` takes, A_BLOCK at a time.
+    """All images in what ``caption`` takes, A_BLOCK at a time, fewer where they are large: MAX_PIXELS and one more.
 
     Raises:
         FileNotFoundError: a path that is not there, or a folder without an image.
@@ -52,22 +52,25 @@ def read_blocks(images: Picture | Iterable[Picture], unreadable: str) -> Iterato
     if unreadable not in ("raise", "keep"):
         raise ValueError(f"unreadable: {unreadable!r} is neither 'raise' nor 'keep'")
     listed = list_images(images)
+    block, pixels = Block([], [], [], {}), 0
     with progress(total=len(listed), desc="images", disable=len(listed) <= A_BLOCK) as bar:
-        for start in range(0, len(listed), A_BLOCK):
-            block = Block([], [], [], {})
-            for number, (name, image) in enumerate(listed[start : start + A_BLOCK], start):
-                try:
-                    picture = read_picture(image)
-                except ImageError as error:
-                    if unreadable == "raise":
-                        raise
-                    block.troubles[number] = name, str(error)
-                    continue
+        for number, (name, image) in enumerate(listed):
+            try:
+                picture = read_picture(image)
+            except ImageError as error:
+                if unreadable == "raise":
+                    raise
+                block.troubles[number] = name, str(error)
+            else:
                 block.numbers.append(number)
                 block.names.append(name)
                 block.pictures.append(picture)
-            yield block
-            bar.update(len(block.names) + len(block.troubles))
+                pixels += picture.width * picture.height
+            done = len(block.names) + len(block.troubles)
+            if done == A_BLOCK or pixels >= MAX_PIXELS or number == len(listed) - 1:
+                yield block
+                bar.update(done)
+                block, pixels = Block([], [], [], {}), 0
 
 
 def list_images(images: Picture | Iterable[Picture]) -> list[tuple[str, Picture]]:

@@ -26,7 +26,7 @@ from rsvlm.kernels import similarity_topk
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import CONFIG, load_capret, save_capret
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import Features, encode_pictures, encode_texts
+from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of
 from rsvlm.models.generation import Prompted, beam_captions, caption_log_likelihoods, sample_captions
 from rsvlm.models.index import Picture, find_encoder, read_blocks
 from rsvlm.models.loading import choose_device
@@ -51,7 +51,7 @@ class Captioner:
     memory: Memory
     generation: Generation
     weights: Weights
-    encoding: dict[str, object]  # views, grid, precision, as the training features were made
+    encoding: dict[str, object]  # views, grid, crops, precision, as the training features were made
     unlike_above: float | None = None  # cosine distance; None: the folder was saved without validation images
 
     @property
@@ -109,13 +109,14 @@ def save_captioner(
 
     Args:
         model: as it was trained, not merged (``load_capret(..., merge=False)``).
-        encoding: ``Features.meta``'s views, grid, precision and capitalise.
+        encoding: ``Features.meta``'s views, grid, precision, capitalise and, where there are any, crops.
         validation: (n, D) vectors of the validation images: how far from training an image is that is still like it.
     """
+    names = ["views", "grid", "precision", "capitalise", *(["crops"] if "crops" in encoding else [])]
     size = {"images": len(memory.captions), "captions": sum(map(len, memory.captions.values()))}
     more = {
         "encoder": ENCODER_NEARBY,
-        "encoding": {name: encoding[name] for name in ("views", "grid", "precision", "capitalise")},
+        "encoding": {name: encoding[name] for name in names},
         "generation": Generation.of(generation).model_dump(),
         "weights": dict(weights),
         "memory": size | {"megabytes": round(memory.vectors.nbytes / 1e6, 2)},
@@ -137,6 +138,7 @@ def save_captioner(
 def model_card(config: Mapping) -> str:
     """The card of a captioner's folder, from what its config.json holds."""
     memory, made = config["memory"], config["generation"]
+    crops = {"auto": " (crops of large pictures)", "always": " (crops)"}.get(config["encoding"].get("crops"), "")
     terms = ", ".join(f"{name} {weight:g}" for name, weight in config["weights"].items())
     steps = f" for {config['kept_step']:,} steps" if config.get("kept_step") else ""
     unlike = config.get("unlike_training")
@@ -158,7 +160,7 @@ rsvlm caption THIS_FOLDER IMAGES --encoder ENCODER
 |---|---|
 | language model | {config["language_model"]}, fingerprint {config["language_model_fingerprint"][:12]}, not in this folder |
 | encoder | fingerprint {str(config["encoder_fingerprint"])[:12]}, not in this folder; looked for in `{config["encoder"]}` |
-| images are encoded | {config["encoding"]["views"]} views, a grid of {config["encoding"]["grid"]}, {config["encoding"]["precision"]} |
+| images are encoded | {config["encoding"]["views"]} views, a grid of {config["encoding"]["grid"]}{crops}, {config["encoding"]["precision"]} |
 | captions are made | {made["beams"]} beams, {made["samples"]} draws, {made["pool_candidates"]} captions of like training images |
 | one is chosen by | {terms} (chosen on validation images) |
 | memory | {memory["images"]:,} training images with {memory["captions"]:,} captions, {memory["megabytes"]} MB |
@@ -197,7 +199,7 @@ def load_captioner(
         generation = Generation(
             **{name: value for name, value in config["generation"].items() if name in Generation.model_fields}
         )
-        weights, encoding = config["weights"], {key: config["encoding"][key] for key in ("views", "grid", "precision")}
+        weights, encoding = config["weights"], encoding_of(config["encoding"])
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{file}: {error} is missing: this captioner was trained but not finished; run the stage generate_captions, "
@@ -265,32 +267,51 @@ def caption(
             rows[number] = {"image": name, "trouble": why}
         if not block.pictures:
             continue
-        features = captioner.encode(block.pictures, block.names, batch_size=batch_size)
-        proposed = propose_captions(
-            captioner.model,
-            features,
-            block.names,
-            captioner.pools(features.image_embeddings, block.names),
-            captioner.generation,
-            numbers=block.numbers,
-            likelihoods=captioner.weights["likelihood"] > 0,
-            encode_captions=captioner.encode_captions if captioner.weights.get("cosine") else None,
-            batch_size=batch_size,
-        )
-        chosen = choose_captions(proposed.candidates, proposed.judged, captioner.weights)
-        if captioner.weights["likelihood"] > 0:
-            found = zip(chosen, proposed.candidates, proposed.judged, strict=True)
-            likely = [judged["likelihood"][candidates.index(text)] for text, candidates, judged in found]
-        else:  # it has no say in the choice: only what is put forward is asked for
-            alone = [[text] for text in chosen]
-            likely = [own[0] for own in caption_log_likelihoods(proposed.asked, alone, batch_size=batch_size)]
-        far = training_distances(captioner.memory, features.image_embeddings).tolist()
-        for number, name, text, value, distance in zip(block.numbers, block.names, chosen, likely, far, strict=True):
-            rows[number] = {"image": name, "caption": text, "log_probability": round(float(value), 6)}
-            rows[number] |= {"distance": distance, "unlike_training": captioner.is_unlike(distance)}
+        said = caption_pictures(captioner, block.pictures, block.names, numbers=block.numbers, batch_size=batch_size)
+        rows |= dict(zip(block.numbers, said, strict=True))
     columns = ["image", "caption", "log_probability", "distance", "unlike_training"]
     columns += ["trouble"] if unreadable == "keep" else []
     return pd.DataFrame([rows[number] for number in sorted(rows)], columns=columns)
+
+
+def caption_pictures(
+    captioner: Captioner,
+    pictures: Iterable[Image.Image],
+    names: Sequence[str],
+    *,
+    numbers: Sequence[int] | None = None,
+    batch_size: int = 32,
+) -> list[dict]:
+    """A row of ``caption`` for each RGB picture; they are looked at one after the other, and not kept.
+
+    Args:
+        numbers: as ``propose_captions`` takes them.
+    """
+    features = captioner.encode(pictures, names, batch_size=batch_size)
+    proposed = propose_captions(
+        captioner.model,
+        features,
+        names,
+        captioner.pools(features.image_embeddings, names),
+        captioner.generation,
+        numbers=numbers,
+        likelihoods=captioner.weights["likelihood"] > 0,
+        encode_captions=captioner.encode_captions if captioner.weights.get("cosine") else None,
+        batch_size=batch_size,
+    )
+    chosen = choose_captions(proposed.candidates, proposed.judged, captioner.weights)
+    if captioner.weights["likelihood"] > 0:
+        found = zip(chosen, proposed.candidates, proposed.judged, strict=True)
+        likely = [judged["likelihood"][candidates.index(text)] for text, candidates, judged in found]
+    else:  # it has no say in the choice: only what is put forward is asked for
+        alone = [[text] for text in chosen]
+        likely = [own[0] for own in caption_log_likelihoods(proposed.asked, alone, batch_size=batch_size)]
+    far = training_distances(captioner.memory, features.image_embeddings).tolist()
+    return [
+        {"image": name, "caption": text, "log_probability": round(float(value), 6)}
+        | {"distance": distance, "unlike_training": captioner.is_unlike(distance)}
+        for name, text, value, distance in zip(names, chosen, likely, far, strict=True)
+    ]
 
 
 def propose_captions(

@@ -211,10 +211,14 @@ def estimate_encode_images(values: dict) -> list[Part]:
     else:
         image = _tower(encoder.vision, encoder.vision.tokens, False, 4)
     pixels = side**2 * 3 * (4 + values["views"] + 3 * 4)  # bytes: three batches ahead, views, float32
-    return [
+    parts = [
         Part(4 * encoder.parameters, "weights"),
         Part(values["batch_size"] * (image * WORKING + pixels), "the images of a batch", ("batch_size",)),
     ]
+    if values["crops"] != "never":  # three batches ahead and one at work, of which cells of a batch's size are turned
+        crops = side**2 * 3 * (4 * values["grid"] ** 2 + values["views"])
+        parts.append(Part(values["batch_size"] * crops, "the crops of a batch", ("batch_size", "grid")))
+    return parts
 
 
 def estimate_finetune_lora(values: dict) -> list[Part]:

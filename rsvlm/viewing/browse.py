@@ -14,7 +14,7 @@ from PIL import Image
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, rows_of
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import Features, encode_pictures, encode_texts, load_features
+from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of, load_features
 from rsvlm.models.generation import embed_captions_ret
 from rsvlm.models.inference import (
     Captioner,
@@ -209,8 +209,7 @@ def read_file(archive: Archive, content: bytes, name: str) -> tuple[Image.Image,
         except ValueError as error:
             told = str(error).removesuffix(" or take it out of the annotations")  # a file from outside has none
             raise ValueError(told.replace(str(path), name)) from error
-    encoding = {key: archive.features.meta[key] for key in ("views", "grid", "precision")}
-    return image, encode_pictures(archive.encoder, [image], [name], **encoding)
+    return image, encode_pictures(archive.encoder, [image], [name], **encoding_of(archive.features.meta))
 
 
 def picture_of(archive: Archive, image_id: str) -> Image.Image:

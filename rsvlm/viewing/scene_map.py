@@ -10,6 +10,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +18,13 @@ from typing import TYPE_CHECKING
 import ipyleaflet
 import numpy as np
 import rasterio
+import shapely
 import traitlets
+from affine import Affine
 from ipywidgets import Box, Layout
 from PIL import Image
 
+from rsvlm.data.table import rows_of
 from rsvlm.files import cache_folder, fingerprint_values, whole_file
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder
@@ -30,14 +34,17 @@ from rsvlm.models.loading import choose_device
 from rsvlm.models.zoo import load_encoder
 from rsvlm.progress import progress_told_to
 from rsvlm.scenes.archive import SceneArchive, embed_archive, open_archive, rank_scenes, search_archive
+from rsvlm.scenes.captioning import caption_scene
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
 from rsvlm.scenes.globe import make_globe
-from rsvlm.scenes.reading import Scene, Window, open_scene
+from rsvlm.scenes.reading import Picture, Scene, SceneError, Window, open_scene
 from rsvlm.scenes.search import Surface, find_peaks, outline, search_scene, write_places, write_surface
 from rsvlm.viewing.page import ThumbnailCache, read_template
+from rsvlm.viewing.records import StudyFiles
 from rsvlm.viewing.scene_frames import DEGREES, Frame, Plane, choose_frame
 from rsvlm.viewing.scene_pictures import (
     as_uri,
+    fit,
     ground_text,
     hit_entries,
     legend_colours,
@@ -45,6 +52,7 @@ from rsvlm.viewing.scene_pictures import (
     surface_range,
     surface_uri,
     window_picture,
+    windows_of,
 )
 from rsvlm.viewing.widgets import TOLD, AnsweringWidget
 
@@ -57,6 +65,7 @@ OVERVIEW, DETAIL = 1400, 2000  # longer side of the picture of the whole scene, 
 REST = 0.15  # seconds that a moved map must rest before it is read anew
 AFTER_DRAWING = 0.7  # seconds in which a click is no wish
 LARGE = 512  # pixels, of a chosen window's picture
+BEYOND, ACROSS = 3, 4  # a box of more windows' sides is captioned by windows, so many along its longer side
 NEIGHBOURS = 4  # nearest training images shown
 NOTHING = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="  # a transparent pixel
 EXAMPLES = ("snow and ice", "a harbour with many boats", "dense forest")
@@ -104,6 +113,8 @@ class ScenePanel(AnsweringWidget):
         """Put a scene on the map; what was found in another one goes."""
         self._take(choose_frame(scene))
         self.given = embeddings
+        if embeddings is not None:
+            self.options["sizes"] = tuple(embeddings.meta["sizes"])
         self.setting = self.setting | {"scene": self._describe(scene), "trouble": ""}
         self._draw_map(self.frame.plane)
 
@@ -182,13 +193,25 @@ class ScenePanel(AnsweringWidget):
         return shown | {"picture": window_picture(self.scene, window, LARGE, 90_000)}
 
     def answer_caption(self, window: dict) -> dict:
-        """``{"text", "warning", "near"}``: what the captioner says of a window, and the training images nearest to it."""
+        """``{"text", "warning", "parts", "near"}``: what the captioner says of a window, and the training images nearest to it.
+
+        A large box is captioned by its windows first: ``parts`` are its sentences with the windows that they tell of.
+        """
         window = self._window(window)
         self.tell({"status": "loading the captioner …"})
         vector = self.models.captioner and self._vector(window)
         self.tell({"status": "captioning …"})
         near = self.models.nearest(vector, self.options["training"])
+        if max(window.width, window.height) > BEYOND * max(self.options["sizes"]):
+            size = max(max(self.options["sizes"]), -(-max(window.width, window.height) // ACROSS))
+            self.tell({"status": f"captioning windows of {size} pixels …"})
+            return self.models.caption_parts(ScenePart(self.scene, window), size) | {"near": near}
         return self.models.caption(self.scene, window) | {"near": near}
+
+    def answer_mark(self, windows: Sequence[dict]) -> dict:
+        """Nothing, once several windows are marked on the map."""
+        self._chosen.locations = [[self.frame.corners(self._window(window))] for window in windows]
+        return {}
 
     def answer_go(self, window: dict) -> dict:
         """Nothing, once the map shows a window."""
@@ -575,6 +598,31 @@ class ScenePanel(AnsweringWidget):
         self.send({"push": what})
 
 
+class ScenePart:
+    """A window of a scene as a scene of its own, as far as captioning needs one."""
+
+    def __init__(self, scene: Scene, window: Window) -> None:
+        self.scene, self.window = scene, window
+        self.path, self.name, self.crs = scene.path, scene.name, scene.crs
+        self.width, self.height = window.width, window.height
+        self.transform = scene.transform and scene.transform @ Affine.translation(window.left, window.top)
+
+    def _whole(self, window: Window) -> Window:
+        return Window(self.window.left + window.left, self.window.top + window.top, window.width, window.height)
+
+    def read(self, window: Window | None = None, size: tuple[int, int] | None = None) -> Picture:
+        """As ``Scene.read``."""
+        return self.scene.read(self._whole(window or Window(0, 0, self.width, self.height)), size)
+
+    def overview(self, side: int = 1024) -> Picture:
+        """As ``Scene.overview``."""
+        return self.read(size=fit(self.width, self.height, side))
+
+    def polygon(self, window: Window) -> shapely.Polygon:
+        """As ``Scene.polygon``, in its place in the whole scene."""
+        return self.scene.polygon(self._whole(window))
+
+
 class Models:
     """The models behind a map, loaded when they are first needed."""
 
@@ -610,10 +658,10 @@ class Models:
             return self._captioner
         return load_captioner(self._captioner, self.encoder, device=self.device)
 
-    def embed(self, scene: Scene, tell: Callable[[str, int, int | None], None]) -> SceneEmbeddings:
-        """The embeddings of a scene's windows, kept in ``cache_folder()``."""
+    def embed(self, scene: Scene, tell: Callable[[str, int, int | None], None] | None = None) -> SceneEmbeddings:
+        """The embeddings of a scene's windows, kept in ``cache_folder()``; ``tell`` takes the place of a bar."""
         key = fingerprint_values(scene.fingerprint, self.encoder.fingerprint(), self.how)[:20]
-        with progress_told_to(tell):
+        with progress_told_to(tell) if tell else nullcontext():
             path = cache_folder() / "scenes" / f"{key}.parquet"
             return embed_scene(self.encoder, scene, path, log=lambda _: None, **self.how)
 
@@ -676,7 +724,18 @@ class Models:
     def caption(self, scene: Scene, window: Window) -> dict:
         """``{"text", "warning"}``: what the captioner says of a window."""
         row = caption(self.captioner, [_look(scene, window)]).iloc[0]
-        return {"text": row["caption"], "warning": self.captioner.warning(row["distance"])}
+        return {"text": row["caption"], "warning": self.captioner.warning(row["distance"]), "parts": []}
+
+    def caption_parts(self, part: "ScenePart", size: int) -> dict:
+        """The same of a large part of a scene, by windows of ``size`` pixels, with the sentences and their windows."""
+        said = caption_scene(self.captioner, part, size=size)
+        windows = [
+            Window(part.window.left + own.left, part.window.top + own.top, own.width, own.height)._asdict()
+            for own in windows_of(said.windows)
+        ]
+        sentences = zip(said.sentences["sentence"], said.sentences["windows"], strict=True)
+        parts = [{"text": text, "windows": [windows[number] for number in numbers]} for text, numbers in sentences]
+        return {"text": said.overview, "warning": said.warning, "parts": parts}
 
 
 class SceneMap(Box):
@@ -770,6 +829,64 @@ class SceneMap(Box):
         return self.panel.hits
 
 
+def open_place(
+    study: StudyFiles, place: str, *, bands: str = "", stretch: str | Sequence[float] = "auto"
+) -> tuple[SceneArchive | None, Scene]:
+    """The archive, where ``place`` is one, and the scene to begin with: the archive's first, or the file itself.
+
+    Args:
+        place: a file, a folder of scenes or a STAC document; empty: the study's globe, Blue Marble.
+        bands: a preset's name, or numbers or names with commas: "4,3,2"; empty: what the file says.
+        stretch: as ``open_scene`` takes it.
+
+    Raises:
+        FileNotFoundError, SceneError: as ``open_scene`` and ``open_archive``.
+    """
+    reading = {"bands": read_bands(bands), "stretch": stretch}
+    if not place:
+        globe = study.earth / "blue_marble.tif"  # the stage search_earth makes it
+        return None, open_scene(
+            globe if globe.is_file() else make_globe(cache_folder() / "scenes" / globe.name), **reading
+        )
+    if not _is_archive(Path(place)):
+        return None, open_scene(place, **reading)
+    archive = open_archive(place, missing="skip")
+    if not len(archive):
+        raise SceneError(
+            f"{place}: none of its scenes can be used: " + "; ".join(f"{n} ({why})" for n, why in archive.skipped)
+        )
+    return archive, archive.open(archive.scenes["scene"].iat[0], **reading)
+
+
+def training_pictures(study: StudyFiles) -> dict[str, str]:
+    """image id -> path of a study's training images; nothing where it has no image table yet."""
+    if not study.table.is_file():
+        return {}
+    rows = rows_of(study.read_table(), split="train")
+    return dict(zip(rows["image_id"], rows["path"], strict=True))
+
+
+def read_bands(text: str) -> list[int | str] | str | None:
+    """Bands as ``open_scene`` takes them: "" none, "4,3,2" or "B04, B03, B02" a list, else a preset's name."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if len(parts) == 1 and not parts[0].isdigit():
+        return parts[0]
+    return [int(part) if part.isdigit() else part for part in parts] or None
+
+
+def window_embeddings(
+    study: StudyFiles, scene: Scene, encoder: DualEncoder, *, size: int, overlap: float
+) -> SceneEmbeddings:
+    """The embeddings of a scene's windows: those of the study's globe where they are meant, else made and kept."""
+    made = study.earth / "windows.parquet"
+    if made.is_file():
+        found = load_scene_embeddings(made)
+        own = found.meta["encoder_fingerprint"], found.meta["scene"]["fingerprint"], list(found.meta["sizes"])
+        if own == (encoder.fingerprint(), scene.fingerprint, [size]):
+            return found
+    return Models(encoder, None, sizes=(size,), overlap=overlap, device="cpu").embed(scene)
+
+
 def open_world() -> Scene:
     """The whole Earth, to lay footprints on: Blue Marble where it is installed, else a plain ground."""
     folder = cache_folder() / "scenes"
@@ -797,9 +914,7 @@ def as_webp(image: Image.Image) -> str:
 
 def _look(scene: Scene, window: Window, side: int = 1024) -> Image.Image:
     """A window's picture, at most ``side`` pixels."""
-    scale = min(1.0, side / max(window.width, window.height))
-    size = max(1, round(window.width * scale)), max(1, round(window.height * scale))
-    return Image.fromarray(scene.read(window, size).pixels)
+    return Image.fromarray(scene.read(window, fit(window.width, window.height, side)).pixels)
 
 
 def _file_name(text: str) -> str:

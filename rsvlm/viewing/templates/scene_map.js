@@ -146,7 +146,8 @@ function mountPanel(root, ask, setting, pushes) {
       said.replaceChildren(...[
         answer.warning ? make("p", { class: "warning", role: "alert" }, answer.warning) : null,
         make("p", { class: "said", role: "status" }, answer.text || "(empty caption)"),
-        answer.parts && answer.parts.length ? make("details", {}, make("summary", {}, `from ${answer.parts.length} windows`), make("ul", {}, answer.parts.map((part) => make("li", {}, make("button", { type: "button", class: "plain", onclick: () => { choose(part); run("go", { window: part }, () => {}); } }, part.text))))) : null,
+        answer.parts.length ? make("ul", { class: "parts", "aria-label": "Sentences; each shows its windows on the map" }, answer.parts.map((part) => make("li", {},
+          make("button", { type: "button", onclick: () => run("mark", { windows: part.windows }, () => {}) }, part.text)))) : null,
       ].filter(Boolean));
       place.querySelector(".around").replaceChildren(drawNear(answer.near));
     } catch (error) {
