@@ -1,11 +1,14 @@
 """The map of a scene without a browser: what its panel asks, the layers that come of it, the files that are written."""
 
 import geopandas
+import nbformat
 import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from browse_case import add_captioner, build_study
 from scene_case import TURNED, UTM, ColourEncoder, green_with_red, write_raster
+from test_galleries import NOTEBOOKS, root  # noqa: F401
 
 from rsvlm.scenes.embedding import embed_scene
 from rsvlm.scenes.reading import Window, open_scene
@@ -320,3 +323,46 @@ def test_a_page_escapes_and_checks_what_it_is_given(red_square, tmp_path):
         with pytest.raises(ValueError, match="no result"):
             render_scene_page(scene, [], "t")
         assert render_scene_page(scene, [("Red", surface, hits.iloc[:0])], "t").count("Nothing found.") == 1
+
+
+def test_large_boxes_are_captioned_by_their_windows(red_square, tmp_path, monkeypatch):
+    shown, ask, _ = open_map(red_square, tmp_path, captioner="somewhere")
+    vars(shown.panel.models)["captioner"] = type("Told", (), {"memory": type("Memory", (), {"captions": {"a": ["A."]}, "vectors": np.ones((1, 3), np.float16)})()})()  # fmt: skip
+    asked = {}
+
+    def tell(captioner, part, *, size):
+        asked.update(part=part, size=size, corner=part.read(Window(0, 0, 1, 1)).pixels[0, 0].tolist(), place=part.polygon(Window(0, 0, 10, 10)).bounds)  # fmt: skip
+        windows = geopandas.GeoDataFrame([dict(left=0, top=0, width=30, height=30), dict(left=30, top=0, width=30, height=30)])  # fmt: skip
+        sentences = geopandas.GeoDataFrame({"sentence": ["All is red."], "windows": [(0, 1)]})
+        return type("Said", (), {"overview": "Red.", "warning": "", "windows": windows, "sentences": sentences})()
+
+    monkeypatch.setattr(scene_map, "caption_scene", tell)
+    said = ask("caption", window={"left": 96, "top": 32, "width": 100, "height": 60})
+    assert said["text"] == "Red." and asked["size"] == 32 and asked["corner"] == [200, 0, 0]
+    assert asked["place"] == (500_960.0, 4_999_580.0, 501_060.0, 4_999_680.0)
+    [part] = said["parts"]
+    assert part["text"] == "All is red." and [window["left"] for window in part["windows"]] == [96, 126]
+    assert ask("mark", windows=part["windows"]) == {} and len(shown.panel._chosen.locations) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "bands"),
+    [("", None), ("4,3,2", [4, 3, 2]), ("B04, B03, red", ["B04", "B03", "red"]), ("2", [2]), ("naip", "naip")],
+)
+def test_bands_are_named_in_a_line(text, bands):
+    assert scene_map.read_bands(text) == bands
+
+
+def test_notebook_runs(root, red_square, tmp_path):  # noqa: F811
+    build_study(root)
+    add_captioner()
+    scope: dict = {}
+    for cell in nbformat.read(NOTEBOOKS / "91_scenes.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, "91_scenes", "exec"), scope)
+            if "parameters" in cell.metadata.get("tags", []):
+                scope |= {"scene": str(red_square), "window": 64}
+    out = root / "scratch" / "91_scenes"
+    assert sorted(path.name for path in out.iterdir()) == ["places.geojson", "similarity.tif"]
+    assert len(geopandas.read_file(out / "places.geojson")) == len(scope["hits"]) == 6  # of 64 pixels that hardly overlap
+    assert scope["windows"].meta["sizes"] == [64] and len(scene_map.training_pictures(scope["study"])) == 4

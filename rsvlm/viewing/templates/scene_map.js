@@ -250,9 +250,11 @@ export default {
     let frame = 0;
     const settle = () => {
       const whole = el.closest(".rsvlm-scene-map");
-      if (!whole) return (frame = requestAnimationFrame(settle)); // not in the page yet
+      if (!whole) return void (frame = requestAnimationFrame(settle)); // not in the page yet
       whole.setAttribute("data-lm-suppress-shortcuts", "true");
-      if (!whole.querySelector(":scope > style")) whole.append(make("style", {}, MAP_STYLE));
+      if (whole.querySelector(":scope > style")) return;
+      whole.append(make("style", {}, MAP_STYLE));
+      for (const kind of ["keydown", "keyup", "keypress"]) whole.addEventListener(kind, (event) => event.stopPropagation());
     };
     settle();
     return () => { cancelAnimationFrame(frame); model.off("msg:custom", receive); model.off("change:setting", follow); kernel.close(); close(); };
