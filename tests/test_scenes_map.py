@@ -364,5 +364,7 @@ def test_notebook_runs(root, red_square, tmp_path):  # noqa: F811
                 scope |= {"scene": str(red_square), "window": 64}
     out = root / "scratch" / "91_scenes"
     assert sorted(path.name for path in out.iterdir()) == ["places.geojson", "similarity.tif"]
-    assert len(geopandas.read_file(out / "places.geojson")) == len(scope["hits"]) == 6  # of 64 pixels that hardly overlap
+    assert (
+        len(geopandas.read_file(out / "places.geojson")) == len(scope["hits"]) == 6
+    )  # of 64 pixels that hardly overlap
     assert scope["windows"].meta["sizes"] == [64] and len(scene_map.training_pictures(scope["study"])) == 4

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,7 @@ REST = 0.15  # seconds that a moved map must rest before it is read anew
 AFTER_DRAWING = 0.7  # seconds in which a click is no wish
 LARGE = 512  # pixels, of a chosen window's picture
 BEYOND, ACROSS = 3, 4  # a box of more windows' sides is captioned by windows, so many along its longer side
+TOLD_OF = 5  # scenes that an archive leaves out
 NEIGHBOURS = 4  # nearest training images shown
 NOTHING = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="  # a transparent pixel
 EXAMPLES = ("snow and ice", "a harbour with many boats", "dense forest")
@@ -125,7 +127,8 @@ class ScenePanel(AnsweringWidget):
         self._take(Frame(open_world(), DEGREES))
         self.given = None
         named = {"name": Path(self.archive.place).name or self.archive.place, "notes": list(self.archive.notes)}
-        named["notes"] += [f"left out: {name} ({why})" for name, why in self.archive.skipped]
+        skipped = [f"left out: {name} ({why})" for name, why in self.archive.skipped]
+        named["notes"] += skipped[:TOLD_OF] + [f"{len(skipped) - TOLD_OF} more left out"] * (len(skipped) > TOLD_OF)
         self.setting = self.setting | {"scene": None, "archive": named, "trouble": ""}
         self._draw_map(self._around())
         self._draw_footprints()
@@ -286,7 +289,7 @@ class ScenePanel(AnsweringWidget):
         self._need_scene()
         embeddings = self.embeddings
         surface = search_scene(embeddings, query, self.models.encoder)
-        self.surface = surface if isinstance(query, str) else Surface(**vars(surface) | {"query": name})
+        self.surface = surface if isinstance(query, str) else replace(surface, query=name)
         self.hits = find_peaks(self.surface, self.options["results"])
         low, high = self._draw_surface()
         entries = hit_entries(self.scene, self.hits)
@@ -430,7 +433,7 @@ class ScenePanel(AnsweringWidget):
         projection = getattr(ipyleaflet.projections, (frame.crs or "Simple").replace(":", ""))
         made = ipyleaflet.Map(
             center=center, zoom=zoom, min_zoom=floor, max_zoom=ceiling, zoom_snap=0.25, crs=projection, layers=layers,
-            scroll_wheel_zoom=True, attribution_control=False, layout=Layout(height=f"{MAP_HEIGHT}px", width="100%"),
+            scroll_wheel_zoom=True, attribution_control=False, layout=Layout(height=f"clamp(300px, 70vw, {MAP_HEIGHT}px)", width="100%"),
         )  # fmt: skip
         if self.scene is not None:
             made.add(self._draw_control)
@@ -439,7 +442,12 @@ class ScenePanel(AnsweringWidget):
         self._draw_control.observe(self._drawn, "data")
         made.observe(self._moved, "bounds")
         made.on_interaction(self._touched)
+        before = self.place.children
         self.map, self.place.children = made, (made,)
+        for old in before:  # its pictures would stay in the kernel's memory
+            for layer in old.layers:
+                layer.close()
+            old.close()
 
     def _around(self) -> Plane:
         """Where the archive's scenes lie, in degrees; the whole Earth where none of them has a place."""

@@ -2,8 +2,17 @@
 // ipyleaflet gives its numbers a white square and its map a light ground; neither can be said in Python.
 const MAP_STYLE = `.rsvlm-scene-map .leaflet-div-icon { background: none; border: 0; }
 .rsvlm-scene-map .leaflet-container { background: var(--jp-layout-color2, #e7ebef); border-radius: 10px; }
+.rsvlm-scene-map .leaflet-draw-toolbar a { background-color: #fff; }
 .rsvlm-scene-map :is(.leaflet-container, .leaflet-marker-icon, .leaflet-bar a):focus-visible { outline: 3px solid var(--jp-brand-color1, #0072b2); outline-offset: 2px; }`;
 const REST = 500; // milliseconds that a chosen window must stay before it is captioned: that takes seconds
+
+// JupyterLab's keys stay outside the map, and the map's keys inside: a notebook takes the focus at any key that it sees.
+// Leaflet listens at the document, so that it gets a copy that goes past the notebook.
+function passOn(event) {
+  event.stopPropagation();
+  if (!event.target.closest(".leaflet-container")) return;
+  if (!document.documentElement.dispatchEvent(new KeyboardEvent(event.type, event))) event.preventDefault();
+}
 
 function mountPanel(root, ask, setting, pushes) {
   const trouble = make("p", { class: "trouble", role: "alert", hidden: true });
@@ -246,7 +255,6 @@ export default {
     const follow = () => drawScene(model.get("setting"));
     model.on("msg:custom", receive);
     model.on("change:setting", follow);
-    // JupyterLab's keys stay outside the map, too: an arrow moves the map and not the notebook's cells.
     let frame = 0;
     const settle = () => {
       const whole = el.closest(".rsvlm-scene-map");
@@ -254,7 +262,7 @@ export default {
       whole.setAttribute("data-lm-suppress-shortcuts", "true");
       if (whole.querySelector(":scope > style")) return;
       whole.append(make("style", {}, MAP_STYLE));
-      for (const kind of ["keydown", "keyup", "keypress"]) whole.addEventListener(kind, (event) => event.stopPropagation());
+      for (const kind of ["keydown", "keyup", "keypress"]) whole.addEventListener(kind, passOn);
     };
     settle();
     return () => { cancelAnimationFrame(frame); model.off("msg:custom", receive); model.off("change:setting", follow); kernel.close(); close(); };
