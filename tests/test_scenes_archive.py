@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -68,8 +69,10 @@ def raster(
     path.parent.mkdir(parents=True, exist_ok=True)
     place = {"crs": crs, "transform": Affine(metres, 0, left, 0, -metres, top)} if crs else {}
     options = dict(driver="GTiff", width=width, height=height, count=3, dtype="uint8", photometric="RGB")
-    with rasterio.open(path, "w", **options, **place) as file:
-        file.write(pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(path, "w", **options, **place) as file:
+            file.write(pixels)
     return path
 
 
@@ -437,7 +440,7 @@ def damage(made: dict, where: str, value: object) -> dict:
         ("id", None), ("id", " "), ("properties", None), ("properties/datetime", "soon"), ("assets", [1]), ("assets/data", {}),
         ("geometry", "x"), ("geometry", {"type": "Polygon"}), ("geometry", {"type": "Polygon", "coordinates": [[0, 1]]}),
         ("geometry", {"type": "Point", "coordinates": [math.inf, 0]}), ("properties/eo:cloud_cover", "many"), ("links", 3),
-        ("properties/end_datetime", "later"), ("properties/eo:cloud_cover", None),
+        ("properties/end_datetime", "later"), ("assets/data/type", 5), ("assets/data/roles", [["data"]]), ("assets/data/roles", 1), ("properties/eo:cloud_cover", None),
     ],
 )  # fmt: skip
 def test_an_item_with_a_defect_is_named_with_its_document(tmp_path, where, value):
@@ -704,6 +707,19 @@ def test_filters_come_before_the_search(embedded):
     assert (found["left"] + found["width"] > 47).all() and found["score"].max() < 0.9
     assert meets(found.geometry.to_numpy(), shapely.box(*right_half)).all()
     assert search("blue").iloc[0]["left"] == 0
+
+
+def test_windows_outside_the_area_stay_out_where_the_items_geometry_is_smaller_than_the_raster(tmp_path):
+    raster(tmp_path / "a.tif", patch=("red", 48, 32, 16))  # in its south-eastern corner
+    part = shapely.box(15.001, 45.152, 15.002, 45.153)
+    made = item(geometry=shapely.geometry.mapping(part))
+    made.bbox = list(part.bounds)
+    archive = embed_archive(MeanColour(), open_archive(document(tmp_path / "a.json", made)), tmp_path / "out", **SMALL)
+    whole = search_archive(archive, "red", MeanColour(), k=1).iloc[0]
+    assert (whole["left"], whole["top"]) == (48, 32)
+    area = (15.0009, 45.1519, 15.0021, 45.1531)
+    found = search_archive(archive, "red", MeanColour(), bbox=area)
+    assert len(found) and meets(found.geometry.to_numpy(), shapely.box(*area)).all() and found["left"].max() < 32
 
 
 def test_scenes_are_ranked_by_their_best_window_or_the_mean_of_some(embedded):

@@ -18,7 +18,8 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import Affine, from_origin
 from rasterio.windows import Window as GdalWindow
 
-from rsvlm.scenes import BAND_PRESETS, SceneError, Window, open_scene, reading
+from rsvlm.scenes import reading
+from rsvlm.scenes.reading import BAND_PRESETS, SceneError, Window, open_scene
 
 UTM = "EPSG:32632"
 PLACE = from_origin(500_000, 5_000_000, 10, 10)
@@ -534,7 +535,7 @@ def test_nothing_is_printed_of_what_is_damaged(tmp_path):
     path = write(tmp_path / "a.tif", TRUE_COLOUR)
     path.write_bytes(path.read_bytes()[:9_000])
     code = (
-        "import sys\nfrom rsvlm.scenes import SceneError, open_scene\n"
+        "import sys\nfrom rsvlm.scenes.reading import SceneError, open_scene\n"
         "try:\n    open_scene(sys.argv[1]).read()\nexcept SceneError:\n    print('refused')"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
@@ -684,7 +685,7 @@ def test_memory_is_bounded_by_a_window(tmp_path):
 import sys
 from pathlib import Path
 import numpy as np
-from rsvlm.scenes import Window, open_scene
+from rsvlm.scenes.reading import Window, open_scene
 most = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 before = most()
 with open_scene(sys.argv[1], bands="planetscope") as scene:

@@ -8,7 +8,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsvlm.data import audit, box_readers, caption_readers, caption_tables, packed_readers
@@ -29,6 +29,7 @@ from rsvlm.data.listings import (
     take_splits,
 )
 from rsvlm.data.names import SPLITS, check_fixes, class_words, fixes_report
+from rsvlm.data.recipes import read_as, recipe_of
 from rsvlm.data.sources import (
     OLDER,
     PACKED,
@@ -329,6 +330,10 @@ def _list_files(source: Source, run: _Run) -> _ListedFiles:
         missing, disk_counts = [name for name in names if name in listing.missing], {}
     else:
         found, missing, disk_counts = find_images(listing.images, folder, fixes) if there else ([], names, {})
+    if source.reading is not None:
+        recipe = recipe_of(source.reading)
+        found = [replace(item, path=read_as(item.path, recipe)) for item in found]
+        facts["reading"] = str(recipe)
     if there or source.use != "audit":
         facts |= {"files_missing": len(missing), "first_files_missing": sorted(missing)[:NAMES_SHOWN]}
     facts |= dict(sorted(listing.counts.items())) | disk_counts | listing.notes

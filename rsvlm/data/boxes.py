@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from rsvlm.data.images import EXTENSIONS, ImageError, open_file
+from rsvlm.data.images import EXTENSIONS, ImageError, NotByPillow, open_file, raster_size
 from rsvlm.data.listings import NAMES_SHOWN, check_split, read_lines
 from rsvlm.data.names import ALL, check_name, is_area
 from rsvlm.extras import import_extra
@@ -164,8 +164,11 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: the file is no image, or EXIF says that it is shown turned.
     """
-    with open_file(path, most_pixels=None) as image:
-        return image.size
+    try:
+        with open_file(path, most_pixels=None) as image:
+            return image.size
+    except NotByPillow:
+        return raster_size(path)
 
 
 def files_of_images(

@@ -16,7 +16,6 @@ decoded again, and a file that changed is. Then three steps, each cheaper than c
    pictures alone every straight beach and every runway would be the near-duplicate of another.
 """
 
-import hashlib
 import os
 import sys
 import threading
@@ -33,8 +32,8 @@ from PIL import Image
 from scipy import fft, ndimage
 
 from rsvlm.content_cache import ContentCache
-from rsvlm.data.images import READING, ImageError, check_file, open_image
-from rsvlm.data.packed import open_stream
+from rsvlm.data.images import FULL_SIZE, READING, ImageError, check_file, open_image
+from rsvlm.data.packed import digest_of
 from rsvlm.extras import import_extra
 from rsvlm.files import cache_folder
 
@@ -150,7 +149,7 @@ def take_fingerprint(path: Path) -> bytes:
     pictures = [grey if turn is None else grey.transpose(turn) for turn in TURNS]
     pictures += [grey.resize((32, 32), Image.Resampling.LANCZOS, box=crop_box(*place)) for place in CROPS]
     hashes = b"".join(np.packbits(imagehash.phash(picture).hash).tobytes() for picture in pictures)
-    return np.array(image.size, np.int32).tobytes() + hashes + grey.tobytes()
+    return np.array(image.info.get(FULL_SIZE, image.size), np.int32).tobytes() + hashes + grey.tobytes()
 
 
 def crop_box(across: float, down: float, keep: float = CROP) -> tuple[float, float, float, float]:
@@ -171,8 +170,7 @@ def _hash_file(path: Path) -> str | ImageError:
     """SHA-256 of an image file; an ImageError for what is no file, such as a named pipe: reading it would not end."""
     try:
         check_file(path)
-        with open_stream(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(path)
     except ImageError as error:
         return error
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,12 +22,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import MAX_SAMPLESPERPIXEL, PREFIXES, ImageFileDirectory_v2
 
 from rsvlm.data.packed import ImageError as ImageError
-from rsvlm.data.packed import open_stream, stat_of
+from rsvlm.data.packed import open_stream, split_path, stat_of
+from rsvlm.data.recipes import Recipe, split_reading
+from rsvlm.extras import import_extra
 
-MAX_PIXELS = 64_000_000  # larger pictures are refused before they are decoded: 64 MP is 192 MB as RGB
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif")
+MAX_PIXELS = 64_000_000  # of a picture: 64 MP is 192 MB as RGB; larger ones are read reduced, by GDAL
+MOST_REDUCED = 1_000_000_000  # pixels of a file that is read reduced; larger ones are refused before they are decoded
+FULL_SIZE = "full_size"  # in the ``info`` of a picture that was read reduced: width and height of the file
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2")
 # All that Pillow may take a file for, whatever its name: it would start Ghostscript for an EPS named .jpg. No JPEG
-# 2000: Pillow tells neither its bits a sample nor whether a fourth band is alpha.
+# 2000: Pillow tells neither its bits a sample nor whether a fourth band is alpha; GDAL does.
 FORMATS = ("JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP")
 READING = 2  # part of the names of caches of decoded pictures: raise it when ``open_image`` gives other pixels
 FILLED = 0.01  # share of 16-bit values in the upper half of the range, full scale aside, that shows the range is used
@@ -41,11 +46,20 @@ _NO_FILES = (
 )  # fmt: skip
 # Tags of TIFF 6.0, and the values of some.
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _BANDS, _EXTRA, _TYPE = 256, 257, 258, 259, 262, 277, 338, 339
-_SUBFILE, _OFFSETS, _COUNTS = 254, (273, 324), (279, 325)
+_SUBFILE, _ORIENTATION, _OFFSETS, _COUNTS = 254, 274, (273, 324), (279, 325)
 _TYPES = {1: "uint", 2: "int", 3: "float", 5: "complex int", 6: "complex float"}
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation -> bands that make the colour
 _ALPHA = (1, 2)  # associated (colours multiplied by it), unassociated
 Tags = Mapping[int, Any]  # of a page of a TIFF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+class NotByPillow(ImageError):
+    """An image file that Pillow cannot read, or only all of it at once, but GDAL may."""
 
 
 def check_file(path: Path) -> None:
@@ -79,7 +93,8 @@ def open_file(path: Path, *, most_pixels: int | None = MAX_PIXELS, turned: bool 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: no file, empty, truncated, of another format, or larger than ``most_pixels``.
+        NotByPillow: larger than ``most_pixels``, JPEG 2000, or a TIFF of a compression that Pillow lacks.
+        ImageError: no file, empty, truncated, or of another format.
     """
     check_file(path)
     too_many = "cut it into tiles, for example: gdal_retile.py -ps 1024 1024 -targetDir TILES IN"
@@ -95,7 +110,7 @@ def open_file(path: Path, *, most_pixels: int | None = MAX_PIXELS, turned: bool 
                 with Image.open(file, formats=FORMATS) as image:
                     width, height = image.size
                     if most_pixels is not None and width * height > most_pixels:
-                        raise ImageError(
+                        raise NotByPillow(
                             f"{path}: {width}x{height} pixels, more than the {most_pixels:,} read; {too_many}"
                         )
                     if not turned and (orientation := _read_orientation(image)) != 1:
@@ -105,13 +120,14 @@ def open_file(path: Path, *, most_pixels: int | None = MAX_PIXELS, turned: bool 
                         )
                     yield image
         except Image.DecompressionBombError as error:
-            raise ImageError(
+            raise NotByPillow(
                 f"{path}: more than the {MAX_PIXELS:,} pixels that are read ({error}); {too_many}"
             ) from error
         except ImageError:
             raise
         except _BROKEN as error:
-            raise ImageError(f"{path}: {_explain(file, error)}") from error
+            kind, text = _explain(file, error)
+            raise kind(f"{path}: {text}") from error
 
 
 def open_image(path: Path | str) -> Image.Image:
@@ -126,18 +142,45 @@ def open_image(path: Path | str) -> Image.Image:
       0 to 65,535 becomes 0 to 255. Files whose values do not reach through that range (see FILLED) are refused:
       reflectances and counts would come out near black;
     - of an animation the first frame is taken; a TIFF of several full pages is refused, overviews are not looked at;
-    - the picture is turned as its EXIF orientation says.
+    - the picture is turned as its EXIF orientation says;
+    - a path that tells how the file is read (``rsvlm.data.recipes``) gives these bands and this stretch; what is no data
+      takes the mean of the rest;
+    - 8-bit RGB and grey that Pillow does not decode, JPEG 2000 and some compressions of TIFF, is read by GDAL;
+    - of more than MAX_PIXELS pixels, 8-bit RGB and grey is read by GDAL and made smaller until it has no more: each pixel
+      is the mean of 2 x 2, or 3 x 3, ... of the file, whose own size stands in ``info[FULL_SIZE]``. Files of more than
+      MOST_REDUCED are refused.
 
     Args:
         path: a Path, or the ``path`` of a row of the image table; it may lead into a file, see ``rsvlm.data.packed``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: empty, truncated, no image, more than MAX_PIXELS pixels, or bands or values whose meaning the file
-            does not tell; says what the file holds and how to make a picture of it.
+        ImageError: empty, truncated, no image, too large, or bands or values whose meaning the file does not tell; says
+            what the file holds and how to make a picture of it.
+        ModuleNotFoundError: the path tells how it is read, and rasterio is not installed.
     """
     path = Path(path)
-    with open_file(path, turned=True) as image:
+    file, recipe = split_reading(path)
+    if recipe is not None:
+        return _read_by_recipe(path, file, recipe)
+    try:
+        return _read_by_pillow(path)
+    except NotByPillow as error:
+        return _read_by_gdal(path, error)
+
+
+def raster_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file that Pillow does not open. Raises as ``open_image``."""
+    reading = _scene_reading(f"{path}: its size")
+    try:
+        with reading.open_scene(path, bands=[1], stretch=[0, 1], data=_data_of(path)) as scene:
+            return scene.width, scene.height
+    except reading.SceneError as error:
+        raise ImageError(str(error)) from error
+
+
+def _read_by_pillow(path: Path) -> Image.Image:
+    with open_file(path, most_pixels=MAX_PIXELS, turned=True) as image:
         pages = []
         if image.format == "TIFF":
             with open_stream(path) as file:
@@ -153,6 +196,88 @@ def open_image(path: Path | str) -> Image.Image:
             return as_rgb(picture, sixteen, masked=bool(pages))
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from error
+
+
+def _read_by_recipe(path: Path, file: Path, recipe: Recipe) -> Image.Image:
+    check_file(path)
+    reading = _scene_reading(f"{file}: a raster with `reading`")
+    try:
+        with reading.open_scene(file, bands=recipe.bands, stretch=recipe.stretch, data=_data_of(file)) as scene:
+            full = (scene.width, scene.height)
+            factor = _factor_of(full, path)
+            picture = Image.fromarray(scene.read(size=(-(-full[0] // factor), -(-full[1] // factor))).pixels)
+    except reading.SceneError as error:
+        raise ImageError(str(error)) from error
+    if factor > 1:
+        picture.info[FULL_SIZE] = full
+    return picture
+
+
+def _read_by_gdal(path: Path, why: NotByPillow) -> Image.Image:
+    """An 8-bit RGB or grey picture that Pillow does not read, made smaller where it has more than MAX_PIXELS."""
+    try:
+        reading = _scene_reading("reading it by GDAL")
+    except ModuleNotFoundError as error:
+        raise ImageError(f"{why}; or read it as it is: {error}") from error
+    turn = 1
+    with open_stream(path) as file:
+        if _read_head(file).startswith(tuple(PREFIXES)):
+            try:
+                pages = _read_pages(file)
+            except _BROKEN as error:
+                raise ImageError(f"{path}: not a whole image: {error}; fetch it again") from error
+            fault = _find_fault(pages)
+            if fault:
+                raise ImageError(f"{path}: {fault}")
+            turn = pages[0].get(_ORIENTATION, 1)
+    try:
+        with reading.open_scene(path, data=_data_of(path)) as scene:
+            if scene.type != "uint8" or scene.count not in (1, 3):
+                raise ImageError(
+                    f"{why}; of such files RGB or grey of 8 bits are read, and this one holds {scene.count} "
+                    f"band{'s' * (scene.count > 1)} of {scene.type}; {_by_source(scene.type, scene.count)}"
+                )
+            full = (scene.width, scene.height)
+            factor = _factor_of(full, path)
+            pixels = scene.read_plain(factor)
+            turn = scene.tags.get("EXIF_Orientation", turn)
+    except reading.SceneError as error:
+        raise ImageError(f"{why}; GDAL says: {str(error).removeprefix(f'{path}: ')}") from error
+    picture = Image.fromarray(pixels)
+    if str(turn) in map(str, _TURNS):
+        picture, full = picture.transpose(_TURNS[int(turn)]), full[::-1] if int(turn) > 4 else full
+    if factor > 1:
+        picture.info[FULL_SIZE] = full
+    return picture
+
+
+def _factor_of(size: tuple[int, int], path: Path) -> int:
+    """The whole number that width and height are divided by for at most MAX_PIXELS pixels."""
+    width, height = size
+    if width * height > MOST_REDUCED:
+        raise ImageError(
+            f"{path}: {width}x{height} pixels, more than the {MOST_REDUCED:,} of an image of a data set; cut it into "
+            "tiles, for example: gdal_retile.py -ps 1024 1024 -targetDir TILES IN; or search it as a scene"
+        )
+    factor = 1
+    while -(-width // factor) * -(-height // factor) > MAX_PIXELS:
+        factor += 1
+    return factor
+
+
+def _data_of(path: Path) -> bytes | None:
+    """The bytes of an image that lies inside a file; GDAL opens other files itself."""
+    if split_path(path) is None:
+        return None
+    with open_stream(path) as file:
+        return file.read()
+
+
+def _scene_reading(use: str) -> ModuleType:
+    import_extra("rasterio", use)
+    from rsvlm.scenes import reading
+
+    return reading
 
 
 def as_rgb(image: Image.Image, sixteen: bool, masked: bool) -> Image.Image:
@@ -180,7 +305,7 @@ def as_rgb(image: Image.Image, sixteen: bool, masked: bool) -> Image.Image:
                 f"{bands} bands of which the last would be transparency, but it holds values from {alpha.min()} to "
                 f"{alpha.max()}, where a mask holds 0 and 255 (GDAL, rasterio and tifffile mark a fourth band as "
                 f"alpha, near infrared too); {_way_out('uint8', bands)}; if it is alpha: "
-                "gdal_translate -of PNG IN OUT.png"
+                f"gdal_translate -of PNG IN OUT.png; {_by_source('uint8', bands)}"
             )
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
@@ -201,7 +326,7 @@ def _check_range(values: np.ndarray, top: int, bands: int) -> None:
         raise ImageError(
             f"{bands} band{'s' * (bands > 1)} of uint16, values from {low} to {high}, {bright:.1%} of them in the "
             "upper half of 0 to 65535: read so it would be too dark a picture, and the file does not tell which value "
-            f"is white; {_way_out('uint16')}"
+            f"is white; {_way_out('uint16')}; {_by_source('uint16', bands)}"
         )
 
 
@@ -211,6 +336,13 @@ def _way_out(kind: str, bands: int = 1) -> str:
     scale = "" if kind == "uint8" else " -ot Byte -scale LOW HIGH 0 255"
     note = " (one LOW and HIGH for all images of a set)" if scale else ""
     return f"make a picture of it: gdal_translate -of PNG{chosen}{scale} IN OUT.png{note}"
+
+
+def _by_source(kind: str, bands: int = 1) -> str:
+    """The setting that does without a command, as ``_way_out``."""
+    chosen = "[RED, GREEN, BLUE]" if bands > 2 else "[BAND]"
+    stretch = "[0, 255]" if kind == "uint8" else "[LOW, HIGH]"
+    return f"or give the source of a study `reading: {{bands: {chosen}, stretch: {stretch}}}`"
 
 
 def _is_sixteen_bit(image: Image.Image, pages: list[Tags]) -> bool:
@@ -297,10 +429,11 @@ def _find_fault(pages: list[Tags], image: Image.Image | None = None) -> str | No
     if kind not in ("uint1", "uint2", "uint4", "uint8", "uint16"):
         return (
             f"{_describe(first, image)}: the file does not tell which value is black and which white; "
-            f"{_way_out(kind, bands if nameless else 1)}"
+            f"{_way_out(kind, bands if nameless else 1)}; {_by_source(kind, bands)}"
         )
     if nameless:
-        return f"{_describe(first)}, which the file does not call red, green and blue; {_way_out(kind, bands)}"
+        way_out = f"{_way_out(kind, bands)}; {_by_source(kind, bands)}"
+        return f"{_describe(first)}, which the file does not call red, green and blue; {way_out}"
     return None
 
 
@@ -309,15 +442,18 @@ def _read_head(file: BinaryIO) -> bytes:
     return file.read(16)
 
 
-def _explain(file: BinaryIO, error: Exception) -> str:
-    """What is wrong with a file that Pillow cannot read."""
+def _explain(file: BinaryIO, error: Exception) -> tuple[type[ImageError], str]:
+    """What is wrong with a file that Pillow cannot read, and whether GDAL may read it."""
     if isinstance(error, OSError) and error.errno:
-        return f"cannot be read: {os.strerror(error.errno)}"
+        return ImageError, f"cannot be read: {os.strerror(error.errno)}"
     head = _read_head(file)
     if head.startswith(_JPEG_2000):
-        return "JPEG 2000, which is not read; make a picture of it: gdal_translate -of PNG IN OUT.png"
-    if not head.startswith(_STARTS):
         return (
+            NotByPillow,
+            "JPEG 2000, which Pillow is not asked for; make a picture of it: gdal_translate -of PNG IN OUT.png",
+        )
+    if not head.startswith(_STARTS):
+        return ImageError, (
             f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file (it starts with {head!r}); save it as one of these or "
             "take it out of the annotations"
         )
@@ -326,19 +462,25 @@ def _explain(file: BinaryIO, error: Exception) -> str:
             pages = _read_pages(file)
             if _is_whole(pages[0], file.seek(0, os.SEEK_END)):
                 bands = _count_bands(pages[0])
-                return _find_fault(pages) or (
-                    f"{_describe(pages[0])}, compression {pages[0].get(_COMPRESSION, 1)}: no pixel is missing, but "
-                    f"Pillow cannot decode it ({error}); "
-                    f"{_way_out(_sample_type(pages[0]), bands if bands > 4 else 1)}; fetch it again if that fails too"
+                fault = _find_fault(pages)
+                return (
+                    (ImageError, fault)
+                    if fault
+                    else (
+                        NotByPillow,
+                        f"{_describe(pages[0])}, compression {pages[0].get(_COMPRESSION, 1)}: no pixel is missing, but "
+                        f"Pillow cannot decode it ({error}); "
+                        f"{_way_out(_sample_type(pages[0]), bands if bands > 4 else 1)}; fetch it again if that fails too",
+                    )
                 )
         except _BROKEN:
             pass  # the head is damaged as well
     elif isinstance(error, UnidentifiedImageError):
-        return (
+        return ImageError, (
             "not a whole image, or of a kind that Pillow cannot read, such as 12 bits a sample; if another program "
             "shows it, save it with 8 bits a sample, else fetch it again"
         )
-    return f"not a whole image: {error}; fetch it again or take it out of the annotations"
+    return ImageError, f"not a whole image: {error}; fetch it again or take it out of the annotations"
 
 
 def _is_whole(tags: Tags, size: int) -> bool:

@@ -5,9 +5,12 @@ An image inside a file has the path ``FILE::MEMBER``: ``shards/train-0001.tar::0
 places of its members are found once a process, and each is read by itself. Of a Parquet file a row group is the least
 that can be read; the last two are kept, so images are read fast in the order of their rows and slowly in any other.
 
+What a path tells of how a raster is read (``rsvlm.data.recipes``) changes nothing about its bytes.
+
 Nothing heavy is imported here: settings are checked before a stage starts.
 """
 
+import hashlib
 import os
 import re
 import tarfile
@@ -19,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from rsvlm.data.names import check_name
+from rsvlm.data.recipes import BETWEEN, split_reading
 from rsvlm.extras import import_extra
 
 if TYPE_CHECKING:
     import pyarrow
 
-BETWEEN = "::"
 # Format -> what its files are called. Some of them are only found to be refused with a way out.
 FILES = {
     "webdataset": ("*.tar", "*.tar.*", "*.tgz"),
@@ -45,14 +48,25 @@ class ImageError(ValueError):
 
 def split_path(path: Path) -> tuple[Path, str] | None:
     """The file and the member of an image inside a file; None for an image that is a file of its own."""
-    match = _PACKED.fullmatch(str(path))
+    match = _PACKED.fullmatch(str(split_reading(path)[0]))
     return (Path(match[1]), match[2]) if match else None
 
 
 def stat_of(path: Path) -> os.stat_result:
     """The state of the image's file, or of the file that it lies in. Raises as ``Path.stat``."""
     inside = split_path(path)
-    return (inside[0] if inside else path).stat()
+    return (inside[0] if inside else split_reading(path)[0]).stat()
+
+
+def digest_of(path: Path) -> str:
+    """What stands for a picture's content: SHA-256, as hex, of its bytes, or of that and of how they are read.
+
+    Raises: as ``open_stream``.
+    """
+    with open_stream(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    recipe = split_reading(path)[1]
+    return digest if recipe is None else hashlib.sha256(f"{digest} {recipe}".encode()).hexdigest()
 
 
 def open_stream(path: Path) -> BinaryIO:
@@ -64,7 +78,7 @@ def open_stream(path: Path) -> BinaryIO:
     """
     inside = split_path(path)
     try:
-        return BytesIO(_read_member(*inside, path)) if inside else path.open("rb")
+        return BytesIO(_read_member(*inside, path)) if inside else split_reading(path)[0].open("rb")
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from rsvlm.data.names import NUMBERS, SPLITS, check_fixes, check_split, class_words
 from rsvlm.data.packed import FILES, find_files
+from rsvlm.data.recipes import recipe_of
 from rsvlm.settings import SEED, Settings, Within, closest_name, setting
 
 # Format -> the keys it knows besides those of every source (COMMON).
@@ -32,7 +33,7 @@ FOLDER = dict.fromkeys(
 ) | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels", "min_share")}
 COLUMNS = ("split_column", "caption_columns", "label_column")
 PACKED = {"webdataset": ("annotations", *COLUMNS), "hf_dataset": ("annotations", "image_column", *COLUMNS)}
-COMMON = ("name", "format", "fixes", "resolution", "use", "allow_missing_images", "val_share", "take")
+COMMON = ("name", "format", "fixes", "resolution", "use", "allow_missing_images", "val_share", "take", "reading")
 KEYS = {
     "blue_marble": ("name", "format", "tiles", "tile_pixels", "resolution"),
     **{format: (*COMMON, "images", *keys) for format, keys in (TABLE | ONE_FILE | FILE_A_SPLIT | FOLDER).items()},
@@ -145,6 +146,9 @@ class Source(Tiles):
         "metres a pixel; null where it differs or is unknown",
         Within(0, 1e6, "the Earth is 40,000 km around", above=True),
     )
+    # {bands: [4, 3, 2], stretch: [0, 3000]}: how all its images become pictures, where their files do not tell; bands by
+    # number, description or preset, see rsvlm.data.recipes. None = as the files say
+    reading: dict | None = None
     # all: its images enter the study's table. adapt: its training images help to adapt the encoder, and enter nothing
     # else. audit: compared with the other sources, enters nothing.
     use: Literal["all", "adapt", "audit"] = "all"
@@ -176,6 +180,8 @@ class Source(Tiles):
             raise ValueError(f"val_share is for sources whose `use` is all; this one's is {self.use!r}")
         class_words(self.classes, "classes", self.format == "masks")
         settings_of(self.captions)
+        if self.reading is not None:
+            recipe_of(self.reading)
         return self
 
     def _check_needed(self) -> None:

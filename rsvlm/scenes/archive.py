@@ -452,19 +452,17 @@ def _search(
             vector, made_by = _encode(embeddings, [query], encoder)[0], embeddings.meta["encoder_fingerprint"]
         elif embeddings.meta["encoder_fingerprint"] != made_by:
             raise SceneError(f"{place}: made by another encoder than the scenes before it; embed the archive again")
-        embeddings = _inside(embeddings, row.geometry, area)
+        embeddings = _inside(embeddings, area)
         if len(embeddings):
             side = max(embeddings.meta["scene"][name] for name in ("width", "height"))
             # One cell: only the scores of the windows are wanted.
             yield row, find_peaks(search_scene(embeddings, vector, cell=side), k)
 
 
-def _inside(
-    embeddings: SceneEmbeddings, footprint: shapely.Geometry | None, area: shapely.Geometry | None
-) -> SceneEmbeddings:
-    """The windows that share more than an edge with an area; all of a scene that lies in it, or has no CRS."""
+def _inside(embeddings: SceneEmbeddings, area: shapely.Geometry | None) -> SceneEmbeddings:
+    """The windows that share more than an edge with an area; all where the raster has no CRS, for its item has a place."""
     table = embeddings.table
-    if area is None or table.crs is None or shapely.contains(area, footprint):
+    if area is None or table.crs is None:
         return embeddings
     keep = meets(footprints(table.geometry.to_numpy(), table.crs), area)
     return replace(embeddings, table=table[keep].reset_index(drop=True), vectors=embeddings.vectors[keep])

@@ -19,13 +19,11 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -40,6 +38,8 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as _GdalWindow
+
+from rsvlm.data.recipes import BAND_PRESETS
 
 DRIVERS = ("GTiff", "JP2OpenJPEG", "VRT", "JPEG", "PNG", "WEBP", "BMP", "GIF")
 MOST_PIXELS = 64_000_000  # of one picture: 192 MB as RGB
@@ -92,47 +92,6 @@ class Picture(NamedTuple):
     valid: np.ndarray  # bool (H, W)
 
 
-@dataclass(frozen=True)
-class BandPreset:
-    """Which bands a sensor's picture is made of."""
-
-    names: tuple[tuple[str, ...], ...]  # of the bands shown as red, green and blue; any of them counts
-    numbers: Mapping[int, tuple[int, int, int]]  # number of bands of the file -> bands, where it names none
-
-
-_RED, _GREEN, _BLUE, _NIR = ("red",), ("green",), ("blue",), ("nir", "near infrared", "near-infrared")
-
-
-def _preset(red, green, blue, numbers) -> BandPreset:
-    return BandPreset((red, green, blue), MappingProxyType(numbers))
-
-
-BAND_PRESETS: Mapping[str, BandPreset] = MappingProxyType({
-    "true-colour": _preset(_RED, _GREEN, _BLUE, {}),
-    "false-colour": _preset(_NIR, _RED, _GREEN, {}),
-    "sentinel-2": _preset(
-        ("b4", *_RED), ("b3", *_GREEN), ("b2", *_BLUE),
-        # all (EuroSAT), level 2A, 10 and 20 m (BigEarthNet), 10 m
-        {13: (4, 3, 2), 12: (4, 3, 2), 10: (3, 2, 1), 4: (3, 2, 1)},
-    ),
-    "sentinel-2-false-colour": _preset(
-        ("b8", *_NIR), ("b4", *_RED), ("b3", *_GREEN), {13: (8, 4, 3), 12: (8, 4, 3), 10: (7, 3, 2), 4: (4, 3, 2)}
-    ),
-    "landsat-8": _preset(
-        ("b4", "sr_b4", *_RED), ("b3", "sr_b3", *_GREEN), ("b2", "sr_b2", *_BLUE),
-        dict.fromkeys(range(7, 12), (4, 3, 2)),
-    ),
-    "landsat-8-false-colour": _preset(
-        ("b5", "sr_b5", *_NIR), ("b4", "sr_b4", *_RED), ("b3", "sr_b3", *_GREEN),
-        dict.fromkeys(range(7, 12), (5, 4, 3)),
-    ),
-    "planetscope": _preset(_RED, _GREEN, _BLUE, {4: (3, 2, 1), 8: (6, 4, 2)}),
-    "planetscope-false-colour": _preset(_NIR, _RED, _GREEN, {4: (4, 3, 2), 8: (8, 6, 4)}),
-    "naip": _preset(_RED, _GREEN, _BLUE, {3: (1, 2, 3), 4: (1, 2, 3)}),
-    "naip-false-colour": _preset(_NIR, _RED, _GREEN, {4: (4, 1, 2)}),
-})  # fmt: skip
-
-
 class Scene:
     """An open scene; a context manager. Made by ``open_scene``.
 
@@ -143,6 +102,7 @@ class Scene:
         crs, transform: its place; None where it tells none that holds for every pixel.
         bands: those shown as red, green and blue, from 1; of a grey scene the same thrice.
         low, high: the values of each band that become 0 and 255.
+        tags: what else the file says, by name.
         date: when it was taken, or else made; None where the file does not tell.
         notes: sentences on what is odd about it.
     """
@@ -157,7 +117,7 @@ class Scene:
             self.bands = _choose_bands(file, path, bands)
             self.type = _type_of(file, path, self.bands)
             self.crs, self.transform = self._place(file)
-            self.date = _date_of(file)
+            self.date, self.tags = _date_of(file), file.tags()
             self._palette = _palette_of(file, self.bands)
             self._check_blocks(file)
             self.low, self.high = self._find_stretch(file, stretch, percentiles)
@@ -211,6 +171,24 @@ class Scene:
         if not valid.all():
             pixels[~valid] = np.rint(pixels[valid].mean(axis=0)) if valid.any() else 128
         return Picture(pixels, valid)
+
+    def read_plain(self, factor: int = 1) -> np.ndarray:
+        """The whole scene, each pixel the mean of ``factor`` squared, what is no data as the file has it: uint8 (h, w, 3).
+
+        Read from the top in strips, in the order in which JPEG and PNG are stored.
+        """
+        rows = factor * max(1, PART // (self.width * factor))
+        strips = []
+        with self._dataset() as file:
+            for top in range(0, self.height, rows):
+                part = Window(0, top, self.width, min(rows, self.height - top))
+                values, _ = self._native(file, part, part[2:], Resampling.nearest)
+                if factor > 1:
+                    at = np.arange(0, part.height, factor), np.arange(0, part.width, factor)
+                    cells = _sums(np.ones(values[0].shape, bool), *at)
+                    values = [np.rint(_sums(band, *at) / cells).astype(band.dtype) for band in values]
+                strips.append(np.stack([_stretched(*band) for band in zip(values, self.low, self.high)], axis=-1))
+        return np.concatenate(strips)
 
     def overview(self, side: int = 1024) -> Picture:
         """The whole scene, its longer side at most ``side`` pixels."""
@@ -519,7 +497,7 @@ def _check_stretch(stretch: object, where: str) -> tuple[tuple[float, ...], tupl
         pairs = np.array(stretch, dtype=np.float64)
     except (TypeError, ValueError):
         pairs = np.zeros(0)
-    pairs = np.tile(pairs, (3, 1)) if pairs.shape == (2,) else pairs
+    pairs = np.tile(pairs.reshape(1, 2), (3, 1)) if pairs.size == 2 else pairs
     if pairs.shape != (3, 2) or not np.isfinite(pairs).all() or not (pairs[:, 0] < pairs[:, 1]).all():
         raise SceneError(
             f"{where}: a stretch is [low, high] with low below high, or one such pair for each of the three bands; "

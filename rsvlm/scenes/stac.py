@@ -134,6 +134,9 @@ def _read_item(content: object, document: Path, where: str, top: Path, key: str 
         date = None if date is None else moment(date)
         cloud_cover = float(item.properties.get("eo:cloud_cover", math.nan))
         properties = _plain(item)
+        for name, asset in item.assets.items():
+            if not all(isinstance(told, str) for told in (asset.media_type or "", *(asset.roles or ()))):
+                raise ValueError(f"asset {name!r}: its type or its roles are no text")
         bands = {name: _bands_of(asset) for name, asset in item.assets.items()}
     except (
         pystac.STACError, pystac.STACTypeError, shapely.errors.ShapelyError,

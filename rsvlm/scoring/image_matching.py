@@ -11,6 +11,7 @@ import pandas as pd
 
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.images import EXTENSIONS, check_file
+from rsvlm.data.recipes import split_reading
 from rsvlm.files import fingerprint_file
 
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -87,7 +88,7 @@ def _by_hash(texts: set[str], table: pd.DataFrame) -> dict[str, list[str]]:
     holders: dict[str, list[str]] = defaultdict(list)
     for image_id, path in zip(table["image_id"], table["path"]):
         check_file(Path(path))
-        holders[fingerprint_file(Path(path))].append(image_id)
+        holders[fingerprint_file(split_reading(Path(path))[0])].append(image_id)
     return {text: holders.get(text.lower(), []) for text in texts}
 
 
@@ -96,6 +97,7 @@ def _by_name(texts: set[str], table: pd.DataFrame) -> dict[str, list[str]]:
     ids, sources = set(table["image_id"]), {*KNOWN, *table["source"]}
     holders: dict[str, dict[str, list[str]]] = defaultdict(dict)  # loosest form -> image_id -> [source, source in path]
     for image_id, source, path in zip(table["image_id"], table["source"], table["path"]):
+        path = str(split_reading(Path(path))[0])
         for place in (image_id, path):
             holders[_forms(place)[-1]][image_id] = [source, _named(_parts(path)[:-1], sources)]
     found = {}

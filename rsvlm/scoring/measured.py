@@ -4,7 +4,6 @@ measured = measure_model(entry, table, split="test", root=root)
 metrics = score_model("remoteclip", measured, table, split="test", protocols=["texts_once"], tools=ScoringTools())
 """
 
-import hashlib
 import resource
 import shutil
 import sys
@@ -21,7 +20,7 @@ import torch
 
 from rsvlm.content_cache import ContentCache
 from rsvlm.data.images import open_image
-from rsvlm.data.packed import open_stream
+from rsvlm.data.packed import digest_of
 from rsvlm.data.table import rows_of
 from rsvlm.files import cache_folder, whole_folder, write_json, write_json_lines
 from rsvlm.models.encoders import DualEncoder
@@ -291,7 +290,7 @@ def _caption(
     ):
         for start in range(0, len(rows), BLOCK):
             block = rows.iloc[start : start + BLOCK]
-            contents = dict(zip(block["image_id"], map(_digest, block["path"])))
+            contents = dict(zip(block["image_id"], (digest_of(Path(path)) for path in block["path"])))
             known = cache.find(kind, contents.values())
             new = [image_id for image_id, content in contents.items() if content not in known]
             if new:
@@ -305,11 +304,6 @@ def _caption(
             bar.update(len(block))
     log(f"{len(said)} captions, {made} of them made now")
     return said, round(spent / made, 4) if made else None
-
-
-def _digest(path: str) -> str:
-    with open_stream(Path(path)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _captioned(table: pd.DataFrame, split: str) -> list[CaptionedPicture]:
