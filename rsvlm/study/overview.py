@@ -37,6 +37,7 @@ PAGES = {
     "reports/galleries/retrieval.html": "what captions and images find",
     "reports/tables/comparison.html": "the study's figures beside published ones",
     "reports/leaderboard/leaderboard.html": "other models measured on the same images",
+    "reports/earth/index.html": "where on the Earth is what a text asks for",
 }
 
 
