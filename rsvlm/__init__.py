@@ -7,6 +7,7 @@
     index     = rsvlm.build_index(encoder, "folder/")              # then index.search("two planes beside a hangar", k=10)
     scene     = rsvlm.open_scene("scene.tif")                      # a georeferenced image of any size
     windows   = rsvlm.embed_scene(encoder, scene, "scene.parquet") # then rsvlm.search_scene(windows, "a harbour", encoder)
+    said      = rsvlm.caption_scene(captioner, scene, size=256)    # said.text, and the windows of each sentence
     scores    = rsvlm.score_captions(captions, references)         # BLEU, METEOR, ...; references: {image: [captions]}
 
 Everything works in any folder; ``models/encoder`` and ``models/captioner`` are what a study leaves (``make study``).
@@ -34,6 +35,7 @@ _ROOMS = {  # name -> the module it comes from; nothing is imported before it is
     "open_scene": "rsvlm.scenes.reading",
     "embed_scene": "rsvlm.scenes.embedding",
     "search_scene": "rsvlm.scenes.search",
+    "caption_scene": "rsvlm.scenes.captioning",
     "score_captions": "rsvlm.scoring.captions",
     "score_retrieval": "rsvlm.scoring.retrieval",
 }

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 import rsvlm
+from rsvlm.data import images
 from rsvlm.models import features as features_module
 from rsvlm.models.captioner import build_capret
 from rsvlm.models.encoders import DualEncoder, Preprocessing, pool_cells
@@ -205,6 +206,13 @@ def test_a_study_encodes_files_so_and_goes_on_after_a_kill(tmp_path, monkeypatch
     for name in ("pooled.npy", "grid.npy", "image_embeddings.npy", "meta.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name
     assert "crops" not in encode(MeanColour(), table, tmp_path / "never", "never").meta
+
+
+def test_a_file_too_large_to_decode_whole_has_crops_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("RSVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(images, "MAX_PIXELS", 10_000)  # read by GDAL at a third
+    made = encode(MeanColour(), table_of([quarters(288, 288)], tmp_path), tmp_path / "features", "auto")
+    assert np.array_equal(made.grid[0, 0], COLOURS.astype(np.float16))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import shapely
 import torch
-from affine import Affine
 from PIL import Image
+from rasterio import Affine
 from scene_case import UTM, ColourEncoder, write_raster
 from typer.testing import CliRunner
 

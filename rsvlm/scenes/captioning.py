@@ -123,30 +123,15 @@ def caption_scene(
         )
     S = captioner.encoder.image_size
     size = max(S, -(-max(scene.width, scene.height) // ACROSS)) if size is None else size
-    planned = [window for _, window in plan_windows(scene.width, scene.height, [size], overlap)]
-    if len(planned) > most_windows:
-        enough = int(np.ceil(size * (len(planned) / most_windows) ** 0.5))
-        raise SceneError(
-            f"{scene.path}: {len(planned):,} windows of {size} pixels, more than most_windows ({most_windows:,}); give a "
-            f"size of about {enough}, or a higher most_windows"
-        )
-    valid = np.array([_share_valid(scene, window) for window in planned])
-    seen = (valid >= min_valid) & (valid > 0)
-    windows = [window for window, enough in zip(planned, seen) if enough]
-    if not windows:
-        raise SceneError(
-            f"{scene.path}: none of its {len(planned)} windows has {min_valid:.0%} of valid pixels; give a smaller "
-            "min_valid, or another scene"
-        )
+    windows, valid, areas, skipped = _choose_windows(scene, size, overlap, min_valid, most_windows)
     longest = FINER * S * max(1, int(captioner.encoding["grid"]))
     pictures = (Image.fromarray(scene.read(window, _fit(window, longest)).pixels) for window in windows)
     names = [f"{scene.name} {window.left},{window.top}" for window in windows]
     said = pd.DataFrame(caption_pictures(captioner, pictures, names, batch_size=batch_size)).drop(columns="image")
     overview = caption_pictures(captioner, [Image.fromarray(scene.overview(OVERVIEW).pixels)], [scene.name])[0]
 
-    shares = _own_areas(planned)[seen] * valid[seen]
-    shares /= shares.sum()
-    table = pd.DataFrame(windows).assign(valid=valid[seen].round(6), share=shares.round(6))
+    shares = areas * valid / (areas * valid).sum()
+    table = pd.DataFrame(windows).assign(valid=valid.round(6), share=shares.round(6))
     table = pd.concat([table, said], axis=1)
     guessed = table["unlike_training"].eq(True).to_numpy()
     texts = list(dict.fromkeys(table["caption"]))
@@ -174,8 +159,30 @@ def caption_scene(
         _place(table, ground, scene),
         ("A guess: " if overview["unlike_training"] else "") + as_sentence(overview["caption"]),
         warning,
-        int((~seen).sum()),
+        skipped,
     )
+
+
+def _choose_windows(
+    scene: Scene, size: int, overlap: float, min_valid: float, most_windows: int
+) -> tuple[list[Window], np.ndarray, np.ndarray, int]:
+    """(windows with enough valid pixels, their shares of them, their own areas, how many others there are)."""
+    planned = [window for _, window in plan_windows(scene.width, scene.height, [size], overlap)]
+    if len(planned) > most_windows:
+        enough = int(np.ceil(size * (len(planned) / most_windows) ** 0.5))
+        raise SceneError(
+            f"{scene.path}: {len(planned):,} windows of {size} pixels, more than most_windows ({most_windows:,}); give a "
+            f"size of about {enough}, or a higher most_windows"
+        )
+    valid = np.array([_share_valid(scene, window) for window in planned])
+    seen = (valid >= min_valid) & (valid > 0)
+    windows = [window for window, enough in zip(planned, seen) if enough]
+    if not windows:
+        raise SceneError(
+            f"{scene.path}: none of its {len(planned)} windows has {min_valid:.0%} of valid pixels; give a smaller "
+            "min_valid, or another scene"
+        )
+    return windows, valid[seen], _own_areas(planned)[seen], int((~seen).sum())
 
 
 def group_captions(
