@@ -415,6 +415,7 @@ def test_notebooks_run_by_hand_leave_the_study_as_it_is(smoke_study):
         "70_score_retrieval",
         "80_compare_with_paper",
         "90_browse",
+        "91_scenes",
     ):
         executed, stage = run_by_hand(smoke_study, name), stages.get(name)
         if stage is None:

@@ -50,6 +50,7 @@ class StudyFiles:
     encoder: Path = Path("encoder")
     captioner: Path = Path("captioner")
     search_index: Path = Path("search_index")
+    earth: Path = Path("earth")  # the globe as a scene, and the vectors of its windows
     marks: Path = Path("marks.csv")  # what people found good or wrong
     dialogues: Path = Path("user/dialogues")  # exported ones
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -97,9 +98,9 @@ def place_text(scene: Scene, window: Window) -> str:
 
 
 def place_digits(scene: Scene) -> int:
-    """Digits of a degree that tell a window's tenth apart: 2 for a globe, up to 5 for metres."""
+    """Digits of a degree that tell pixels about apart: 1 for a globe, 5 for metres."""
     metres = scene.ground_size() or 1.0
-    return min(5, max(2, round(math.log10(111_000 / max(metres, 1e-3))) - 1))
+    return min(6, max(1, round(math.log10(111_000 / max(metres, 1e-3)))))
 
 
 def ground_text(scene: Scene, window: Window) -> str:
@@ -130,6 +131,13 @@ def hit_entries(scene: Scene, hits: pd.DataFrame, pictures: bool = True) -> list
     return entries
 
 
+def draw_scene(scene: Scene, *, width: float = 8.0) -> Figure:
+    """The whole scene; ``width`` in inches."""
+    drawn, axes = _scene_axes(scene, width)
+    axes.set_title(plain_text(scene.name), loc="left")
+    return drawn
+
+
 def draw_surface(
     scene: Scene, surface: "Surface", hits: pd.DataFrame | None = None, *, opacity: float = 0.6, width: float = 8.0
 ) -> Figure:
@@ -138,11 +146,7 @@ def draw_surface(
     Args:
         width: of the figure, inches.
     """
-    overview = scene.overview(1400).pixels
-    height = width * scene.height / scene.width
-    drawn, axes = figure(width, min(1.4 * width, height + 0.9), layout="constrained")
-    extent = (0, scene.width, scene.height, 0)
-    axes.imshow(overview, extent=extent, interpolation="antialiased")
+    drawn, axes = _scene_axes(scene, width)
     rows, columns = surface.values.shape
     low, high = surface_range(surface.values)
     covered = (0, columns * surface.cell, rows * surface.cell, 0)
@@ -159,8 +163,15 @@ def draw_surface(
             color="white", fontsize=9, fontweight="bold",
             bbox={"boxstyle": "circle,pad=0.2", "facecolor": "black", "edgecolor": "white", "linewidth": 0.8},
         )  # fmt: skip
-    without_axes(axes)
     axes.set_title(plain_text(f"“{surface.query}”"), loc="left")
     bar = drawn.colorbar(shown, ax=axes, orientation="horizontal", fraction=0.045, pad=0.02, aspect=50)
     bar.set_label("similarity")
     return drawn
+
+
+def _scene_axes(scene: Scene, width: float) -> tuple[Figure, Axes]:
+    height = width * scene.height / scene.width
+    drawn, axes = figure(width, min(1.4 * width, height + 0.9), layout="constrained")
+    axes.imshow(scene.overview(1400).pixels, extent=(0, scene.width, scene.height, 0), interpolation="antialiased")
+    without_axes(axes)
+    return drawn, axes
