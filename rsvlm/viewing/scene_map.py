@@ -444,10 +444,9 @@ class ScenePanel(AnsweringWidget):
         made.on_interaction(self._touched)
         before = self.place.children
         self.map, self.place.children = made, (made,)
-        for old in before:  # its pictures would stay in the kernel's memory
-            for layer in old.layers:
-                layer.close()
-            old.close()
+        for layer in (layer for old in before for layer in old.layers):
+            if isinstance(layer, ipyleaflet.ImageOverlay):  # its picture would stay in memory
+                layer.url = NOTHING
 
     def _around(self) -> Plane:
         """Where the archive's scenes lie, in degrees; the whole Earth where none of them has a place."""

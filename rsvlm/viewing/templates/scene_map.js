@@ -11,6 +11,7 @@ const REST = 500; // milliseconds that a chosen window must stay before it is ca
 function passOn(event) {
   event.stopPropagation();
   if (!event.target.closest(".leaflet-container")) return;
+  if (event.type === "keydown" && event.key === "Enter" && event.target.matches(".leaflet-marker-icon")) event.target.click(); // Leaflet leaves that to popups
   if (!document.documentElement.dispatchEvent(new KeyboardEvent(event.type, event))) event.preventDefault();
 }
 
