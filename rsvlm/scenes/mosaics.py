@@ -10,6 +10,7 @@ without georeference, written row of images by row of images (``write_mosaic``),
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -89,7 +90,9 @@ class Mosaic:
     def fingerprint(self) -> str:
         """Of the plan and of the images' files (place and size of each)."""
         files = sorted((image_id, str(path), Path(path).stat().st_size) for image_id, path in self.paths.items())
-        return fingerprint_values(self.side, self.needle, self.window, self.cell, self.left, self.top, self.layout, files)
+        return fingerprint_values(
+            self.side, self.needle, self.window, self.cell, self.left, self.top, self.layout, files
+        )
 
 
 def read_sizes(rows: pd.DataFrame) -> dict[str, tuple[int, int]]:
@@ -141,7 +144,9 @@ def find_distractors(rows: pd.DataFrame, needle: str) -> list[str]:
     return [name for name, texts in said.items() if own.isdisjoint(map(same_caption, texts))]
 
 
-def choose_needles(rows: pd.DataFrame, sizes: Mapping[str, tuple[int, int]], side: int, count: int, seed: int) -> list[str]:
+def choose_needles(
+    rows: pd.DataFrame, sizes: Mapping[str, tuple[int, int]], side: int, count: int, seed: int
+) -> list[str]:
     """Image ids of ``count`` needles, drawn at random: smaller than a mosaic of ``side``, with a caption and distractors.
 
     Raises:
@@ -240,7 +245,8 @@ def paint(mosaic: Mosaic, window: Window | None = None) -> np.ndarray:
 def write_mosaic(mosaic: Mosaic, path: Path) -> Path:
     """``path``, a tiled RGB GeoTIFF without georeference, whole or not at all; one row of images in memory at a time."""
     band = max(BLOCK, mosaic.cell // BLOCK * BLOCK)
-    with whole_file(Path(path)) as scratch, rasterio.Env(GDAL_CACHEMAX=64), _without_warning():
+    with whole_file(Path(path)) as scratch, rasterio.Env(GDAL_CACHEMAX=64), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(
             scratch, "w", driver="GTiff", width=mosaic.side, height=mosaic.side, count=3, dtype="uint8",
             photometric="RGB", interleave="pixel", tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
@@ -327,12 +333,3 @@ def _cell_pixels(path: str, cell: int) -> np.ndarray:
             around[axis] = (-extra // 2, -extra - (-extra // 2))
             image = np.pad(image, around, mode="symmetric")
     return image
-
-
-def _without_warning():
-    import warnings
-
-    caught = warnings.catch_warnings()
-    caught.__enter__()
-    warnings.simplefilter("ignore", NotGeoreferencedWarning)
-    return caught
