@@ -5,6 +5,8 @@
     captioner = rsvlm.load_captioner("models/captioner", encoder)  # carries what it needs to caption any image
     captions  = rsvlm.caption(captioner, ["a.tif", "folder/"])     # a DataFrame: image, caption, log_probability
     index     = rsvlm.build_index(encoder, "folder/")              # then index.search("two planes beside a hangar", k=10)
+    scene     = rsvlm.open_scene("scene.tif")                      # a georeferenced image of any size
+    windows   = rsvlm.embed_scene(encoder, scene, "scene.parquet") # then rsvlm.search_scene(windows, "a harbour", encoder)
     scores    = rsvlm.score_captions(captions, references)         # BLEU, METEOR, ...; references: {image: [captions]}
 
 Everything works in any folder; ``models/encoder`` and ``models/captioner`` are what a study leaves (``make study``).
@@ -29,6 +31,9 @@ _ROOMS = {  # name -> the module it comes from; nothing is imported before it is
     "caption": "rsvlm.models.inference",
     "build_index": "rsvlm.models.index",
     "load_index": "rsvlm.models.index",
+    "open_scene": "rsvlm.scenes.reading",
+    "embed_scene": "rsvlm.scenes.embedding",
+    "search_scene": "rsvlm.scenes.search",
     "score_captions": "rsvlm.scoring.captions",
     "score_retrieval": "rsvlm.scoring.retrieval",
 }

@@ -112,7 +112,7 @@ def test_views():
 def test_killed_and_run_again(encoder, table, tmp_path, monkeypatch):
     monkeypatch.setattr(features_module, "BLOCK", 4)
     encode(encoder, table, tmp_path / "whole")
-    original, calls = features_module._encode_batch, []
+    original, calls = features_module.encode_batch, []
 
     def dying(*arguments):
         calls.append(1)
@@ -120,12 +120,12 @@ def test_killed_and_run_again(encoder, table, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(features_module, "_encode_batch", dying)
+    monkeypatch.setattr(features_module, "encode_batch", dying)
     with pytest.raises(KeyboardInterrupt):
         encode(encoder, table, tmp_path / "broken")
     assert not (tmp_path / "broken").exists()
     counted = []
-    monkeypatch.setattr(features_module, "_encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
+    monkeypatch.setattr(features_module, "encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
     encode(encoder, table, tmp_path / "broken")
     assert sum(counted) == 6
     for name in ("pooled.npy", "grid.npy", "image_embeddings.npy", "text_embeddings.npy", "texts.json", "meta.json"):

@@ -166,7 +166,7 @@ def encode_pictures(
         parts[0]["grid"] = np.zeros((0, views, grid * grid, P), np.float16)
     pictures = iter(pictures)
     while batch := list(islice(pictures, batch_size)):
-        parts.append(_encode_batch(encoder, encoder.prepare(batch), views, grid, precision))
+        parts.append(encode_batch(encoder, encoder.prepare(batch), views, grid, precision))
     arrays = {"grid": None} | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if len(arrays["pooled"]) != len(names):
         raise ValueError(f"{len(names)} names for {len(arrays['pooled'])} pictures")
@@ -307,7 +307,7 @@ def _fill(
         how = encoder.preprocessing
         decoded = prefetch(lambda rows: decode_images([image_paths[row] for row in rows], how), batches)
         for rows, batch in zip(batches, decoded):
-            made = _encode_batch(encoder, batch, V, grid, precision)
+            made = encode_batch(encoder, batch, V, grid, precision)
             for name, file in files.items():
                 bad = ~np.isfinite(made[name]).reshape(len(rows), -1).all(axis=1)
                 if bad.any():
@@ -321,7 +321,7 @@ def _fill(
                 write_json(mark, {"images": rows[-1] + 1})
 
 
-def _encode_batch(encoder: DualEncoder, batch: Tensor, views: int, grid: int, precision: str) -> dict[str, np.ndarray]:
+def encode_batch(encoder: DualEncoder, batch: Tensor, views: int, grid: int, precision: str) -> dict[str, np.ndarray]:
     """The rows of a batch for each array. Views go through one after the other: memory is that of one batch."""
     pooled, cells, embeddings = [], [], 0
     for view in turn_views(batch, views).unbind(1):
