@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import rasterio
 import rasterio.windows
+from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
 from rsvlm.data.images import open_file, open_image
@@ -28,8 +29,8 @@ from rsvlm.scenes.reading import Window
 
 SYNTHETIC = "synthetic mosaic of test images laid side by side; shows no place on Earth"
 BLOCK = 256  # pixels along a side of a GeoTIFF's block
+LEAST_DISTRACTORS = 10  # images that a mosaic's background is made of, at least
 CACHED_IMAGES = 64  # decoded ones held while a mosaic is painted
-SEEN = 0.5  # least share of an image that is not cut off or covered for a mosaic to hold it
 
 
 class MosaicError(ValueError):
@@ -135,36 +136,61 @@ def same_caption(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(" .")
 
 
-def find_distractors(rows: pd.DataFrame, needle: str) -> list[str]:
-    """The images that share no caption with the needle, in the table's order."""
-    said = dict(zip(rows["image_id"], rows["captions"]))
-    if needle not in said:
-        raise MosaicError(f"{needle}: no such image among the {len(said):,} given")
-    own = {same_caption(text) for text in said[needle]}
-    return [name for name, texts in said.items() if own.isdisjoint(map(same_caption, texts))]
+def find_distractors(rows: pd.DataFrame, needles: Sequence[str]) -> list[str]:
+    """The images that share no caption with any of the needles, in the table's order."""
+    said = _captions_of(rows)
+    taken: set[str] = set().union(*(said[name] for name in needles))
+    return [name for name, own in said.items() if own.isdisjoint(taken)]
 
 
-def choose_needles(
-    rows: pd.DataFrame, sizes: Mapping[str, tuple[int, int]], side: int, count: int, seed: int
-) -> list[str]:
-    """Image ids of ``count`` needles, drawn at random: smaller than a mosaic of ``side``, with a caption and distractors.
+def plan_mosaics(
+    rows: pd.DataFrame,
+    sizes: Mapping[str, tuple[int, int]],
+    along: Sequence[int],
+    count: int,
+    *,
+    seed: int = 0,
+) -> tuple[list[Mosaic], str]:
+    """(mosaics, what had to be left out, in words): ``count`` for each number of images along a side, with one needle each.
 
-    Raises:
-        MosaicError: fewer images will do; says how many and why.
+    The needles are the same at every side. No two share a caption, and no image in the background of any mosaic shares one
+    with any needle, so that each caption has one right place in all of them.
+
+    Args:
+        rows: of an image table: image_id, path, captions.
+        sizes: as ``read_sizes`` gives them.
+        along: images along a side; its pixels are that many times ``cell_side``.
     """
-    fitting, chosen = [name for name in rows["image_id"] if max(sizes[name]) < side], []
+    sides = [number * cell_side(sizes) for number in along] if len(rows) and count else []
+    fitting = [name for name in rows["image_id"] if sides and max(sizes[name]) < min(sides)]
+    said = _captions_of(rows)
+    needles: list[str] = []
+    taken: set[str] = set()
+    left = len(rows)
     for place in np.random.default_rng([seed, 1]).permutation(len(fitting)):
-        if len(chosen) == count:
+        if len(needles) == count:
             break
-        if find_distractors(rows, fitting[place]):
-            chosen.append(fitting[place])
-    if len(chosen) < count:
-        raise MosaicError(
-            f"{count} needles are asked for, but of {len(rows):,} images only {len(fitting):,} are smaller than a mosaic of "
-            f"{side} pixels, and {len(chosen):,} of them share no caption with some other image; ask for fewer mosaics "
-            "or a larger side"
+        own = said[fitting[place]]
+        remaining = sum(others.isdisjoint(taken | own) for others in said.values())
+        if own and own.isdisjoint(taken) and remaining >= LEAST_DISTRACTORS:
+            needles.append(fitting[place])
+            taken |= own
+            left = remaining
+    distractors = find_distractors(rows, needles)
+    mosaics = [
+        plan_mosaic(rows, sizes, name, side, distractors=distractors, seed=seed, number=number)
+        for side in sides
+        for number, name in enumerate(needles)
+    ]
+    if not mosaics:
+        return [], (
+            f"No mosaics: of {len(rows):,} images {len(fitting):,} are smaller than a mosaic, and none leaves "
+            f"{LEAST_DISTRACTORS} others without a caption of its own."
+            if count
+            else "No mosaics were asked for."
         )
-    return chosen
+    few = f"; {count} were asked for, more would share captions or leave too few others" if len(needles) < count else ""
+    return mosaics, f"{len(needles)} needles, {left:,} of {len(rows):,} images as distractors{few}."
 
 
 def plan_mosaic(
@@ -173,6 +199,7 @@ def plan_mosaic(
     needle: str,
     side: int,
     *,
+    distractors: Sequence[str] | None = None,
     seed: int = 0,
     number: int = 0,
 ) -> Mosaic:
@@ -184,12 +211,15 @@ def plan_mosaic(
         rows: of an image table: image_id, path, captions.
         sizes: as ``read_sizes`` gives them.
         side: pixels.
+        distractors: image ids of the background; None: ``find_distractors``.
         seed, number: the same give the same mosaic.
 
     Raises:
         MosaicError: the needle is not smaller than the mosaic, or there is no distractor.
     """
-    others = find_distractors(rows, needle)
+    if needle not in sizes:
+        raise MosaicError(f"{needle}: no such image among the {len(sizes):,} given")
+    others = list(find_distractors(rows, [needle]) if distractors is None else distractors)
     width, height = sizes[needle]
     if max(width, height) >= side:
         raise MosaicError(f"{needle}: {width} x {height} pixels, no needle for a mosaic of {side}; take a larger side")
@@ -296,11 +326,19 @@ def read_selo(path: Path) -> list[SeloCase]:
     return cases
 
 
-def as_region(window: Window) -> tuple[tuple[int, int], ...]:
-    """A window as a polygon of SeLo: the corners of its outermost pixels."""
-    left, top, width, height = window
-    right, bottom = left + width - 1, top + height - 1
-    return ((left, top), (right, top), (right, bottom), (left, bottom))
+def overview(mosaic: Mosaic, most: int = 1024) -> np.ndarray:
+    """The whole mosaic at most ``most`` pixels a side, uint8 (H, W, 3), shrunk by a whole factor; painted band by band."""
+    factor = math.ceil(mosaic.side / most)
+    band = max(1, BLOCK // factor) * factor
+    parts = []
+    for top in range(0, mosaic.side, band):
+        pixels = paint(mosaic, Window(0, top, mosaic.side, min(band, mosaic.side - top)))
+        parts.append(np.asarray(Image.fromarray(pixels).reduce(factor)))
+    return np.concatenate(parts)
+
+
+def _captions_of(rows: pd.DataFrame) -> dict[str, set[str]]:
+    return {name: {same_caption(text) for text in own} for name, own in zip(rows["image_id"], rows["captions"])}
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> Window | None:

@@ -82,26 +82,36 @@ def chance_recall(side: float, wanted: Box, k: int) -> float:
     return 1 - (1 - wanted[2] * wanted[3] / side**2) ** k
 
 
+def judge_searches(searches: pd.DataFrame, *, ks: Sequence[int] = (1, 5)) -> pd.DataFrame:
+    """The searches of ``rsvlm.scenes.needles.search_mosaics`` with ``centre``, ``overlap`` and ``chance_K`` for each of ``ks``.
+
+    The first two are the place of the first right window by either rule, 0 where none is, NaN for a method without windows.
+    """
+    judged = searches.copy()
+    for rule in RULES:
+        judged[rule] = [
+            float(place_of(found, wanted, rule)) if len(found) else np.nan
+            for found, wanted in zip(searches["found"], searches["wanted"], strict=True)
+        ]
+    for k in ks:
+        judged[f"chance_{k}"] = [
+            chance_recall(side, wanted, k) for side, wanted in zip(searches["side"], searches["wanted"], strict=True)
+        ]
+    return judged
+
+
 def score_needles(
     places: pd.DataFrame, *, ks: Sequence[int] = (1, 5), resamples: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, dict]]:
     """{side: {method: figures}} with 95 % intervals over mosaics, which are resampled whole with all their captions.
 
     Args:
-        places: one row a mosaic, method and caption: ``side``, ``method``, ``mosaic``; ``centre`` and ``overlap``, the
-            place of the first right window by either rule (0: not found; NaN: the method has no windows and ``chance_K``
-            says what a guess recalls); ``mosaic_place``, the place of the right mosaic among all of that size, which may
-            be fractional (ties).
+        places: as ``judge_searches`` gives them. A method without windows gets the recall of a guess, ``chance_K``.
 
     Returns:
         For each method ``recall_at_K``, ``recall_at_K_overlap`` (where it has windows) and ``mosaic_at_K`` as {"value",
-        "low", "high", "n"}, n mosaics.
-
-    Raises:
-        ValueError: no rows.
+        "low", "high", "n"}, n mosaics; nothing where there are no searches.
     """
-    if not len(places):
-        raise ValueError("no searches to score")
     report: dict[str, dict[str, dict]] = {}
     for (side, method), own in places.groupby(["side", "method"], sort=False):
         figures = {}
@@ -131,6 +141,15 @@ def compare_needles(
         gaps = (wide[first] - wide[second]).to_numpy()
         draws = mean_of(resampled_sums(mean_statistics(gaps), seed=seed, resamples=resamples))
         report[str(side)] = difference_of_draws(float(gaps.mean()), draws, len(gaps))
+    return report
+
+
+def score_captions_found(said: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, dict]]:
+    """{side: {method: CIDEr with a 95 % interval over mosaics}} of ``rsvlm.scenes.needles.caption_found``."""
+    report: dict[str, dict[str, dict]] = {}
+    for (side, method), own in said.groupby(["side", "method"], sort=False):
+        values = mean_statistics(own["cider"].to_numpy())
+        report.setdefault(str(side), {})[method] = bootstrap_corpus(values, mean_of, seed=seed, resamples=resamples)
     return report
 
 

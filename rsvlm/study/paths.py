@@ -55,6 +55,7 @@ PLACES = {
     "TABLES": "reports/tables",
     "LEADERBOARD": "reports/leaderboard",  # other models in one table
     "GALLERIES": "reports/galleries",
+    "MOSAICS": "reports/mosaics",  # searches in synthetic mosaics
     "CARDS": "reports/cards",  # filled with this study's numbers; not beside its data: a reworded card trains nothing
     # Survives a killed stage and is no result
     "CHECKPOINTS": ".rsvlm/checkpoints",
