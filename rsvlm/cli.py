@@ -1,4 +1,4 @@
-"""The command ``rsvlm``: caption, embed, search and score without a study, and the doors to data and study.
+"""The command ``rsvlm``: caption, embed, search and score without a study, scenes, and the doors to data and study.
 
 Exit status: 0 done; 1 bad input, told in one line; 2 wrong usage.
 """
@@ -159,6 +159,101 @@ def get_model(name: Annotated[str, typer.Argument(help="A name of `rsvlm models 
     typer.echo(zoo.get_model(name, lambda line: typer.echo(line, err=True)))
 
 
+scene = typer.Typer(no_args_is_help=True, help="Scenes: georeferenced images of any size, searched by text or picture.")
+app.add_typer(scene, name="scene")
+
+
+@scene.command("embed")
+def embed_a_scene(
+    path: Annotated[Path, typer.Argument(metavar="SCENE", help="GeoTIFF, COG, JPEG 2000, VRT or a plain image.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="File for the windows' embeddings: .parquet (GeoParquet).")
+    ],
+    encoder: Annotated[str, typer.Option(help="Folder or name of an encoder.")],
+    size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Side of the windows, pixels; more than once: levels.")
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Share of a side that two neighbours have in common.")] = 0.5,
+    bands: Annotated[
+        str | None, typer.Option(help="Red, green and blue: 3,2,1, or names, or a preset such as sentinel-2.")
+    ] = None,
+    stretch: Annotated[
+        str, typer.Option(help="auto, percentile, none, or LOW,HIGH: the values that become black and white.")
+    ] = "auto",
+    min_valid: Annotated[float, typer.Option(help="Windows with a smaller share of valid pixels are left out.")] = 0.5,
+    views: Annotated[int, typer.Option(help="Turned and mirrored views of a window, averaged: 1, 2, 4 or 8.")] = 1,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    device: Device = "auto",
+    batch_size: Batch = 32,
+) -> None:
+    """Embed a scene's windows, so that `rsvlm scene search` can search it."""
+    from rsvlm.models.loading import choose_device
+    from rsvlm.models.zoo import load_encoder
+    from rsvlm.scenes.embedding import embed_scene
+    from rsvlm.scenes.reading import open_scene
+
+    with open_scene(path, bands=_bands(bands), stretch=_stretch(stretch)) as opened:
+        for note in opened.notes:
+            typer.echo(f"{path}: {note}", err=True)
+        made = embed_scene(
+            load_encoder(encoder, choose_device(device)),
+            opened,
+            out,
+            sizes=tuple(size or (256,)),
+            overlap=overlap,
+            min_valid=min_valid,
+            views=views,
+            precision=precision,
+            batch_size=batch_size,
+        )
+    left_out = ", ".join(f"{count} left out ({why})" for why, count in made.meta["skipped"].items() if count)
+    typer.echo(f"{len(made)} windows in {out}{left_out and ': ' + left_out}", err=True)
+
+
+@scene.command("search")
+def search_a_scene(
+    embeddings: Annotated[Path, typer.Argument(help="File that `rsvlm scene embed` made.")],
+    query: Annotated[str, typer.Argument(help="What to look for, in words; or an image file with --image.")],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many places at most.")] = 10,
+    image: Annotated[bool, typer.Option("--image", help="The query is an image file.")] = False,
+    encoder: Annotated[
+        str | None, typer.Option(help="The encoder that made the embeddings; default: by the name it had.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File for the places: .geojson or .parquet; without it CSV is printed.")
+    ] = None,
+    surface: Annotated[Path | None, typer.Option(help="File for the similarity of each place: .tif (GeoTIFF).")] = None,
+    outlines: Annotated[
+        Path | None, typer.Option(help="File for what reaches --threshold, as polygons: .geojson or .parquet.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Only places with this cosine or more.")] = None,
+) -> None:
+    """Find the places of a scene that a text describes, or that look like an image."""
+    if outlines is not None and threshold is None:
+        raise ValueError("--outlines: polygons are of what reaches --threshold; give that too")
+    from rsvlm.scenes import search as search_module
+
+    for file, endings in (
+        (out, search_module.PLACES),
+        (outlines, search_module.PLACES),
+        (surface, search_module.RASTERS),
+    ):
+        if file is not None:
+            search_module.check_ending(file, endings)
+    from rsvlm.scenes.embedding import load_scene_embeddings
+
+    found = search_module.search_scene(load_scene_embeddings(embeddings), Path(query) if image else query, encoder)
+    places = search_module.find_peaks(found, k, threshold=threshold)
+    if surface is not None:
+        search_module.write_surface(found, surface)
+    if outlines is not None:
+        search_module.write_places(search_module.outline(found, threshold), outlines)
+    if out is not None:
+        search_module.write_places(places, out)
+    else:
+        _write(search_module.add_centres(places), None)
+
+
 @app.command(context_settings=OTHER, add_help_option=False)
 def data(context: typer.Context) -> None:
     """List, get and audit the known sources, and render their cards (rsvlm data --help)."""
@@ -183,6 +278,21 @@ def _check_out(out: Path | None) -> None:
         from rsvlm.extras import import_extra
 
         import_extra("pyarrow", "a Parquet file", "give a name that ends in .csv or .jsonl")
+
+
+def _bands(text: str | None) -> str | list[int | str] | None:
+    """What ``open_scene`` takes of 3,2,1 or red,green,blue or 4 or the name of a preset."""
+    if text is None or ("," not in text and not text.isdigit()):
+        return text
+    return [int(part) if part.strip().isdigit() else part.strip() for part in text.split(",")]
+
+
+def _stretch(text: str) -> str | list[float]:
+    """What ``open_scene`` takes of a name, or of two numbers with a comma."""
+    try:
+        return [float(part) for part in text.split(",")] if "," in text else text
+    except ValueError:
+        raise ValueError(f"--stretch: auto, percentile, none, or two numbers such as 0,3000; got {text!r}") from None
 
 
 def _write(table: object, out: Path | None) -> None:

@@ -12,6 +12,7 @@ PACKAGES = {
     "num2words": ("num2words", "vlm"),
     "open_clip": ("open-clip-torch", "openclip"),
     "pyarrow": ("pyarrow", "parquet"),
+    "rasterio": ("rasterio", "scenes"),
     "spellchecker": ("pyspellchecker", "audit"),
     "torchvision": ("torchvision", "vlm"),
 }

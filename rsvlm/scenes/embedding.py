@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 import torch
-from affine import Affine
 from PIL import Image
+from rasterio import Affine
 from torch import Tensor
 
 from rsvlm.files import cache_folder, fingerprint_values, whole_file
@@ -37,7 +37,7 @@ A_GROUP = 8192  # rows of the file that are written, and read, at a time
 FINER = 2  # a window is read at most at this many times the encoder's input; the encoder's own resizing does the rest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SceneEmbeddings:
     """A scene's windows and their embeddings.
 
@@ -139,7 +139,10 @@ def embed_scene(
     }
     fingerprint = encoder.fingerprint()
     key = fingerprint_values(FORMAT, fingerprint, scene.fingerprint, settings, _identify(within), batch_size)
-    if out.exists() and (meta := _read_meta(out)) is not None and meta.get("key") == key:
+    there = _read_meta(out) if out.exists() else {}
+    if there is None:
+        raise ValueError(f"{out}: is there already and holds no embeddings of a scene; give another name")
+    if there.get("key") == key:
         log(f"{out}: done already, with these settings")
         found = load_scene_embeddings(out)
         return replace(found, meta=found.meta | {"scene": found.meta["scene"] | {"path": str(scene.path)}})
@@ -156,7 +159,7 @@ def embed_scene(
         f"{scene.name}: {len(asked)} windows of {len(rows)}, {views} view{'s' * (views > 1)}, {precision} on {encoder.device}"
     )
     _fill(encoder, scene, asked, scratch, min_valid, batch_size, views, precision)
-    kept = sum(len(block) for _, block in _blocks(scratch, len(asked)))
+    kept = sum(map(len, _blocks(scratch, len(asked))))
     skipped = {"nodata": len(asked) - kept, "outside": len(rows) - len(asked)}
     if not kept:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -374,10 +377,10 @@ def _block_file(scratch: Path, start: int) -> Path:
     return scratch / f"{start:012}.npy"
 
 
-def _blocks(scratch: Path, total: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, what was kept of it) of all blocks, memory-mapped where there is something to map."""
+def _blocks(scratch: Path, total: int) -> Iterator[np.ndarray]:
+    """What was kept of each block, in order."""
     for start in range(0, total, BLOCK):
-        yield start, np.load(_block_file(scratch, start), allow_pickle=False)
+        yield np.load(_block_file(scratch, start), allow_pickle=False)
 
 
 def _describe(scene: Scene) -> dict:
@@ -449,7 +452,7 @@ def _write(path: Path, scene: Scene, meta: dict, asked: np.ndarray, scratch: Pat
     plain = [name for name in kinds if name != "embedding"]
     with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=plain) as writer:
         waiting, count = [], 0
-        for _, block in _blocks(scratch, len(asked)):
+        for block in _blocks(scratch, len(asked)):
             waiting.append(block)
             count += len(block)
             if count + BLOCK > A_GROUP:
@@ -464,7 +467,7 @@ def _geo(scene: Scene, asked: np.ndarray, scratch: Path, transform: Affine) -> d
     from pyproj import CRS
 
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
-    for _, block in _blocks(scratch, len(asked)):
+    for block in _blocks(scratch, len(asked)):
         if len(block):
             bounds = shapely.bounds(place_windows(asked[block["row"], 1:], transform))
             low, high = np.minimum(low, bounds[:, :2].min(0)), np.maximum(high, bounds[:, 2:].max(0))

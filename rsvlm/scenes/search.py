@@ -4,6 +4,7 @@
 """
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,12 @@ import antimeridian
 import numpy as np
 import rasterio
 import shapely
-from affine import Affine
 from PIL import Image
 from pyproj import Geod, Transformer
-from rasterio import features
+from pyproj.exceptions import ProjError
+from rasterio import Affine, features
 from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
 
 from rsvlm.files import whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
@@ -35,11 +37,12 @@ MOST_CELLS = 16_000_000  # of a surface whose cells nobody chose
 STRIP = 4_000_000  # cells computed at a time
 DIGITS = 9  # decimals of a degree in GeoJSON: a tenth of a millimetre
 EDGE = 8  # parts of the longer side of a place, between points of its edge in degrees
+PLACES, RASTERS = (".geojson", ".json", ".parquet"), (".tif", ".tiff")  # endings of the files that are written
 IN_PIXELS = "pixels of the scene: column, row"
 Query = str | Path | Image.Image | np.ndarray | Window
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Surface:
     """How similar each place of a scene is to a query.
 
@@ -167,8 +170,8 @@ def outline(surface: Surface, threshold: float) -> "geopandas.GeoDataFrame":
     Cells that touch along a side lie in one polygon.
 
     Returns:
-        Columns mean and max (of the cells' values), area (square metres on the ellipsoid; pixels without a CRS),
-        geometry.
+        Columns mean and max (of the cells' values), area (square metres on the ellipsoid; pixels without a CRS, NaN
+        where the CRS is not the Earth's), geometry.
     """
     import geopandas
 
@@ -224,13 +227,14 @@ def choose_threshold(scores: np.ndarray, relevant: np.ndarray) -> float:
 
 def write_surface(surface: Surface, path: Path | str) -> None:
     """The surface as a GeoTIFF: float32, nodata NaN, the scene's CRS; pixels of the scene where it has none."""
-    path = Path(path)
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise ValueError(f"{path}: a surface is written as GeoTIFF; give a name that ends in .tif")
+    path = check_ending(path, RASTERS)
     rows, columns = surface.values.shape
     options = dict(driver="GTiff", dtype="float32", count=1, height=rows, width=columns, nodata=np.nan)
     options |= dict(compress="deflate", predictor=3, tiled=True, blockxsize=256, blockysize=256)
-    with whole_file(path) as scratch:
+    with whole_file(path) as scratch, warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", NotGeoreferencedWarning
+        )  # where cells are the scene's own pixels, without a CRS
         with rasterio.open(scratch, "w", crs=surface.crs, transform=surface.transform, **options) as file:
             file.write(surface.values, 1)
             file.set_band_description(1, "cosine")
@@ -246,13 +250,11 @@ def write_places(frame: "geopandas.GeoDataFrame", path: Path | str) -> None:
     Raises:
         ValueError: another ending.
     """
-    path = Path(path)
-    if path.suffix == ".parquet":
+    path = check_ending(path, PLACES)
+    if path.suffix.lower() == ".parquet":
         with whole_file(path) as scratch:
             frame.to_parquet(scratch, index=False)
         return
-    if path.suffix.lower() not in (".geojson", ".json"):
-        raise ValueError(f"{path}: places are written as .geojson or .parquet")
     shapes = to_degrees(frame)
     table = frame.drop(columns=frame.geometry.name)
     if frame.crs is None:
@@ -269,11 +271,23 @@ def write_places(frame: "geopandas.GeoDataFrame", path: Path | str) -> None:
     write_text(path, '{"type": "FeatureCollection", "features": [\n' + lines + "\n]}\n")
 
 
+def check_ending(path: Path | str, endings: tuple[str, ...]) -> Path:
+    """The path. ValueError says which endings are written where it has none of them."""
+    path = Path(path)
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{path}: what is written here ends in {' or '.join(endings)}")
+    return path
+
+
 def to_degrees(frame: "geopandas.GeoDataFrame") -> list[shapely.Geometry]:
     """The geometries in longitude and latitude of WGS 84, cut at the date line; as they are without a CRS."""
     if frame.crs is None:
         return list(frame.geometry)
-    to = Transformer.from_crs(frame.crs, "EPSG:4326", always_xy=True)
+    to = _on_earth(frame.crs)
+    if to is None:
+        raise ValueError(
+            f"the CRS {frame.crs.name!r} has no longitude and latitude on Earth, which GeoJSON wants; write .parquet"
+        )
     poles = []
     if not frame.crs.is_geographic:
         back = Transformer.from_crs("EPSG:4326", frame.crs, always_xy=True)
@@ -285,11 +299,10 @@ def to_degrees(frame: "geopandas.GeoDataFrame") -> list[shapely.Geometry]:
 
 
 def add_centres(frame: "geopandas.GeoDataFrame") -> "pd.DataFrame":
-    """The table without geometry, with the centres' longitude and latitude where there is a CRS."""
-    table = frame.drop(columns=frame.geometry.name)
-    if frame.crs is None:
+    """The table without geometry, with the centres' longitude and latitude where the CRS has them."""
+    table, to = frame.drop(columns=frame.geometry.name), _on_earth(frame.crs)
+    if to is None:
         return table
-    to = Transformer.from_crs(frame.crs, "EPSG:4326", always_xy=True)
     centres = shapely.get_coordinates(shapely.centroid(frame.geometry.to_numpy()))
     longitude, latitude = to.transform(*centres.T)
     longitude = (np.asarray(longitude) + 180) % 360 - 180
@@ -418,7 +431,10 @@ def _ground(embeddings: SceneEmbeddings, columns: np.ndarray, rows: np.ndarray) 
     if embeddings.table.crs is None:
         return lambda one, many: np.hypot(columns[many] - columns[one], rows[many] - rows[one])
     x, y = _apply(embeddings.transform, columns, rows)
-    longitude, latitude = Transformer.from_crs(embeddings.table.crs, "EPSG:4326", always_xy=True).transform(x, y)
+    to = _on_earth(embeddings.table.crs)
+    if to is None:
+        raise ValueError(f"distance: the CRS {embeddings.table.crs.name!r} is not on Earth, where metres are measured")
+    longitude, latitude = to.transform(x, y)
     earth = Geod(ellps="WGS84")
 
     def measure(one: int, many: np.ndarray) -> np.ndarray:
@@ -438,7 +454,9 @@ def _cell_areas(surface: Surface) -> np.ndarray:
     y = np.minimum(np.arange(rows + 1) * surface.cell, own["height"]).astype(np.float64)
     if surface.embeddings.table.crs is None:
         return np.diff(y)[:, None] * np.diff(x)[None, :]
-    to = Transformer.from_crs(surface.embeddings.table.crs, "EPSG:6933", always_xy=True)
+    to = _on_earth(surface.embeddings.table.crs, "EPSG:6933")
+    if to is None:
+        return np.full((rows, columns), np.nan)
     around = 2 * Transformer.from_crs("EPSG:4326", "EPSG:6933", always_xy=True).transform(180, 0)[0]
     areas = np.empty((rows, columns))
     height = max(1, STRIP // (columns + 1))
@@ -451,6 +469,14 @@ def _cell_areas(surface: Surface) -> np.ndarray:
         double = sum(e[i] * n[(i + 1) % 4] - e[(i + 1) % 4] * n[i] for i in range(4))
         areas[start : start + height] = np.abs(double) / 2
     return np.nan_to_num(areas, nan=0.0, posinf=0.0)  # beyond the Earth's edge there is no ground
+
+
+def _on_earth(crs: object, target: str = "EPSG:4326") -> Transformer | None:
+    """From a CRS to one of the Earth's; None where there is no way: no CRS, another planet, a plan of a building."""
+    try:
+        return None if crs is None else Transformer.from_crs(crs, target, always_xy=True)
+    except ProjError:
+        return None
 
 
 def _in_degrees(

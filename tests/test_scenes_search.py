@@ -1,0 +1,379 @@
+"""Places found in scenes: known colours at known places, on surfaces, in files that others read."""
+
+import json
+import warnings
+
+import geopandas
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+import shapely
+from PIL import Image
+from pyproj import Transformer
+from rasterio import Affine
+from scene_case import TURNED, UTM, ColourEncoder, green_with_red, write_raster
+
+from rsvlm import cli
+from rsvlm.scenes import search
+from rsvlm.scenes.embedding import embed_scene, place_windows
+from rsvlm.scenes.reading import Window, open_scene
+from rsvlm.scenes.search import (
+    add_centres,
+    choose_threshold,
+    find_peaks,
+    outline,
+    search_scene,
+    to_degrees,
+    write_places,
+    write_surface,
+)
+
+SQUARE = (96, 32, 32, 32)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RSVLM_CACHE", str(tmp_path / "cache"))
+
+
+def embedded(folder, pixels, sizes=(32,), overlap=0.5, encoder=None, **place):
+    path = write_raster(folder / "scene.tif", pixels, **place)
+    with open_scene(path, stretch=(0, 255)) as scene:
+        return embed_scene(encoder or ColourEncoder(), scene, folder / "scene.parquet", sizes=sizes, overlap=overlap)
+
+
+@pytest.fixture(params=["utm", "turned", "plain"])
+def found(request, tmp_path):
+    """The red square of a scene of 200 x 120 pixels, looked for."""
+    place = {"utm": dict(crs="EPSG:32633", transform=UTM), "turned": dict(crs="EPSG:32633", transform=TURNED)}
+    pixels = green_with_red(200, 120, *SQUARE[:3])
+    made = embedded(tmp_path, pixels, sizes=(32, 64), **place.get(request.param, {}))
+    return search_scene(made, "red", ColourEncoder())
+
+
+def by_hand(surface):
+    """The mean over windows, pixel by pixel, then over cells, then over levels."""
+    own, cell = surface.embeddings.meta["scene"], surface.cell
+    shape = -(-own["height"] // cell) * cell, -(-own["width"] // cell) * cell
+    levels = []
+    for level in sorted(set(surface.embeddings.table["level"])):
+        total, count = np.zeros(shape), np.zeros(shape)
+        for row in np.flatnonzero(surface.embeddings.table["level"] == level):
+            left, top, width, height = surface.embeddings.window(row)
+            total[top : top + height, left : left + width] += surface.scores[row]
+            count[top : top + height, left : left + width] += 1
+        cells = [part.reshape(shape[0] // cell, cell, -1, cell).sum((1, 3)) for part in (total, count)]
+        with np.errstate(invalid="ignore"):
+            levels.append(cells[0] / cells[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # cells without a window
+        return np.nanmean(levels, axis=0)
+
+
+def test_the_square_is_found_where_it_lies(found):
+    assert found.cell == 8 and found.values.shape == (15, 25) and found.query == "red"
+    peak = find_peaks(found, 1)
+    assert tuple(peak[["left", "top", "width", "height"]].iloc[0]) == SQUARE
+    assert peak["rank"].tolist() == [1] and peak["score"].iloc[0] == pytest.approx(1) and peak["level"].iloc[0] == 0
+    row, column = np.unravel_index(int(np.nanargmax(found.values)), found.values.shape)
+    assert (column, row) == (96 // 8 + 1, 32 // 8 + 1) or found.values[row, column] == found.values[6, 14]
+    with open_scene(found.embeddings.meta["scene"]["path"], stretch=(0, 255)) as scene:
+        assert peak.geometry.iloc[0].equals(scene.polygon(Window(*SQUARE)))
+
+
+@pytest.mark.parametrize("cell", [1, 5, 8, 37, 500])
+def test_a_surface_is_the_mean_of_its_windows(found, cell, monkeypatch):
+    monkeypatch.setattr(search, "STRIP", 60)
+    surface = search_scene(found.embeddings, "red", ColourEncoder(), cell=cell)
+    assert surface.values.dtype == np.float32
+    assert np.allclose(surface.values, by_hand(surface), atol=1e-6)
+
+
+def test_places_without_a_window_are_nan(tmp_path):
+    pixels = green_with_red(128, 64, 0, 0, 32)
+    pixels[:, :, 80:] = 7
+    made = embedded(tmp_path, pixels, sizes=(16, 32), overlap=0.5, nodata=7)
+    surface = search_scene(made, "green", ColourEncoder(), cell=4)
+    assert np.isnan(surface.values).any() and np.isnan(surface.values[:, 24:]).all()
+    assert np.allclose(surface.values, by_hand(surface), atol=1e-6, equal_nan=True)
+    assert not outline(surface, -1).geometry.iloc[0].intersects(shapely.box(97, 0, 128, 64))
+
+
+def test_queries_of_every_kind_find_the_same(found, tmp_path):
+    encoder, red = ColourEncoder(), np.full((9, 9, 3), (250, 0, 0), np.uint8)
+    Image.fromarray(red).save(tmp_path / "red.png")
+    vector = np.array([2.0, 0, 0], np.float32)
+    queries = ["red", Image.fromarray(red), red, tmp_path / "red.png", vector, Window(*SQUARE), Window(97, 30, 30, 33)]
+    surfaces = search_scene(found.embeddings, queries, encoder)
+    assert all(np.allclose(one.values, found.values, atol=1e-6) for one in surfaces) and len(surfaces) == 7
+    assert [one.query for one in surfaces][3:] == [
+        "red.png", "a vector", "the window (96, 32, 32, 32)", "the window (97, 30, 30, 33)"
+    ]  # fmt: skip
+    assert np.allclose(search_scene(found.embeddings, Window(*SQUARE)).values, found.values, atol=1e-6)
+
+
+def test_queries_that_cannot_be(found):
+    encoder, other = ColourEncoder(), ColourEncoder()
+    other.logit_scale.data += 1
+    for query, said in (
+        (" ", "blank"), (np.ones(4, np.float32), "vector of 3"), (np.zeros(3, np.float32), "vector of 3"),
+        (np.array([1, np.nan, 0], np.float32), "vector of 3"), (np.array([1, 0, 0]), "vector of 3"),
+        (Window(5000, 0, 3, 3), "overlaps no window"), (np.zeros((2, 2, 4), np.uint8), "an array of shape"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            search_scene(found.embeddings, query, encoder)
+    with pytest.raises(ValueError, match="made with the encoder"):
+        search_scene(found.embeddings, "red", other)
+    for cell in (0, 2.5):
+        with pytest.raises(ValueError, match="cell"):
+            search_scene(found.embeddings, "red", encoder, cell=cell)
+
+
+def test_peaks_do_not_share_ground(found):
+    peaks = find_peaks(found, 10_000, overlap=0.2)
+    boxes = place_windows(peaks[["left", "top", "width", "height"]].to_numpy(), Affine.identity())
+    assert len(peaks) > 5 and peaks["score"].is_monotonic_decreasing
+    for one in range(len(boxes)):
+        for two in range(one):
+            shared = shapely.intersection(boxes[one], boxes[two]).area
+            assert shared <= 0.2 * min(boxes[one].area, boxes[two].area)
+    assert len(find_peaks(found, 10_000, overlap=1)) == len(found.embeddings)
+    assert len(find_peaks(found, 10_000, overlap=0)) < len(peaks)
+    assert (find_peaks(found, 10_000, threshold=0.5)["score"] >= 0.5).all()
+    assert find_peaks(found, threshold=2).empty and find_peaks(found, threshold=2).crs == found.embeddings.table.crs
+
+
+def test_equal_peaks_come_in_order(tmp_path):
+    made = embedded(tmp_path, np.full((3, 64, 64), 50, np.uint8), sizes=(32, 16), overlap=0)
+    peaks = find_peaks(search_scene(made, "red", ColourEncoder()), 5)
+    assert peaks[["level", "top", "left"]].to_numpy().tolist() == [[0, 0, 0], [0, 0, 32], [0, 32, 0], [0, 32, 32]]
+
+
+def test_peaks_keep_a_distance_on_the_ground(tmp_path):
+    """In degrees at 60 degrees north: 16 pixels are 890 m to the east and 1,782 m to the south."""
+    place = dict(crs="EPSG:4326", transform=Affine.translation(20, 60.1) @ Affine.scale(0.001, -0.001))
+    made = embedded(tmp_path, np.full((3, 64, 64), 50, np.uint8), sizes=(16,), overlap=0, **place)
+    surface = search_scene(made, "red", ColourEncoder())
+    assert find_peaks(surface, 100, distance=1_000)[["top", "left"]].to_numpy().tolist() == [
+        [top, left] for top in (0, 16, 32, 48) for left in (0, 32)
+    ]
+    with pytest.raises(ValueError, match="distance"):
+        find_peaks(surface, distance=-1)
+
+
+def test_outlines(found):
+    threshold = 0.7 * float(found.values.max())
+    places = outline(found, threshold)
+    assert len(places) == 1 and places.columns.tolist() == ["mean", "max", "area", "geometry"]
+    inside = found.values >= threshold
+    assert 9 <= inside.sum() < 50  # the square has 16 cells
+    assert places["mean"].iloc[0] == pytest.approx(found.values[inside].mean(), abs=1e-6)
+    assert places["max"].iloc[0] == found.values.max()
+    pixel = 100 if places.crs else 1
+    assert places.geometry.iloc[0].area == pytest.approx(inside.sum() * 64 * pixel)
+    assert places["area"].iloc[0] == pytest.approx(inside.sum() * 64 * pixel, rel=1e-3 if places.crs else 1e-12)
+    assert outline(found, 2).empty and outline(found, 2).crs == found.embeddings.table.crs
+
+
+def test_outlines_stay_on_the_scene_and_keep_their_holes(tmp_path):
+    pixels = np.zeros((3, 50, 70), np.uint8)
+    pixels[1] = 200
+    pixels[:, 20:30, 20:30] = np.array([200, 0, 0])[:, None, None]
+    made = embedded(tmp_path, pixels, sizes=(10,), overlap=0, crs="EPSG:32633", transform=UTM)
+    places = outline(search_scene(made, "green", ColourEncoder(), cell=10), 0.5)
+    assert len(places) == 1 and len(places.geometry.iloc[0].interiors) == 1
+    places = outline(search_scene(made, "green", ColourEncoder(), cell=40), 0.1)
+    assert places.total_bounds.tolist() == [500_000, 4_999_500, 500_700, 5_000_000]
+    assert places["area"].iloc[0] == pytest.approx(50 * 70 * 100, rel=1e-3)
+
+
+def test_the_area_of_the_whole_earth(tmp_path):
+    place = dict(crs="EPSG:4326", transform=Affine.translation(-180, 90) @ Affine.scale(5, -5))
+    made = embedded(tmp_path, np.full((3, 36, 72), 9, np.uint8), sizes=(12,), **place)
+    places = outline(search_scene(made, "red", ColourEncoder()), 0)
+    assert places["area"].iloc[0] == pytest.approx(510_065_621_724_000, rel=1e-3)
+    assert shapely.box(*to_degrees(places)[0].bounds).equals(shapely.box(-180, -90, 180, 90))
+
+
+def test_the_best_threshold():
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    assert choose_threshold(scores, np.array([1, 1, 0, 0, 0])) == 0.8
+    assert choose_threshold(scores, np.array([1, 0, 1, 0, 0])) == 0.7
+    assert choose_threshold(np.array([0.9, 0.5, 0.5]), np.array([1, 1, 0])) == 0.5  # equal scores are taken together
+    draw = np.random.default_rng(0)
+    scores, relevant = draw.integers(0, 20, 60) / 20, draw.random(60) < 0.3
+    best = max((2 * (relevant & (scores >= t)).sum() / ((scores >= t).sum() + relevant.sum()), t) for t in set(scores))
+    assert choose_threshold(scores, relevant) == best[1]
+    for wrong in (([0.1], [False]), ([0.1, 0.2], [True]), ([np.nan], [True])):
+        with pytest.raises(ValueError):
+            choose_threshold(*map(np.array, wrong))
+
+
+def test_a_surface_as_geotiff(found, tmp_path):
+    write_surface(found, tmp_path / "a.tif")
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert np.array_equal(file.read(1), found.values, equal_nan=True) and np.isnan(file.nodata)
+        assert file.crs == found.crs and file.dtypes == ("float32",) and file.tags()["QUERY"] == "red"
+        place = file.transform @ (SQUARE[0] / 8, SQUARE[1] / 8)
+    expected = find_peaks(found, 1).geometry.iloc[0].exterior.coords[0]
+    assert place == pytest.approx(expected, abs=1e-6)
+    before = (tmp_path / "a.tif").read_bytes()
+    write_surface(found, tmp_path / "a.tif")
+    assert (tmp_path / "a.tif").read_bytes() == before
+    with pytest.raises(ValueError, match="a.png"):
+        write_surface(found, tmp_path / "a.png")
+
+
+def test_places_as_geojson_lie_right_to_a_pixel(found, tmp_path):
+    peaks = find_peaks(found, 3)
+    write_places(peaks, tmp_path / "a.geojson")
+    read = pyogrio.read_dataframe(tmp_path / "a.geojson")
+    assert read["rank"].tolist() == [1, 2, 3] and np.allclose(read["score"], peaks["score"])
+    told = json.loads((tmp_path / "a.geojson").read_text(encoding="utf-8"))
+    assert "crs" not in told
+    if peaks.crs is None:
+        assert set(read["coordinates"]) == {search.IN_PIXELS}
+        assert read.geometry.iloc[0].equals(shapely.box(96, 32, 128, 64))
+        return
+    assert read.crs.to_epsg() == 4326 and "coordinates" not in read
+    for place, back in zip(peaks.geometry, read.geometry.to_crs(peaks.crs)):
+        assert shapely.hausdorff_distance(place, back) < 0.05  # metres; a pixel has 10
+        corners = shapely.MultiPoint(back.exterior.coords)
+        assert all(corners.distance(shapely.Point(corner)) < 0.001 for corner in place.exterior.coords)
+    assert all(shapely.is_ccw(shapely.get_exterior_ring(place)) for place in read.geometry)
+
+
+def test_places_as_geoparquet(found, tmp_path):
+    peaks = find_peaks(found, 3)
+    write_places(peaks, tmp_path / "a.parquet")
+    read = geopandas.read_parquet(tmp_path / "a.parquet")
+    assert read.crs == peaks.crs and read.equals(peaks)
+    with pytest.raises(ValueError, match="a.shp"):
+        write_places(peaks, tmp_path / "a.shp")
+
+
+def test_no_place_and_what_is_missing_are_geojson_too(found, tmp_path):
+    write_places(find_peaks(found, threshold=2), tmp_path / "a.geojson")
+    assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
+    frame = found.embeddings.table.head(1).assign(score=np.nan, note="<ä>", flag=np.True_)
+    write_places(frame, tmp_path / "a.geojson")
+    told = json.loads((tmp_path / "a.geojson").read_text(encoding="utf-8"))["features"][0]["properties"]
+    assert told["score"] is None and told["date"] is None and told["note"] == "<ä>" and told["flag"] is True
+
+
+def in_degrees(crs, *shapes):
+    return to_degrees(geopandas.GeoDataFrame(geometry=list(shapes), crs=crs))
+
+
+def test_a_place_over_the_date_line_is_cut_there():
+    east = Transformer.from_crs("EPSG:4326", "EPSG:32660", always_xy=True).transform(180, 60)
+    made = in_degrees("EPSG:32660", shapely.box(east[0] - 9_000, east[1], east[0] + 9_000, east[1] + 5_000))[0]
+    assert made.geom_type == "MultiPolygon" and len(made.geoms) == 2 and made.is_valid
+    low, high = sorted(made.geoms, key=lambda part: part.bounds[0])
+    assert low.bounds[0] == -180 and high.bounds[2] == 180 and high.bounds[0] > 179 and low.bounds[2] < -179
+    assert low.area == pytest.approx(high.area, rel=0.05)
+    for shape in (shapely.box(175, 10, 190, 20), shapely.box(-185, 10, -170, 20)):
+        made = in_degrees("EPSG:4326", shape)[0]
+        assert made.geom_type == "MultiPolygon" and made.area == pytest.approx(150)
+        assert made.bounds == (-180, 10, 180, 20)
+    assert in_degrees("EPSG:4326", shapely.box(190, 10, 200, 20))[0].equals(shapely.box(-170, 10, -160, 20))
+    assert in_degrees("EPSG:4326", shapely.box(-180, -90, 180, 90))[0].equals(shapely.box(-180, -90, 180, 90))
+
+
+@pytest.mark.parametrize("crs, pole", [("EPSG:3413", 90), ("EPSG:3031", -90)])
+def test_a_place_over_a_pole_holds_it(crs, pole):
+    made, beside = in_degrees(crs, shapely.box(-90_000, -50_000, 40_000, 50_000), shapely.box(1e5, 1e5, 2e5, 2e5))
+    assert made.is_valid and not beside.covers(shapely.Point(beside.centroid.x, pole))
+    for longitude in range(-179, 180, 7):
+        assert made.covers(shapely.Point(longitude, pole * 89.9 / 90)), longitude
+        assert not made.intersects(shapely.Point(longitude, pole * 88 / 90))
+    back = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    x, y = back.transform(*shapely.get_coordinates(beside).T)
+    assert shapely.Polygon(list(zip(x, y))).area == pytest.approx(1e10, rel=1e-3)
+
+
+def test_a_scene_over_the_date_line(tmp_path):
+    east, north = Transformer.from_crs("EPSG:4326", "EPSG:32660", always_xy=True).transform(180, -17)
+    place = dict(crs="EPSG:32660", transform=Affine.translation(east - 1000, north) @ Affine.scale(10, -10))
+    made = embedded(tmp_path, green_with_red(200, 120, 84, 32, 32), sizes=(32,), overlap=0.75, **place)
+    peaks = find_peaks(search_scene(made, "red", ColourEncoder()), 2)
+    assert peaks["left"].iloc[0] in (80, 88)
+    write_places(peaks, tmp_path / "a.geojson")
+    read = pyogrio.read_dataframe(tmp_path / "a.geojson")
+    assert read.geometry.iloc[0].geom_type == "MultiPolygon"
+    assert abs(add_centres(peaks)["longitude"].iloc[0]) == pytest.approx(180, abs=0.001)
+    whole = outline(search_scene(made, "green", ColourEncoder()), -1)
+    assert whole["area"].iloc[0] == pytest.approx(200 * 120 * 100, rel=2e-3)
+
+
+def test_a_scene_at_the_pole(tmp_path):
+    place = dict(crs="EPSG:3413", transform=Affine.translation(-32_000, 32_000) @ Affine.scale(1000, -1000))
+    made = embedded(tmp_path, green_with_red(64, 64, 16, 16, 32), sizes=(32,), overlap=0.5, **place)
+    peaks = find_peaks(search_scene(made, "red", ColourEncoder()), 1)
+    write_places(peaks, tmp_path / "a.geojson")
+    read = pyogrio.read_dataframe(tmp_path / "a.geojson")
+    assert read.geometry.iloc[0].covers(shapely.box(-180, 89.9, 180, 90))
+    assert find_peaks(search_scene(made, "green", ColourEncoder()), 9, distance=1e6)["rank"].tolist() == [1]
+
+
+def test_thin_scenes(tmp_path):
+    pixels = np.zeros((3, 1, 300), np.uint8)
+    pixels[1] = 200
+    pixels[:, :, 64:96] = np.array([200, 0, 0])[:, None, None]
+    surface = search_scene(embedded(tmp_path, pixels), "red", ColourEncoder())
+    assert surface.values.shape == (1, 38) and find_peaks(surface, 1)["left"].tolist() == [64]
+    assert outline(surface, float(surface.values.max())).total_bounds.tolist() == [64, 0, 96, 1]
+
+
+def test_cells_grow_with_a_very_large_scene(found, monkeypatch):
+    monkeypatch.setattr(search, "MOST_CELLS", 24)
+    assert search.default_cell(found.embeddings) == 32
+
+
+def test_the_commands(tmp_path, capsys, monkeypatch):
+    def load(name, device="cpu"):
+        assert name == "colour"
+        return ColourEncoder()
+
+    monkeypatch.setattr("rsvlm.models.zoo.load_encoder", load)
+    monkeypatch.setattr("rsvlm.models.index.load_encoder", load)
+    pixels = green_with_red(200, 120, *SQUARE[:3]).astype(np.uint16) * 10
+    bands = np.concatenate([pixels[::-1], pixels[:1] * 0])  # blue, green, red, near infrared
+    path = write_raster(tmp_path / "scene.tif", bands, crs="EPSG:32633", transform=UTM)
+    out, hits, surface = tmp_path / "scene.parquet", tmp_path / "hits.geojson", tmp_path / "s.tif"
+
+    def run(*arguments) -> int:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["scene", *map(str, arguments)])
+        return ended.value.code or 0
+
+    embed = ["embed", path, out, "--encoder", "colour", "--size", 32, "--size", 64]
+    assert run(*embed) == 1 and "scene.tif: 4 bands" in capsys.readouterr().err
+    assert run(*embed, "--bands", "3,2,1", "--stretch", "0,high") == 1 and "--stretch" in capsys.readouterr().err
+    assert run(*embed, "--bands", "planetscope", "--stretch", "0,2550") == 0
+    assert f"102 windows in {out}" in capsys.readouterr().err
+    assert run("search", out, "red", "--out", hits, "--surface", surface, "--k", 2) == 0
+    assert len(pyogrio.read_dataframe(hits)) == 2 and rasterio.open(surface).shape == (15, 25)
+    assert run("search", out, "red", "-k", 1) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "rank,score,left,top,width,height,level,longitude,latitude" and told[1].startswith("1,1.0,96,32,")
+    outlines = tmp_path / "o.parquet"
+    assert run("search", out, "red", "--outlines", outlines, "--threshold", 0.3) == 0
+    assert len(geopandas.read_parquet(outlines)) == 1
+    assert run("search", out, "red", "--outlines", outlines) == 1 and "--threshold" in capsys.readouterr().err
+    assert run("search", out, "red", "--out", tmp_path / "a.kml") == 1 and "a.kml" in capsys.readouterr().err
+    assert run("search", path, "red") == 1 and "scene.tif: not a whole Parquet file" in capsys.readouterr().err
+
+
+def test_a_scene_of_another_planet(tmp_path):
+    moon = 'GEOGCS["Moon 2000",DATUM["D_Moon_2000",SPHEROID["Moon_2000_IAU_IAG",1737400,0]],PRIMEM["Reference_Meridian",0],UNIT["degree",0.0174532925199433]]'
+    place = dict(crs=moon, transform=Affine.translation(10, 60) @ Affine.scale(0.001, -0.001))
+    surface = search_scene(embedded(tmp_path, green_with_red(64, 64, 0, 0, 32), **place), "red", ColourEncoder())
+    peaks = find_peaks(surface, 1)
+    write_places(peaks, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="Moon 2000.*write .parquet"):
+        write_places(peaks, tmp_path / "a.geojson")
+    with pytest.raises(ValueError, match="distance: the CRS 'Moon 2000'"):
+        find_peaks(surface, distance=5)
+    assert np.isnan(outline(surface, 0.5)["area"]).all() and "longitude" not in add_centres(peaks)
