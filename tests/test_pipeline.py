@@ -42,6 +42,7 @@ def test_the_stages_are_the_notebooks_in_their_order():
     assert list(STAGES) == [
         "aggregate_data", "adapt_encoder", "encode_images", "finetune_lora", "generate_captions", "score_captions",
         "score_retrieval", "run_model", "leaderboard", "compare_with_paper", "caption_gallery", "retrieval_gallery",
+        "search_mosaics",
     ]  # fmt: skip
     stages = [stage for stage in PIPELINE["stages"] if stage != "model_files"]  # looks at files for run_model
     assert stages == ["check_params", "strip", *STAGES, "notebook_pages"]

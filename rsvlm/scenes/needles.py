@@ -205,7 +205,7 @@ def search_mosaics(
 
 
 def caption_found(
-    captioner: Captioner,
+    captioner: Captioner | None,
     mosaics: Sequence[Mosaic],
     searches: pd.DataFrame,
     *,
@@ -216,11 +216,16 @@ def caption_found(
     ``squash`` is said of the whole mosaic as one picture, ``anyres`` too, with crops; ``needle`` is said of the needle alone,
     which is what a perfect search would give.
 
+    Args:
+        captioner: None where there are no mosaics.
+
     Returns:
         A row a mosaic and method: side, method, mosaic, said, cider: the mean CIDEr to the needle's captions, 0 to 10, with
         the idf of the captioner's training captions and plain words: close to, but not, what is reported of test sets.
     """
-    rows = []
+    columns, rows = ["side", "method", "mosaic", "said", "cider"], []
+    if not mosaics:
+        return pd.DataFrame(columns=columns)
     first = searches.drop_duplicates(["side", "method", "mosaic"]).set_index(["side", "method", "mosaic"])
     wholes, parts = [], []
     for mosaic in mosaics:
@@ -242,7 +247,7 @@ def caption_found(
     for mosaic, methods, text in told:
         cider = float(captioner.memory.space.similarity([text], mosaic.captions).mean())
         rows += [(mosaic.side, method, mosaic.number, text, cider) for method in methods]
-    frame = pd.DataFrame(rows, columns=["side", "method", "mosaic", "said", "cider"])
+    frame = pd.DataFrame(rows, columns=columns)
     order = {method: place for place, method in enumerate([*METHODS, "anyres", "needle"])}
     by = frame.assign(order=frame["method"].map(order)).sort_values(["side", "order", "mosaic"], kind="stable")
     return by.drop(columns="order").reset_index(drop=True)
@@ -255,38 +260,35 @@ def takes_crops(captioner: Captioner) -> bool:
 
 def measure_costs(
     encoder: DualEncoder,
-    mosaic: Mosaic,
+    mosaics: Sequence[Mosaic],
     folder: Path,
     *,
     window: int,
     batch_size: int = 32,
     precision: str = "auto",
 ) -> list[dict]:
-    """What embedding one mosaic costs by each method, nothing kept: windows, seconds, megabytes.
+    """What embedding the first mosaic of each side costs by each method, nothing kept: windows, seconds, megabytes.
 
     ``megabytes`` is the most memory held beyond what was in use before; None where the system does not tell (it does on
     Linux and of a GPU).
     """
     rows, encoder = [], KnownEncoder(encoder)
-    raster = write_mosaic(mosaic, Path(folder) / f"{mosaic.name}.tif")
-    try:
-        for method in METHODS:
-            out = Path(folder) / f"{mosaic.name}_{method}.parquet"
-            out.unlink(missing_ok=True)
-            try:
+    for mosaic in {mosaic.side: mosaic for mosaic in reversed(mosaics)}.values():
+        raster = write_mosaic(mosaic, Path(folder) / f"{mosaic.name}.tif")
+        out = Path(folder) / f"{mosaic.name}_cost.parquet"
+        try:
+            for method in METHODS:
+                out.unlink(missing_ok=True)
+                sizes = _sizes(method, window, mosaic.side)
                 with _watch_memory(encoder.device) as used:
                     start = time.perf_counter()
-                    sizes = _sizes(method, window, mosaic.side)
                     made = _embed(encoder, raster, out, sizes, _overlap(method), batch_size, precision)
-                    seconds = time.perf_counter() - start
-            finally:
-                out.unlink(missing_ok=True)
-            rows.append(
-                {"side": mosaic.side, "method": method, "windows": len(made), "seconds": round(seconds, 3), **used}
-            )
-    finally:
-        raster.unlink(missing_ok=True)
-    return rows
+                    seconds = round(time.perf_counter() - start, 3)
+                rows.append({"side": mosaic.side, "method": method, "windows": len(made), "seconds": seconds, **used})
+        finally:
+            raster.unlink(missing_ok=True)
+            out.unlink(missing_ok=True)
+    return sorted(rows, key=lambda row: row["side"])
 
 
 def search_selo(

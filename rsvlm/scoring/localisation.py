@@ -24,7 +24,8 @@ x 1,000 pixels around it, and is above 0, is a plateau; a candidate is a plateau
 images of 3,000 to 10,000: in an image of less than about 1,000 there is mostly one plateau.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -32,6 +33,9 @@ import pandas as pd
 from scipy.ndimage import label, maximum_filter
 
 from rsvlm.scoring.bootstrap import bootstrap_corpus, difference_of_draws, mean_of, mean_statistics, resampled_sums
+
+if TYPE_CHECKING:
+    from rsvlm.scenes.needles import SeloMap
 
 RULES = ("centre", "overlap")
 LEAST_OVERLAP = 0.5  # intersection over union that "overlap" asks for
@@ -169,6 +173,27 @@ def average_indicators(
         )
         for name in INDICATORS
     }
+
+
+def judge_maps(maps: Iterable["SeloMap"], *, median: int = 0, resamples: int = 1000, seed: int = 0) -> dict:
+    """{side: {method: indicators}} of ``search_mosaics``'s maps, averaged over mosaics, with 95 % intervals.
+
+    Without a median: the published one is made for images of thousands of pixels.
+    """
+    judged: dict[str, dict[str, list]] = {}
+    for one in maps:
+        rows = judged.setdefault(str(one.about["side"]), {}).setdefault(one.about["method"], [])
+        rows.append(judge_map(one, median=median))
+    return {
+        side: {method: average_indicators(rows, resamples=resamples, seed=seed) for method, rows in methods.items()}
+        for side, methods in judged.items()
+    }
+
+
+def judge_map(one: "SeloMap", *, median: int = MEDIAN) -> dict[str, float]:
+    """SeLo's indicators of a surface, as ``probability_map`` and ``selo_indicators`` make them."""
+    grey = probability_map(one.values, one.cell, one.width, one.height, median=median)
+    return selo_indicators(grey, one.regions)
 
 
 def probability_map(values: np.ndarray, cell: int, width: int, height: int, *, median: int = MEDIAN) -> np.ndarray:

@@ -11,11 +11,9 @@ from rsvlm.scenes.mosaics import Mosaic, overview
 from rsvlm.scenes.needles import SeloMap
 from rsvlm.viewing.plots import (
     BLACK,
-    BLUE,
     COLOURS,
     DASHES,
     MARKERS,
-    MUTED,
     ORANGE,
     SEQUENTIAL,
     figure,
