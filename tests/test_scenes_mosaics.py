@@ -37,7 +37,15 @@ from rsvlm.scenes.needles import (
     window_side,
 )
 from rsvlm.scenes.reading import Window, open_scene
-from rsvlm.scoring.localisation import judge_map, judge_maps, judge_searches, score_needles
+from rsvlm.scoring.localisation import compare_needles, judge_map, judge_maps, judge_searches, score_needles
+from rsvlm.viewing.mosaic_figures import (
+    cost_table,
+    draw_search,
+    mosaic_result,
+    needle_figure,
+    needle_table,
+    selo_table,
+)
 
 SIDE = 16  # of the images, pixels
 
@@ -194,12 +202,10 @@ def test_distractors_share_no_caption_with_any_needle(rows):
 
 def test_too_few_images_give_fewer_mosaics_and_say_so(rows):
     sizes = read_sizes(rows)
-    mosaics, note = plan_mosaics(rows, sizes, [4], 15)
-    assert len(mosaics) == 10 and "15 were asked for" in note and "10 of 20 images as distractors" in note
-    few = rows.iloc[:8]
-    assert plan_mosaics(few, sizes, [4], 3)[0] == [] and plan_mosaics(few, sizes, [4], 3)[1].startswith(
-        "No mosaics: of 8"
-    )
+    mosaics, note = plan_mosaics(rows, sizes, [4], 18)
+    assert len(mosaics) == 16 and "18 were asked for" in note and "4 of 20 images as distractors" in note
+    nothing, note = plan_mosaics(rows.iloc[:4], sizes, [4], 3)
+    assert nothing == [] and note.startswith("No mosaics: of 4 images 4 are smaller")
     assert plan_mosaics(rows, sizes, [4], 0) == ([], "No mosaics were asked for.")
     assert plan_mosaics(rows.iloc[:0], {}, [4], 3)[0] == []
     same = rows.assign(captions=[["the same"]] * len(rows))
@@ -329,6 +335,43 @@ def test_what_is_found_is_captioned(rows, tmp_path, monkeypatch):
     assert said.groupby("method")["cider"].min()["needle"] == 10.0  # a picture of the needle alone
     assert list(dict.fromkeys(said["method"])) == [*METHODS, "needle"] and len(said) == 2 * 5
     assert len(asked) <= 2 * 5  # a window that two methods find is looked at once
+
+
+# Tables, pictures and words
+
+
+def test_tables_pictures_and_words_tell_what_was_found(rows, tmp_path):
+    mosaics, note = plan_mosaics(rows, read_sizes(rows), [4, 6], 3, seed=0)
+    searches, maps = search_mosaics(MeanColour(), mosaics, tmp_path, window=SIDE, capitalise=False)
+    metrics = made_metrics(searches, maps, note)
+    table = needle_table(metrics)
+    assert list(table.index.get_level_values(0)) == [64] * 4 + [96] * 4
+    assert table.loc[(96, "squash (place: a guess)"), "recall at 1"] == "2.8" and (table["mosaics"] == 3).all()
+    assert selo_table(metrics).shape == (6, 4)
+    assert len(needle_figure(metrics).axes) == 3  # nothing was captioned
+    assert draw_search(mosaics[0], searches, maps[2]).axes
+    said = str(mosaic_result(metrics))
+    assert said.startswith(
+        "In synthetic mosaics of 96 pixels a guess hits the right window for 2.8 % of the captions; tiles "
+    )
+    assert "(3 mosaics, 95 % intervals over mosaics, seed 0)" in said and "CIDEr" not in said
+
+
+def test_no_mosaics_are_said_and_not_drawn():
+    metrics = made_metrics(*search_mosaics(MeanColour(), [], None, window=SIDE), "No mosaics were asked for.")
+    assert not len(needle_table(metrics)) and not len(selo_table(metrics)) and not len(cost_table([]))
+    assert needle_figure(metrics) is None and str(mosaic_result(metrics)) == "No mosaics were asked for."
+
+
+def made_metrics(searches, maps, note):
+    judged = judge_searches(searches)
+    return {
+        "about": {"note": note, "seed": 0},
+        "needles": score_needles(judged, resamples=50),
+        "overlap_against_tiles": compare_needles(judged, "overlap", "tiles", resamples=50),
+        "captions": {},
+        "semantic_localisation": {"mosaics": judge_maps(maps, resamples=50), "AIR-SLT": None},
+    }
 
 
 # SeLo's annotations

@@ -29,7 +29,7 @@ from rsvlm.scenes.reading import Window
 
 SYNTHETIC = "synthetic mosaic of test images laid side by side; shows no place on Earth"
 BLOCK = 256  # pixels along a side of a GeoTIFF's block
-LEAST_DISTRACTORS = 10  # images that a mosaic's background is made of, at least
+LEAST_DISTRACTORS = 4  # images that a mosaic's background is made of, at least
 CACHED_IMAGES = 64  # decoded ones held while a mosaic is painted
 
 

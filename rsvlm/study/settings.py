@@ -251,7 +251,7 @@ class SearchMosaics(Machine):
 
     split: Split = setting("test", "whose images are laid side by side and looked for")
     images_along: list[int] = setting(
-        [4, 8],
+        [4, 6],
         "images along a side of a mosaic, one size each; pixels are that many times an image's side",
         Within(2, 256, "one image is no mosaic; 256 of 256 pixels are 65,536, some 300,000 windows"),
         quick=[4],
@@ -260,7 +260,7 @@ class SearchMosaics(Machine):
         12, "mosaics a size, each with one image to look for; 0: none", Within(0, 1000, "0 leaves them out"), quick=4
     )
     captioned: int = setting(
-        4, "of these, how many a size are captioned where they are found; 0: none", Within(0, 1000, "0: none"), quick=2
+        3, "of these, how many a size are captioned where they are found; 0: none", Within(0, 1000, "0: none"), quick=2
     )
     selo: str | None = setting(
         None, "folder of SeLo's test set (annotations/anno.json, imgs), from the project's root; null: none"

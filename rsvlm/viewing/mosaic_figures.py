@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from rsvlm.scenes.mosaics import Mosaic, overview
 from rsvlm.scenes.needles import SeloMap
@@ -58,7 +59,8 @@ def needle_table(metrics: Mapping) -> pd.DataFrame:
                 cells[name.replace("_", " ")] = _cell(own.get(name), 100, 1)
             cells["CIDEr"] = _cell(said.get(method), 1, 2)
             rows[int(side), NAMES[method]] = cells
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index=["side, pixels", "method"])
+    index = pd.MultiIndex.from_tuples(list(rows), names=["side, pixels", "method"]) if rows else None
+    return pd.DataFrame(list(rows.values()), index=index)
 
 
 def selo_table(metrics: Mapping) -> pd.DataFrame:
@@ -134,9 +136,12 @@ def draw_search(mosaic: Mosaic, searches: pd.DataFrame, shown: SeloMap) -> Figur
         axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=ORANGE, linewidth=2.5))
         for place, (x, y, width, height) in enumerate(search["found"], start=1):
             axes.add_patch(
-                Rectangle((x, y), width, height, fill=False, edgecolor="white", linestyle="--", linewidth=1.2)
+                Rectangle((x, y), width, height, fill=False, edgecolor="white", linestyle="--", linewidth=1.4)
             )
-            axes.text(x + width / 2, y + height / 2, str(place), color="white", ha="center", va="center", weight="bold")
+            axes.text(
+                x + width / 2, y + height / 2, str(place), color="white", ha="center", va="center", weight="bold",
+                path_effects=[withStroke(linewidth=2.5, foreground=BLACK)],
+            )  # fmt: skip
     without_axes([left, right])
     left.set_title("synthetic; orange: the needle, dashed: found")
     right.set_title(f"similarity, {NAMES[method]}")
