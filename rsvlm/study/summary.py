@@ -71,7 +71,11 @@ def earth_lines() -> list[str]:
         return []
     means = [
         f"{100 * land['mean'][method]['average_precision']:.1f} {name}"
-        for method, name in (("text", "by text"), ("mean_colour", "by mean colour"), ("nearest_tile", "by nearest tile"))
+        for method, name in (
+            ("text", "by text"),
+            ("mean_colour", "by mean colour"),
+            ("nearest_tile", "by nearest tile"),
+        )
     ]
     return ["", f"the Earth: average precision over {len(land['scored'])} classes of land, {', '.join(means)}"]
 
