@@ -161,7 +161,7 @@ def plan_mosaics(
         sizes: as ``read_sizes`` gives them.
         along: images along a side; its pixels are that many times ``cell_side``.
     """
-    sides = [number * cell_side(sizes) for number in along] if len(rows) and count else []
+    sides = sorted({number * cell_side(sizes) for number in along}) if len(rows) and count else []
     fitting = [name for name in rows["image_id"] if sides and max(sizes[name]) < min(sides)]
     said = _captions_of(rows)
     needles: list[str] = []
