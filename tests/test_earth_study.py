@@ -35,7 +35,9 @@ def test_windows_of_sea_are_left_out_and_training_ground_is_named(earth):
 
 
 def test_a_study_without_tiles_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"dataset\.json: the study holds no tiles.*search_earth\.search: false"):
+    with pytest.raises(
+        FileNotFoundError, match=r"dataset\.json: the study holds no tiles.*search_earth\.search: false"
+    ):
         earth_study.study_tiles(tmp_path)
     entries = [{"split": "train", "bounds": TILE}, {"split": "val", "bounds": TILE}]
     write_json(tmp_path / "dataset.json", {"images": entries})
