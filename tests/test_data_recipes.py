@@ -203,9 +203,22 @@ def test_jpeg_2000(tmp_path):
     assert "GDAL says: " in refusal(colour)
 
 
+def test_sizes_of_files_that_pillow_does_not_open(tmp_path):
+    assert image_size(write(tmp_path / "a.tif", CHIP)) == (32, 24)
+    assert image_size(write(tmp_path / "b.tif", CHIP.astype(np.float32))) == (32, 24)
+    (tmp_path / "c.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:300])
+    with pytest.raises(ImageError, match=r"c\.tif"):
+        image_size(tmp_path / "c.tif")
+
+
 def test_a_compression_that_pillow_lacks(tmp_path):
     path = write(tmp_path / "a.tif", RGB, compress="LERC", MAX_Z_ERROR="0", photometric="RGB")
     assert np.array_equal(np.asarray(open_image(path)), RGB.transpose(1, 2, 0))
+
+
+def test_colours_that_gdal_would_not_convert(tmp_path):
+    path = write(tmp_path / "a.tif", RGB, compress="LERC", MAX_Z_ERROR="0", photometric="CIELAB")
+    assert "Pillow cannot decode it" in refusal(path)
 
 
 def test_large_images_are_read_reduced(tmp_path, monkeypatch):

@@ -266,6 +266,17 @@ def test_a_large_scene_without_overviews_gives_its_stretch_by_blocks(tmp_path, m
         assert scene.low == tuple(np.percentile(rows[band - 1], 2) for band in scene.bands)
 
 
+def test_a_large_scene_with_overviews_gives_its_stretch_from_one(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.tif", np.tile(np.arange(64, dtype=np.uint16), (1, 64, 1)))
+    write(tmp_path / "a.tif.ovr", np.tile(np.arange(100, 116, dtype=np.uint16), (1, 16, 1)))
+    with open_scene(path, percentiles=(0, 100)) as scene:
+        assert (scene.low[0], scene.high[0]) == (0, 63), "a small scene gives all its pixels"
+    monkeypatch.setattr(reading, "PART", 500)
+    monkeypatch.setattr(reading, "SAMPLE_SIDE", 16)
+    with open_scene(path, percentiles=(0, 100)) as scene:
+        assert (scene.low[0], scene.high[0]) == (100, 115)
+
+
 # What is not valid
 
 
@@ -373,6 +384,12 @@ def test_metres_a_pixel_are_those_on_the_ground(tmp_path):
     with open_scene(degrees) as scene:
         assert scene.ground_size() == pytest.approx(math.sqrt(1_114 * 557), rel=1e-2)
     web = write(tmp_path / "b.tif", TRUE_COLOUR, crs="EPSG:3857", transform=from_origin(0, 8_399_738, 10, 10))
+    fine = write(tmp_path / "c.tif", TRUE_COLOUR, transform=from_origin(500_000, 5_000_000, 0.05, 0.05))
+    with open_scene(fine) as scene:
+        assert scene.ground_size() == pytest.approx(0.05, rel=1e-3)
+    moon = "+proj=eqc +R=1737400 +units=m +no_defs"
+    with open_scene(write(tmp_path / "d.tif", TRUE_COLOUR, crs=moon)) as scene:
+        assert scene.crs and (scene.ground_size() is None or scene.ground_size() > 0)
     with open_scene(web) as scene:  # at 60 degrees north, where Mercator shows all twice as large
         assert scene.ground_size() == pytest.approx(5, rel=1e-2)
 
@@ -588,6 +605,7 @@ def test_a_vrt_of_files_in_its_folder(tmp_path):
     make_vrt(tmp_path / "absolute.vrt", tmp_path / "tiles" / "a.tif", relative=0)
     assert np.array_equal(pixels(tmp_path / "absolute.vrt")[..., 0], TRUE_COLOUR[0])
     make_vrt(tmp_path / "nested.vrt", "all.vrt")
+    assert np.array_equal(pixels(tmp_path / "tiles" / ".." / "all.vrt")[..., 0], TRUE_COLOUR[0])
     with open_scene(tmp_path / "nested.vrt") as scene:
         assert np.array_equal(scene.read().pixels[..., 0], TRUE_COLOUR[0])
         before = scene.fingerprint
@@ -611,7 +629,12 @@ def test_a_vrt_that_leads_elsewhere(tmp_path, source, said):
     make_vrt(folder / "climbing.vrt", "../outside.tif")
     path = make_vrt(folder / "a.vrt", source)
     assert said in refusal(path)
-    path.write_text(path.read_text().replace("SourceFilename", "sourceFILENAME"))  # GDAL does not look at case
+    text = path.read_text()
+    path.write_text(text.replace("SourceFilename", "sourceFILENAME"))  # GDAL does not look at case
+    assert said in refusal(path)
+    path.write_text(text.replace("<VRTDataset ", '<VRTDataset xmlns="urn:x" '))  # nor at namespaces
+    assert said in refusal(path)
+    path.write_text(text.replace("<SourceBand>", f'<More SourceFilename="{source}"/><SourceBand>'))
     assert said in refusal(path)
 
 

@@ -215,10 +215,6 @@ def _read_by_recipe(path: Path, file: Path, recipe: Recipe) -> Image.Image:
 
 def _read_by_gdal(path: Path, why: NotByPillow) -> Image.Image:
     """An 8-bit RGB or grey picture that Pillow does not read, made smaller where it has more than MAX_PIXELS."""
-    try:
-        reading = _scene_reading("reading it by GDAL")
-    except ModuleNotFoundError as error:
-        raise ImageError(f"{why}; or read it as it is: {error}") from error
     turn = 1
     with open_stream(path) as file:
         if _read_head(file).startswith(tuple(PREFIXES)):
@@ -229,7 +225,13 @@ def _read_by_gdal(path: Path, why: NotByPillow) -> Image.Image:
             fault = _find_fault(pages)
             if fault:
                 raise ImageError(f"{path}: {fault}")
+            if pages[0].get(_PHOTOMETRIC) not in (0, 1, 2, 3, 6):  # of CIELAB GDAL gives L, a and b
+                raise ImageError(str(why))
             turn = pages[0].get(_ORIENTATION, 1)
+    try:
+        reading = _scene_reading("reading it by GDAL")
+    except ModuleNotFoundError as error:
+        raise ImageError(f"{why}; or read it as it is: {error}") from error
     try:
         with reading.open_scene(path, data=_data_of(path)) as scene:
             if scene.type != "uint8" or scene.count not in (1, 3):
@@ -464,7 +466,7 @@ def _explain(file: BinaryIO, error: Exception) -> tuple[type[ImageError], str]:
                 bands = _count_bands(pages[0])
                 fault = _find_fault(pages)
                 return (
-                    (ImageError, fault)
+                    (NotByPillow, fault)
                     if fault
                     else (
                         NotByPillow,

@@ -30,13 +30,13 @@ from xml.etree import ElementTree
 import numpy as np
 import rasterio
 import shapely
-from affine import Affine
 from pyproj import Geod, Transformer
 from pyproj.exceptions import ProjError
 from rasterio._path import _parse_path
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.transform import Affine
 from rasterio.windows import Window as _GdalWindow
 
 from rsvlm.data.recipes import BAND_PRESETS
@@ -208,15 +208,17 @@ class Scene:
         """
         if self.crs is None:
             return None
-        column, row = (self.width - 1) / 2, (self.height - 1) / 2
-        corners = [_place_of(self.transform, column + x, row + y) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))]
+        column, row = self.width / 2, self.height / 2
+        places = [_place_of(self.transform, column + x, row + y) for x, y in ((0, 0), (1, 0), (0, 1))]
         try:
             to_degrees = Transformer.from_crs(self.crs.to_wkt(), "EPSG:4326", always_xy=True)
-            longitudes, latitudes = to_degrees.transform(*zip(*corners), errcheck=True)
+            (x, *across), (y, *down) = to_degrees.transform(*zip(*places), errcheck=True)
         except ProjError:
             return None
-        area, _ = Geod(ellps="WGS84").polygon_area_perimeter(longitudes, latitudes)
-        return math.sqrt(abs(area)) if math.isfinite(area) and area else None
+        # Not by the area of a polygon, which is exact to a tenth of a square metre: a pixel of 30 cm has less.
+        directions, _, sides = Geod(ellps="WGS84").inv([x, x], [y, y], across, down)
+        area = sides[0] * sides[1] * abs(math.sin(math.radians(directions[0] - directions[1])))
+        return math.sqrt(area) if math.isfinite(area) and area > 0 else None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -226,7 +228,7 @@ class Scene:
             digest.update(self._data)
         else:
             with self._dataset() as file:
-                files = {Path(os.path.normpath(name)) for name in (self.path.absolute(), *file.files, *self._files)}
+                files = {Path(os.path.normpath(name)) for name in (_absolute(self.path), *file.files, *self._files)}
             for path in sorted(files):
                 digest.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + _digest_of(path))
         digest.update(repr((self.bands, self.low, self.high)).encode())
@@ -440,7 +442,7 @@ class Scene:
         if any(side / factor <= 4 * SAMPLE_SIDE for factor in file.overviews(self.bands[0])):
             scale = SAMPLE_SIDE / side
             size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
-            values, valid = self._values(file, whole, size)
+            values, valid = self._native(file, whole, size, Resampling.nearest)  # no more averages than the overview's
             return [band[valid] for band in values]
         height, width = file.block_shapes[self.bands[0] - 1]
         columns, rows = math.ceil(self.width / width), math.ceil(self.height / height)
@@ -539,7 +541,7 @@ def _open(path: Path, data: bytes | None = None, **options) -> rasterio.DatasetR
     Not by ``rasterio.open``, which takes one driver, and takes some names for addresses.
     """
     memory = rasterio.MemoryFile(data) if data is not None else None
-    place = memory.name if memory else str(path.absolute())
+    place = memory.name if memory else str(_absolute(path))
     vrt = data is None and _is_vrt(path)
     drivers = ["VRT"] if vrt else [driver for driver in DRIVERS if driver != "VRT"]
     try:
@@ -560,12 +562,16 @@ def _open(path: Path, data: bytes | None = None, **options) -> rasterio.DatasetR
             f"{path}: {len(pages)} rasters in one file; take one out: gdal_translate -of COG "
             f"{pages[0] if pages else 'IN'} OUT.tif"
         )
-    top = path.absolute().parent
+    top = _absolute(path).parent
     outside = [name for name in file.files if data is None and not Path(os.path.normpath(name)).is_relative_to(top)]
     if outside:
         file.close()
         raise SceneError(f"{path}: names a file outside its folder, {outside[0]}, which is not read; copy it there")
     return file
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _is_vrt(path: Path) -> bool:
@@ -591,28 +597,28 @@ def _check_files(path: Path, data: bytes | None = None) -> list[Path]:
         if path.stat().st_size == 0:
             raise SceneError(f"{path}: the file is empty (zero bytes); fetch it again")
         _check_beside(path)
-        return _files_of_vrt(path, path.absolute().parent, path, set()) if _is_vrt(path) else []
+        return _files_of_vrt(path, _absolute(path).parent, path, set()) if _is_vrt(path) else []
     except PermissionError as error:
         raise SceneError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _check_beside(path: Path) -> None:
     """Overviews and masks beside a file are rasters as it is: GDAL would take them for anything that it knows."""
-    for end in (".ovr", ".msk", ".msk.ovr", ".aux"):
-        for name in (path.name + end, path.name + end.upper(), path.stem + end):
+    for end in (".ovr", ".msk", ".msk.ovr"):
+        for name in (path.name + end, path.name + end.upper()):
             beside = path.with_name(name)
-            if beside != path and beside.is_file() and not _has_head(beside, b"EHFA"):
-                raise SceneError(f"{path}: {beside.name} beside it is no raster; take it away")
+            if beside.is_file() and not _has_head(beside):
+                raise SceneError(f"{path}: {name} beside it is no raster; take it away")
 
 
-def _has_head(path: Path, *more: bytes) -> bool:
+def _has_head(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(16).startswith((*_HEADS, *more))
+        return file.read(16).startswith(_HEADS)
 
 
 def _files_of_vrt(vrt: Path, top: Path, scene: Path, seen: set[Path]) -> list[Path]:
     """The files that a VRT names, and those that VRTs among them name; ``top``: the folder that none may leave."""
-    seen.add(Path(os.path.normpath(vrt.absolute())))
+    seen.add(_absolute(vrt))
     text = vrt.read_bytes() if vrt.stat().st_size <= LONGEST_VRT else b"<!doctype"
     if b"<!doctype" in text.lower():
         raise SceneError(f"{scene}: {vrt.name} is no VRT as GDAL writes it; make it anew with gdalbuildvrt")
@@ -622,7 +628,8 @@ def _files_of_vrt(vrt: Path, top: Path, scene: Path, seen: set[Path]) -> list[Pa
         raise SceneError(f"{scene}: {vrt.name} is no whole VRT ({error}); make it anew with gdalbuildvrt") from error
     found = []
     for element in root.iter():
-        kind, own = element.tag.lower(), {key.lower(): value for key, value in element.attrib.items()}
+        kind = _bare(element.tag)
+        own = {_bare(key): value for key, value in element.attrib.items()}
         allowed = own.get("subclass", "vrtwarpeddataset").lower() in _VRT_CLASSES
         if not allowed or kind in ("group", "pixelfunctioncode", "processingsteps"):
             raise SceneError(
@@ -646,13 +653,18 @@ def _files_of_vrt(vrt: Path, top: Path, scene: Path, seen: set[Path]) -> list[Pa
     return found
 
 
+def _bare(name: str) -> str:
+    """The name of an element or attribute as GDAL compares it: it knows no namespaces and no case."""
+    return name.rpartition("}")[2].lower()
+
+
 def _file_of_vrt(place: str, relative: bool, vrt: Path, top: Path, scene: Path) -> Path:
     if not place or place.startswith(("<", "{", "/vsi")) or re.match(r"[A-Za-z][A-Za-z0-9_+.-]+:", place):
         raise SceneError(
             f"{scene}: {vrt.name} names {place[:80]!r}, which is no plain file; nothing is fetched from a network or unpacked: "
             "bring the file, and make the VRT anew with gdalbuildvrt"
         )
-    file = Path(os.path.normpath(vrt.absolute().parent / place))
+    file = Path(os.path.normpath(_absolute(vrt).parent / place))
     if not file.is_relative_to(top) or not (relative or os.path.isabs(place)):
         raise SceneError(
             f"{scene}: {vrt.name} names {place!r}, which leads out of the folder of the scene; put the VRT and what it names "
