@@ -211,6 +211,7 @@ def test_share_of_an_array_is_exact():
 
 def test_large_windows_are_read_no_finer_than_needed(red_square, tmp_path, monkeypatch):
     asked = []
+    monkeypatch.setattr(embedding, "NATIVE", 40 * 40)
     with open_scene(red_square) as scene:
         whole = scene.read
         monkeypatch.setattr(scene, "read", lambda window, size: asked.append(size) or whole(window, size))

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 FORMAT = 1  # of the file: raise it when the same arguments give other bytes
 META = b"rsvlm"  # the key of the file's metadata under which its JSON stands
 A_GROUP = 8192  # rows of the file that are written, and read, at a time
-FINER = 2  # a window is read at most at this many times the encoder's input; the encoder's own resizing does the rest
+NATIVE = 2**20  # pixels; windows up to this are read as they are: GDAL takes four times as long to average them
+FINER = (
+    2  # larger ones are read at most at this many times the encoder's input; the encoder's own resizing does the rest
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +141,9 @@ def embed_scene(
         "precision": precision,
     }
     fingerprint = encoder.fingerprint()
-    key = fingerprint_values(FORMAT, fingerprint, scene.fingerprint, settings, _identify(within), batch_size)
+    key = fingerprint_values(
+        FORMAT, NATIVE, FINER, fingerprint, scene.fingerprint, settings, _identify(within), batch_size
+    )
     there = _read_meta(out) if out.exists() else {}
     if there is None:
         raise ValueError(f"{out}: is there already and holds no embeddings of a scene; give another name")
@@ -362,6 +367,8 @@ def _read_batch(
 
 def _reading_size(window: Window, side: int, resize: str) -> tuple[int, int]:
     """(width, height) to read a window at: no finer than the encoder can use."""
+    if window.width * window.height <= NATIVE:
+        return window.width, window.height
     most = FINER * side
     if resize == "crop":  # keeps the aspect ratio
         shrink = max(1, min(window.width, window.height) / most)
