@@ -143,7 +143,7 @@ def test_the_wheel_asks_for_wheels_alone(wheel):
         ]
         needed = lock.closure(chosen).keys()
         assert needed <= with_wheels, f"the extra {extra!r} takes what has no wheel"
-        assert not needed & {"llama-cpp-python", "antlr4-python3-runtime", "sentence-transformers", "rasterio"}
+        assert not needed & {"llama-cpp-python", "antlr4-python3-runtime", "sentence-transformers"}
 
 
 def test_the_wheel_holds_every_file_of_the_package(wheel):
@@ -199,7 +199,7 @@ def test_packages_that_only_bring_a_file_are_named_where_it_is_looked_for():
         name = lock.canonical(Requirement(line).name)
         assert name in LOCKED and name not in {lock.canonical(pin) for pin in lock.closure(lock.core_requirements())}
         assert f"--no-deps {name}" in sources or f'"{name}")' in sources
-    for name in ("llama-cpp-python", "llm", "sentence-transformers", "scikit-learn", "rasterio", "rasters", "h5py"):
+    for name in ("llama-cpp-python", "llm", "sentence-transformers", "scikit-learn", "rasters", "h5py"):
         assert name not in LOCKED
 
 

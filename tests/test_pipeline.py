@@ -43,6 +43,7 @@ def test_the_stages_are_the_notebooks_in_their_order():
         "aggregate_data", "adapt_encoder", "encode_images", "finetune_lora", "generate_captions", "score_captions",
         "score_retrieval", "run_model", "leaderboard", "compare_with_paper", "caption_gallery", "retrieval_gallery",
         "search_earth",
+        "search_mosaics",
     ]  # fmt: skip
     stages = [stage for stage in PIPELINE["stages"] if stage != "model_files"]  # looks at files for run_model
     assert stages == ["check_params", "strip", *STAGES, "notebook_pages"]

@@ -15,7 +15,7 @@ import pytest
 import rasterio
 import shapely
 import torch
-from affine import Affine
+from rasterio import Affine
 from torch import nn
 from typer.testing import CliRunner
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import geopandas
 import nbformat
 import pytest
-from affine import Affine
 from browser_case import SCREENSHOTS, in_a_browser, open_browser, playwright, serious_findings
 from nbformat.v4 import new_code_cell, new_notebook
+from rasterio import Affine
 from scene_case import UTM, ColourEncoder, green_with_red, write_raster
 from test_in_browser import Lab, Watched, put_on, run_all, wait_until
 

@@ -5,8 +5,8 @@ import nbformat
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
 from browse_case import add_captioner, build_study
+from rasterio import Affine
 from scene_case import TURNED, UTM, ColourEncoder, green_with_red, write_raster
 from test_galleries import NOTEBOOKS, root  # noqa: F401
 

@@ -57,6 +57,7 @@ PLACES = {
     "LEADERBOARD": "reports/leaderboard",  # other models in one table
     "GALLERIES": "reports/galleries",
     "EARTH_SEARCH": "reports/earth",  # what texts find on the globe: page, places, surfaces
+    "MOSAICS": "reports/mosaics",  # searches in synthetic mosaics
     "CARDS": "reports/cards",  # filled with this study's numbers; not beside its data: a reworded card trains nothing
     # Survives a killed stage and is no result
     "CHECKPOINTS": ".rsvlm/checkpoints",

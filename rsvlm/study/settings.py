@@ -273,6 +273,31 @@ class SearchEarth(Machine, EarthWindows):
     seed: int = setting(0, "of the resampling", SEED)
 
 
+class SearchMosaics(Machine):
+    """88_search_mosaics."""
+
+    split: Split = setting("test", "whose images are laid side by side and looked for")
+    images_along: list[int] = setting(
+        [4, 6],
+        "images along a side of a mosaic, one size each; pixels are that many times an image's side",
+        Within(2, 256, "one image is no mosaic; 256 of 256 pixels are 65,536, some 300,000 windows"),
+        quick=[4],
+    )
+    mosaics: int = setting(
+        12, "mosaics a size, each with one image to look for; 0: none", Within(0, 1000, "0 leaves them out"), quick=4
+    )
+    captioned: int = setting(
+        3, "of these, how many a size are captioned where they are found; 0: none", Within(0, 1000, "0: none"), quick=2
+    )
+    selo: str | None = setting(
+        None, "folder of SeLo's test set (annotations/anno.json, imgs), from the project's root; null: none"
+    )
+    batch_size: int = setting(32, "windows at a time", BATCH)
+    precision: Precision = setting("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
+    bootstrap_resamples: int = setting(1000, "resamples of the mosaics for the 95 % intervals", RESAMPLES, quick=200)
+    seed: int = setting(0, "of needles, places, backgrounds and resampling", SEED)
+
+
 SECTIONS: dict[str, type[Settings]] = {
     "aggregate_data": AggregateData,
     "adapt_encoder": AdaptEncoder,
@@ -287,4 +312,5 @@ SECTIONS: dict[str, type[Settings]] = {
     "caption_gallery": CaptionGallery,
     "retrieval_gallery": RetrievalGallery,
     "search_earth": SearchEarth,
+    "search_mosaics": SearchMosaics,
 }

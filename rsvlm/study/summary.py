@@ -63,12 +63,30 @@ def result_lines(rows: Iterable[Mapping[str, str]]) -> list[str]:
     return lines
 
 
+def earth_lines() -> list[str]:
+    """How well classes of land were found on the globe, where it was searched."""
+    file = paths.METRICS / "search_earth.json"
+    land = read_json(file).get("land") if file.is_file() else None
+    if not land or not land["scored"]:
+        return []
+    means = [
+        f"{100 * land['mean'][method]['average_precision']:.1f} {name}"
+        for method, name in (
+            ("text", "by text"),
+            ("mean_colour", "by mean colour"),
+            ("nearest_tile", "by nearest tile"),
+        )
+    ]
+    return ["", f"the Earth: average precision over {len(land['scored'])} classes of land, {', '.join(means)}"]
+
+
 def where_lines() -> list[str]:
     """Where to look: the galleries, the table, the executed notebooks; only what is there."""
     places = {
         "captions": paths.GALLERIES / "captions.html",
         "retrieval": paths.GALLERIES / "retrieval.html",
         "full table": paths.TABLES / "comparison.html",
+        "the Earth": paths.EARTH_SEARCH / "index.html",
         "notebooks": paths.EXECUTED,
     }
     return [f"  {name:<10}  {path.relative_to(paths.ROOT)}" for name, path in places.items() if path.exists()]
@@ -119,6 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
             [
                 f"\nStudy: {study} (95 % intervals in brackets; recalls in percent)",
                 *lines,
+                *earth_lines(),
                 "",
                 "Look at:",
                 *where_lines(),

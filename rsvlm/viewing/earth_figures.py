@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from rsvlm.scenes.earth import METHODS, Found
 from rsvlm.scenes.reading import Scene
-from rsvlm.scoring.earth_study import METHODS, Found
 from rsvlm.viewing.plots import INK, MARKERS, MUTED, SEQUENTIAL, figure, plain_text, series_colours
 from rsvlm.viewing.results import Result, listed, percent
 from rsvlm.viewing.scene_page import SceneResult, render_scene_page
@@ -97,8 +97,8 @@ def earth_page(globe: Scene, found: Sequence[Found], metrics: Mapping) -> str:
         [SceneResult(own.surface.query, own.surface, own.hits) for own in found],
         "Search the Earth",
         lead="Where on the Earth is what a text asks for? Cosines of the text and of windows of NASA's Blue Marble, by the "
-        "study's encoder; the numbers are the best places that do not overlap. The open sea was left out: no training "
-        "image shows it.",
+        "study's encoder; the numbers are the best places, kept apart from each other. The open sea was left out: no "
+        "training image shows it alone.",
         about=f"{parts['embedded']:,} windows, {parts.get('train', 0):,} of them on or near training tiles: what is found there "
         "the encoder has seen in training. How well classes of land are found elsewhere is measured in the notebook "
         "87_search_earth. The same as GeoJSON and GeoTIFF: reports/earth/files.",

@@ -21,9 +21,9 @@ import numpy as np
 import rasterio
 import shapely
 import traitlets
-from affine import Affine
 from ipywidgets import Box, Layout
 from PIL import Image
+from rasterio import Affine
 
 from rsvlm.data.table import rows_of
 from rsvlm.files import cache_folder, fingerprint_values, whole_file

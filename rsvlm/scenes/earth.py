@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import geopandas
 import numpy as np
 import pandas as pd
 
@@ -28,6 +28,9 @@ from rsvlm.scenes.search import (
     write_surface,
 )
 from rsvlm.scoring.land_truth import MEASURES, colour_scores, neighbour_scores, score_ranking
+
+if TYPE_CHECKING:
+    import geopandas
 
 CLASSES = tuple(name for number, name in enumerate(GROUPS) if number != WATER)
 FEWEST_WINDOWS = 10  # of a class among the test windows; rarer classes are named, not scored
@@ -54,8 +57,8 @@ class Found:
     """What a text finds on a scene: similarities, the best places, and what stands out."""
 
     surface: Surface
-    hits: geopandas.GeoDataFrame
-    areas: geopandas.GeoDataFrame
+    hits: "geopandas.GeoDataFrame"
+    areas: "geopandas.GeoDataFrame"
 
 
 def embed_earth(

@@ -9,7 +9,7 @@ from scene_case import COLOURS, ColourEncoder
 
 from rsvlm.data.land_captions import GROUPS
 from rsvlm.files import write_json
-from rsvlm.scoring import earth_study
+from rsvlm.scenes import earth as earth_search
 from rsvlm.viewing.earth_figures import earth_figure, earth_page, earth_result, land_figure
 
 TILE = {"west": -80.0, "south": -10.0, "east": -40.0, "north": 10.0}  # the Amazon
@@ -20,7 +20,7 @@ def earth(tmp_path_factory):
     folder = tmp_path_factory.mktemp("earth")
     tiles = {"train": np.array([list(TILE.values())]), "val": np.zeros((0, 4))}
     how = {"window_pixels": 180, "overlap": 0.0, "land_share": 0.25}
-    found = earth_study.embed_earth(ColourEncoder(), folder, tiles, **how)
+    found = earth_search.embed_earth(ColourEncoder(), folder, tiles, **how)
     yield found
     found.globe.close()
 
@@ -38,10 +38,14 @@ def test_a_study_without_tiles_says_what_to_do(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"dataset\.json: the study holds no tiles.*search_earth\.search: false"
     ):
+<<<<<<< HEAD:tests/test_earth_study.py
         earth_study.study_tiles(tmp_path)
+=======
+        earth_search.study_tiles(tmp_path)
+>>>>>>> scenes-globe:tests/test_scenes_earth.py
     entries = [{"split": "train", "bounds": TILE}, {"split": "val", "bounds": TILE}]
     write_json(tmp_path / "dataset.json", {"images": entries})
-    tiles = earth_study.study_tiles(tmp_path)
+    tiles = earth_search.study_tiles(tmp_path)
     assert tiles["train"].tolist() == [list(TILE.values())] and tiles["test"].shape == (0, 4)
 
 
@@ -60,34 +64,34 @@ def test_scores_of_classes_are_those_of_the_test_windows():
     windows, is_crop = described(parts, classes), np.array(classes) == "cropland"
     right = np.where(np.array(parts) == "train", ~is_crop, is_crop).astype(float)
     scores = {
-        name: dict.fromkeys(earth_study.METHODS, value)
+        name: dict.fromkeys(earth_search.METHODS, value)
         for name, value in {"cropland": right, "grassland": 1 - right, "wetland": right}.items()
     }
-    found = earth_study.score_classes(scores, windows, resamples=20)
+    found = earth_search.score_classes(scores, windows, resamples=20)
     assert found["scored"] == ["cropland", "grassland"] and found["classes"]["wetland"] == {"too_few": 0}
     assert found["classes"]["cropland"]["text"]["average_precision"]["value"] == 1.0
     assert found["classes"]["cropland"]["text"]["roc_auc"]["n"] == 80
     assert found["mean"]["text"] == {"average_precision": 1.0, "roc_auc": 1.0}
-    chosen = earth_study.choose_standing(scores, windows)
+    chosen = earth_search.choose_standing(scores, windows)
     assert chosen["windows"] == 20 and set(chosen["by_class"]) == {"cropland", "grassland"}
-    least = earth_study.threshold_at(right, chosen["any"])
+    least = earth_search.threshold_at(right, chosen["any"])
     assert 0 < least <= 1
 
 
 def test_no_validation_windows_leaves_the_stated_standing():
     windows = described(["test"] * 8, ["cropland", "grassland"] * 4)
-    chosen = earth_study.choose_standing({"cropland": {"text": np.arange(8.0)}}, windows)
-    assert chosen == {"by_class": {}, "any": earth_study.STANDING, "windows": 0}
+    chosen = earth_search.choose_standing({"cropland": {"text": np.arange(8.0)}}, windows)
+    assert chosen == {"by_class": {}, "any": earth_search.STANDING, "windows": 0}
 
 
 def test_what_is_found_is_written_and_read_back(earth, tmp_path, monkeypatch):
     """The greenest land is found by "Green"; GeoJSON, GeoTIFF and the page tell the same place."""
-    found = earth_study.find_places(earth, ["Green", "Red"], ColourEncoder(), standing=1.0, hits=3, apart_km=2000.0)
+    found = earth_search.find_places(earth, ["Green", "Red"], ColourEncoder(), standing=1.0, hits=3, apart_km=2000.0)
     land = {"classes": {}, "mean": {}, "scored": []}
-    earth_study.write_found(found, land, tmp_path / "files")
+    earth_search.write_found(found, land, tmp_path / "files")
     hits = geopandas.read_file(tmp_path / "files" / "hits.geojson")
     assert hits["query"].tolist() == ["Green"] * 3 + ["Red"] * 3 and hits.crs.to_epsg() == 4326
-    best = earth_study.describe_found(found)[0]
+    best = earth_search.describe_found(found)[0]
     middle = hits.geometry.iloc[0].centroid
     assert (round(middle.x, 2), round(middle.y, 2)) == pytest.approx((best["longitude"], best["latitude"]), abs=0.011)
     metres = hits.iloc[:3].to_crs("EPSG:4087").geometry.centroid
@@ -109,9 +113,9 @@ def test_the_figure_marks_classes_without_an_interval():
     windows = described(["test"] * 80, classes)
     windows["block"] = [0] * 40 + [number % 20 + 1 for number in range(40)]  # all cropland in one block
     values = np.linspace(0, 1, 80)
-    scores = {name: dict.fromkeys(earth_study.METHODS, values) for name in ("cropland", "grassland")}
-    found = earth_study.score_classes(scores, windows, resamples=20)
+    scores = {name: dict.fromkeys(earth_search.METHODS, values) for name in ("cropland", "grassland")}
+    found = earth_search.score_classes(scores, windows, resamples=20)
     labels = [label.get_text() for label in land_figure(found).axes[0].get_yticklabels()]
     assert labels == ["cropland*", "grassland"]
-    table = earth_study.land_table(found)
+    table = earth_search.land_table(found)
     assert table["average_precision_low"].isna().tolist()[:3] == [True] * 3 and len(table) == 9
