@@ -368,3 +368,13 @@ def test_notebook_runs(root, red_square, tmp_path):  # noqa: F811
         len(geopandas.read_file(out / "places.geojson")) == len(scope["hits"]) == 6
     )  # of 64 pixels that hardly overlap
     assert scope["windows"].meta["sizes"] == [64] and len(scene_map.training_pictures(scope["study"])) == 4
+
+
+def test_a_part_of_a_scene_is_captioned_as_a_scene(root, red_square):  # noqa: F811
+    build_study(root)
+    add_captioner()
+    models = scene_map.Models(root / "models" / "encoder", root / "models" / "captioner", sizes=(32,), overlap=0, device="cpu")  # fmt: skip
+    with open_scene(red_square) as scene:
+        said = models.caption_parts(scene_map.ScenePart(scene, Window(64, 0, 128, 64)), 32)
+    windows = {(window["left"], window["top"]) for part in said["parts"] for window in part["windows"]}
+    assert windows == {(left, top) for left in (64, 96, 128, 160) for top in (0, 32)} and said["text"]

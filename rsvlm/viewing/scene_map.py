@@ -222,7 +222,7 @@ class ScenePanel(AnsweringWidget):
         corners = self.frame.plane_at(np.array(self.frame.corners(window)))
         plane = Plane(*corners.min(axis=0), *corners.max(axis=0))
         width, height = self._size()
-        zoom = self.frame.zoom_for(plane, width, height) - 1.3
+        zoom = self.frame.zoom_for(plane, width, height) - 1.75
         with self.map.hold_sync():
             self.map.center = self.frame.centre(window)
             self.map.zoom = min(max(zoom, self.map.min_zoom), self.map.max_zoom)
