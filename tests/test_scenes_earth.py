@@ -38,11 +38,7 @@ def test_a_study_without_tiles_says_what_to_do(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"dataset\.json: the study holds no tiles.*search_earth\.search: false"
     ):
-<<<<<<< HEAD:tests/test_earth_study.py
-        earth_study.study_tiles(tmp_path)
-=======
         earth_search.study_tiles(tmp_path)
->>>>>>> scenes-globe:tests/test_scenes_earth.py
     entries = [{"split": "train", "bounds": TILE}, {"split": "val", "bounds": TILE}]
     write_json(tmp_path / "dataset.json", {"images": entries})
     tiles = earth_search.study_tiles(tmp_path)
