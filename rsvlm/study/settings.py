@@ -279,7 +279,7 @@ class SearchMosaics(Machine):
     split: Split = setting("test", "whose images are laid side by side and looked for")
     images_along: list[int] = setting(
         [4, 6],
-        "images along a side of a mosaic, one size each; pixels are that many times an image's side",
+        "images along a side of a mosaic, one size each",
         Within(2, 256, "one image is no mosaic; 256 of 256 pixels are 65,536, some 300,000 windows"),
         quick=[4],
     )
