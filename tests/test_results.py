@@ -35,7 +35,9 @@ def test_a_record_is_as_it_was_written(folder):
 @pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.name)
 def test_a_record_can_be_read_without_running_anything(folder):
     notebooks = sorted((folder / "notebooks").glob("*.ipynb"))
-    assert len(notebooks) == 10 and all(path.stat().st_size < 2_000_000 for path in notebooks)
+    stages = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["sha256"]
+    assert [f"notebooks/{path.name}" for path in notebooks] == sorted(name for name in stages if ".ipynb" in name)
+    assert len(notebooks) >= 10 and all(path.stat().st_size < 2_000_000 for path in notebooks)
     for path in notebooks:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         assert any(cell.get("outputs") for cell in cells), path.name

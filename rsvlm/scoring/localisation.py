@@ -27,11 +27,11 @@ images of 3,000 to 10,000: in an image of less than about 1,000 there is mostly 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import pandas as pd
 from scipy.ndimage import label, maximum_filter
 
+from rsvlm.extras import import_extra
 from rsvlm.scoring.bootstrap import bootstrap_corpus, difference_of_draws, mean_of, mean_statistics, resampled_sums
 
 if TYPE_CHECKING:
@@ -218,6 +218,7 @@ def probability_map(values: np.ndarray, cell: int, width: int, height: int, *, m
     shares = np.where(known, (values - low) / (high - low), 0.0) if high > low else np.zeros(values.shape)
     grey = (255 * shares).astype(np.uint8)
     grey = grey.repeat(cell, axis=0)[:height].repeat(cell, axis=1)[:, :width]
+    cv2 = import_extra("cv2", "semantic localisation")
     return cv2.medianBlur(np.ascontiguousarray(grey), median) if median > 1 else np.ascontiguousarray(grey)
 
 
@@ -242,7 +243,7 @@ def selo_indicators(grey: np.ndarray, regions: Sequence[Polygon]) -> dict[str, f
 
 def candidate_points(grey: np.ndarray) -> np.ndarray:
     """(n, 2) int64 (x, y): where the attention of a map (H, W) uint8 peaks."""
-    soft = grey
+    cv2, soft = import_extra("cv2", "semantic localisation"), grey
     for _ in range(SOFTENINGS):
         soft = cv2.boxFilter(soft, ddepth=-1, ksize=(SOFTENED, SOFTENED))
     plateaus = (maximum_filter(soft, size=AROUND) == soft) & (soft > 0)
@@ -275,6 +276,7 @@ def _within(points: np.ndarray, circle: tuple[int, int, int]) -> np.ndarray:
 def _significant_area(grey: np.ndarray, regions: Sequence[Polygon]) -> float:
     mask = np.zeros(grey.shape, dtype=np.uint8)
     # Corners are cut to whole pixels, as published; pixels on an edge belong to the polygon.
+    cv2 = import_extra("cv2", "semantic localisation")
     cv2.fillPoly(mask, [np.array(region, dtype=np.float64).astype(np.int32) for region in regions], 1)
     inside = int(np.count_nonzero(mask))
     if not inside:

@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from affine import Affine
 from PIL import Image
 from pyproj import Transformer
+from rasterio import Affine
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
