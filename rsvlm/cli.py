@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rsvlm.files import check_place
+
 if TYPE_CHECKING:
     from rsvlm.scenes.archive import SceneArchive
+    from rsvlm.scenes.reading import Scene
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -273,7 +276,7 @@ def embed_a_scene(
     """Embed the windows of a scene, or of an archive's scenes, so that `rsvlm scene search` can search them."""
     from rsvlm.models.loading import choose_device
     from rsvlm.models.zoo import load_encoder
-    from rsvlm.scenes.embedding import embed_scene
+    from rsvlm.scenes.embedding import check_settings, embed_scene
     from rsvlm.scenes.reading import open_scene
 
     look = {"bands": _bands(bands), "stretch": _stretch(stretch)}
@@ -285,6 +288,7 @@ def embed_a_scene(
 
         if out.suffix == ".parquet":
             raise ValueError(f"{out}: the embeddings of an archive are a folder of files; give a folder's name")
+        check_settings(**how)
         found = _tell(open_archive(path, asset=asset, missing=missing.value).filter(**filters))
         model = load_encoder(encoder, choose_device(device))
         done = embed_archive(model, found, out, unreadable=unreadable.value, **look, **how)
@@ -293,9 +297,10 @@ def embed_a_scene(
         return
     if filters or asset is not None:
         raise ValueError(f"{path}: one scene, so there is nothing to choose from; --asset and filters are for archives")
+    check_place(out)
+    check_settings(**how)
     with open_scene(path, **look) as opened:
-        for note in opened.notes:
-            typer.echo(f"{path}: {note}", err=True)
+        _show(opened)
         made = embed_scene(load_encoder(encoder, choose_device(device)), opened, out, **how)
     left_out = ", ".join(f"{count} left out ({why})" for why, count in made.meta["skipped"].items() if count)
     typer.echo(f"{len(made)} windows in {out}{left_out and ': ' + left_out}", err=True)
@@ -339,6 +344,9 @@ def search_a_scene(
     ):
         if file is not None:
             search_module.check_ending(file, endings)
+            check_place(file)
+    if not image and Path(query).is_file():
+        typer.echo(f"{query}: taken as words; it is a file, too: --image looks for what is like it", err=True)
     filters = _filters(bbox, start, end, cloud_cover_below, where)
     if embeddings.is_dir():
         if surface is not None or outlines is not None or threshold is not None:
@@ -354,6 +362,7 @@ def search_a_scene(
             places = search_archive(archive, wanted, encoder, k=k, **filters)
         if out is not None:
             search_module.write_places(places, out)
+            typer.echo(f"{len(places)} places in {out}", err=True)
         else:
             _write(places.drop(columns=places.geometry.name), None)
         return
@@ -369,6 +378,7 @@ def search_a_scene(
         search_module.write_places(search_module.outline(found, threshold), outlines)
     if out is not None:
         search_module.write_places(places, out)
+        typer.echo(f"{len(places)} places in {out}", err=True)
     else:
         _write(search_module.add_centres(places), None)
 
@@ -406,13 +416,13 @@ def caption_a_scene(
 
     if out is not None:
         search_module.check_ending(out, search_module.PLACES)
+        check_place(out)
     from rsvlm.models.inference import load_captioner
     from rsvlm.scenes.captioning import caption_scene
     from rsvlm.scenes.reading import open_scene
 
     with open_scene(path, bands=_bands(bands), stretch=_stretch(stretch)) as opened:
-        for note in opened.notes:
-            typer.echo(f"{path}: {note}", err=True)
+        _show(opened)
         said = caption_scene(
             load_captioner(captioner, encoder, device=device),
             opened,
@@ -491,8 +501,19 @@ def _tell(archive: "SceneArchive") -> "SceneArchive":
     return archive
 
 
+def _show(scene: "Scene") -> None:
+    """How a scene is read: which bands are red, green and blue, and what becomes black and white."""
+    for note in scene.notes:
+        typer.echo(f"{scene.path}: {note}", err=True)
+    low, high = (", ".join(f"{value:,.6g}" for value in values) for values in (scene.low, scene.high))
+    bands = ", ".join(map(str, scene.bands))
+    typer.echo(f"{scene.path}: red, green, blue are bands {bands}; black is {low}, white {high}", err=True)
+
+
 def _bands(text: str | None) -> str | list[int | str] | None:
     """What ``open_scene`` takes of 3,2,1 or red,green,blue or 4 or the name of a preset."""
+    if text is not None and text.replace(" ", "").isdigit():  # 3 2 1
+        text = ",".join(text.split())
     if text is None or ("," not in text and not text.isdigit()):
         return text
     return [int(part) if part.strip().isdigit() else part.strip() for part in text.split(",")]

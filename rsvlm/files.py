@@ -29,6 +29,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rsvlm"
 
 
+def check_place(path: Path) -> None:
+    """Say before the work that no file can be written there.
+
+    Raises:
+        ValueError: a folder has that name, a file lies where a folder must, or the folder is closed; says which.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; give the name of a file")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"{path}: {above} is a file, so nothing can be written below it; give another name")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{path}: the folder {above} cannot be written to; give a name in another folder")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A scratch path to write to; it takes the name ``path`` when the block ends without an error."""

@@ -512,7 +512,7 @@ def test_bands_are_chosen_by_the_items_names(tmp_path):
         assert archive.scenes[module.BAND_NAMES][0] == "B02 blue; B03 green; B04 red; B08 nir"
         with pytest.raises(SceneError, match="violet"):
             archive.open("a", bands=["violet"])
-        with pytest.raises(SceneError, match="unknown preset 'sentinel'"):
+        with pytest.raises(SceneError, match="no preset is called 'sentinel'"):
             archive.open("a", bands="sentinel")
     with pytest.raises(SceneError, match="unknown scene 'A'"):
         archive.open("A")
@@ -798,7 +798,7 @@ def test_settings_that_cannot_be_stop_at_once_and_so_do_scenes_that_all_fail(col
     with pytest.raises(ValueError, match="filter the archive"):
         embed_archive(MeanColour(), archive, tmp_path, within=shapely.box(0, 0, 1, 1))
     monkeypatch.setattr(module, "HOPELESS", 2)
-    with pytest.raises(SceneError, match="the first 2 scenes all fail.*unknown preset"):
+    with pytest.raises(SceneError, match="the first 2 scenes all fail.*no preset is called"):
         embed_archive(MeanColour(), archive, tmp_path, bands="sentinel", unreadable="keep", **SMALL)
     assert not (tmp_path / module.LIST).exists()
 

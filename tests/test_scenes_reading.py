@@ -181,7 +181,7 @@ def test_bands_that_cannot_be_told(tmp_path):
     assert "no band 0" in refusal(path, bands=[0]) and "no band True" in refusal(path, bands=[True])
     assert "2 bands were chosen" in refusal(path, bands=[1, 2])
     assert "no band is called 'B04'" in refusal(path, bands=["B04", "B03", "B02"])
-    assert "unknown preset 'sentinel'; did you mean 'sentinel-2'" in refusal(path, bands="sentinel")
+    assert "no preset is called 'sentinel'; did you mean 'sentinel-2'" in refusal(path, bands="sentinel")
     assert "'landsat-8' knows files of 7, 8, 9, 10, 11 bands" in refusal(path, bands="landsat-8")
     assert "by description alone" in refusal(path, bands="true-colour")
     half = write(tmp_path / "half.tif", REFLECTANCE, names=["red", "green", "x", "y"])

@@ -123,7 +123,7 @@ def test_queries_that_cannot_be(found):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             search_scene(found.embeddings, query, encoder)
-    with pytest.raises(ValueError, match="made with the encoder"):
+    with pytest.raises(ValueError, match="made with another encoder"):
         search_scene(found.embeddings, "red", other)
     for cell in (0, 2.5):
         with pytest.raises(ValueError, match="cell"):
@@ -377,3 +377,51 @@ def test_a_scene_of_another_planet(tmp_path):
     with pytest.raises(ValueError, match="distance: the CRS 'Moon 2000'"):
         find_peaks(surface, distance=5)
     assert np.isnan(outline(surface, 0.5)["area"]).all() and "longitude" not in add_centres(peaks)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(tmp_path, capsys):
+    """A folder in the place of a file, a file in the place of a folder, a wrong setting: one line, and nothing was made."""
+    scene = write_raster(tmp_path / "s.tif", green_with_red(64, 64, 16, 16, 16), crs="EPSG:32633", transform=UTM)
+    (tmp_path / "folder.parquet").mkdir()
+
+    def refused(out, *options) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["scene", "embed", str(scene), str(tmp_path / out), "--encoder", "no/such", *options])
+        said = capsys.readouterr().err
+        assert ended.value.code == 1 and said.count("\n") == 1  # before the encoder is looked for
+        return said
+
+    assert "a folder; give the name of a file" in refused("folder.parquet")
+    assert "s.tif is a file" in refused("s.tif/x.parquet")
+    for option, value, why in (
+        ("--overlap", "1", "overlap"),
+        ("--views", "3", "views"),
+        ("--precision", "fp64", "fp64"),
+    ):
+        assert why in refused("x.parquet", option, value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.parquet", "s.tif"]
+
+
+def test_how_a_scene_is_read_is_told_and_a_forgotten_option_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rsvlm.models.zoo.load_encoder", lambda *_: ColourEncoder())
+    monkeypatch.setattr("rsvlm.models.index.load_encoder", lambda *_: ColourEncoder())
+    scene = write_raster(tmp_path / "s.tif", green_with_red(64, 64, 16, 16, 16), crs="EPSG:32633", transform=UTM)
+    out, hits = tmp_path / "s.parquet", tmp_path / "hits.geojson"
+    with pytest.raises(SystemExit):
+        cli.main(["scene", "embed", str(scene), str(out), "--encoder", "colour", "--size", "32", "--bands", "3 2 1"])
+    assert "red, green, blue are bands 3, 2, 1; black is 0, 0, 0, white 255, 255, 255" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Red").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        cli.main(["scene", "search", str(out), "Red", "--encoder", "colour", "--out", str(hits)])
+    said = capsys.readouterr().err
+    assert "Red: taken as words" in said and "--image" in said and f"places in {hits}" in said
+
+
+def test_a_slip_in_a_path_is_no_wish_for_the_network(tmp_path, monkeypatch):
+    from rsvlm.models.zoo import load_encoder
+
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="encoder models/encodr: no such folder in models"):
+        load_encoder("models/encodr")

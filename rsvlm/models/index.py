@@ -276,7 +276,8 @@ def find_encoder(folder: Path, encoder: DualEncoder | str | Path, wanted: str, d
     found = encoder.fingerprint()
     if found != wanted:
         raise ValueError(
-            f"{folder}: made with the encoder {str(wanted)[:12]}, but {encoder.name} is {found[:12]}: name the former"
+            f"{folder}: made with another encoder (fingerprint {str(wanted)[:12]}) than {encoder.name} ({found[:12]}): "
+            "name the one it was made with"
         )
     return encoder
 

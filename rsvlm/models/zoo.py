@@ -131,8 +131,10 @@ def _load_folder_or_hub(name: str, image_size: int | None) -> DualEncoder:
             )
         if read_json(config).get("model_type") == MODEL_TYPE:
             return PackagedEncoder.from_folder(folder, image_size)
-    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or folder.exists():
         raise FileNotFoundError(f"encoder {name}: no such folder")
+    elif "/" in name and folder.parent.is_dir():  # a slip in a path is no wish for the network
+        raise FileNotFoundError(f"encoder {name}: no such folder in {folder.parent}")
     elif "/" not in name:
         raise FileNotFoundError(f"encoder {name}: no such folder, nor a preset{closest_name(name, PRESETS)}")
     return HubEncoder.from_name(name, image_size)

@@ -88,6 +88,21 @@ def plan_windows(width: int, height: int, sizes: Sequence[int], overlap: float) 
     return [(level, Window(*window)) for level, *window in _plan(width, height, sizes, overlap).tolist()]
 
 
+def check_settings(
+    sizes: Sequence[int], overlap: float, min_valid: float, views: int, batch_size: int, precision: str = "auto"
+) -> None:
+    """Raise a ValueError where ``embed_scene`` would not take these settings; names the first."""
+    _plan(1, 1, sizes, overlap)
+    if views not in VIEWS:
+        raise ValueError(f"views: {views} is none of {', '.join(map(str, VIEWS))}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: 1 or more is needed; got {batch_size}")
+    if not 0 <= min_valid <= 1:
+        raise ValueError(f"min_valid: a share from 0 to 1 is needed; got {min_valid}")
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"precision: {precision!r} is none of auto, fp32, bf16")
+
+
 @torch.no_grad()
 def embed_scene(
     encoder: DualEncoder,
@@ -125,12 +140,7 @@ def embed_scene(
     out = Path(out)
     if out.suffix != ".parquet":
         raise ValueError(f"{out}: embeddings are written as Parquet; give a name that ends in .parquet")
-    if views not in VIEWS:
-        raise ValueError(f"views: {views} is none of {', '.join(map(str, VIEWS))}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: 1 or more is needed; got {batch_size}")
-    if not 0 <= min_valid <= 1:
-        raise ValueError(f"min_valid: a share from 0 to 1 is needed; got {min_valid}")
+    check_settings(sizes, overlap, min_valid, views, batch_size)
     encoder.eval()
     precision = choose_precision(precision, encoder.device)
     settings = {
@@ -419,7 +429,9 @@ def _read_meta(path: Path) -> dict | None:
         text = (parquet.read_metadata(path).metadata or {}).get(META)
         return None if text is None else json.loads(text)
     except (pyarrow.ArrowException, ValueError) as error:
-        raise ValueError(f"{path}: not a whole Parquet file ({error}); give another name, or remove it") from error
+        raise ValueError(
+            f"{path}: not a whole Parquet file ({error}), so no embeddings of a scene, which `rsvlm scene embed` writes"
+        ) from error
 
 
 def _write(path: Path, scene: Scene, meta: dict, asked: np.ndarray, scratch: Path) -> None:

@@ -748,7 +748,9 @@ def _preset_bands(file: rasterio.DatasetReader, path: Path, name: str, holds: st
     if name not in BAND_PRESETS:
         close = difflib.get_close_matches(name, BAND_PRESETS, n=1)
         raise SceneError(
-            f"{path}: unknown preset {name!r}" + (f"; did you mean {close[0]!r}" if close else "") + "? There are "
+            f"{path}: no preset is called {name!r}"
+            + (f"; did you mean {close[0]!r}?" if close else ";")
+            + " there are "
             f"{', '.join(BAND_PRESETS)}; a list chooses bands by number or description"
         )
     preset = BAND_PRESETS[name]
