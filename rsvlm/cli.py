@@ -169,6 +169,14 @@ scene = typer.Typer(
     no_args_is_help=True, help="Scenes: georeferenced images of any size, captioned, and searched by text or picture."
 )
 app.add_typer(scene, name="scene")
+Bands = Annotated[
+    str | None, typer.Option(help="Red, green and blue: 3,2,1 (from 1), or names, or a preset such as sentinel-2.")
+]
+Stretch = Annotated[
+    str, typer.Option(help="auto, percentile, none, or LOW,HIGH: the values that become black and white.")
+]
+MinValid = Annotated[float, typer.Option(help="Windows with a smaller share of valid pixels are left out.")]
+Overlap = Annotated[float, typer.Option(help="Share of a side that two neighbours have in common.")]
 Box = Annotated[
     str | None,
     typer.Option("--bbox", help="Of an archive: only what lies in WEST,SOUTH,EAST,NORTH, degrees; --bbox=-10,35,0,45."),
@@ -252,14 +260,10 @@ def embed_a_scene(
     size: Annotated[
         list[int] | None, typer.Option(min=1, help="Side of the windows, pixels; more than once: levels.")
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Share of a side that two neighbours have in common.")] = 0.5,
-    bands: Annotated[
-        str | None, typer.Option(help="Red, green and blue: 3,2,1, or names, or a preset such as sentinel-2.")
-    ] = None,
-    stretch: Annotated[
-        str, typer.Option(help="auto, percentile, none, or LOW,HIGH: the values that become black and white.")
-    ] = "auto",
-    min_valid: Annotated[float, typer.Option(help="Windows with a smaller share of valid pixels are left out.")] = 0.5,
+    overlap: Overlap = 0.5,
+    bands: Bands = None,
+    stretch: Stretch = "auto",
+    min_valid: MinValid = 0.5,
     views: Annotated[int, typer.Option(help="Turned and mirrored views of a window, averaged: 1, 2, 4 or 8.")] = 1,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     device: Device = "auto",
@@ -398,14 +402,10 @@ def caption_a_scene(
             min=1, help="Side of the windows, pixels: as much ground as a training image; default: an eighth."
         ),
     ] = None,
-    overlap: Annotated[float, typer.Option(help="Share of a side that two neighbours have in common.")] = 0.0,
-    bands: Annotated[
-        str | None, typer.Option(help="Red, green and blue: 3,2,1, or names, or a preset such as sentinel-2.")
-    ] = None,
-    stretch: Annotated[
-        str, typer.Option(help="auto, percentile, none, or LOW,HIGH: the values that become black and white.")
-    ] = "auto",
-    min_valid: Annotated[float, typer.Option(help="Windows with a smaller share of valid pixels are left out.")] = 0.5,
+    overlap: Overlap = 0.0,
+    bands: Bands = None,
+    stretch: Stretch = "auto",
+    min_valid: MinValid = 0.5,
     most_windows: Annotated[int, typer.Option(min=1, help="More are refused: each costs as much as a picture.")] = 400,
     sentences: Annotated[int, typer.Option(min=1, help="In the text, at most; the file has all.")] = 8,
     device: Device = "auto",

@@ -25,13 +25,13 @@ from rsvlm.models.encoders import DualEncoder
 from rsvlm.progress import log_line, progress
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
 from rsvlm.scenes.footprints import LONGITUDE_LATITUDE, area_of, footprints, meets, moment
-from rsvlm.scenes.reading import BAND_PRESETS, Scene, SceneError, Window, _find_band, open_scene
+from rsvlm.scenes.reading import BAND_PRESETS, Scene, SceneError, Window, find_band, open_scene
 from rsvlm.scenes.search import (
     PLACES,
     Query,
-    _encode,
     add_centres,
     check_ending,
+    encode_queries,
     find_peaks,
     search_scene,
     write_places,
@@ -449,7 +449,7 @@ def _search(
         place = Path(archive.place) / row.file
         embeddings = load_scene_embeddings(place)
         if vector is None:
-            vector, made_by = _encode(embeddings, [query], encoder)[0], embeddings.meta["encoder_fingerprint"]
+            vector, made_by = encode_queries(embeddings, [query], encoder)[0], embeddings.meta["encoder_fingerprint"]
         elif embeddings.meta["encoder_fingerprint"] != made_by:
             raise SceneError(f"{place}: made by another encoder than the scenes before it; embed the archive again")
         embeddings = _inside(embeddings, area)
@@ -602,9 +602,9 @@ def _named_bands(bands: Sequence[int | str] | str | None, names: Sequence[str]) 
     """Bands as the file's numbers where an item's names tell them; else as they are."""
     if bands is None or isinstance(bands, str):
         preset = BAND_PRESETS.get("true-colour" if bands is None else bands)
-        found = [_find_band(own, names) for own in preset.names] if preset else []
+        found = [find_band(own, names) for own in preset.names] if preset else []
         return [own[0] for own in found] if found and all(len(own) == 1 for own in found) else bands
-    told = [_find_band([band], names) if isinstance(band, str) else [] for band in bands]
+    told = [find_band([band], names) if isinstance(band, str) else [] for band in bands]
     return [own[0] if len(own) == 1 else band for own, band in zip(told, bands)]
 
 

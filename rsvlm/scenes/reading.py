@@ -707,7 +707,7 @@ def _plain(text: str) -> str:
     return re.sub(r"\bb0+(\d)", r"b\1", text.strip().lower())
 
 
-def _find_band(names: Sequence[str], descriptions: Sequence[str | None]) -> list[int]:
+def find_band(names: Sequence[str], descriptions: Sequence[str | None]) -> list[int]:
     """Bands (from 1) that are called so: by the whole description, else by a word of it ("B4, 665 nm", "Red band")."""
     wanted, told = {_plain(name) for name in names}, [_plain(text or "") for text in descriptions]
     whole = [number for number, text in enumerate(told, start=1) if text in wanted]
@@ -728,7 +728,7 @@ def _choose_bands(file: rasterio.DatasetReader, path: Path, bands) -> tuple[int,
     chosen = []
     for band in [bands] if isinstance(bands, int) else bands:
         if isinstance(band, str):
-            found = _find_band([band], descriptions)
+            found = find_band([band], descriptions)
             if len(found) != 1:
                 many = f"{len(found)} bands are" if found else "no band is"
                 raise SceneError(f"{path}: {many} called {band!r}; it has {holds}; give a number")
@@ -754,7 +754,7 @@ def _preset_bands(file: rasterio.DatasetReader, path: Path, name: str, holds: st
             f"{', '.join(BAND_PRESETS)}; a list chooses bands by number or description"
         )
     preset = BAND_PRESETS[name]
-    found = [_find_band(names, file.descriptions) for names in preset.names]
+    found = [find_band(names, file.descriptions) for names in preset.names]
     if all(len(own) == 1 for own in found):
         return tuple(own[0] for own in found)
     data = file.count - (_alpha_of(file) > 0)
@@ -774,7 +774,7 @@ def _default_bands(file: rasterio.DatasetReader, path: Path, holds: str) -> tupl
     rgb = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
     if all(colours.count(colour) == 1 for colour in rgb):
         return tuple(colours.index(colour) + 1 for colour in rgb)
-    found = [_find_band(names, file.descriptions) for names in BAND_PRESETS["true-colour"].names]
+    found = [find_band(names, file.descriptions) for names in BAND_PRESETS["true-colour"].names]
     # Sentinel-2 alone has numbers of two digits; B4, B3, B2 of an older Landsat are near infrared, red and green.
     sentinel = [[i for i, text in enumerate(file.descriptions, 1) if text == name] for name in ("B04", "B03", "B02")]
     for own in (found, sentinel):

@@ -95,7 +95,7 @@ def search_scene(
     """
     several = isinstance(query, list | tuple) and not isinstance(query, Window)
     queries = list(query) if several else [query]
-    vectors = _encode(embeddings, queries, encoder)
+    vectors = encode_queries(embeddings, queries, encoder)
     cell = default_cell(embeddings) if cell is None else cell
     if cell < 1 or cell != int(cell):
         raise ValueError(f"cell: a whole number of pixels from 1 is needed; got {cell}")
@@ -308,7 +308,9 @@ def add_centres(frame: "geopandas.GeoDataFrame") -> "pd.DataFrame":
     return table.assign(longitude=longitude.round(7), latitude=np.round(latitude, 7))
 
 
-def _encode(embeddings: SceneEmbeddings, queries: list[Query], encoder: DualEncoder | str | Path | None) -> np.ndarray:
+def encode_queries(
+    embeddings: SceneEmbeddings, queries: list[Query], encoder: DualEncoder | str | Path | None
+) -> np.ndarray:
     """float32 (queries, D) of length 1."""
     meta, D = embeddings.meta, embeddings.vectors.shape[1]
     vectors = np.zeros((len(queries), D), np.float32)

@@ -1,7 +1,5 @@
 """A finished run, recorded for git with where its numbers come from: code, packages, machine and seed.
 
-Where a number comes from: code, packages, machine and seed.
-
 Record a finished run for git: ``python -m rsvlm.study.recording NAME`` copies its results to ``results/NAME/``.
 """
 
