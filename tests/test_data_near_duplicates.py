@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from rsvlm.content_cache import FILE
 from rsvlm.data import duplicates
-from rsvlm.data.audit import find_near_duplicates, verbatim_share
+from rsvlm.data.audit import find_near_duplicates, sibling_share, verbatim_share
 from rsvlm.data.duplicates import (
     TURN_NAMES,
     TURNS,
@@ -243,3 +243,15 @@ def test_verbatim_share_counts_other_images_only_within_a_part():
     shares = verbatim_share(rows)
     assert shares["s/test"] == {"s/train": 0.5, "s/test": 0.0}
     assert shares["s/train"] == {"s/train": 0.5, "s/test": 0.5}
+
+
+def test_siblings_are_other_images_with_the_same_set_of_captions():
+    rows = [
+        {"image_id": f"s/{n}", "source": "s", "split": split, "captions": captions}
+        for n, (split, captions) in enumerate(
+            [("train", ["a", "b"]), ("train", ["b", "a", "a"]), ("train", ["a"]), ("test", ["a"]), ("test", ["a", "c"])]
+        )
+    ]
+    shares = sibling_share(rows)
+    assert shares["s/train"] == {"s/train": round(2 / 3, 6), "s/test": round(1 / 3, 6)}
+    assert shares["s/test"] == {"s/train": 0.5, "s/test": 0.0}  # an image is no sibling of its own

@@ -262,6 +262,7 @@ def _survey(
         report["sources"][name]["images_drawn_for_validation"] = count
     rows.sort(key=lambda row: (row["source"], row["split"], row["image_id"]))
     report["verbatim"] = audit.verbatim_share([*rows, *others])
+    report["siblings"] = audit.sibling_share([*rows, *others])
     for name, facts in report["sources"].items():
         own = {split: [] for split in SPLITS}
         for row in (*rows, *others):

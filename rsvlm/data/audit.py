@@ -190,6 +190,25 @@ def verbatim_share(rows: list[dict]) -> dict[str, dict[str, float]]:
     }
 
 
+def sibling_share(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Share of the images of each source and split that have a sibling in each source and split.
+
+    Siblings are different images with the same set of captions: what was written of one was given to all. The form is
+    ``verbatim_share``'s.
+    """
+    holders: dict[str, Counter] = {}
+    for row in rows:
+        holders.setdefault(_part(row), Counter())[frozenset(row["captions"])] += 1
+    ordered = sorted(holders.items(), key=_in_order)
+    return {
+        name: {
+            other: round(sum(n for of, n in sets.items() if known[of] > (other == name)) / sets.total(), 6)
+            for other, known in ordered
+        }
+        for name, sets in ordered
+    }
+
+
 def _shared_images(pairs: list[Pair], known: list[dict]) -> dict[str, dict[str, int]]:
     """``{"ucm/test": {"rsicd/train": 3}}``: images of the first with a near-duplicate in the second; only parts with files."""
     parts = sorted({_part(row) for row in known}, key=lambda part: _in_order((part, None)))

@@ -104,6 +104,11 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
             for part, row in report["verbatim"].items()
             if part.startswith(f"{name}/") and not part.endswith("/train")
         },
+        "siblings": {
+            part: {other: share for other, share in row.items() if share}
+            for part, row in report["siblings"].items()
+            if part.startswith(f"{name}/") and any(row.values())
+        },
         "images_with_a_near_duplicate": {
             part: {other: count for other, count in row.items() if count}
             for part, row in duplicates.items()
