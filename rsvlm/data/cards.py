@@ -46,6 +46,7 @@ COUNTS = {  # over all that the file lists, or all that lies in the folder, whet
 
 
 CROISSANT, GEO = "http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/geo/1.0"
+LEAST_SHARE = 0.0005  # of siblings that is told: less is 0.0 %
 VERSION = "1.0.0"  # of the descriptions
 CONTEXT = {
     "@language": "en",
@@ -105,9 +106,9 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
             if part.startswith(f"{name}/") and not part.endswith("/train")
         },
         "siblings": {
-            part: {other: share for other, share in row.items() if share}
+            part: {other: share for other, share in row.items() if share >= LEAST_SHARE}
             for part, row in report["siblings"].items()
-            if part.startswith(f"{name}/") and any(row.values())
+            if part.startswith(f"{name}/") and max(row.values()) >= LEAST_SHARE
         },
         "images_with_a_near_duplicate": {
             part: {other: count for other, count in row.items() if count}
