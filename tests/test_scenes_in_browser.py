@@ -12,8 +12,8 @@ from rasterio import Affine
 from scene_case import UTM, ColourEncoder, green_with_red, write_raster
 from test_in_browser import Lab, Watched, put_on, run_all, wait_until
 
+from rsvlm.data.rasters.scene import open_scene
 from rsvlm.scenes.embedding import embed_scene
-from rsvlm.scenes.reading import open_scene
 from rsvlm.scenes.search import find_peaks, search_scene
 from rsvlm.study.strip import METADATA
 from rsvlm.viewing.page import write_page

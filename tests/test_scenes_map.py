@@ -10,8 +10,9 @@ from rasterio import Affine
 from scene_case import TURNED, UTM, ColourEncoder, green_with_red, write_raster
 from test_galleries import NOTEBOOKS, root  # noqa: F401
 
+from rsvlm.data.rasters.scene import open_scene
+from rsvlm.data.rasters.windows import Window
 from rsvlm.scenes.embedding import embed_scene
-from rsvlm.scenes.reading import Window, open_scene
 from rsvlm.viewing import scene_map
 from rsvlm.viewing.scene_frames import Plane, choose_frame
 from rsvlm.viewing.scene_map import NOTHING, SceneMap

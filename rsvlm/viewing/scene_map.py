@@ -25,6 +25,9 @@ from ipywidgets import Box, Layout
 from PIL import Image
 from rasterio import Affine
 
+from rsvlm.data.rasters.files import SceneError
+from rsvlm.data.rasters.scene import Picture, Scene, open_scene
+from rsvlm.data.rasters.windows import Window
 from rsvlm.data.table import rows_of
 from rsvlm.files import cache_folder, fingerprint_values, whole_file
 from rsvlm.kernels import similarity_topk
@@ -38,7 +41,6 @@ from rsvlm.scenes.archive import SceneArchive, embed_archive, open_archive, rank
 from rsvlm.scenes.captioning import caption_scene
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
 from rsvlm.scenes.globe import make_globe
-from rsvlm.scenes.reading import Picture, Scene, SceneError, Window, open_scene
 from rsvlm.scenes.search import Surface, find_peaks, outline, search_scene, write_places, write_surface
 from rsvlm.viewing.page import ThumbnailCache, read_template
 from rsvlm.viewing.records import StudyFiles
