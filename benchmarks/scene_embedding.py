@@ -199,7 +199,7 @@ def _encoder(arguments: argparse.Namespace):
 
 
 def _scene():
-    from rsvlm.scenes.reading import open_scene
+    from rsvlm.data.rasters.scene import open_scene
 
     return open_scene(os.environ["RSVLM_BENCHMARK_SCENE"], bands=[3, 2, 1], stretch=[0, 8000])
 

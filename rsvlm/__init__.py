@@ -32,7 +32,7 @@ _ROOMS = {  # name -> the module it comes from; nothing is imported before it is
     "caption": "rsvlm.models.inference",
     "build_index": "rsvlm.models.index",
     "load_index": "rsvlm.models.index",
-    "open_scene": "rsvlm.scenes.reading",
+    "open_scene": "rsvlm.data.rasters.scene",
     "embed_scene": "rsvlm.scenes.embedding",
     "search_scene": "rsvlm.scenes.search",
     "caption_scene": "rsvlm.scenes.captioning",

@@ -13,8 +13,8 @@ import typer
 from rsvlm.files import check_place
 
 if TYPE_CHECKING:
+    from rsvlm.data.rasters.scene import Scene
     from rsvlm.scenes.archive import SceneArchive
-    from rsvlm.scenes.reading import Scene
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -278,10 +278,10 @@ def embed_a_scene(
     where: Where = None,
 ) -> None:
     """Embed the windows of a scene, or of an archive's scenes, so that `rsvlm scene search` can search them."""
+    from rsvlm.data.rasters.scene import open_scene
     from rsvlm.models.loading import choose_device
     from rsvlm.models.zoo import load_encoder
     from rsvlm.scenes.embedding import check_settings, embed_scene
-    from rsvlm.scenes.reading import open_scene
 
     look = {"bands": _bands(bands), "stretch": _stretch(stretch)}
     how = {"sizes": tuple(size or (256,)), "overlap": overlap, "min_valid": min_valid, "views": views}
@@ -417,9 +417,9 @@ def caption_a_scene(
     if out is not None:
         search_module.check_ending(out, search_module.PLACES)
         check_place(out)
+    from rsvlm.data.rasters.scene import open_scene
     from rsvlm.models.inference import load_captioner
     from rsvlm.scenes.captioning import caption_scene
-    from rsvlm.scenes.reading import open_scene
 
     with open_scene(path, bands=_bands(bands), stretch=_stretch(stretch)) as opened:
         _show(opened)

@@ -110,3 +110,34 @@ def study_style():
     with matplotlib.rc_context():
         use_style()
         yield
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium; for test files that import ``browser_case``, which skips them where there is none."""
+    from browser_case import open_browser
+
+    with open_browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def open_page(browser):
+    """A function: the page in a file at a width and in a theme, offline; none may have complained by the end."""
+    contexts, faults = [], []
+
+    def open_page(file, width, theme="light", **options):
+        context = browser.new_context(
+            offline=True, viewport={"width": width, "height": 900}, color_scheme=theme, **options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
+        page.goto(file.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not faults

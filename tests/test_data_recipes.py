@@ -18,12 +18,11 @@ from rsvlm.data.boxes import image_size
 from rsvlm.data.duplicates import take_fingerprint
 from rsvlm.data.images import FULL_SIZE, ImageError, open_image
 from rsvlm.data.packed import digest_of
+from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.recipes import Recipe, read_as, recipe_of, split_reading
 from rsvlm.data.sources import parse_source
 from rsvlm.data.table import load_table
 from rsvlm.models.features import fingerprint_images
-from rsvlm.scenes import reading
-from rsvlm.scenes.reading import open_scene
 from rsvlm.scoring.image_matching import match_images
 from rsvlm.viewing.page import ThumbnailCache
 
@@ -223,7 +222,7 @@ def test_colours_that_gdal_would_not_convert(tmp_path):
 
 def test_large_images_are_read_reduced(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 16_000)
-    monkeypatch.setattr(reading, "PART", 3_000)  # several strips
+    monkeypatch.setattr("rsvlm.data.rasters.scene.PART", 3_000)  # several strips
     values = np.zeros((145, 150), np.uint8)
     values[:, 75:], values[100:] = 200, 60
     Image.fromarray(values).save(tmp_path / "a.png")

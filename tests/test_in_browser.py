@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from browse_case import NASTY_NAME, SCRIPT, add_captioner, build_study
-from browser_case import PROJECT, SCREENSHOTS, SECONDS, in_a_browser, open_browser, playwright, serious_findings
+from browser_case import PROJECT, SCREENSHOTS, SECONDS, in_a_browser, playwright, serious_findings
 
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
@@ -50,12 +50,6 @@ def study(tmp_path_factory):
         (root / "notebooks").mkdir()
         shutil.copy(PROJECT / "notebooks" / "90_browse.ipynb", root / "notebooks")
         yield root
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as chromium:
-        yield chromium
 
 
 class Watched:

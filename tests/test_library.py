@@ -24,6 +24,7 @@ from rsvlm.viewing.records import StudyFiles
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "rsvlm"
 LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] != "study")
+ROOMS = ("kernels", "data", "models", "training", "scoring", "scenes", "viewing", "study")  # from the lowest up
 OPTIONAL = {"triton"}  # no wheels for every machine; all else that the modules import at their heads is installed
 IMPORT_ALL = """
 import importlib, json, pkgutil, rsvlm
@@ -78,6 +79,18 @@ def test_no_module_of_the_library_imports_the_study():
         if (names := {name for name in imported(path) if f"{name}.".startswith("rsvlm.study.")})
     }
     assert not found, "take the folder or file as an argument; rsvlm.study alone knows where a study has it"
+
+
+def test_a_room_imports_only_from_rooms_below_it():
+    """Imports inside functions count too; what only a type checker reads does not."""
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(ROOMS)
+    found = {}
+    for number, room in enumerate(ROOMS):
+        above = tuple(f"rsvlm.{name}." for name in ROOMS[number + 1 :])
+        for path in (PACKAGE / room).rglob("*.py"):
+            names = [name for name in imported(path, types=False) if f"{name}.".startswith(above)]
+            found |= {path.relative_to(PROJECT).as_posix(): names} if names else {}
+    assert not found
 
 
 def test_every_module_can_be_imported_outside_a_project(tmp_path):

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 import torch
 from browse_case import build_study
-from browser_case import PROJECT, SCREENSHOTS, in_a_browser, open_browser, playwright, serious_findings
+from browser_case import PROJECT, SCREENSHOTS, in_a_browser, playwright, serious_findings
 from nbformat.v4 import new_code_cell, new_notebook
 from nbformat.v4 import new_output as output
 
@@ -55,32 +55,10 @@ def pages(tmp_path_factory):
         yield paths.GALLERIES
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as chromium:
-        yield chromium
-
-
 @pytest.fixture
-def show(browser, pages):
-    """A function: the page of this name at this width, which must not have complained by the end."""
-    contexts, faults = [], []
-
-    def open_page(name, width, theme="light", **options):
-        context = browser.new_context(
-            offline=True, viewport={"width": width, "height": 900}, color_scheme=theme, **options
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
-        page.goto((pages / f"{name}.html").as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not faults
+def show(open_page, pages):
+    """A function: the page of this name, as ``open_page`` opens it."""
+    return lambda name, width, theme="light", **options: open_page(pages / f"{name}.html", width, theme, **options)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

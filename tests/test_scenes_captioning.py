@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 import rsvlm
 from rsvlm.cli import app
+from rsvlm.data.rasters.files import SceneError
+from rsvlm.data.rasters.scene import open_scene
 from rsvlm.models.captioner import build_capret
 from rsvlm.models.features import encode_pictures
 from rsvlm.models.inference import Captioner, load_captioner, save_captioner
@@ -23,7 +25,6 @@ from rsvlm.models.neighbours import Memory, training_memory
 from rsvlm.models.zoo import load_encoder
 from rsvlm.scenes import captioning
 from rsvlm.scenes.captioning import caption_scene, group_captions, say_place
-from rsvlm.scenes.reading import SceneError, open_scene
 from rsvlm.scenes.search import write_places
 from rsvlm.settings import Generation
 

@@ -16,9 +16,11 @@ import rasterio
 import shapely
 from scene_case import TURNED, UTM, ColourEncoder, green_with_red, write_raster
 
+from rsvlm.data.rasters.files import SceneError
+from rsvlm.data.rasters.scene import open_scene
+from rsvlm.data.rasters.windows import Window
 from rsvlm.scenes import embedding
 from rsvlm.scenes.embedding import embed_scene, load_scene_embeddings, plan_windows
-from rsvlm.scenes.reading import SceneError, Window, open_scene
 
 TESTS = Path(__file__).parent
 
@@ -252,7 +254,7 @@ def test_done_already(encoder, red_square, tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 import rsvlm.scenes.embedding as embedding
-from rsvlm.scenes.reading import open_scene
+from rsvlm.data.rasters.scene import open_scene
 from scene_case import ColourEncoder
 
 embedding.BLOCK = 8

@@ -6,8 +6,9 @@ import pytest
 
 from rsvlm.data.blue_marble import load_maps
 from rsvlm.data.land_captions import GROUPS
+from rsvlm.data.rasters.scene import open_scene
+from rsvlm.data.rasters.windows import Window
 from rsvlm.scenes.globe import class_texts, describe_windows, land_of, make_globe
-from rsvlm.scenes.reading import Window, open_scene
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,20 @@
 """The map of a scene in JupyterLab and its page, in a real Chromium without a network: by mouse, by keyboard, on a phone."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import geopandas
 import nbformat
 import pytest
-from browser_case import SCREENSHOTS, in_a_browser, open_browser, playwright, serious_findings
+from browser_case import SCREENSHOTS, in_a_browser, playwright, serious_findings
 from nbformat.v4 import new_code_cell, new_notebook
 from rasterio import Affine
 from scene_case import UTM, ColourEncoder, green_with_red, write_raster
 from test_in_browser import Lab, Watched, put_on, run_all, wait_until
 
+from rsvlm.data.rasters.scene import open_scene
 from rsvlm.scenes.embedding import embed_scene
-from rsvlm.scenes.reading import open_scene
 from rsvlm.scenes.search import find_peaks, search_scene
 from rsvlm.study.strip import METADATA
 from rsvlm.viewing.page import write_page
@@ -47,12 +48,6 @@ def root(tmp_path_factory):
     notebook = new_notebook(cells=[new_code_cell(text) for text in CELLS], metadata=METADATA)
     nbformat.write(notebook, root / "maps.ipynb")
     return root
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as chromium:
-        yield chromium
 
 
 @pytest.fixture(scope="module")
@@ -257,25 +252,9 @@ def made(root):
 
 
 @pytest.fixture
-def show(browser, made):
-    """A function: the page at a width and in a theme, offline; it must not have complained by the end."""
-    contexts, faults = [], []
-
-    def open_page(width, theme="light", **options):
-        context = browser.new_context(
-            offline=True, viewport={"width": width, "height": 900}, color_scheme=theme, **options
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
-        page.goto(made.as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not faults
+def show(open_page, made):
+    """A function: the page, as ``open_page`` opens it."""
+    return partial(open_page, made)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -10,11 +10,14 @@ from rasterio import Affine
 from scene_case import TURNED, UTM, ColourEncoder, green_with_red, write_raster
 from test_galleries import NOTEBOOKS, root  # noqa: F401
 
+from rsvlm.data.rasters.scene import open_scene
+from rsvlm.data.rasters.windows import Window
+from rsvlm.scenes import globe
 from rsvlm.scenes.embedding import embed_scene
-from rsvlm.scenes.reading import Window, open_scene
-from rsvlm.viewing import scene_map
+from rsvlm.viewing import scene_map, scene_models
 from rsvlm.viewing.scene_frames import Plane, choose_frame
-from rsvlm.viewing.scene_map import NOTHING, SceneMap
+from rsvlm.viewing.scene_layers import NOTHING
+from rsvlm.viewing.scene_map import SceneMap
 from rsvlm.viewing.scene_page import render_scene_page
 
 SCRIPT = "<script>document.title='taken'</script>"
@@ -30,6 +33,7 @@ def own_cache(tmp_path, monkeypatch):
     def no_globe(path):
         raise FileNotFoundError("not installed")
 
+    monkeypatch.setattr(globe, "make_globe", no_globe)
     monkeypatch.setattr(scene_map, "make_globe", no_globe)
 
 
@@ -82,23 +86,26 @@ def test_a_search_has_a_surface_numbers_and_a_list(red_square, tmp_path):
 def test_a_window_is_shown_where_it_is_clicked(red_square, tmp_path):
     shown, ask, pushed = open_map(red_square, tmp_path)
     at = shown.panel.frame.centre(RED)
-    shown.panel._touched(type="click", coordinates=at)
+    shown.panel.layers.touch(type="click", coordinates=at)
     assert pushed.pop() == {"push": {"window": RED._asdict()}}  # no window was searched: one around the place
     ask("search", text="Red")
-    shown.panel._touched(type="click", coordinates=at)
+    shown.panel.layers.touch(type="click", coordinates=at)
     window = pushed.pop()["push"]["window"]
     seen = ask("window", window=window)
     assert Window(**seen["window"]) == RED and seen["score"] == 1.0
     assert seen["ground"] == "32 × 32 pixels, 320 × 320 m" and seen["picture"].startswith("data:image/jpeg")
-    assert np.array(shown.panel._chosen.locations).shape == (4, 2)
-    shown.panel._touched(type="click", coordinates=[0.0, 0.0])  # beside the scene
-    shown.panel._touched(type="mousemove", coordinates=at)
+    assert np.array(shown.panel.layers.chosen.locations).shape == (4, 2)
+    shown.panel.layers.touch(type="click", coordinates=[0.0, 0.0])  # beside the scene
+    shown.panel.layers.touch(type="mousemove", coordinates=at)
     assert pushed == []
     pin = shown.map.layers[-1].layers[1]
     pin._handle_mouse_events(pin, {"type": "click", "coordinates": at}, [])
     assert pushed.pop() == {"push": {"window": RED._asdict()}}
     ask("go", window=window)
-    assert shown.map.center == pytest.approx(at) and shown.map.zoom > shown.panel._home(shown.panel.frame.plane)[1]
+    assert (
+        shown.map.center == pytest.approx(at)
+        and shown.map.zoom > shown.panel.layers.view_of(shown.panel.frame.plane)[1]
+    )
     assert (
         ask("window", window={"left": 900, "top": 0, "width": 9, "height": 9}) == "This window lies outside the scene."
     )
@@ -108,15 +115,15 @@ def test_a_drawn_box_is_a_window_to_caption_or_to_search_by(red_square, tmp_path
     shown, ask, pushed = open_map(red_square, tmp_path)
     corners = shown.panel.frame.corners(RED)
     ring = [[lng, lat] for lat, lng in [*corners, corners[0]]]
-    control = shown.panel._draw_control
+    control = shown.panel.layers.draw_control
     control.data = [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}]
     box = pushed.pop()["push"]["box"]
     left, top, width, height = (box["window"][key] for key in Window._fields)
     assert abs(left - 96) <= 1 and abs(top - 32) <= 1 and 32 <= width <= 34 and 32 <= height <= 34
-    assert control.data == [] and len(shown.panel._boxed.locations) == 4  # it is ours now
+    assert control.data == [] and len(shown.panel.layers.boxed.locations) == 4  # it is ours now
     found = ask("like", window=box["window"])
     assert found["query"].startswith("like 45.14") and Window(*(found["hits"][0][key] for key in Window._fields)) == RED
-    assert ask("clear_box") == {} and shown.panel._boxed.locations == []
+    assert ask("clear_box") == {} and shown.panel.layers.boxed.locations == []
     seen = ask("view")
     assert Window(**seen["window"]) == (0, 0, 200, 120)
     far = [[[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]]]
@@ -145,8 +152,8 @@ def test_files_lie_at_the_right_place(red_square, tmp_path):
         f"scene-Red-{name}" for name in ("hits.geojson", "outline.geojson", "surface.tif")
     ]
     told = ask("outline", threshold=0.4)
-    assert told["places"] == 1 and shown.panel._outline in shown.map.layers
-    assert ask("outline", threshold=2.0)["places"] == 0 and shown.panel._outline is None
+    assert told["places"] == 1 and shown.panel.layers.outline in shown.map.layers
+    assert ask("outline", threshold=2.0)["places"] == 0 and shown.panel.layers.outline is None
 
 
 def test_a_file_that_is_no_scene_is_told_of(tmp_path):
@@ -166,7 +173,7 @@ def test_a_scene_without_a_place_is_shown_in_its_pixels(tmp_path):
     [hit] = ask("search", text="Red")["hits"]
     assert hit["place"] == "column 96, row 32"
     assert shown.map.layers[-1].layers[0].locations == [[-32, 96], [-32, 128], [-64, 128], [-64, 96]]
-    shown.panel._touched(type="click", coordinates=[-48.0, 112.0])
+    shown.panel.layers.touch(type="click", coordinates=[-48.0, 112.0])
     assert pushed.pop()["push"]["window"] == RED._asdict()
     told = geopandas.read_file(ask("export", what="hits")["path"])
     assert told["coordinates"].tolist() == ["pixels of the scene: column, row"]
@@ -214,20 +221,20 @@ def test_what_the_map_shows_is_read_as_sharp_as_the_screen(tmp_path):
     path = write_raster(tmp_path / "large.tif", pixels, crs="EPSG:32633", transform=UTM)
     shown, _, pushed = open_map(path, tmp_path)
     panel, frame = shown.panel, shown.panel.frame
-    assert panel._detail.url == NOTHING
+    assert panel.layers.detail.url == NOTHING
     corners = np.array(frame.corners(Window(1000, 500, 600, 400)))
     south, west, north, east = *corners.min(axis=0), *corners.max(axis=0)
     with shown.map.hold_trait_notifications():
         for side, value in {"south": south, "west": west, "north": north, "east": east}.items():
             shown.map.set_trait(side, float(value))
-    assert panel._detail.url.startswith("data:image/webp")  # no kernel here, so at once
-    np.testing.assert_allclose(panel._detail.bounds, [[south, west], [north, east]], atol=1e-6)
+    assert panel.layers.detail.url.startswith("data:image/webp")  # no kernel here, so at once
+    np.testing.assert_allclose(panel.layers.detail.bounds, [[south, west], [north, east]], atol=1e-6)
     picture, plane = frame.picture(Plane(*frame.plane_at(np.array([[south, west]]))[0], *frame.plane_at(np.array([[north, east]]))[0]), 2000)  # fmt: skip
     assert abs(max(picture.size) - 600) < 25  # not finer than the scene
     path.write_bytes(path.read_bytes()[:5000])
     panel.frame.scene.close()
-    panel._detail.url = NOTHING
-    panel.read_detail()
+    panel.layers.detail.url = NOTHING
+    panel.layers.read_detail()
     assert "large.tif" in pushed.pop()["push"]["trouble"]
 
 
@@ -243,7 +250,7 @@ def test_the_captioner_and_the_nearest_training_images(red_square, tmp_path, mon
 
     Told.memory.vectors = np.eye(3, dtype=np.float16)[:2]
     vars(shown.panel.models)["captioner"] = Told()
-    monkeypatch.setattr(scene_map, "caption", lambda captioner, pictures: _captions(pictures))
+    monkeypatch.setattr(scene_models, "caption", lambda captioner, pictures: _captions(pictures))
     said = ask("caption", window=RED._asdict())
     assert said["text"] == "200, 0, 0" and said["warning"] == "far"
     assert [near["captions"] for near in said["near"]] == [["Red."], [SCRIPT]] and said["near"][0]["score"] == 1.0
@@ -274,7 +281,7 @@ def test_an_archive_is_filtered_searched_and_opened(tmp_path):
     assert [scene["name"] for scene in listed["scenes"]] == ["nowhere", "s0", "s1"] and listed[
         "words"
     ] == "3 of 3 scenes"
-    prints = shown.panel._footprints.data["features"]
+    prints = shown.panel.layers.footprints.data["features"]
     assert [print_["properties"]["scene"] for print_ in prints] == ["s0", "s1"]
     assert "no scene of the archive has a cloud cover" in ask("scenes", **everything | {"cloud": 20})
     later = ask("scenes", **everything | {"start": "2024-06-01"})
@@ -284,7 +291,7 @@ def test_an_archive_is_filtered_searched_and_opened(tmp_path):
     assert [scene["name"] for scene in found["scenes"]["scenes"]][0] == "s1" and "low" not in found
     first = found["hits"][0]
     assert first["scene"] == "s1" and [first[key] for key in Window._fields] == list(RED) and first["score"] == 1.0
-    shown.panel._footprints._click_callbacks(feature=prints[0], event="click")
+    shown.panel.layers.footprints._click_callbacks(feature=prints[0], event="click")
     assert pushed.pop() == {"push": {"open": "s0"}}
     pin = next(layer for layer in shown.map.layers[-1].layers)
     pin._handle_mouse_events(pin, {"type": "click"}, [])
@@ -336,13 +343,13 @@ def test_large_boxes_are_captioned_by_their_windows(red_square, tmp_path, monkey
         sentences = geopandas.GeoDataFrame({"sentence": ["All is red."], "windows": [(0, 1)]})
         return type("Said", (), {"overview": "Red.", "warning": "", "windows": windows, "sentences": sentences})()
 
-    monkeypatch.setattr(scene_map, "caption_scene", tell)
+    monkeypatch.setattr(scene_models, "caption_scene", tell)
     said = ask("caption", window={"left": 96, "top": 32, "width": 100, "height": 60})
     assert said["text"] == "Red." and asked["size"] == 32 and asked["corner"] == [200, 0, 0]
     assert asked["place"] == (500_960.0, 4_999_580.0, 501_060.0, 4_999_680.0)
     [part] = said["parts"]
     assert part["text"] == "All is red." and [window["left"] for window in part["windows"]] == [96, 126]
-    assert ask("mark", windows=part["windows"]) == {} and len(shown.panel._chosen.locations) == 2
+    assert ask("mark", windows=part["windows"]) == {} and len(shown.panel.layers.chosen.locations) == 2
 
 
 @pytest.mark.parametrize(
@@ -373,8 +380,8 @@ def test_notebook_runs(root, red_square, tmp_path):  # noqa: F811
 def test_a_part_of_a_scene_is_captioned_as_a_scene(root, red_square):  # noqa: F811
     build_study(root)
     add_captioner()
-    models = scene_map.Models(root / "models" / "encoder", root / "models" / "captioner", sizes=(32,), overlap=0, device="cpu")  # fmt: skip
+    models = scene_models.SceneModels(root / "models" / "encoder", root / "models" / "captioner", sizes=(32,), overlap=0, device="cpu")  # fmt: skip
     with open_scene(red_square) as scene:
-        said = models.caption_parts(scene_map.ScenePart(scene, Window(64, 0, 128, 64)), 32)
+        said = models.caption_parts(scene_models.ScenePart(scene, Window(64, 0, 128, 64)), 32)
     windows = {(window["left"], window["top"]) for part in said["parts"] for window in part["windows"]}
     assert windows == {(left, top) for left in (64, 96, 128, 160) for top in (0, 32)} and said["text"]

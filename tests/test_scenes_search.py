@@ -15,9 +15,10 @@ from rasterio import Affine
 from scene_case import TURNED, UTM, ColourEncoder, green_with_red, write_raster
 
 from rsvlm import cli
+from rsvlm.data.rasters.scene import open_scene
+from rsvlm.data.rasters.windows import Window
 from rsvlm.scenes import search
 from rsvlm.scenes.embedding import embed_scene, place_windows
-from rsvlm.scenes.reading import Window, open_scene
 from rsvlm.scenes.search import (
     add_centres,
     choose_threshold,

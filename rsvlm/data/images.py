@@ -11,10 +11,9 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -171,11 +170,11 @@ def open_image(path: Path | str) -> Image.Image:
 
 def raster_size(path: Path) -> tuple[int, int]:
     """Width and height of an image file that Pillow does not open. Raises as ``open_image``."""
-    reading = _scene_reading(f"{path}: its size")
+    open_scene, scene_error = _raster_door(f"{path}: its size")
     try:
-        with reading.open_scene(path, bands=[1], stretch=[0, 1], data=_data_of(path)) as scene:
+        with open_scene(path, bands=[1], stretch=[0, 1], data=_data_of(path)) as scene:
             return scene.width, scene.height
-    except reading.SceneError as error:
+    except scene_error as error:
         raise ImageError(str(error)) from error
 
 
@@ -200,13 +199,13 @@ def _read_by_pillow(path: Path) -> Image.Image:
 
 def _read_by_recipe(path: Path, file: Path, recipe: Recipe) -> Image.Image:
     check_file(path)
-    reading = _scene_reading(f"{file}: a raster with `reading`")
+    open_scene, scene_error = _raster_door(f"{file}: a raster with `reading`")
     try:
-        with reading.open_scene(file, bands=recipe.bands, stretch=recipe.stretch, data=_data_of(file)) as scene:
+        with open_scene(file, bands=recipe.bands, stretch=recipe.stretch, data=_data_of(file)) as scene:
             full = (scene.width, scene.height)
             factor = _factor_of(full, path)
             picture = Image.fromarray(scene.read(size=(-(-full[0] // factor), -(-full[1] // factor))).pixels)
-    except reading.SceneError as error:
+    except scene_error as error:
         raise ImageError(str(error)) from error
     if factor > 1:
         picture.info[FULL_SIZE] = full
@@ -229,11 +228,11 @@ def _read_by_gdal(path: Path, why: NotByPillow) -> Image.Image:
                 raise ImageError(str(why))
             turn = pages[0].get(_ORIENTATION, 1)
     try:
-        reading = _scene_reading("reading it by GDAL")
+        open_scene, scene_error = _raster_door("reading it by GDAL")
     except ModuleNotFoundError as error:
         raise ImageError(f"{why}; or read it as it is: {error}") from error
     try:
-        with reading.open_scene(path, data=_data_of(path)) as scene:
+        with open_scene(path, data=_data_of(path)) as scene:
             if scene.type != "uint8" or scene.count not in (1, 3):
                 raise ImageError(
                     f"{why}; of such files RGB or grey of 8 bits are read, and this one holds {scene.count} "
@@ -243,7 +242,7 @@ def _read_by_gdal(path: Path, why: NotByPillow) -> Image.Image:
             factor = _factor_of(full, path)
             pixels = scene.read_plain(factor)
             turn = scene.tags.get("EXIF_Orientation", turn)
-    except reading.SceneError as error:
+    except scene_error as error:
         raise ImageError(f"{why}; GDAL says: {str(error).removeprefix(f'{path}: ')}") from error
     picture = Image.fromarray(pixels)
     if str(turn) in map(str, _TURNS):
@@ -275,11 +274,13 @@ def _data_of(path: Path) -> bytes | None:
         return file.read()
 
 
-def _scene_reading(use: str) -> ModuleType:
+def _raster_door(use: str) -> tuple[Callable, type[ValueError]]:
+    """``open_scene`` and its error; rasterio is imported where ``use`` needs it."""
     import_extra("rasterio", use)
-    from rsvlm.scenes import reading
+    from rsvlm.data.rasters.files import SceneError
+    from rsvlm.data.rasters.scene import open_scene
 
-    return reading
+    return open_scene, SceneError
 
 
 def as_rgb(image: Image.Image, sixteen: bool, masked: bool) -> Image.Image:

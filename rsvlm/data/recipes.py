@@ -121,7 +121,7 @@ def _check_stretch(stretch: object, example: str) -> tuple[tuple[float, float], 
         raise ValueError(
             f"reading: stretch must be [low, high], or one such pair for each of three bands, as in {example}; is "
             f"{stretch!r}. One stretch holds for all images of a source: one for each image would make bright of dark. "
-            "rsvlm.scenes.reading.open_scene(IMAGE, bands=...) measures low and high of an image"
+            "rsvlm.open_scene(IMAGE, bands=...) measures low and high of an image"
         )
     return found
 

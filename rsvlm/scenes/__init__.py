@@ -1,4 +1,4 @@
-"""Scenes: georeferenced images of any size, read, embedded, searched and captioned by windows; archives of many of them."""
+"""Scenes: georeferenced images of any size, embedded, searched and captioned by windows; archives of many of them."""
 
 from rsvlm.extras import import_extra
 

@@ -20,12 +20,16 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from rsvlm.data.rasters.bands import find_band
+from rsvlm.data.rasters.files import SceneError
+from rsvlm.data.rasters.scene import Scene, open_scene
+from rsvlm.data.rasters.windows import Window
+from rsvlm.data.recipes import BAND_PRESETS
 from rsvlm.files import fingerprint_values, whole_file
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.progress import log_line, progress
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
 from rsvlm.scenes.footprints import LONGITUDE_LATITUDE, area_of, footprints, meets, moment
-from rsvlm.scenes.reading import BAND_PRESETS, Scene, SceneError, Window, find_band, open_scene
 from rsvlm.scenes.search import (
     PLACES,
     Query,

@@ -23,11 +23,13 @@ from PIL import Image
 from pyproj import Geod, Transformer
 from pyproj.exceptions import ProjError
 
+from rsvlm.data.rasters.files import SceneError
+from rsvlm.data.rasters.scene import Scene
+from rsvlm.data.rasters.windows import Window
 from rsvlm.models.inference import Captioner, caption_pictures
 from rsvlm.models.neighbours import Memory
 from rsvlm.models.prompts import as_sentence
 from rsvlm.scenes.embedding import plan_windows
-from rsvlm.scenes.reading import Scene, SceneError, Window
 
 if TYPE_CHECKING:
     import geopandas

@@ -12,12 +12,12 @@ import pandas as pd
 from rsvlm.data.blue_marble import load_maps
 from rsvlm.data.images import open_image
 from rsvlm.data.land_captions import GROUPS, WATER
+from rsvlm.data.rasters.scene import Scene, open_scene
 from rsvlm.files import read_json, whole_folder
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_texts
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene
 from rsvlm.scenes.globe import LAND_SHARE, class_texts, describe_windows, land_of, make_globe
-from rsvlm.scenes.reading import Scene, open_scene
 from rsvlm.scenes.search import (
     Surface,
     choose_threshold,

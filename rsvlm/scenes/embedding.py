@@ -21,12 +21,14 @@ from PIL import Image
 from rasterio import Affine
 from torch import Tensor
 
+from rsvlm.data.rasters.files import SceneError
+from rsvlm.data.rasters.scene import Scene
+from rsvlm.data.rasters.windows import Window
 from rsvlm.files import cache_folder, fingerprint_values, whole_file
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import BLOCK, VIEWS, check_free_space, encode_batch, prefetch
 from rsvlm.models.loading import choose_precision
 from rsvlm.progress import log_line, progress
-from rsvlm.scenes.reading import Scene, SceneError, Window
 
 if TYPE_CHECKING:
     import geopandas

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import rasterio
 
 from rsvlm.data.blue_marble import BLOCK_DEGREES, LABELS_PER_DEGREE, NORTH, SOUTH, Maps, load_maps
 from rsvlm.data.land_captions import GROUPS, WATER, class_nouns
+from rsvlm.data.rasters.scene import Scene, open_scene
 from rsvlm.data.sources import IMAGERY_PER_DEGREE
-from rsvlm.extras import import_extra
-from rsvlm.files import whole_file
+from rsvlm.files import cache_folder, whole_file
 
 LAND_SHARE = 0.5  # of a window from which it takes part in scores, and of its land that is one class
 TEMPLATE = "Nearly all of the image is {}."  # the captions' own form of a class
@@ -33,7 +34,6 @@ def make_globe(path: Path, maps: Maps | None = None) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    rasterio = import_extra("rasterio", "to write the globe as a GeoTIFF")
     pixels = np.asarray((maps or load_maps()).imagery).transpose(2, 0, 1)
     bands, height, width = pixels.shape
     degree = 1 / IMAGERY_PER_DEGREE
@@ -47,6 +47,22 @@ def make_globe(path: Path, maps: Maps | None = None) -> Path:
             file.write(pixels)
             file.build_overviews(_OVERVIEWS, rasterio.enums.Resampling.average)
     return path
+
+
+def open_world() -> Scene:
+    """The whole Earth, to lay footprints on: Blue Marble where it is installed, else a plain ground."""
+    folder = cache_folder() / "scenes"
+    try:
+        return open_scene(make_globe(folder / "blue_marble.tif"), stretch="none")
+    except FileNotFoundError:
+        path = folder / "plain_earth.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as scratch, rasterio.open(
+            scratch, "w", driver="GTiff", width=360, height=180, count=1, dtype="uint8", crs="EPSG:4326",
+            transform=rasterio.transform.from_origin(-180, 90, 1, 1),
+        ) as file:  # fmt: skip
+            file.write(np.full((1, 180, 360), 110, np.uint8))
+        return open_scene(path, stretch="none")
 
 
 def land_of(maps: Maps) -> np.ndarray:

@@ -24,8 +24,8 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
 from rsvlm.data.images import open_file, open_image
+from rsvlm.data.rasters.windows import Window
 from rsvlm.files import fingerprint_values, read_json, whole_file
-from rsvlm.scenes.reading import Window
 
 SYNTHETIC = "synthetic mosaic of test images laid side by side; shows no place on Earth"
 BLOCK = 256  # pixels along a side of a GeoTIFF's block

@@ -21,6 +21,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rsvlm.data.rasters.scene import open_scene
+from rsvlm.data.rasters.windows import Window
 from rsvlm.files import fingerprint_values
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_texts
@@ -29,7 +31,6 @@ from rsvlm.models.loading import choose_precision
 from rsvlm.progress import progress
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings, plan_windows
 from rsvlm.scenes.mosaics import Mosaic, MosaicError, SeloCase, cell_side, overview, paint, write_mosaic
-from rsvlm.scenes.reading import Window, open_scene
 from rsvlm.scenes.search import Surface, find_peaks, search_scene
 
 METHODS = ("squash", "tiles", "overlap", "pyramid")

@@ -21,13 +21,13 @@ from rasterio import Affine, features
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
+from rsvlm.data.rasters.windows import Window
 from rsvlm.files import whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_pictures, encode_texts
 from rsvlm.models.index import find_encoder, read_picture
 from rsvlm.scenes.embedding import SceneEmbeddings
 from rsvlm.scenes.footprints import footprints
-from rsvlm.scenes.reading import Window
 
 if TYPE_CHECKING:
     import geopandas

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from rsvlm.data.rasters.scene import Scene
 from rsvlm.scenes.earth import METHODS, Found
-from rsvlm.scenes.reading import Scene
 from rsvlm.viewing.plots import INK, MARKERS, MUTED, SEQUENTIAL, figure, plain_text, series_colours
 from rsvlm.viewing.results import Result, listed, percent
 from rsvlm.viewing.scene_page import SceneResult, render_scene_page

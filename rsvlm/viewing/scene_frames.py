@@ -19,7 +19,8 @@ from rasterio import Affine
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
-from rsvlm.scenes.reading import Picture, Scene, Window
+from rsvlm.data.rasters.scene import Picture, Scene
+from rsvlm.data.rasters.windows import Window
 from rsvlm.viewing.scene_pictures import fit
 
 MERCATOR, DEGREES = "EPSG:3857", "EPSG:4326"

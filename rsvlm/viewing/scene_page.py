@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pandas as pd
 from PIL import Image
 
-from rsvlm.scenes.reading import Scene
+from rsvlm.data.rasters.scene import Scene
 from rsvlm.viewing.page import make_thumbnail, render_page
 from rsvlm.viewing.scene_pictures import hit_entries, legend_colours, surface_range, surface_uri
 

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rsvlm.scenes.reading import Scene, Window
+from rsvlm.data.rasters.scene import Scene
+from rsvlm.data.rasters.windows import Window
 from rsvlm.viewing.page import make_thumbnail
 from rsvlm.viewing.plots import SEQUENTIAL, figure, plain_text, without_axes
 

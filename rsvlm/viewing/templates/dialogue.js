@@ -126,20 +126,4 @@ function mountDialogue(root, ask, setting) {
   queue(() => run("turns", {}, (all) => all.forEach(add)));
 }
 
-export default {
-  render({ model, el }) {
-    const { root, close } = openRoot(el, model.get("sheet"));
-    const kernel = openKernel(model);
-    const shell = make("div", { class: "shell scripted" });
-    const note = make("p", { class: "silent", role: "status", hidden: true });
-    root.append(note, shell);
-    const ask = async (what, given, options) => {
-      const onPart = options.onPart || (() => {});
-      const answer = await kernel.ask(what, given, { ...options, onPart: (part) => { note.hidden = true; onPart(part); }, onSlow: () => { note.textContent = SILENT; note.hidden = false; } });
-      note.hidden = true;
-      return answer;
-    };
-    mountDialogue(shell, ask, model.get("setting"));
-    return () => { kernel.close(); close(); };
-  },
-};
+export default openWidget(({ model, shell, ask }) => mountDialogue(shell, ask, model.get("setting")));

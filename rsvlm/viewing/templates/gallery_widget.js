@@ -24,33 +24,20 @@ function openMarks(kernel, study) {
   };
 }
 
-export default {
-  async render({ model, el }) {
-    const { root, close } = openRoot(el, model.get("sheet"));
-    const kernel = openKernel(model);
-    const shell = make("div", { class: "shell scripted" });
-    const note = make("p", { class: "silent", role: "status", hidden: true });
-    root.append(note, shell);
-    const onSlow = () => { note.textContent = SILENT; note.hidden = false; };
-    const ask = async (what, given) => {
-      const answer = await kernel.ask(what, given, { onSlow });
-      note.hidden = true;
-      return answer;
-    };
-    const setting = model.get("setting");
-    const marks = openMarks(kernel, setting.study);
-    try {
-      const late = await marks.resend();
-      if (late) { note.textContent = `${late} ${late === 1 ? "mark" : "marks"} of an earlier kernel saved now.`; note.hidden = false; setTimeout(() => { note.hidden = true; }, 8000); }
-    } catch (error) { note.textContent = error.message; note.hidden = false; }
-    const view = mountGallery(shell, {
-      page: (query, first, count) => ask("page", { query, first, count }),
-      prepare: (query, first, count) => kernel.ask("prepare", { query, first, count }).catch(() => {}),
-      detail: (image_id) => ask("detail", { image_id }),
-      pictures: (image_ids) => ask("pictures", { image_ids }),
-      mark: marks.save,
-      errors: (run) => ask("errors", { run }),
-    }, setting);
-    return () => { view.close(); kernel.close(); close(); };
-  },
-};
+export default openWidget(async ({ model, shell, kernel, ask, say, hush }) => {
+  const setting = model.get("setting");
+  const marks = openMarks(kernel, setting.study);
+  try {
+    const late = await marks.resend();
+    if (late) { say(`${late} ${late === 1 ? "mark" : "marks"} of an earlier kernel saved now.`); setTimeout(hush, 8000); }
+  } catch (error) { say(error.message); }
+  const view = mountGallery(shell, {
+    page: (query, first, count) => ask("page", { query, first, count }),
+    prepare: (query, first, count) => kernel.ask("prepare", { query, first, count }).catch(() => {}),
+    detail: (image_id) => ask("detail", { image_id }),
+    pictures: (image_ids) => ask("pictures", { image_ids }),
+    mark: marks.save,
+    errors: (run) => ask("errors", { run }),
+  }, setting);
+  return () => view.close();
+});

@@ -61,6 +61,30 @@ function openRoot(el, style) {
   return { root, close: () => watch.disconnect() };
 }
 
+// A widget: its own root and kernel around what mount makes in the shell, and a note above that for as long as the kernel is silent.
+// mount gets { model, el, shell, kernel, ask, say, hush }: ask is the kernel's, say and hush write and hide the note. What
+// mount returns is called when the view goes.
+function openWidget(mount) {
+  return {
+    async render({ model, el }) {
+      const { root, close } = openRoot(el, model.get("sheet"));
+      const kernel = openKernel(model);
+      const shell = make("div", { class: "shell scripted" });
+      const note = make("p", { class: "silent", role: "status", hidden: true });
+      root.append(note, shell);
+      const say = (text) => { note.textContent = text; note.hidden = false; };
+      const hush = () => { note.hidden = true; };
+      const ask = async (what, given, { onPart = () => {}, ...options } = {}) => {
+        const answer = await kernel.ask(what, given, { ...options, onPart: (part) => { hush(); onPart(part); }, onSlow: () => say(SILENT) });
+        hush();
+        return answer;
+      };
+      const leave = await mount({ model, el, shell, kernel, ask, say, hush });
+      return () => { if (leave) leave(); kernel.close(); close(); };
+    },
+  };
+}
+
 // An image file from outside, chosen or dropped on the root: take gets (name, content), fail what is wrong with it.
 function takeFiles(root, take, fail) {
   const input = make("input", { type: "file", accept: "image/*,.tif,.tiff", class: "file", tabindex: -1, "aria-hidden": "true", onchange: () => { if (input.files[0]) read(input.files[0]); input.value = ""; } });

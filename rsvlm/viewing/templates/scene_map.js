@@ -238,34 +238,22 @@ function mountPanel(root, ask, setting, pushes) {
   return { drawScene };
 }
 
-export default {
-  render({ model, el }) {
-    const { root, close } = openRoot(el, model.get("sheet"));
-    const kernel = openKernel(model);
-    const shell = make("div", { class: "shell scripted" });
-    const note = make("p", { class: "silent", role: "status", hidden: true });
-    root.append(note, shell);
-    const ask = async (what, given, options) => {
-      const answer = await kernel.ask(what, given, { ...options, onSlow: () => { note.textContent = SILENT; note.hidden = false; } });
-      note.hidden = true;
-      return answer;
-    };
-    let told = () => {};
-    const receive = (message) => { if (message.push) told(message.push); };
-    const { drawScene } = mountPanel(shell, ask, model.get("setting"), (take) => { told = take; });
-    const follow = () => drawScene(model.get("setting"));
-    model.on("msg:custom", receive);
-    model.on("change:setting", follow);
-    let frame = 0;
-    const settle = () => {
-      const whole = el.closest(".rsvlm-scene-map");
-      if (!whole) return void (frame = requestAnimationFrame(settle)); // not in the page yet
-      whole.setAttribute("data-lm-suppress-shortcuts", "true");
-      if (whole.querySelector(":scope > style")) return;
-      whole.append(make("style", {}, MAP_STYLE));
-      for (const kind of ["keydown", "keyup", "keypress"]) whole.addEventListener(kind, passOn);
-    };
-    settle();
-    return () => { cancelAnimationFrame(frame); model.off("msg:custom", receive); model.off("change:setting", follow); kernel.close(); close(); };
-  },
-};
+export default openWidget(({ model, el, shell, ask }) => {
+  let told = () => {};
+  const receive = (message) => { if (message.push) told(message.push); };
+  const { drawScene } = mountPanel(shell, ask, model.get("setting"), (take) => { told = take; });
+  const follow = () => drawScene(model.get("setting"));
+  model.on("msg:custom", receive);
+  model.on("change:setting", follow);
+  let frame = 0;
+  const settle = () => {
+    const whole = el.closest(".rsvlm-scene-map");
+    if (!whole) return void (frame = requestAnimationFrame(settle)); // not in the page yet
+    whole.setAttribute("data-lm-suppress-shortcuts", "true");
+    if (whole.querySelector(":scope > style")) return;
+    whole.append(make("style", {}, MAP_STYLE));
+    for (const kind of ["keydown", "keyup", "keypress"]) whole.addEventListener(kind, passOn);
+  };
+  settle();
+  return () => { cancelAnimationFrame(frame); model.off("msg:custom", receive); model.off("change:setting", follow); };
+});

@@ -93,19 +93,4 @@ function mountSearch(root, ask, setting) {
   input.addEventListener("input", () => { clearTimeout(timer); if (value("method") === "dual_encoder") timer = setTimeout(() => search(input.value), 350); });
 }
 
-export default {
-  render({ model, el }) {
-    const { root, close } = openRoot(el, model.get("sheet"));
-    const kernel = openKernel(model);
-    const shell = make("div", { class: "shell scripted" });
-    const note = make("p", { class: "silent", role: "status", hidden: true });
-    root.append(note, shell);
-    const ask = async (what, given, options) => {
-      const answer = await kernel.ask(what, given, { ...options, onSlow: () => { note.textContent = SILENT; note.hidden = false; } });
-      note.hidden = true;
-      return answer;
-    };
-    mountSearch(shell, ask, model.get("setting"));
-    return () => { kernel.close(); close(); };
-  },
-};
+export default openWidget(({ model, shell, ask }) => mountSearch(shell, ask, model.get("setting")));

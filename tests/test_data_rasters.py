@@ -1,4 +1,4 @@
-"""Scenes: windows, overviews, bands, stretches and places with known answers, and what is wrong with a file, told."""
+"""Rasters: windows, overviews, bands, stretches and places with known answers, and what is wrong with a file, told."""
 
 import math
 import os
@@ -18,8 +18,10 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import Affine, from_origin
 from rasterio.windows import Window as GdalWindow
 
-from rsvlm.scenes import reading
-from rsvlm.scenes.reading import BAND_PRESETS, SceneError, Window, open_scene
+from rsvlm.data.rasters.files import CACHE, DRIVERS, SceneError
+from rsvlm.data.rasters.scene import open_scene
+from rsvlm.data.rasters.windows import Window
+from rsvlm.data.recipes import BAND_PRESETS
 
 UTM = "EPSG:32632"
 PLACE = from_origin(500_000, 5_000_000, 10, 10)
@@ -252,14 +254,14 @@ def test_a_constant_band_is_black_and_said(tmp_path):
 
 
 def test_a_large_scene_without_overviews_gives_its_stretch_by_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "PART", 500)
+    monkeypatch.setattr("rsvlm.data.rasters.stretches.PART", 500)
     for options in ({"tiled": True, "blockxsize": 16, "blockysize": 16}, {"blockysize": 1}):
         path = write(tmp_path / "a.tif", REFLECTANCE, **options)
         with open_scene(path, bands=[3, 2, 1]) as scene:
             assert scene.low == tuple(
                 np.percentile(REFLECTANCE[band - 1], 2) for band in scene.bands
             )  # 4,800 pixels: all
-    monkeypatch.setattr(reading, "BLOCKS", 4)
+    monkeypatch.setattr("rsvlm.data.rasters.stretches.BLOCKS", 4)
     with open_scene(path, bands=[3, 2, 1]) as scene, open_scene(path, bands=[3, 2, 1]) as again:
         assert (scene.low, scene.high) == (again.low, again.high)
         rows = REFLECTANCE[:, [0, 20, 39, 59]]
@@ -271,8 +273,8 @@ def test_a_large_scene_with_overviews_gives_its_stretch_from_one(tmp_path, monke
     write(tmp_path / "a.tif.ovr", np.tile(np.arange(100, 116, dtype=np.uint16), (1, 16, 1)))
     with open_scene(path, percentiles=(0, 100)) as scene:
         assert (scene.low[0], scene.high[0]) == (0, 63), "a small scene gives all its pixels"
-    monkeypatch.setattr(reading, "PART", 500)
-    monkeypatch.setattr(reading, "SAMPLE_SIDE", 16)
+    monkeypatch.setattr("rsvlm.data.rasters.stretches.PART", 500)
+    monkeypatch.setattr("rsvlm.data.rasters.stretches.SAMPLE_SIDE", 16)
     with open_scene(path, percentiles=(0, 100)) as scene:
         assert (scene.low[0], scene.high[0]) == (100, 115)
 
@@ -339,7 +341,7 @@ def test_averages_of_floats_use_overviews_and_parts(tmp_path, monkeypatch):
     levels = write(tmp_path / "levels.tif", values, overviews=[2, 4], tiled=True, blockxsize=16, blockysize=16)
     expected = values[0].reshape(8, 8, 6, 8).mean(axis=(1, 3))
     for part in (4_000_000, 64):
-        monkeypatch.setattr(reading, "PART", part)
+        monkeypatch.setattr("rsvlm.data.rasters.windows.PART", part)
         for path in (plain, levels):
             shown = pixels(path, size=(6, 8), stretch=[0, 1])[..., 0]
             assert np.abs(shown - np.rint(expected * 255)).max() <= 1
@@ -440,7 +442,7 @@ def test_a_fingerprint_knows_content_bands_and_stretch(tmp_path):
 
 def test_fingerprints_of_large_files_and_of_what_lies_beside(tmp_path, monkeypatch):
     path = write(tmp_path / "a.tif", TRUE_COLOUR)
-    monkeypatch.setattr(reading, "WHOLE", 0)
+    monkeypatch.setattr("rsvlm.data.rasters.files.WHOLE", 0)
     with open_scene(path) as scene:
         before = scene.fingerprint
     os.utime(path, ns=(1, 1))
@@ -510,7 +512,7 @@ def test_what_is_no_raster(tmp_path):
     assert "a folder, a pipe or a device" in refusal(tmp_path / "pipe.tif")
     grid = tmp_path / "grid.asc"
     grid.write_text("ncols 2\nnrows 1\nxllcorner 0\nyllcorner 0\ncellsize 1\n1 2\n")
-    assert f"read are {', '.join(reading.DRIVERS)}" in refusal(grid), "of another kind"
+    assert f"read are {', '.join(DRIVERS)}" in refusal(grid), "of another kind"
     web = tmp_path / "web.tif"
     web.write_text('<GDAL_WMS><Service name="TMS"><ServerUrl>http://127.0.0.1:9/${z}</ServerUrl></Service></GDAL_WMS>')
     assert "cannot be read as a scene" in refusal(web)
@@ -552,7 +554,7 @@ def test_nothing_is_printed_of_what_is_damaged(tmp_path):
     path = write(tmp_path / "a.tif", TRUE_COLOUR)
     path.write_bytes(path.read_bytes()[:9_000])
     code = (
-        "import sys\nfrom rsvlm.scenes.reading import SceneError, open_scene\n"
+        "import sys\nfrom rsvlm.data.rasters.files import SceneError\nfrom rsvlm.data.rasters.scene import open_scene\n"
         "try:\n    open_scene(sys.argv[1]).read()\nexcept SceneError:\n    print('refused')"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
@@ -576,11 +578,11 @@ def test_several_rasters_in_one_file(tmp_path):
 
 def test_pieces_too_large_to_be_read(tmp_path, monkeypatch):
     path = write(tmp_path / "a.tif", REFLECTANCE, blockysize=60, compress="deflate")
-    monkeypatch.setattr(reading, "LARGEST_BLOCK", 10_000)
+    monkeypatch.setattr("rsvlm.data.rasters.scene.LARGEST_BLOCK", 10_000)
     text = refusal(path, bands=[3, 2, 1])
     assert "stored in pieces of 80x60 pixels" in text and "gdal_translate -of COG" in text
-    monkeypatch.setattr(reading, "LARGEST_BLOCK", 2**28)
-    monkeypatch.setattr(reading, "MOST_PIXELS", 1_000)
+    monkeypatch.setattr("rsvlm.data.rasters.scene.LARGEST_BLOCK", 2**28)
+    monkeypatch.setattr("rsvlm.data.rasters.scene.MOST_PIXELS", 1_000)
     with open_scene(path, bands=[3, 2, 1]) as scene:
         assert "it has no overviews" in scene.notes[0]
 
@@ -708,7 +710,8 @@ def test_memory_is_bounded_by_a_window(tmp_path):
 import sys
 from pathlib import Path
 import numpy as np
-from rsvlm.scenes.reading import Window, open_scene
+from rsvlm.data.rasters.scene import open_scene
+from rsvlm.data.rasters.windows import Window
 most = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 before = most()
 with open_scene(sys.argv[1], bands="planetscope") as scene:
@@ -719,4 +722,4 @@ print(most() - before)
 """
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     print(done.stdout)
-    assert float(done.stdout) < 100 + reading.CACHE, "megabytes, besides GDAL's cache"
+    assert float(done.stdout) < 100 + CACHE, "megabytes, besides GDAL's cache"
