@@ -1,5 +1,7 @@
 """The map of a scene without a browser: what its panel asks, the layers that come of it, the files that are written."""
 
+from types import SimpleNamespace
+
 import geopandas
 import nbformat
 import numpy as np
@@ -385,3 +387,16 @@ def test_a_part_of_a_scene_is_captioned_as_a_scene(root, red_square):  # noqa: F
         said = models.caption_parts(scene_models.ScenePart(scene, Window(64, 0, 128, 64)), 32)
     windows = {(window["left"], window["top"]) for part in said["parts"] for window in part["windows"]}
     assert windows == {(left, top) for left in (64, 96, 128, 160) for top in (0, 32)} and said["text"]
+
+
+def test_a_scene_is_found_beside_the_notebook_or_from_the_root(red_square, tmp_path, monkeypatch):
+    study = SimpleNamespace(root=tmp_path)
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    monkeypatch.chdir(notebooks)
+    beside = write_raster(notebooks / "beside.tif", green_with_red(90, 60, 0, 0, 8))
+    for place, width in (("beside.tif", 90), ("notebooks/beside.tif", 90), ("scene.tif", 200), (str(beside), 90)):
+        with scene_map.open_place(study, place)[1] as scene:
+            assert scene.width == width
+    with pytest.raises(FileNotFoundError, match="none.tif: no such file or folder in .*notebooks or in "):
+        scene_map.open_place(study, "none.tif")

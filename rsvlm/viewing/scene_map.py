@@ -123,13 +123,24 @@ class SceneMap(Box):
         return self.panel.hits
 
 
+def _find_place(study: StudyFiles, place: str) -> str:
+    """The place as a path that is there."""
+    path = Path(place).expanduser()
+    for found in (path, study.root / path):
+        if found.exists():
+            return str(found)
+    looked = f"in {Path.cwd()} or in {study.root}" if Path.cwd() != study.root else f"in {study.root}"
+    raise FileNotFoundError(f"{place}: no such file or folder {looked if not path.is_absolute() else 'here'}")
+
+
 def open_place(
     study: StudyFiles, place: str, *, bands: str = "", stretch: str | Sequence[float] = "auto"
 ) -> tuple[SceneArchive | None, Scene]:
     """The archive, where ``place`` is one, and the scene to begin with: the archive's first, or the file itself.
 
     Args:
-        place: a file, a folder of scenes or a STAC document; empty: the study's globe, Blue Marble.
+        place: a file, a folder of scenes or a STAC document, from the working directory (in JupyterLab the notebook's
+            folder) or else from the study's root; empty: the study's globe, Blue Marble.
         bands: a preset's name, or numbers or names with commas: "4,3,2"; empty: what the file says.
         stretch: as ``open_scene`` takes it.
 
@@ -142,6 +153,7 @@ def open_place(
         return None, open_scene(
             globe if globe.is_file() else make_globe(cache_folder() / "scenes" / globe.name), **reading
         )
+    place = _find_place(study, place)
     if not _is_archive(Path(place)):
         return None, open_scene(place, **reading)
     archive = open_archive(place, missing="skip")
