@@ -543,10 +543,29 @@ def _write(table: object, out: Path | None) -> None:
             table.to_parquet(scratch, index=False)
 
 
+def _usage(error: typer.TyperException) -> str:
+    """What is wrong with a command line, in one line: the option, what it takes, what was given."""
+    given, option = error.__cause__, getattr(error, "param", None)
+    if option is not None and hasattr(given, "errors"):  # pydantic's, of a value
+        found, lowest, highest = given.errors()[0], getattr(option, "min", None), getattr(option, "max", None)
+        name = option.opts[0] if option.opts[0].startswith("-") else option.human_readable_name
+        if lowest is not None:
+            upto = "" if highest is None else f" to {highest}"
+            return f"{name}: a whole number from {lowest}{upto} is needed; got {found['input']}"
+        why = found["msg"].removeprefix("Value error, ").rstrip(".")
+        return f"{name}: {why}" if str(found["input"]) in why else f"{name}: {why}; got {found['input']}"
+    command = getattr(getattr(error, "ctx", None), "command_path", "rsvlm")
+    return f"{error.format_message().rstrip('.?')}; `{command} --help` tells what there is"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit."""
     try:
-        app(arguments, standalone_mode=True)
+        sys.exit(app(arguments, prog_name="rsvlm", standalone_mode=False))
+    except typer.TyperException as error:
+        if error.format_message():  # none: the help was asked for and shown
+            typer.echo(f"rsvlm: {_usage(error)}", err=True)
+        sys.exit(error.exit_code)
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:  # JavaNotFound is a RuntimeError
         typer.echo(f"rsvlm: {error}", err=True)
         sys.exit(1)

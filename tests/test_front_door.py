@@ -351,6 +351,33 @@ def test_bad_input_is_told_in_one_line(house, tmp_path, capsys):
     assert run("caption").exit_code == 2 and run("--help").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("scene", "embed", "a", "b", "--encoder", "x", "--size", "0"), "--size: a whole number from 1 is needed; got 0"),
+        (("scene", "search", "a", "b", "-k", "0"), "--k: a whole number from 1 is needed; got 0"),
+        (("search", "a", "b", "-k", "few"), "--k: a whole number from 1 is needed; got few"),
+        (("embed", "a", "b", "--batch-size", "9999"), "--batch-size: a whole number from 1 to 4096 is needed; got 9999"),
+        (("scene", "archive", "a", "--missing", "go"), "--missing: 'go' is not one of 'raise', 'skip'"),
+        (("scene", "embed", "a"), "Missing argument 'OUT'; `rsvlm scene embed --help` tells what there is"),
+        (("scene", "serch"), "No such command 'serch'. Did you mean 'search'; `rsvlm scene --help` tells what there is"),
+        (("scene", "search", "a", "b", "--what"), "No such option: --what (Possible options: --where); `rsvlm scene search --help` tells what there is"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_line_that_names_option_value_and_range(capsys, arguments, said):
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2 and capsys.readouterr().err == f"rsvlm: {said}\n"
+
+
+def test_exit_status_and_help_of_the_command(capsys):
+    for arguments, status in ((["scene"], 2), (["scene", "--help"], 0), (["models", "list"], 0), (["data", "nope"], 2)):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert (stopped.value.code or 0) == status, arguments
+    assert "Usage: rsvlm scene" in capsys.readouterr().out
+
+
 SAID = {"a.png": "a river .", "b.png": "a forest ."}
 TRUTH = {"a.png": ["a river .", "a wide river ."], "b.png": ["many trees ."]}
 
