@@ -3,6 +3,8 @@
 Exit status: 0 done; 1 bad input, told in one line; 2 wrong usage.
 """
 
+import math
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +24,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Caption and retrieve remote sensing images with vision-language models.",
 )
+# What the library calls a setting in its messages, and the option that it is here.
+OPTIONS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in (
+        "asset", "bands", "batch_size", "bbox", "cloud_cover_below", "end", "min_valid", "missing", "most_windows", "online",
+        "overlap", "precision", "size", "start", "stretch", "unreadable", "views",
+    )
+} | {"sizes": "--size", "most_sentences": "--sentences"}  # fmt: skip
 OTHER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 Out = Annotated[
     Path | None, typer.Option("--out", help="File for the table: .csv, .jsonl or .parquet; without it CSV is printed.")
@@ -295,7 +305,7 @@ def embed_a_scene(
         check_settings(**how)
         found = _tell(open_archive(path, asset=asset, missing=missing.value).filter(**filters))
         model = load_encoder(encoder, choose_device(device))
-        done = embed_archive(model, found, out, unreadable=unreadable.value, **look, **how)
+        done = embed_archive(model, found, out, unreadable=unreadable.value, log=_log, **look, **how)
         left = f", {len(done.skipped)} could not be embedded" if done.skipped else ""
         typer.echo(f"{done.scenes['windows'].sum()} windows of {len(done)} scenes in {out}{left}", err=True)
         return
@@ -490,12 +500,33 @@ def _numbers(text: str) -> list[float | bool]:
         return []
 
 
+def _by_options(text: object) -> str:
+    """A message of the library, which speaks of the settings of Python, with the options that they are on the shell."""
+    names, long = "|".join(OPTIONS), "|".join(name for name in OPTIONS if "_" in name)
+
+    def given(found: re.Match) -> str:
+        value = (found["text"] or found["list"] or "").replace(", ", ",")
+        return f"{OPTIONS[found['name']]} {value}".rstrip()
+
+    text = re.sub(rf"\b(?P<name>{names})=(?:'(?P<text>[^']*)'|\[(?P<list>[^]]*)\]|True\b)", given, str(text))
+    text = re.sub(rf"(?<![\w./=-])(?:{long})(?![\w./=-])", lambda found: OPTIONS[found[0]], text)
+    text = re.sub(rf"^(?:{names})(?=:)", lambda found: OPTIONS[found[0]], text)
+    return text.replace("low,high", "LOW,HIGH").replace("[low, high]", "LOW,HIGH")
+
+
+def _log(line: str) -> None:
+    """A line on how far the work is, said as ``_by_options`` says it."""
+    from rsvlm.progress import log_line
+
+    log_line(_by_options(line))
+
+
 def _tell(archive: "SceneArchive") -> "SceneArchive":
     """The archive, after what is to know of it was said."""
     for note in archive.notes:
         typer.echo(note, err=True)
     for name, why in archive.skipped[:5]:
-        typer.echo(f"skipped: {name}: {why}", err=True)
+        typer.echo(f"skipped: {name}: {_by_options(why)}", err=True)
     if len(archive.skipped) > 5:
         typer.echo(f"skipped: {len(archive.skipped) - 5} more", err=True)
     return archive
@@ -504,7 +535,7 @@ def _tell(archive: "SceneArchive") -> "SceneArchive":
 def _show(scene: "Scene") -> None:
     """How a scene is read: which bands are red, green and blue, and what becomes black and white."""
     for note in scene.notes:
-        typer.echo(f"{scene.path}: {note}", err=True)
+        typer.echo(f"{scene.path}: {_by_options(note)}", err=True)
     low, high = (", ".join(f"{value:,.6g}" for value in values) for values in (scene.low, scene.high))
     bands = ", ".join(map(str, scene.bands))
     typer.echo(f"{scene.path}: red, green, blue are bands {bands}; black is {low}, white {high}", err=True)
@@ -521,10 +552,17 @@ def _bands(text: str | None) -> str | list[int | str] | None:
 
 def _stretch(text: str) -> str | list[float]:
     """What ``open_scene`` takes of a name, or of two numbers with a comma."""
+    if text in ("auto", "percentile", "none"):
+        return text
     try:
-        return [float(part) for part in text.split(",")] if "," in text else text
+        low, high = map(float, text.split(","))
+        if -math.inf < low < high < math.inf:
+            return [low, high]
     except ValueError:
-        raise ValueError(f"--stretch: auto, percentile, none, or two numbers such as 0,3000; got {text!r}") from None
+        pass
+    raise ValueError(
+        f"--stretch: auto, percentile, none, or LOW,HIGH, two numbers with the lower first, such as 0,3000; got {text!r}"
+    )
 
 
 def _write(table: object, out: Path | None) -> None:
@@ -567,5 +605,5 @@ def main(arguments: list[str] | None = None) -> None:
             typer.echo(f"rsvlm: {_usage(error)}", err=True)
         sys.exit(error.exit_code)
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:  # JavaNotFound is a RuntimeError
-        typer.echo(f"rsvlm: {error}", err=True)
+        typer.echo(f"rsvlm: {_by_options(error)}", err=True)
         sys.exit(1)

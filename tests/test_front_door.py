@@ -468,3 +468,24 @@ def test_freed_memory_is_kept_once_a_notebook_chose_its_threads(given, keeps):
     done = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True, env=settings, check=True)
     before, after = map(int, done.stdout.split())
     assert before < 1000 and (after > 10_000) == keeps, "of 15,625 pages"
+
+
+@pytest.mark.parametrize(
+    ("python", "shell"),
+    [
+        ("a.tif: give their numbers, bands=[3, 2, 1], or", "a.tif: give their numbers, --bands 3,2,1, or"),
+        ("stretch='percentile', or stretch=[low, high]", "--stretch percentile, or --stretch LOW,HIGH"),
+        ("or leave out: missing='skip'", "or leave out: --missing skip"),
+        ("go on without them: unreadable='keep'", "go on without them: --unreadable keep"),
+        ("more than most_windows (400); give a higher most_windows", "more than --most-windows (400); give a higher --most-windows"),
+        ("min_valid: a share is needed, most_sentences: 1", "--min-valid: a share is needed, --sentences: 1"),
+        ("sizes: whole numbers", "--size: whole numbers"),
+        ("views: 3 is none of 1, 2", "--views: 3 is none of 1, 2"),
+        ("give online=True to list it", "give --online to list it"),
+        ("x/min_valid/a.tif: 4 bands: 1 views", "x/min_valid/a.tif: 4 bands: 1 views"),
+    ],
+)  # fmt: skip
+def test_messages_name_the_options_of_the_shell(python, shell):
+    from rsvlm.cli import _by_options
+
+    assert _by_options(python) == shell

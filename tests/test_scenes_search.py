@@ -349,7 +349,12 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
         return ended.value.code or 0
 
     embed = ["embed", path, out, "--encoder", "colour", "--size", 32, "--size", 64]
-    assert run(*embed) == 1 and "scene.tif: 4 bands" in capsys.readouterr().err
+    assert run(*embed) == 1
+    said = capsys.readouterr().err
+    assert "scene.tif: 4 bands" in said and "--bands 3,2,1" in said and "bands=" not in said
+    assert run(*embed, "--bands", "3,2,1", "--stretch", "5,5") == 1 and "LOW,HIGH" in capsys.readouterr().err
+    assert run(*embed, "--bands", "3,2,1", "--stretch", "none") == 1
+    assert "give --stretch percentile, or --stretch LOW,HIGH" in capsys.readouterr().err
     assert run(*embed, "--bands", "3,2,1", "--stretch", "0,high") == 1 and "--stretch" in capsys.readouterr().err
     assert run(*embed, "--bands", "planetscope", "--stretch", "0,2550") == 0
     assert f"102 windows in {out}" in capsys.readouterr().err
