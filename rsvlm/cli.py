@@ -428,21 +428,17 @@ def caption_a_scene(
         search_module.check_ending(out, search_module.PLACES)
         check_place(out)
     from rsvlm.models.inference import load_captioner
-    from rsvlm.scenes.captioning import caption_scene
+    from rsvlm.scenes.captioning import caption_scene, check_windows
     from rsvlm.scenes.reading import open_scene
+
+    how = {"overlap": overlap, "min_valid": min_valid, "most_windows": most_windows, "most_sentences": sentences}
 
     with open_scene(path, bands=_bands(bands), stretch=_stretch(stretch)) as opened:
         _show(opened)
-        said = caption_scene(
-            load_captioner(captioner, encoder, device=device),
-            opened,
-            size=size,
-            overlap=overlap,
-            min_valid=min_valid,
-            most_windows=most_windows,
-            most_sentences=sentences,
-            batch_size=batch_size,
-        )
+        if size is not None:  # else the encoder's input has a say in it
+            check_windows(opened, size=size, **how)
+        loaded = load_captioner(captioner, encoder, device=device)
+        said = caption_scene(loaded, opened, size=size, batch_size=batch_size, **how)
     typer.echo(said.text)
     left_out = f", {said.skipped} left out (nodata)" if said.skipped else ""
     typer.echo(f"{len(said.windows)} windows{left_out}; as one small picture: {said.overview}", err=True)

@@ -51,11 +51,13 @@ class SceneEmbeddings:
         meta: ``encoder`` (its name), ``encoder_fingerprint``, ``scene`` (path, name, width, height, transform as six
             numbers or None, crs as WKT or None, bands, low, high, fingerprint), ``sizes``, ``overlap``, ``min_valid``,
             ``views``, ``precision``, ``planned`` (number of windows) and ``skipped`` (why -> how many).
+        file: where they were read from.
     """
 
     table: "geopandas.GeoDataFrame"
     vectors: np.ndarray
     meta: dict
+    file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -86,6 +88,13 @@ def plan_windows(width: int, height: int, sizes: Sequence[int], overlap: float) 
         ValueError: a size or the overlap is out of range.
     """
     return [(level, Window(*window)) for level, *window in _plan(width, height, sizes, overlap).tolist()]
+
+
+def count_windows(width: int, height: int, size: int, overlap: float) -> int:
+    """How many windows of one size ``plan_windows`` gives, without making them. Raises as that does."""
+    _plan(1, 1, [size], overlap)
+    step = max(1, round(size * (1 - overlap)))
+    return len(_starts(width, min(size, width), step)) * len(_starts(height, min(size, height), step))
 
 
 def check_settings(
@@ -217,7 +226,7 @@ def load_scene_embeddings(path: Path | str) -> SceneEmbeddings:
             part = batch.column(0).flatten().to_numpy(zero_copy_only=False)
             vectors[start : start + len(batch)] = part.reshape(-1, meta["dim"])
             start += len(batch)
-    return SceneEmbeddings(geopandas.read_parquet(path, columns=columns), vectors, meta)
+    return SceneEmbeddings(geopandas.read_parquet(path, columns=columns), vectors, meta, path)
 
 
 def place_windows(rows: np.ndarray, transform: Affine) -> np.ndarray:
