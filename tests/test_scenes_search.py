@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import geopandas
 import numpy as np
@@ -123,8 +124,15 @@ def test_queries_that_cannot_be(found):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             search_scene(found.embeddings, query, encoder)
-    with pytest.raises(ValueError, match="made with another encoder"):
+    other.name = "other"
+    said = r"scene.parquet: made with another encoder \(colour, fingerprint \w{12}\) than other \(fingerprint \w{12}\)"
+    with pytest.raises(ValueError, match=said):
         search_scene(found.embeddings, "red", other)
+    moved = replace(found.embeddings, meta=found.embeddings.meta | {"encoder": "gone/models/encoder"})
+    with pytest.raises(
+        FileNotFoundError, match="scene.parquet: made with the encoder gone/models/encoder, which is not"
+    ):
+        search_scene(moved, "red")
     for cell in (0, 2.5):
         with pytest.raises(ValueError, match="cell"):
             search_scene(found.embeddings, "red", encoder, cell=cell)

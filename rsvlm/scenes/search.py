@@ -327,8 +327,9 @@ def encode_queries(
         else:
             pictures.append(place)
     if texts or pictures:
-        path = Path(meta["scene"]["path"])
-        model = find_encoder(path, encoder or meta["encoder"], meta["encoder_fingerprint"], "cpu").eval()
+        place = embeddings.file or Path(meta["scene"]["path"])
+        wanted = meta["encoder_fingerprint"]
+        model = find_encoder(place, encoder, wanted, "cpu", made_with=meta["encoder"]).eval()
     if texts:
         vectors[texts] = encode_texts(model, [queries[place] for place in texts], capitalise=True)
     if pictures:
