@@ -246,6 +246,10 @@ def test_a_captioner_that_is_not_whole(house, other, tmp_path):
         load_captioner(folder / "captioner", other)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_captioner(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="encoder: an encoder, and a captioner is needed: .*captioner.safetensors"):
+        load_captioner(folder / "encoder")
+    with pytest.raises(ValueError, match="a captioner, and an encoder is needed; .* beside it: .*encoder"):
+        load_encoder(str(folder / "captioner"))
     copy = tmp_path / "captioner"
     copy.mkdir()
     for file in (folder / "captioner").iterdir():
