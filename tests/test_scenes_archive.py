@@ -882,7 +882,10 @@ def test_the_command_embeds_and_searches_an_archive(collection, tiny_models, tmp
     assert done.exit_code == 0 and f"windows of 2 scenes in {out}" in done.stderr
     done = run("search", out, "A river.", "--k", 3)
     lines = done.stdout.splitlines()
-    assert lines[0] == "rank,score,scene,path,date,left,top,width,height,level,longitude,latitude" and len(lines) == 4
+    assert (
+        lines[0] == "rank,score,scene,path,date,left,top,width,height,level,valid,longitude,latitude"
+        and len(lines) == 4
+    )
     done = run("search", out, "A river.", "--scenes", "--end", "2024-05-31")
     assert len(done.stdout.splitlines()) == 2 and ",east," in done.stdout.splitlines()[1]
     run("search", out, collection.parent / "west.tif", "--image", "--k", 2, "--out", tmp_path / "hits.geojson")

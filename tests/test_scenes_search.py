@@ -91,14 +91,50 @@ def test_a_surface_is_the_mean_of_its_windows(found, cell, monkeypatch):
     assert np.allclose(surface.values, by_hand(surface), atol=1e-6)
 
 
-def test_places_without_a_window_are_nan(tmp_path):
+def test_places_without_data_are_nan(tmp_path):
     pixels = green_with_red(128, 64, 0, 0, 32)
     pixels[:, :, 80:] = 7
     made = embedded(tmp_path, pixels, sizes=(16, 32), overlap=0.5, nodata=7)
     surface = search_scene(made, "green", ColourEncoder(), cell=4)
-    assert np.isnan(surface.values).any() and np.isnan(surface.values[:, 24:]).all()
-    assert np.allclose(surface.values, by_hand(surface), atol=1e-6, equal_nan=True)
-    assert not outline(surface, -1).geometry.iloc[0].intersects(shapely.box(97, 0, 128, 64))
+    assert (made.table["left"] + made.table["width"]).max() > 80  # there are windows over ground without data
+    assert np.isnan(surface.values[:, 20:]).all() and np.isfinite(surface.values[:, :20]).all()
+    assert np.allclose(surface.values[:, :20], by_hand(surface)[:, :20], atol=1e-6)
+    assert not outline(surface, -1).geometry.iloc[0].intersects(shapely.box(80.1, 0, 128, 64))
+    write_surface(surface, tmp_path / "s.tif")
+    with rasterio.open(tmp_path / "s.tif") as file:
+        assert np.array_equal(file.read_masks(1) > 0, np.isfinite(surface.values)) and np.isnan(file.nodata)
+    before = replace(made, table=made.table.drop(columns="data"))  # a file of the first form does not say where
+    assert np.isfinite(search_scene(before, "green", ColourEncoder(), cell=4).values[:, 20:]).any()
+
+
+def test_a_slanting_edge_of_the_data_is_followed_to_a_cell(tmp_path):
+    """As after a projection: the mask of the surface is that of the scene, but for cells on the edge."""
+    pixels = np.full((3, 150, 210), 90, np.uint8)
+    rows, columns = np.mgrid[:150, :210]
+    bare = columns + rows // 2 > 160
+    pixels[:, bare] = 0
+    for cell, sizes in ((8, (32, 64)), (5, (24,))):
+        made = embedded(tmp_path, pixels, sizes=sizes, nodata=0)
+        values = search_scene(made, "green", ColourEncoder(), cell=cell).values
+        padded = np.full((values.shape[0] * cell, values.shape[1] * cell), True)
+        padded[:150, :210] = bare
+        share = padded.reshape(values.shape[0], cell, values.shape[1], cell).mean((1, 3))
+        assert np.isnan(values[share == 1]).all() and np.isfinite(values[share == 0]).all()
+
+
+def test_a_place_is_never_mostly_without_data(tmp_path):
+    pixels = np.full((3, 64, 64), 9, np.uint8)
+    pixels[:, :32, :10] = np.array([200, 0, 0])[:, None, None]  # red at the edge of the data
+    pixels[:, 32:, 32:] = np.array([0, 200, 0])[:, None, None]
+    path = write_raster(tmp_path / "scene.tif", pixels, nodata=9)
+    with open_scene(path, stretch=(0, 255)) as scene:
+        made = embed_scene(ColourEncoder(), scene, tmp_path / "s.parquet", sizes=(32,), overlap=0, min_valid=0.1)
+    surface = search_scene(made, "red", ColourEncoder())
+    assert len(made) == 2 and made.table["valid"].tolist() == [0.3125, 1] and surface.scores[0] == 1
+    places = find_peaks(surface)
+    assert places[["left", "top", "valid"]].to_numpy().tolist() == [[32, 32, 1]]
+    write_places(places, tmp_path / "a.geojson")
+    assert json.loads((tmp_path / "a.geojson").read_text())["features"][0]["properties"]["valid"] == 1
 
 
 def test_queries_of_every_kind_find_the_same(found, tmp_path):
@@ -370,7 +406,9 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     assert len(pyogrio.read_dataframe(hits)) == 2 and rasterio.open(surface).shape == (15, 25)
     assert run("search", out, "red", "-k", 1) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == "rank,score,left,top,width,height,level,longitude,latitude" and told[1].startswith("1,1.0,96,32,")
+    assert told[0] == "rank,score,left,top,width,height,level,valid,longitude,latitude" and told[1].startswith(
+        "1,1.0,96,32,"
+    )
     outlines = tmp_path / "o.parquet"
     assert run("search", out, "red", "--outlines", outlines, "--threshold", 0.3) == 0
     assert len(geopandas.read_parquet(outlines)) == 1

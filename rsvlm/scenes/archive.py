@@ -363,7 +363,7 @@ def search_archive(
         filters: as ``SceneArchive.filter`` takes them.
 
     Returns:
-        Columns rank (from 1), score (cosine), scene, path, date, left, top, width, height (pixels of the scene), level,
+        Columns rank (from 1), score (cosine), scene, path, date, left, top, width, height (pixels of the scene), level, valid,
         longitude, latitude (of the centre) and geometry (EPSG:4326; the last three unknown where the scene has no place).
 
     Raises:
@@ -381,7 +381,7 @@ def search_archive(
         best = own if best is None else pd.concat([best, own], ignore_index=True)
         order = ["score", "scene", "level", "top", "left"]
         best = best.sort_values(order, ascending=[False, True, True, True, True], kind="stable").head(k)
-    columns = ["rank", "score", "scene", "path", "date", "left", "top", "width", "height", "level"]
+    columns = ["rank", "score", "scene", "path", "date", "left", "top", "width", "height", "level", "valid"]
     columns += ["longitude", "latitude"]
     best = pd.DataFrame(columns=[*columns[1:], "geometry"]) if best is None else best.reset_index(drop=True)
     best["date"] = _dates(best["date"])
@@ -456,7 +456,9 @@ def _search(
         if len(embeddings):
             side = max(embeddings.meta["scene"][name] for name in ("width", "height"))
             # One cell: only the scores of the windows are wanted.
-            yield row, find_peaks(search_scene(embeddings, vector, cell=side), k)
+            peaks = find_peaks(search_scene(embeddings, vector, cell=side), k)
+            if len(peaks):  # none of them, where all windows are mostly nodata
+                yield row, peaks
 
 
 def _inside(embeddings: SceneEmbeddings, area: shapely.Geometry | None) -> SceneEmbeddings:

@@ -25,7 +25,7 @@ from rsvlm.files import whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_pictures, encode_texts
 from rsvlm.models.index import find_encoder, read_picture
-from rsvlm.scenes.embedding import SceneEmbeddings
+from rsvlm.scenes.embedding import GRID, SceneEmbeddings
 from rsvlm.scenes.footprints import footprints
 from rsvlm.scenes.reading import Window
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MOST_CELLS = 16_000_000  # of a surface whose cells nobody chose
 STRIP = 4_000_000  # cells computed at a time
+MOSTLY = 0.5  # share of a window that has data, for it to be a place that is found
 DIGITS = 9  # decimals of a degree in GeoJSON: a tenth of a millimetre
 PLACES, RASTERS = (".geojson", ".json", ".parquet"), (".tif", ".tiff")  # endings of the files that are written
 IN_PIXELS = "pixels of the scene: column, row"
@@ -46,7 +47,8 @@ class Surface:
     """How similar each place of a scene is to a query.
 
     Attributes:
-        values: (rows, columns) float32, the mean cosine of the windows over a cell; NaN where none lies.
+        values: (rows, columns) float32, the mean cosine of the windows over a cell; NaN where none lies, and where more
+            than half of what they see of the cell has no data.
         cell: side of a cell, pixels of the scene; the last column and row may reach beyond it.
         scores: (n,) float32, the cosine of each window of ``embeddings``.
         query: what was looked for, in words.
@@ -119,7 +121,8 @@ def find_peaks(
     """The windows that score highest, none twice: greedy non-maximum suppression over windows of all levels.
 
     A window is left out where one with a higher score is taken and they share more than ``overlap`` of the smaller of the
-    two, or their centres are nearer than ``distance``. Equal scores go by level, top and left.
+    two, or their centres are nearer than ``distance``. Equal scores go by level, top and left. Windows that are mostly
+    nodata (valid below MOSTLY) are never taken, also where they were embedded.
 
     Args:
         k: how many at most.
@@ -127,7 +130,7 @@ def find_peaks(
         threshold: only windows that score at least this.
 
     Returns:
-        Columns rank (from 1), score, left, top, width, height, level, geometry.
+        Columns rank (from 1), score, left, top, width, height, level, valid (share of the window that has data), geometry.
 
     Raises:
         ValueError: k below 1, or a share or a distance that is none.
@@ -143,6 +146,7 @@ def find_peaks(
         table[name].to_numpy(np.float64) for name in ("level", "left", "top", "width", "height")
     )
     alive = np.isfinite(surface.scores) if threshold is None else surface.scores >= threshold
+    alive = alive & (table["valid"].to_numpy() >= MOSTLY)
     order = np.lexsort((left, top, level, -surface.scores))
     order = order[alive[order]]
     place = _ground(surface.embeddings, left + width / 2, top + height / 2) if distance else None
@@ -159,7 +163,7 @@ def find_peaks(
         order = rest[keep]
     found = table.iloc[taken]
     columns = {"rank": np.arange(1, len(taken) + 1), "score": surface.scores[taken]}
-    columns |= {name: found[name].to_numpy() for name in ("left", "top", "width", "height", "level")}
+    columns |= {name: found[name].to_numpy() for name in ("left", "top", "width", "height", "level", "valid")}
     return geopandas.GeoDataFrame(columns, geometry=found.geometry.to_numpy(), crs=table.crs)
 
 
@@ -394,6 +398,7 @@ def _spread(embeddings: SceneEmbeddings, scores: np.ndarray, cell: int) -> list[
         return made @ across
 
     weights = [laid(grid, 1.0) for grid in grids]
+    empty = _without_data(embeddings, rows, columns, cell)
     surfaces = []
     for own_scores in scores.astype(np.float64):
         sums = [laid(grid, own_scores[grid[2][0]]) for grid in grids]
@@ -401,18 +406,41 @@ def _spread(embeddings: SceneEmbeddings, scores: np.ndarray, cell: int) -> list[
         height = max(1, STRIP // columns)
         for start in range(0, rows, height):
             part = slice(start, start + height)
-            total, levels = 0.0, 0
+            total, levels, covered = 0.0, 0, 0.0
             for grid, above, below in zip(grids, sums, weights):
                 share = grid[0][:, part].T @ below
                 there = share > 1e-9
                 total = total + np.divide(grid[0][:, part].T @ above, share, out=np.zeros_like(share), where=there)
-                levels = levels + there
-            np.divide(total, levels, out=made[part], where=levels > 0, casting="same_kind")
+                levels, covered = levels + there, covered + share
+            there = levels > 0 if empty is None else (levels > 0) & (empty[part] <= covered / 2 + 1e-6)
+            np.divide(total, levels, out=made[part], where=there, casting="same_kind")
         surfaces.append(made)
     return surfaces
 
 
-def _covered(starts: np.ndarray, side: int, count: int, cell: int) -> np.ndarray:
+def _without_data(embeddings: SceneEmbeddings, rows: int, columns: int, cell: int) -> np.ndarray | None:
+    """float32 (rows, columns): how much of a cell the windows over it cover without data there; None: nothing."""
+    table = embeddings.table
+    partial = np.flatnonzero(table["valid"].to_numpy() < 1)
+    if not len(partial):
+        return None
+    empty = np.zeros((rows, columns), np.float32)
+    places = table[["left", "top", "width", "height"]].to_numpy()[partial].tolist()
+    for (left, top, width, height), data in zip(places, embeddings.data_of(partial)):
+        (y, down), (x, across) = _parts_covered(top, height, rows, cell), _parts_covered(left, width, columns, cell)
+        empty[y, x] += down.T @ ~data @ across
+    return empty
+
+
+def _parts_covered(start: int, side: int, count: int, cell: int) -> tuple[slice, np.ndarray]:
+    """(the cells that a window touches along one axis, (GRID, cells): the share of each that each of its parts covers)."""
+    cells = slice(start // cell, min(count, -(-(start + side) // cell)))
+    part = side / GRID
+    covered = _covered(start - cells.start * cell + np.arange(GRID) * part, part, cells.stop - cells.start, cell)
+    return cells, covered
+
+
+def _covered(starts: np.ndarray, side: float, count: int, cell: int) -> np.ndarray:
     """(windows, cells): the share of each cell that each window covers, along one axis."""
     edges = np.arange(count) * cell
     starts = starts[:, None].astype(np.float64)
