@@ -435,6 +435,8 @@ def caption_a_scene(
 
     with open_scene(path, bands=_bands(bands), stretch=_stretch(stretch)) as opened:
         _show(opened)
+        if said := opened.clipping():
+            typer.echo(said, err=True)
         if size is not None:  # else the encoder's input has a say in it
             check_windows(opened, size=size, **how)
         loaded = load_captioner(captioner, encoder, device=device)

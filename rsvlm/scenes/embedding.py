@@ -180,6 +180,8 @@ def embed_scene(
         found = load_scene_embeddings(out)
         return replace(found, meta=found.meta | {"scene": found.meta["scene"] | {"path": str(scene.path)}})
 
+    if said := scene.clipping():
+        log(said)
     rows = _plan(scene.width, scene.height, sizes, overlap)
     inside = _share_within(rows, within, scene)
     inside = (inside >= min_valid) & (inside > 0)

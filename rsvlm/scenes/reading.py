@@ -45,6 +45,8 @@ DRIVERS = ("GTiff", "JP2OpenJPEG", "VRT", "JPEG", "PNG", "WEBP", "BMP", "GIF")
 MOST_PIXELS = 64_000_000  # of one picture: 192 MB as RGB
 SAMPLE_SIDE = 1024  # pixels; the stretch is taken from about this many squared
 BLOCKS = 1024  # that are read at most for the stretch of a file without overviews
+LARGE = 10_000_000  # pixels; of a file with more a look at the whole is slow without overviews
+CLIPPED = 0.9  # share of a band's pixels that a given stretch makes black, or white: beyond, it was hardly meant so
 WHOLE = 64 * 2**20  # bytes; smaller files are fingerprinted whole, of larger ones parts and the time of their change
 CACHE = 128  # megabytes of decoded blocks that GDAL keeps, for all scenes of a process together
 LARGEST_BLOCK = 256 * 2**20  # bytes decoded; the least that can be read of a compressed file is a block
@@ -121,6 +123,7 @@ class Scene:
             self._palette = _palette_of(file, self.bands)
             self._check_blocks(file)
             self.low, self.high = self._find_stretch(file, stretch, percentiles)
+        self._given = not isinstance(stretch, str)
 
     def __enter__(self) -> "Scene":
         return self
@@ -194,6 +197,26 @@ class Scene:
         """The whole scene, its longer side at most ``side`` pixels."""
         scale = min(1.0, side / max(self.width, self.height))
         return self.read(size=(max(1, round(self.width * scale)), max(1, round(self.height * scale))))
+
+    def clipping(self) -> str:
+        """What to tell a person where the stretch that was given makes nearly all of a band black or white; mostly nothing."""
+        if not self._given:
+            return ""
+        with self._dataset() as file:
+            sample = self._sample(file)
+        told = {}
+        for number, own, low, high in zip(self.bands, sample, self.low, self.high):
+            shown = _stretched(own, low, high)
+            shares = {
+                colour: float((shown == value).mean()) for colour, value in (("black", 0), ("white", 255)) if own.size
+            }
+            colour = max(shares, key=shares.get, default="")
+            if colour and shares[colour] >= CLIPPED:
+                told[number] = (
+                    f"{shares[colour]:.0%} of band {number} {colour} (stretch {low:g},{high:g}; its values run from "
+                    f"{own.min():,.6g} to {own.max():,.6g})"
+                )
+        return f"{self.path}: the stretch makes {', '.join(told.values())}" if told else ""
 
     def polygon(self, window: Window) -> shapely.Polygon:
         """The ground of a window: in the scene's CRS, or in pixels (column, row) where it has none."""
@@ -282,8 +305,11 @@ class Scene:
                 f"{self.path}: stored in pieces of {width}x{height} pixels, {size / 2**20:,.0f} MB each, which can only be "
                 f"read whole; {way_out}"
             )
-        if self.width * self.height > MOST_PIXELS and not file.overviews(self.bands[0]):
-            self._note(f"it has no overviews, so that to see all of it all of it is read; {way_out}")
+        if self.width * self.height > LARGE and not file.overviews(self.bands[0]):
+            self._note(
+                "it has no overviews, so that to see all of it all of it is read, slowly; gdaladdo or rasterio's "
+                "build_overviews adds some"
+            )
         if self.width * self.height > MOST_PIXELS and (size > 16 * 2**20 or file.driver in ("PNG", "GIF", "WEBP")):
             self._note(
                 f"each window is read from pieces of {width}x{height} pixels, or from the start, slowly; {way_out}"
