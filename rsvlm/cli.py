@@ -40,6 +40,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Batch = Annotated[int, typer.Option(min=1, max=4096, help="Images at a time.")]
 
 
+Words = Annotated[str | None, typer.Argument(help="What to look for, in words; or instead --image FILE.")]
+Example = Annotated[
+    Path | None,
+    typer.Option("--image", metavar="FILE", help="Look for what is like this image file, instead of words."),
+]
+
+
 class Unreadable(StrEnum):
     """What to do with a file that is no whole image."""
 
@@ -104,9 +111,9 @@ def embed(
 @app.command()
 def search(
     index: Annotated[Path, typer.Argument(help="Folder that `rsvlm embed` made.")],
-    query: Annotated[str, typer.Argument(help="What to look for, in words; or an image file with --image.")],
+    query: Words = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many images.")] = 10,
-    image: Annotated[bool, typer.Option("--image", help="The query is an image file.")] = False,
+    image: Example = None,
     encoder: Annotated[
         str | None, typer.Option(help="The encoder that made the index; default: as it was saved.")
     ] = None,
@@ -115,11 +122,12 @@ def search(
 ) -> None:
     """Find the images that a text describes, or that look like an image."""
     _check_out(out)
+    _check_query({"a text": query, "--image": image})
     from rsvlm.models.index import load_index
     from rsvlm.models.loading import choose_device
 
     loaded = load_index(index, encoder, device=str(choose_device(device)))
-    _write(loaded.search(Path(query) if image else query, k).drop(columns="query"), out)
+    _write(loaded.search(image if query is None else query, k).drop(columns="query"), out)
 
 
 @app.command()
@@ -323,9 +331,17 @@ def embed_a_scene(
 @scene.command("search")
 def search_a_scene(
     embeddings: Annotated[Path, typer.Argument(help="File that `rsvlm scene embed` made; of an archive its folder.")],
-    query: Annotated[str, typer.Argument(help="What to look for, in words; or an image file with --image.")],
+    query: Words = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many places at most.")] = 10,
-    image: Annotated[bool, typer.Option("--image", help="The query is an image file.")] = False,
+    image: Example = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COL,ROW,WIDTH,HEIGHT",
+            help="Look for what is like a window of the scene, in pixels from its upper left, or like an earlier hit: "
+            "HITS.geojson:RANK (or .parquet, .csv); of an archive such a hit alone.",
+        ),
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="The encoder that made the embeddings; default: by the name it had.")
     ] = None,
@@ -359,8 +375,12 @@ def search_a_scene(
         if file is not None:
             search_module.check_ending(file, endings)
             check_place(file)
-    if not image and Path(query).is_file():
-        typer.echo(f"{query}: taken as words; it is a file, too: --image looks for what is like it", err=True)
+    _check_query({"a text": query, "--image": image, "--window": window})
+    if query is not None and Path(query).is_file():
+        typer.echo(f"{query}: taken as words; it is a file, too: --image FILE looks for what is like it", err=True)
+    if image is not None and search_module.read_as_scene(image):
+        typer.echo(f"{image}: read as the scene was, the same bands and stretch", err=True)
+    wanted = _window(window) if window is not None else image if query is None else query
     filters = _filters(bbox, start, end, cloud_cover_below, where)
     if embeddings.is_dir():
         if surface is not None or outlines is not None or threshold is not None:
@@ -369,7 +389,7 @@ def search_a_scene(
             )
         from rsvlm.scenes.archive import load_archive, rank_scenes, search_archive
 
-        archive, wanted = _tell(load_archive(embeddings)), Path(query) if image else query
+        archive = _tell(load_archive(embeddings))
         if scenes:
             places = rank_scenes(archive, wanted, encoder, **filters).head(k)
         else:
@@ -384,7 +404,11 @@ def search_a_scene(
         raise ValueError(f"{embeddings}: one scene; --scenes and filters are for archives")
     from rsvlm.scenes.embedding import load_scene_embeddings
 
-    found = search_module.search_scene(load_scene_embeddings(embeddings), Path(query) if image else query, encoder)
+    loaded = load_scene_embeddings(embeddings)
+    found = search_module.search_scene(loaded, wanted, encoder)
+    if window is not None:
+        stands = ",".join(map(str, search_module.nearest_window(loaded, wanted)))
+        typer.echo(f"looked for: what is like the embedded window {stands}", err=True)
     places = search_module.find_peaks(found, k, threshold=threshold)
     if surface is not None:
         search_module.write_surface(found, surface)
@@ -472,6 +496,32 @@ def _check_out(out: Path | None) -> None:
         from rsvlm.extras import import_extra
 
         import_extra("pyarrow", "a Parquet file", "give a name that ends in .csv or .jsonl")
+
+
+def _check_query(ways: dict[str, object]) -> None:
+    """Raise where not one of the ways to say what is looked for was given, or its image is not there."""
+    told = [name for name, value in ways.items() if value is not None]
+    if len(told) != 1:
+        given = f"given are {' and '.join(told)}" if told else "none is given"
+        raise ValueError(f"what to look for: one of {', '.join(ways)} is needed; {given}")
+    if told == ["--image"] and not ways["--image"].is_file():
+        raise FileNotFoundError(f"--image: {ways['--image']}: no such file")
+
+
+def _window(text: str) -> object:
+    """What ``search_scene`` takes of COL,ROW,WIDTH,HEIGHT or HITS:RANK: a Window, or a hit."""
+    from rsvlm.scenes.reading import Window
+    from rsvlm.scenes.search import read_hit
+
+    if re.fullmatch(r"\s*\d+(\s*,\s*\d+){3}\s*", text):
+        return Window(*map(int, text.split(",")))
+    file, _, rank = text.rpartition(":")
+    if file and rank.isdecimal():
+        return read_hit(file, int(rank))
+    raise ValueError(
+        "--window: COL,ROW,WIDTH,HEIGHT, whole numbers, pixels of the scene, or HITS:RANK, a file of hits and a rank in it, is "
+        f"needed; got {text!r}"
+    )
 
 
 def _filters(

@@ -342,8 +342,10 @@ def test_embed_then_search(house, tmp_path):
     assert (
         done.exit_code == 0 and done.stdout.splitlines()[0] == "rank,image,score" and len(done.stdout.splitlines()) == 3
     )
-    done = run("search", tmp_path / "index", house[0] / "pictures" / "1.png", "--image", "-k", 1)
+    done = run("search", tmp_path / "index", "--image", house[0] / "pictures" / "1.png", "-k", 1)
     assert "1.png" in done.stdout
+    for wrong in ((), ("a river", "--image", house[0] / "pictures" / "1.png"), ("--image", "none.png")):
+        assert run("search", tmp_path / "index", *wrong).exit_code == 1
 
 
 def test_bad_input_is_told_in_one_line(house, tmp_path, capsys):

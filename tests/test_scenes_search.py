@@ -150,6 +150,61 @@ def test_queries_of_every_kind_find_the_same(found, tmp_path):
     assert np.allclose(search_scene(found.embeddings, Window(*SQUARE)).values, found.values, atol=1e-6)
 
 
+def test_an_earlier_hit_is_looked_for(found, tmp_path):
+    hits = find_peaks(found, 3)
+    for hit in (hits.iloc[1], dict(hits.iloc[1])):
+        again = search_scene(found.embeddings, hit)
+        assert (
+            find_peaks(again, 1)[["left", "top", "width"]].iloc[0].tolist()
+            == hits[["left", "top", "width"]].iloc[1].tolist()
+        )
+    write_places(hits, tmp_path / "a.geojson")
+    write_places(hits, tmp_path / "a.parquet")
+    add_centres(hits).to_csv(tmp_path / "a.csv", index=False)
+    for name in ("a.geojson", "a.parquet", "a.csv"):
+        hit = search.read_hit(tmp_path / name, 2)
+        assert search.nearest_window(found.embeddings, hit) == Window(*hits[["left", "top", "width", "height"]].iloc[1])
+        with pytest.raises(ValueError, match=f"{name}: no hit has the rank 4; it has 3"):
+            search.read_hit(tmp_path / name, 4)
+    (tmp_path / "b.geojson").write_text("{}")
+    for file, why in (
+        ("b.geojson", "no file of hits"),
+        ("none.csv", "no such file"),
+        ("scene.tif", "hits are read from"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=f"{file}: {why}"):
+            search.read_hit(tmp_path / file, 1)
+    with pytest.raises(ValueError, match="a hit in the scene 'other', and the embeddings are of 'scene'"):
+        search_scene(found.embeddings, dict(hits.iloc[1], scene="other"))
+    with pytest.raises(ValueError, match="a row of hits with left, top, width, height is needed"):
+        search_scene(found.embeddings, {"left": 3})
+    with pytest.raises(ValueError, match="query 0: a text, a picture .* is needed; got NoneType"):
+        search_scene(found.embeddings, None)
+
+
+def test_a_raster_is_looked_for_as_the_windows_of_the_scene_show_it(tmp_path):
+    """Bands and stretch of the scene: 12 bits in another order of bands, the third of the scene's as red."""
+    random = np.random.default_rng(5)
+    shown = random.integers(0, 4_000, (3, 64, 64), dtype=np.uint16) // np.array([8, 2, 1], np.uint16)[:, None, None]
+    bands = np.concatenate([shown[::-1], shown[:1] * 0 + 9])
+    path = write_raster(tmp_path / "scene.tif", bands, crs="EPSG:32633", transform=UTM)
+    with open_scene(path, bands=[3, 2, 1], stretch=[0, 3_000]) as scene:
+        made = embed_scene(ColourEncoder(), scene, tmp_path / "s.parquet", sizes=(16,), overlap=0)
+    chip = write_raster(tmp_path / "chip.tif", bands[:, 16:32, 32:48])
+    surface = search_scene(made, chip, ColourEncoder())
+    peak = find_peaks(surface, 1)
+    assert peak[["left", "top"]].iloc[0].tolist() == [32, 16] and peak["score"][0] == pytest.approx(1, abs=1e-6)
+    assert surface.query == "chip.tif" and search.read_as_scene(chip)
+    few = write_raster(tmp_path / "few.tif", bands[:2, :16, :16])
+    with pytest.raises(ValueError, match="few.tif: there is no band 3; .* read as the scene was, with bands 3, 2, 1"):
+        search_scene(made, few, ColourEncoder())
+    picture = write_raster(tmp_path / "picture.tif", np.full((3, 9, 9), 90, np.uint8), photometric="RGB")
+    Image.fromarray(np.full((9, 9, 3), 90, np.uint8)).save(tmp_path / "picture.png")
+    assert not search.read_as_scene(picture) and not search.read_as_scene(tmp_path / "picture.png")
+    one, other = search_scene(made, [picture, tmp_path / "picture.png"], ColourEncoder())
+    assert np.array_equal(one.values, other.values)
+
+
 def test_queries_that_cannot_be(found):
     encoder, other = ColourEncoder(), ColourEncoder()
     other.logit_scale.data += 1
@@ -413,6 +468,26 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     assert run("search", out, "red", "--outlines", outlines, "--threshold", 0.3) == 0
     assert len(geopandas.read_parquet(outlines)) == 1
     assert run("search", out, "red", "--outlines", outlines) == 1 and "--threshold" in capsys.readouterr().err
+    capsys.readouterr()
+    assert run("search", out, "--image", path, "-k", 1) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[1].startswith("1,") and "scene.tif: read as the scene was" in told.err
+    assert run("search", out, "--window", "97,30,30,33", "-k", 1) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[1].startswith("1,1.0,96,32,") and "like the embedded window 96,32,32,32" in told.err
+    assert run("search", out, "--window", f"{hits}:1", "-k", 1) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("1,1.0,96,32,")
+    for wrong, said in (
+        ([], "one of a text, --image, --window is needed; none is given"),
+        (["red", "--window", "1,2,3,4"], "given are a text and --window"),
+        (["--image", path, "--window", "1,2,3,4"], "given are --image and --window"),
+        (["--image", tmp_path / "none.png"], "none.png: no such file"),
+        (["--window", "1,2,3"], "--window: COL,ROW,WIDTH,HEIGHT"),
+        (["--window", "5000,0,9,9"], "overlaps no window"),
+    ):
+        assert run("search", out, *wrong) == 1
+        text = capsys.readouterr().err
+        assert said in text and text.count("\n") == 1
     assert run("search", out, "red", "--out", tmp_path / "a.kml") == 1 and "a.kml" in capsys.readouterr().err
     assert run("search", path, "red") == 1 and "scene.tif: not a whole Parquet file" in capsys.readouterr().err
 

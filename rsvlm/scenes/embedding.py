@@ -386,7 +386,7 @@ def _read_batch(
     kept, shares, data, parts = [], [], [], []
     for row in rows:
         window = Window(*asked[row, 1:].tolist())
-        picture = scene.read(window, _reading_size(window, encoder.image_size, encoder.preprocessing.resize))
+        picture = scene.read(window, reading_size(window, encoder))
         share = float(picture.valid.mean())
         if share > 0 and share >= min_valid:
             kept.append(row)
@@ -408,12 +408,12 @@ def _parts_with_data(valid: np.ndarray) -> np.ndarray:
     return np.packbits(2 * counts >= (bottom - top) * (right - left))
 
 
-def _reading_size(window: Window, side: int, resize: str) -> tuple[int, int]:
+def reading_size(window: Window, encoder: DualEncoder) -> tuple[int, int]:
     """(width, height) to read a window at: no finer than the encoder can use."""
     if window.width * window.height <= NATIVE:
         return window.width, window.height
-    most = FINER * side
-    if resize == "crop":  # keeps the aspect ratio
+    most = FINER * encoder.image_size
+    if encoder.preprocessing.resize == "crop":  # keeps the aspect ratio
         shrink = max(1, min(window.width, window.height) / most)
         return max(1, round(window.width / shrink)), max(1, round(window.height / shrink))
     return min(window.width, most), min(window.height, most)

@@ -100,7 +100,8 @@ class Scene:
     Attributes:
         path, name: of the file; the name is without its extension.
         width, height: pixels at full resolution.
-        count, type: its bands, and the type of the values of those shown, as NumPy says it.
+        count, data_bands, type: its bands, those of them that are no alpha, and the type of the values of those shown, as
+            NumPy says it.
         crs, transform: its place; None where it tells none that holds for every pixel.
         bands: those shown as red, green and blue, from 1; of a grey scene the same thrice.
         low, high: the values of each band that become 0 and 255.
@@ -117,6 +118,7 @@ class Scene:
         with self._dataset() as file:
             self.width, self.height, self.count = file.width, file.height, file.count
             self.bands = _choose_bands(file, path, bands)
+            self.data_bands = self.count - (_alpha_of(file) > 0)
             self.type = _type_of(file, path, self.bands)
             self.crs, self.transform = self._place(file)
             self.date, self.tags = _date_of(file), file.tags()

@@ -21,13 +21,13 @@ from rasterio import Affine, features
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
-from rsvlm.files import whole_file, write_text
+from rsvlm.files import read_json, whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_pictures, encode_texts
 from rsvlm.models.index import find_encoder, read_picture
-from rsvlm.scenes.embedding import GRID, SceneEmbeddings
+from rsvlm.scenes.embedding import GRID, SceneEmbeddings, reading_size
 from rsvlm.scenes.footprints import footprints
-from rsvlm.scenes.reading import Window
+from rsvlm.scenes.reading import SceneError, Window, open_scene
 
 if TYPE_CHECKING:
     import geopandas
@@ -39,7 +39,9 @@ MOSTLY = 0.5  # share of a window that has data, for it to be a place that is fo
 DIGITS = 9  # decimals of a degree in GeoJSON: a tenth of a millimetre
 PLACES, RASTERS = (".geojson", ".json", ".parquet"), (".tif", ".tiff")  # endings of the files that are written
 IN_PIXELS = "pixels of the scene: column, row"
-Query = str | Path | Image.Image | np.ndarray | Window
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # files that are pictures, however many bits they have
+HITS = (".geojson", ".json", ".parquet", ".csv")  # of files that a hit is read from
+Query = str | Path | Image.Image | np.ndarray | Window  # or the row of a hit, a pandas Series
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,15 +87,18 @@ def search_scene(
 
     Args:
         query: a text; a picture (a Path, a PIL image, or an array uint8 (H, W) or (H, W, 3)); a vector (D,) of the
-            encoder's space; or a Window of the scene, for which the embedded window that it overlaps most stands (among
-            equals the one of the lowest level).
+            encoder's space; or a Window of the scene, or the row of an earlier hit (``hits.iloc[0]``), for which the
+            embedded window that it overlaps most stands (among equals the one of the lowest level). A file that is
+            a raster of other than 8-bit red, green and blue or grey (GeoTIFF, COG, JPEG 2000, VRT) is read as the scene was:
+            the same bands, the same stretch.
         encoder: the one that made the embeddings, loaded or by name; needed for texts and pictures, and taken by the name
             in ``embeddings.meta`` where it is not given.
         cell: side of a cell, pixels; None: half of the smallest step between windows, larger where that would be more
             than MOST_CELLS cells.
 
     Raises:
-        ValueError: a blank text, a vector of another width or not finite, another encoder, or a cell below 1.
+        ValueError: no query, a blank text, a vector of another width or not finite, another encoder, a raster that lacks
+            the scene's bands, or a cell below 1.
     """
     several = isinstance(query, list | tuple) and not isinstance(query, Window)
     queries = list(query) if several else [query]
@@ -316,6 +321,11 @@ def encode_queries(
     embeddings: SceneEmbeddings, queries: list[Query], encoder: DualEncoder | str | Path | None
 ) -> np.ndarray:
     """float32 (queries, D) of length 1."""
+    own = embeddings.meta["scene"]["name"]
+    for query in queries:
+        if is_hit(query) and query.get("scene", own) != own:
+            raise ValueError(f"query: a hit in the scene {query['scene']!r}, and the embeddings are of {own!r}")
+    queries = [_as_window(query) for query in queries]
     meta, D = embeddings.meta, embeddings.vectors.shape[1]
     vectors = np.zeros((len(queries), D), np.float32)
     texts = [place for place, query in enumerate(queries) if isinstance(query, str)]
@@ -328,8 +338,13 @@ def encode_queries(
             vectors[place] = embeddings.vectors[_nearest(embeddings, query)]
         elif isinstance(query, np.ndarray) and query.ndim == 1:
             vectors[place] = _unit(query, D)
-        else:
+        elif isinstance(query, Path | Image.Image | np.ndarray):
             pictures.append(place)
+        else:
+            raise ValueError(
+                f"query {place}: a text, a picture (a Path, a PIL image, an array), a Window, a row of hits or a vector is "
+                f"needed; got {type(query).__name__}"
+            )
     if texts or pictures:
         place = embeddings.file or Path(meta["scene"]["path"])
         wanted = meta["encoder_fingerprint"]
@@ -337,10 +352,89 @@ def encode_queries(
     if texts:
         vectors[texts] = encode_texts(model, [queries[place] for place in texts], capitalise=True)
     if pictures:
-        read = [read_picture(queries[place]) for place in pictures]
+        read = [_read_example(queries[place], meta["scene"], model) for place in pictures]
         made = encode_pictures(model, read, list(map(str, pictures)), views=meta["views"])
         vectors[pictures] = made.image_embeddings
     return vectors
+
+
+def read_as_scene(path: Path) -> bool:
+    """Whether a file that is looked for is read with a scene's bands and stretch, and not as the picture that it is."""
+    if path.suffix.lower() in PICTURES or not path.is_file():
+        return False
+    with open_scene(path, bands=[1], stretch=(0, 1)) as raster:
+        return raster.type != "uint8" or raster.data_bands not in (1, 3)
+
+
+def nearest_window(embeddings: SceneEmbeddings, query: Query) -> Window:
+    """The embedded window that stands for a window of the scene, or for a hit.
+
+    Raises:
+        ValueError: none overlaps with it.
+    """
+    return embeddings.window(_nearest(embeddings, _as_window(query)))
+
+
+def is_hit(query: object) -> bool:
+    """Whether a query is a row of hits: a pandas Series, or a dict."""
+    return hasattr(query, "keys")
+
+
+def read_hit(path: Path | str, rank: int) -> "pd.Series":
+    """A row of a file of hits, as ``write_places`` writes them, or of a CSV with their columns.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no file of hits, or no hit of that rank.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of hits")
+    if path.suffix.lower() not in HITS:
+        raise ValueError(f"{path}: hits are read from {', '.join(HITS)}")
+    try:
+        if path.suffix.lower() == ".csv":
+            table = pd.read_csv(path)
+        elif path.suffix.lower() == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.DataFrame([place["properties"] for place in read_json(path)["features"]])
+        ranks = table["rank"]
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: no file of hits ({type(error).__name__}: {error})") from error
+    if not (ranks == rank).any():
+        raise ValueError(f"{path}: no hit has the rank {rank}; it has {len(table)}")
+    return table[ranks == rank].iloc[0]
+
+
+def _as_window(query: Query) -> Query:
+    """The Window of a row of hits; other queries as they are."""
+    if not is_hit(query):
+        return query
+    try:
+        return Window(*(int(query[name]) for name in Window._fields))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"query: a row of hits with {', '.join(Window._fields)} is needed; got {query!r:.200}"
+        ) from error
+
+
+def _read_example(query: Query, scene: dict, encoder: DualEncoder) -> Image.Image:
+    """A picture that is looked for; of a raster what the windows of a scene would show of it."""
+    if not isinstance(query, Path) or not read_as_scene(query):
+        return read_picture(query)
+    stretch = list(zip(scene["low"], scene["high"]))
+    try:
+        with open_scene(query, bands=scene["bands"], stretch=stretch) as raster:
+            whole = Window(0, 0, raster.width, raster.height)
+            return Image.fromarray(raster.read(whole, reading_size(whole, encoder)).pixels)
+    except SceneError as error:
+        raise SceneError(
+            f"{error}; it is read as the scene was, with bands {', '.join(map(str, scene['bands']))}: give a raster of the "
+            "same bands, or a picture of 8 bits"
+        ) from error
 
 
 def _nearest(embeddings: SceneEmbeddings, window: Window) -> int:
@@ -365,6 +459,7 @@ def _unit(vector: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _name(query: Query) -> str:
+    query = _as_window(query)
     if isinstance(query, str):
         return query
     if isinstance(query, Path):
