@@ -191,7 +191,11 @@ Bands = Annotated[
     str | None, typer.Option(help="Red, green and blue: 3,2,1 (from 1), or names, or a preset such as sentinel-2.")
 ]
 Stretch = Annotated[
-    str, typer.Option(help="auto, percentile, none, or LOW,HIGH: the values that become black and white.")
+    str,
+    typer.Option(
+        help="Which values become black and white: LOW,HIGH; percentile: from 2 to 98 % of the whole scene's values, each band for "
+        "itself; none: as they are, 8 bits alone; auto: 8 bits as they are, all else as percentile."
+    ),
 ]
 MinValid = Annotated[float, typer.Option(help="Windows with a smaller share of valid pixels are left out.")]
 Overlap = Annotated[float, typer.Option(help="Share of a side that two neighbours have in common.")]
@@ -241,7 +245,10 @@ def list_archive(
     cloud_cover_below: Clouds = None,
     where: Where = None,
 ) -> None:
-    """List the scenes of an archive: place, date, cloud cover, coordinate system, size."""
+    """List the scenes of an archive: place, date, cloud cover, coordinate system, size.
+
+    The folder of --out is made where it is missing.
+    """
     from rsvlm.scenes import archive as module
 
     if out is not None:
@@ -276,7 +283,13 @@ def embed_a_scene(
     ],
     encoder: Annotated[str, typer.Option(help="Folder or name of an encoder.")],
     size: Annotated[
-        list[int] | None, typer.Option(min=1, help="Side of the windows, pixels; more than once: levels.")
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Side of the windows, pixels of the scene, whatever a pixel is on the ground; best so that a window shows as much "
+            "as an image that the encoder was trained on. More than once: levels, for places of several sizes. "
+            "Default: 256.",
+        ),
     ] = None,
     overlap: Overlap = 0.5,
     bands: Bands = None,
@@ -295,7 +308,10 @@ def embed_a_scene(
     cloud_cover_below: Clouds = None,
     where: Where = None,
 ) -> None:
-    """Embed the windows of a scene, or of an archive's scenes, so that `rsvlm scene search` can search them."""
+    """Embed the windows of a scene, or of an archive's scenes, so that `rsvlm scene search` can search them.
+
+    Folders of OUT that are missing are made. A killed run goes on where it was when it is started again.
+    """
     from rsvlm.models.loading import choose_device
     from rsvlm.models.zoo import load_encoder
     from rsvlm.scenes.embedding import check_settings, embed_scene
@@ -338,8 +354,9 @@ def search_a_scene(
         str | None,
         typer.Option(
             metavar="COL,ROW,WIDTH,HEIGHT",
-            help="Look for what is like a window of the scene, in pixels from its upper left, or like an earlier hit: "
-            "HITS.geojson:RANK (or .parquet, .csv); of an archive such a hit alone.",
+            help="Look for what is like a window of the scene, in pixels from its upper left (the embedded window "
+            "that overlaps most with it), or like an earlier hit: HITS.geojson:RANK (or .parquet, .csv); of an archive such a hit "
+            "alone.",
         ),
     ] = None,
     encoder: Annotated[
@@ -352,7 +369,13 @@ def search_a_scene(
     outlines: Annotated[
         Path | None, typer.Option(help="File for what reaches --threshold, as polygons: .geojson or .parquet.")
     ] = None,
-    threshold: Annotated[float | None, typer.Option(help="Only places with this cosine or more.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Only places with this score or more: the cosine of query and window, from -1 to 1. It is no probability: how high "
+            "good places score differs with the encoder and the query, so search without it first.",
+        ),
+    ] = None,
     scenes: Annotated[
         bool, typer.Option("--scenes", help="Of an archive: rank its scenes by their best place.")
     ] = False,
@@ -362,7 +385,10 @@ def search_a_scene(
     cloud_cover_below: Clouds = None,
     where: Where = None,
 ) -> None:
-    """Find the places of a scene, or of an archive's scenes, that a text describes, or that look like an image."""
+    """Find the places of a scene, or of an archive's scenes, that a text describes, or that look like an image or a window.
+
+    Windows that are mostly nodata are not found. Folders of the files that are written are made where they are missing.
+    """
     if outlines is not None and threshold is None:
         raise ValueError("--outlines: polygons are of what reaches --threshold; give that too")
     from rsvlm.scenes import search as search_module
@@ -433,7 +459,9 @@ def caption_a_scene(
     size: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Side of the windows, pixels: as much ground as a training image; default: an eighth."
+            min=1,
+            help="Side of the windows, pixels; best so that a window shows as much ground as a training image. Default: an eighth of "
+            "the scene's longer side, or the encoder's input where that is more.",
         ),
     ] = None,
     overlap: Overlap = 0.0,
@@ -445,7 +473,10 @@ def caption_a_scene(
     device: Device = "auto",
     batch_size: Batch = 32,
 ) -> None:
-    """Say what a scene shows: window by window, then in one text whose sentences say where."""
+    """Say what a scene shows: window by window, then in one text whose sentences say where.
+
+    The folder of --out is made where it is missing.
+    """
     from rsvlm.scenes import search as search_module
 
     if out is not None:

@@ -376,6 +376,17 @@ def test_wrong_usage_is_one_line_that_names_option_value_and_range(capsys, argum
     assert stopped.value.code == 2 and capsys.readouterr().err == f"rsvlm: {said}\n"
 
 
+def test_help_says_what_a_setting_means_and_that_folders_are_made():
+    def told(*command) -> str:
+        return " ".join(run("scene", *command, "--help").stdout.replace("│", " ").split())
+
+    embed, search, caption = told("embed"), told("search"), told("caption")
+    assert "Default: 256." in embed and "an eighth of the scene's longer side" in caption
+    assert "auto: 8 bits as they are" in embed and "It is no probability" in search
+    for text in (embed, search, caption, told("archive")):
+        assert "made" in text and "missing" in text
+
+
 def test_exit_status_and_help_of_the_command(capsys):
     for arguments, status in ((["scene"], 2), (["scene", "--help"], 0), (["models", "list"], 0), (["data", "nope"], 2)):
         with pytest.raises(SystemExit) as stopped:
