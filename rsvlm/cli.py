@@ -3,6 +3,8 @@
 Exit status: 0 done; 1 bad input, told in one line; 2 wrong usage.
 """
 
+import math
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -22,12 +24,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Caption and retrieve remote sensing images with vision-language models.",
 )
+# What the library calls a setting in its messages, and the option that it is here.
+OPTIONS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in (
+        "asset", "bands", "batch_size", "bbox", "cloud_cover_below", "end", "min_valid", "missing", "most_windows", "online",
+        "overlap", "precision", "size", "start", "stretch", "unreadable", "views",
+    )
+} | {"sizes": "--size", "most_sentences": "--sentences"}  # fmt: skip
 OTHER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 Out = Annotated[
     Path | None, typer.Option("--out", help="File for the table: .csv, .jsonl or .parquet; without it CSV is printed.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Batch = Annotated[int, typer.Option(min=1, max=4096, help="Images at a time.")]
+
+
+Words = Annotated[str | None, typer.Argument(help="What to look for, in words; or instead --image FILE.")]
+Example = Annotated[
+    Path | None,
+    typer.Option("--image", metavar="FILE", help="Look for what is like this image file, instead of words."),
+]
 
 
 class Unreadable(StrEnum):
@@ -94,9 +111,9 @@ def embed(
 @app.command()
 def search(
     index: Annotated[Path, typer.Argument(help="Folder that `rsvlm embed` made.")],
-    query: Annotated[str, typer.Argument(help="What to look for, in words; or an image file with --image.")],
+    query: Words = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many images.")] = 10,
-    image: Annotated[bool, typer.Option("--image", help="The query is an image file.")] = False,
+    image: Example = None,
     encoder: Annotated[
         str | None, typer.Option(help="The encoder that made the index; default: as it was saved.")
     ] = None,
@@ -105,11 +122,12 @@ def search(
 ) -> None:
     """Find the images that a text describes, or that look like an image."""
     _check_out(out)
+    _check_query({"a text": query, "--image": image})
     from rsvlm.models.index import load_index
     from rsvlm.models.loading import choose_device
 
     loaded = load_index(index, encoder, device=str(choose_device(device)))
-    _write(loaded.search(Path(query) if image else query, k).drop(columns="query"), out)
+    _write(loaded.search(image if query is None else query, k).drop(columns="query"), out)
 
 
 @app.command()
@@ -173,7 +191,11 @@ Bands = Annotated[
     str | None, typer.Option(help="Red, green and blue: 3,2,1 (from 1), or names, or a preset such as sentinel-2.")
 ]
 Stretch = Annotated[
-    str, typer.Option(help="auto, percentile, none, or LOW,HIGH: the values that become black and white.")
+    str,
+    typer.Option(
+        help="Which values become black and white: LOW,HIGH; percentile: from 2 to 98 % of the whole scene's values, each band for "
+        "itself; none: as they are, 8 bits alone; auto: 8 bits as they are, all else as percentile."
+    ),
 ]
 MinValid = Annotated[float, typer.Option(help="Windows with a smaller share of valid pixels are left out.")]
 Overlap = Annotated[float, typer.Option(help="Share of a side that two neighbours have in common.")]
@@ -223,7 +245,10 @@ def list_archive(
     cloud_cover_below: Clouds = None,
     where: Where = None,
 ) -> None:
-    """List the scenes of an archive: place, date, cloud cover, coordinate system, size."""
+    """List the scenes of an archive: place, date, cloud cover, coordinate system, size.
+
+    The folder of --out is made where it is missing.
+    """
     from rsvlm.scenes import archive as module
 
     if out is not None:
@@ -258,7 +283,13 @@ def embed_a_scene(
     ],
     encoder: Annotated[str, typer.Option(help="Folder or name of an encoder.")],
     size: Annotated[
-        list[int] | None, typer.Option(min=1, help="Side of the windows, pixels; more than once: levels.")
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Side of the windows, pixels of the scene, whatever a pixel is on the ground; best so that a window shows as much "
+            "as an image that the encoder was trained on. More than once: levels, for places of several sizes. "
+            "Default: 256.",
+        ),
     ] = None,
     overlap: Overlap = 0.5,
     bands: Bands = None,
@@ -277,7 +308,10 @@ def embed_a_scene(
     cloud_cover_below: Clouds = None,
     where: Where = None,
 ) -> None:
-    """Embed the windows of a scene, or of an archive's scenes, so that `rsvlm scene search` can search them."""
+    """Embed the windows of a scene, or of an archive's scenes, so that `rsvlm scene search` can search them.
+
+    Folders of OUT that are missing are made. A killed run goes on where it was when it is started again.
+    """
     from rsvlm.data.rasters.scene import open_scene
     from rsvlm.models.loading import choose_device
     from rsvlm.models.zoo import load_encoder
@@ -295,7 +329,7 @@ def embed_a_scene(
         check_settings(**how)
         found = _tell(open_archive(path, asset=asset, missing=missing.value).filter(**filters))
         model = load_encoder(encoder, choose_device(device))
-        done = embed_archive(model, found, out, unreadable=unreadable.value, **look, **how)
+        done = embed_archive(model, found, out, unreadable=unreadable.value, log=_log, **look, **how)
         left = f", {len(done.skipped)} could not be embedded" if done.skipped else ""
         typer.echo(f"{done.scenes['windows'].sum()} windows of {len(done)} scenes in {out}{left}", err=True)
         return
@@ -313,9 +347,18 @@ def embed_a_scene(
 @scene.command("search")
 def search_a_scene(
     embeddings: Annotated[Path, typer.Argument(help="File that `rsvlm scene embed` made; of an archive its folder.")],
-    query: Annotated[str, typer.Argument(help="What to look for, in words; or an image file with --image.")],
+    query: Words = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many places at most.")] = 10,
-    image: Annotated[bool, typer.Option("--image", help="The query is an image file.")] = False,
+    image: Example = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COL,ROW,WIDTH,HEIGHT",
+            help="Look for what is like a window of the scene, in pixels from its upper left (the embedded window "
+            "that overlaps most with it), or like an earlier hit: HITS.geojson:RANK (or .parquet, .csv); of an archive such a hit "
+            "alone.",
+        ),
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="The encoder that made the embeddings; default: by the name it had.")
     ] = None,
@@ -326,7 +369,13 @@ def search_a_scene(
     outlines: Annotated[
         Path | None, typer.Option(help="File for what reaches --threshold, as polygons: .geojson or .parquet.")
     ] = None,
-    threshold: Annotated[float | None, typer.Option(help="Only places with this cosine or more.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Only places with this score or more: the cosine of query and window, from -1 to 1. It is no probability: how high "
+            "good places score differs with the encoder and the query, so search without it first.",
+        ),
+    ] = None,
     scenes: Annotated[
         bool, typer.Option("--scenes", help="Of an archive: rank its scenes by their best place.")
     ] = False,
@@ -336,7 +385,10 @@ def search_a_scene(
     cloud_cover_below: Clouds = None,
     where: Where = None,
 ) -> None:
-    """Find the places of a scene, or of an archive's scenes, that a text describes, or that look like an image."""
+    """Find the places of a scene, or of an archive's scenes, that a text describes, or that look like an image or a window.
+
+    Windows that are mostly nodata are not found. Folders of the files that are written are made where they are missing.
+    """
     if outlines is not None and threshold is None:
         raise ValueError("--outlines: polygons are of what reaches --threshold; give that too")
     from rsvlm.scenes import search as search_module
@@ -349,8 +401,12 @@ def search_a_scene(
         if file is not None:
             search_module.check_ending(file, endings)
             check_place(file)
-    if not image and Path(query).is_file():
-        typer.echo(f"{query}: taken as words; it is a file, too: --image looks for what is like it", err=True)
+    _check_query({"a text": query, "--image": image, "--window": window})
+    if query is not None and Path(query).is_file():
+        typer.echo(f"{query}: taken as words; it is a file, too: --image FILE looks for what is like it", err=True)
+    if image is not None and search_module.read_as_scene(image):
+        typer.echo(f"{image}: read as the scene was, the same bands and stretch", err=True)
+    wanted = _window(window) if window is not None else image if query is None else query
     filters = _filters(bbox, start, end, cloud_cover_below, where)
     if embeddings.is_dir():
         if surface is not None or outlines is not None or threshold is not None:
@@ -359,7 +415,7 @@ def search_a_scene(
             )
         from rsvlm.scenes.archive import load_archive, rank_scenes, search_archive
 
-        archive, wanted = _tell(load_archive(embeddings)), Path(query) if image else query
+        archive = _tell(load_archive(embeddings))
         if scenes:
             places = rank_scenes(archive, wanted, encoder, **filters).head(k)
         else:
@@ -374,7 +430,11 @@ def search_a_scene(
         raise ValueError(f"{embeddings}: one scene; --scenes and filters are for archives")
     from rsvlm.scenes.embedding import load_scene_embeddings
 
-    found = search_module.search_scene(load_scene_embeddings(embeddings), Path(query) if image else query, encoder)
+    loaded = load_scene_embeddings(embeddings)
+    found = search_module.search_scene(loaded, wanted, encoder)
+    if window is not None:
+        stands = ",".join(map(str, search_module.nearest_window(loaded, wanted)))
+        typer.echo(f"looked for: what is like the embedded window {stands}", err=True)
     places = search_module.find_peaks(found, k, threshold=threshold)
     if surface is not None:
         search_module.write_surface(found, surface)
@@ -399,7 +459,9 @@ def caption_a_scene(
     size: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Side of the windows, pixels: as much ground as a training image; default: an eighth."
+            min=1,
+            help="Side of the windows, pixels; best so that a window shows as much ground as a training image. Default: an eighth of "
+            "the scene's longer side, or the encoder's input where that is more.",
         ),
     ] = None,
     overlap: Overlap = 0.0,
@@ -411,7 +473,10 @@ def caption_a_scene(
     device: Device = "auto",
     batch_size: Batch = 32,
 ) -> None:
-    """Say what a scene shows: window by window, then in one text whose sentences say where."""
+    """Say what a scene shows: window by window, then in one text whose sentences say where.
+
+    The folder of --out is made where it is missing.
+    """
     from rsvlm.scenes import search as search_module
 
     if out is not None:
@@ -419,20 +484,18 @@ def caption_a_scene(
         check_place(out)
     from rsvlm.data.rasters.scene import open_scene
     from rsvlm.models.inference import load_captioner
-    from rsvlm.scenes.captioning import caption_scene
+    from rsvlm.scenes.captioning import caption_scene, check_windows
+
+    how = {"overlap": overlap, "min_valid": min_valid, "most_windows": most_windows, "most_sentences": sentences}
 
     with open_scene(path, bands=_bands(bands), stretch=_stretch(stretch)) as opened:
         _show(opened)
-        said = caption_scene(
-            load_captioner(captioner, encoder, device=device),
-            opened,
-            size=size,
-            overlap=overlap,
-            min_valid=min_valid,
-            most_windows=most_windows,
-            most_sentences=sentences,
-            batch_size=batch_size,
-        )
+        if said := opened.clipping():
+            typer.echo(said, err=True)
+        if size is not None:  # else the encoder's input has a say in it
+            check_windows(opened, size=size, **how)
+        loaded = load_captioner(captioner, encoder, device=device)
+        said = caption_scene(loaded, opened, size=size, batch_size=batch_size, **how)
     typer.echo(said.text)
     left_out = f", {said.skipped} left out (nodata)" if said.skipped else ""
     typer.echo(f"{len(said.windows)} windows{left_out}; as one small picture: {said.overview}", err=True)
@@ -466,6 +529,32 @@ def _check_out(out: Path | None) -> None:
         import_extra("pyarrow", "a Parquet file", "give a name that ends in .csv or .jsonl")
 
 
+def _check_query(ways: dict[str, object]) -> None:
+    """Raise where not one of the ways to say what is looked for was given, or its image is not there."""
+    told = [name for name, value in ways.items() if value is not None]
+    if len(told) != 1:
+        given = f"given are {' and '.join(told)}" if told else "none is given"
+        raise ValueError(f"what to look for: one of {', '.join(ways)} is needed; {given}")
+    if told == ["--image"] and not ways["--image"].is_file():
+        raise FileNotFoundError(f"--image: {ways['--image']}: no such file")
+
+
+def _window(text: str) -> object:
+    """What ``search_scene`` takes of COL,ROW,WIDTH,HEIGHT or HITS:RANK: a Window, or a hit."""
+    from rsvlm.data.rasters.windows import Window
+    from rsvlm.scenes.search import read_hit
+
+    if re.fullmatch(r"\s*\d+(\s*,\s*\d+){3}\s*", text):
+        return Window(*map(int, text.split(",")))
+    file, _, rank = text.rpartition(":")
+    if file and rank.isdecimal():
+        return read_hit(file, int(rank))
+    raise ValueError(
+        "--window: COL,ROW,WIDTH,HEIGHT, whole numbers, pixels of the scene, or HITS:RANK, a file of hits and a rank in it, is "
+        f"needed; got {text!r}"
+    )
+
+
 def _filters(
     bbox: str | None, start: str | None, end: str | None, cloud_cover_below: float | None, where: list[str] | None
 ) -> dict[str, object]:
@@ -490,12 +579,33 @@ def _numbers(text: str) -> list[float | bool]:
         return []
 
 
+def _by_options(text: object) -> str:
+    """A message of the library, which speaks of the settings of Python, with the options that they are on the shell."""
+    names, long = "|".join(OPTIONS), "|".join(name for name in OPTIONS if "_" in name)
+
+    def given(found: re.Match) -> str:
+        value = (found["text"] or found["list"] or "").replace(", ", ",")
+        return f"{OPTIONS[found['name']]} {value}".rstrip()
+
+    text = re.sub(rf"\b(?P<name>{names})=(?:'(?P<text>[^']*)'|\[(?P<list>[^]]*)\]|True\b)", given, str(text))
+    text = re.sub(rf"(?<![\w./=-])(?:{long})(?![\w./=-])", lambda found: OPTIONS[found[0]], text)
+    text = re.sub(rf"^(?:{names})(?=:)", lambda found: OPTIONS[found[0]], text)
+    return text.replace("low,high", "LOW,HIGH").replace("[low, high]", "LOW,HIGH")
+
+
+def _log(line: str) -> None:
+    """A line on how far the work is, said as ``_by_options`` says it."""
+    from rsvlm.progress import log_line
+
+    log_line(_by_options(line))
+
+
 def _tell(archive: "SceneArchive") -> "SceneArchive":
     """The archive, after what is to know of it was said."""
     for note in archive.notes:
         typer.echo(note, err=True)
     for name, why in archive.skipped[:5]:
-        typer.echo(f"skipped: {name}: {why}", err=True)
+        typer.echo(f"skipped: {name}: {_by_options(why)}", err=True)
     if len(archive.skipped) > 5:
         typer.echo(f"skipped: {len(archive.skipped) - 5} more", err=True)
     return archive
@@ -504,7 +614,7 @@ def _tell(archive: "SceneArchive") -> "SceneArchive":
 def _show(scene: "Scene") -> None:
     """How a scene is read: which bands are red, green and blue, and what becomes black and white."""
     for note in scene.notes:
-        typer.echo(f"{scene.path}: {note}", err=True)
+        typer.echo(f"{scene.path}: {_by_options(note)}", err=True)
     low, high = (", ".join(f"{value:,.6g}" for value in values) for values in (scene.low, scene.high))
     bands = ", ".join(map(str, scene.bands))
     typer.echo(f"{scene.path}: red, green, blue are bands {bands}; black is {low}, white {high}", err=True)
@@ -521,10 +631,17 @@ def _bands(text: str | None) -> str | list[int | str] | None:
 
 def _stretch(text: str) -> str | list[float]:
     """What ``open_scene`` takes of a name, or of two numbers with a comma."""
+    if text in ("auto", "percentile", "none"):
+        return text
     try:
-        return [float(part) for part in text.split(",")] if "," in text else text
+        low, high = map(float, text.split(","))
+        if -math.inf < low < high < math.inf:
+            return [low, high]
     except ValueError:
-        raise ValueError(f"--stretch: auto, percentile, none, or two numbers such as 0,3000; got {text!r}") from None
+        pass
+    raise ValueError(
+        f"--stretch: auto, percentile, none, or LOW,HIGH, two numbers with the lower first, such as 0,3000; got {text!r}"
+    )
 
 
 def _write(table: object, out: Path | None) -> None:
@@ -543,10 +660,29 @@ def _write(table: object, out: Path | None) -> None:
             table.to_parquet(scratch, index=False)
 
 
+def _usage(error: typer.TyperException) -> str:
+    """What is wrong with a command line, in one line: the option, what it takes, what was given."""
+    given, option = error.__cause__, getattr(error, "param", None)
+    if option is not None and hasattr(given, "errors"):  # pydantic's, of a value
+        found, lowest, highest = given.errors()[0], getattr(option, "min", None), getattr(option, "max", None)
+        name = option.opts[0] if option.opts[0].startswith("-") else option.human_readable_name
+        if lowest is not None:
+            upto = "" if highest is None else f" to {highest}"
+            return f"{name}: a whole number from {lowest}{upto} is needed; got {found['input']}"
+        why = found["msg"].removeprefix("Value error, ").rstrip(".")
+        return f"{name}: {why}" if str(found["input"]) in why else f"{name}: {why}; got {found['input']}"
+    command = getattr(getattr(error, "ctx", None), "command_path", "rsvlm")
+    return f"{error.format_message().rstrip('.?')}; `{command} --help` tells what there is"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit."""
     try:
-        app(arguments, standalone_mode=True)
+        sys.exit(app(arguments, prog_name="rsvlm", standalone_mode=False))
+    except typer.TyperException as error:
+        if error.format_message():  # none: the help was asked for and shown
+            typer.echo(f"rsvlm: {_usage(error)}", err=True)
+        sys.exit(error.exit_code)
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:  # JavaNotFound is a RuntimeError
-        typer.echo(f"rsvlm: {error}", err=True)
+        typer.echo(f"rsvlm: {_by_options(error)}", err=True)
         sys.exit(1)

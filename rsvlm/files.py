@@ -1,19 +1,23 @@
 """Files that are either whole or absent.
 
 Every result of a stage is written beside its final place and moved there in one step, so that a killed run or a full
-disk never leaves half a file under a result's name. What a person adds line by line goes through ``append_line``.
+disk never leaves half a file under a result's name. What a killed run was writing stays beside it, as a hidden ``.part``
+that carries its process; the next process that writes into the folder removes it. What a person adds line by line goes through ``append_line``.
 What can be made anew at any time is kept in ``cache_folder()``.
 """
 
 import fcntl
+import functools
 import gzip
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,8 +52,7 @@ def check_place(path: Path) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A scratch path to write to; it takes the name ``path`` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    scratch = _scratch(path)
     try:
         yield scratch
         with scratch.open("rb") as file:
@@ -62,8 +65,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A scratch folder to fill; it replaces the folder ``path`` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    scratch = _scratch(path)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
@@ -73,6 +75,47 @@ def whole_folder(path: Path) -> Iterator[Path]:
         os.replace(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch(path: Path) -> Path:
+    """Where this process writes what will be ``path``; the folder is there, without what dead processes left in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(os.getpid(), path.parent.absolute())
+    return path.with_name(f".{path.name}.{os.getpid()}-{_machine()}.part")
+
+
+@functools.cache
+def _machine() -> str:
+    """Among whom this process's number is its own: a digest of the machine's name and, in a container, of that."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        space = ""
+    return fingerprint_values(platform.node(), space)[:8]
+
+
+@functools.cache  # once a process and folder: listing a large one for each of its files would take long
+def _sweep(_process: int, folder: Path) -> None:
+    """Remove the scratch files and folders that killed processes of this machine left in a folder."""
+    for scratch in folder.glob(f".*-{_machine()}.part"):
+        owner = re.search(r"\.(\d+)-\w+\.part$", scratch.name)
+        if owner is None or _is_alive(int(owner[1])):
+            continue
+        if scratch.is_dir() and not scratch.is_symlink():
+            shutil.rmtree(scratch, ignore_errors=True)
+        else:
+            with suppress(OSError):  # another process was faster, or the folder is closed
+                scratch.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

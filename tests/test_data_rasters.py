@@ -234,6 +234,23 @@ def test_stretches_of_8_bits_and_more(tmp_path):
         assert "percentiles are two of 0 to 100" in refusal(two, percentiles=wrong)
 
 
+def test_a_stretch_that_shows_nothing_is_told_with_the_range_of_the_values(tmp_path):
+    values = np.linspace(100, 3_000, 4_000).reshape(1, 50, 80).astype(np.uint16)
+    path = write(tmp_path / "a.tif", np.concatenate([values, values // 2, values // 4]))
+
+    def told(stretch) -> str:
+        with open_scene(path, stretch=stretch) as scene:
+            return scene.clipping()
+
+    assert told("auto") == told("percentile") == told([0, 3_000]) == told([200, 1_500]) == ""
+    assert told([0, 1]).startswith(
+        f"{path}: the stretch makes 100% of band 1 white (stretch 0,1; its values run from 100 to 3,000), 100% of band 2"
+    )
+    assert "100% of band 1 black (stretch 0,1e+09; its values run from 100 to 3,000)" in told([0, 1e9])
+    only = told([[0, 3_000], [0, 1_500], [2_000, 3_000]])
+    assert "band 1" not in only and "100% of band 3 black (stretch 2000,3000; its values run from 25 to 750)" in only
+
+
 def test_few_bits_and_white_as_zero(tmp_path):
     few = write(tmp_path / "few.tif", np.array([[[0, 1, 2, 3]]], np.uint8), NBITS=2)
     assert pixels(few)[0, :, 0].tolist() == [0, 85, 170, 255]
@@ -582,9 +599,15 @@ def test_pieces_too_large_to_be_read(tmp_path, monkeypatch):
     text = refusal(path, bands=[3, 2, 1])
     assert "stored in pieces of 80x60 pixels" in text and "gdal_translate -of COG" in text
     monkeypatch.setattr("rsvlm.data.rasters.scene.LARGEST_BLOCK", 2**28)
-    monkeypatch.setattr("rsvlm.data.rasters.scene.MOST_PIXELS", 1_000)
     with open_scene(path, bands=[3, 2, 1]) as scene:
-        assert "it has no overviews" in scene.notes[0]
+        assert scene.notes == ()
+    monkeypatch.setattr("rsvlm.data.rasters.scene.LARGE", 1_000)
+    with open_scene(path, bands=[3, 2, 1]) as scene:
+        assert len(scene.notes) == 1 and "it has no overviews" in scene.notes[0] and "gdaladdo" in scene.notes[0]
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews([2, 4])
+    with open_scene(path, bands=[3, 2, 1]) as scene:
+        assert scene.notes == ()
 
 
 # VRT

@@ -246,6 +246,10 @@ def test_a_captioner_that_is_not_whole(house, other, tmp_path):
         load_captioner(folder / "captioner", other)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         load_captioner(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="encoder: an encoder, and a captioner is needed: .*captioner.safetensors"):
+        load_captioner(folder / "encoder")
+    with pytest.raises(ValueError, match="a captioner, and an encoder is needed; .* beside it: .*encoder"):
+        load_encoder(str(folder / "captioner"))
     copy = tmp_path / "captioner"
     copy.mkdir()
     for file in (folder / "captioner").iterdir():
@@ -338,8 +342,10 @@ def test_embed_then_search(house, tmp_path):
     assert (
         done.exit_code == 0 and done.stdout.splitlines()[0] == "rank,image,score" and len(done.stdout.splitlines()) == 3
     )
-    done = run("search", tmp_path / "index", house[0] / "pictures" / "1.png", "--image", "-k", 1)
+    done = run("search", tmp_path / "index", "--image", house[0] / "pictures" / "1.png", "-k", 1)
     assert "1.png" in done.stdout
+    for wrong in ((), ("a river", "--image", house[0] / "pictures" / "1.png"), ("--image", "none.png")):
+        assert run("search", tmp_path / "index", *wrong).exit_code == 1
 
 
 def test_bad_input_is_told_in_one_line(house, tmp_path, capsys):
@@ -349,6 +355,44 @@ def test_bad_input_is_told_in_one_line(house, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     assert "give another folder" in failure(capsys, "embed", house[0] / "encoder", "a", "--out", tmp_path / "mine")
     assert run("caption").exit_code == 2 and run("--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("scene", "embed", "a", "b", "--encoder", "x", "--size", "0"), "--size: a whole number from 1 is needed; got 0"),
+        (("scene", "search", "a", "b", "-k", "0"), "--k: a whole number from 1 is needed; got 0"),
+        (("search", "a", "b", "-k", "few"), "--k: a whole number from 1 is needed; got few"),
+        (("embed", "a", "b", "--batch-size", "9999"), "--batch-size: a whole number from 1 to 4096 is needed; got 9999"),
+        (("scene", "archive", "a", "--missing", "go"), "--missing: 'go' is not one of 'raise', 'skip'"),
+        (("scene", "embed", "a"), "Missing argument 'OUT'; `rsvlm scene embed --help` tells what there is"),
+        (("scene", "serch"), "No such command 'serch'. Did you mean 'search'; `rsvlm scene --help` tells what there is"),
+        (("scene", "search", "a", "b", "--what"), "No such option: --what (Possible options: --where); `rsvlm scene search --help` tells what there is"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_line_that_names_option_value_and_range(capsys, arguments, said):
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2 and capsys.readouterr().err == f"rsvlm: {said}\n"
+
+
+def test_help_says_what_a_setting_means_and_that_folders_are_made():
+    def told(*command) -> str:
+        return " ".join(run("scene", *command, "--help").stdout.replace("│", " ").split())
+
+    embed, search, caption = told("embed"), told("search"), told("caption")
+    assert "Default: 256." in embed and "an eighth of the scene's longer side" in caption
+    assert "auto: 8 bits as they are" in embed and "It is no probability" in search
+    for text in (embed, search, caption, told("archive")):
+        assert "made" in text and "missing" in text
+
+
+def test_exit_status_and_help_of_the_command(capsys):
+    for arguments, status in ((["scene"], 2), (["scene", "--help"], 0), (["models", "list"], 0), (["data", "nope"], 2)):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert (stopped.value.code or 0) == status, arguments
+    assert "Usage: rsvlm scene" in capsys.readouterr().out
 
 
 SAID = {"a.png": "a river .", "b.png": "a forest ."}
@@ -441,3 +485,24 @@ def test_freed_memory_is_kept_once_a_notebook_chose_its_threads(given, keeps):
     done = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True, env=settings, check=True)
     before, after = map(int, done.stdout.split())
     assert before < 1000 and (after > 10_000) == keeps, "of 15,625 pages"
+
+
+@pytest.mark.parametrize(
+    ("python", "shell"),
+    [
+        ("a.tif: give their numbers, bands=[3, 2, 1], or", "a.tif: give their numbers, --bands 3,2,1, or"),
+        ("stretch='percentile', or stretch=[low, high]", "--stretch percentile, or --stretch LOW,HIGH"),
+        ("or leave out: missing='skip'", "or leave out: --missing skip"),
+        ("go on without them: unreadable='keep'", "go on without them: --unreadable keep"),
+        ("more than most_windows (400); give a higher most_windows", "more than --most-windows (400); give a higher --most-windows"),
+        ("min_valid: a share is needed, most_sentences: 1", "--min-valid: a share is needed, --sentences: 1"),
+        ("sizes: whole numbers", "--size: whole numbers"),
+        ("views: 3 is none of 1, 2", "--views: 3 is none of 1, 2"),
+        ("give online=True to list it", "give --online to list it"),
+        ("x/min_valid/a.tif: 4 bands: 1 views", "x/min_valid/a.tif: 4 bands: 1 views"),
+    ],
+)  # fmt: skip
+def test_messages_name_the_options_of_the_shell(python, shell):
+    from rsvlm.cli import _by_options
+
+    assert _by_options(python) == shell

@@ -882,11 +882,25 @@ def test_the_command_embeds_and_searches_an_archive(collection, tiny_models, tmp
     assert done.exit_code == 0 and f"windows of 2 scenes in {out}" in done.stderr
     done = run("search", out, "A river.", "--k", 3)
     lines = done.stdout.splitlines()
-    assert lines[0] == "rank,score,scene,path,date,left,top,width,height,level,longitude,latitude" and len(lines) == 4
+    assert (
+        lines[0] == "rank,score,scene,path,date,left,top,width,height,level,valid,longitude,latitude"
+        and len(lines) == 4
+    )
     done = run("search", out, "A river.", "--scenes", "--end", "2024-05-31")
     assert len(done.stdout.splitlines()) == 2 and ",east," in done.stdout.splitlines()[1]
-    run("search", out, collection.parent / "west.tif", "--image", "--k", 2, "--out", tmp_path / "hits.geojson")
+    run("search", out, "--image", collection.parent / "west.tif", "--k", 2, "--out", tmp_path / "hits.geojson")
     assert len(geopandas.read_file(tmp_path / "hits.geojson")) == 2
+    run("search", out, "--window", f"{tmp_path / 'hits.geojson'}:2", "--k", 1, "--out", tmp_path / "like.parquet")
+    best, hit = geopandas.read_parquet(tmp_path / "like.parquet"), geopandas.read_file(tmp_path / "hits.geojson")
+    assert best["score"][0] == pytest.approx(1, abs=1e-4)  # several windows there are the same
+    with pytest.raises(ValueError, match="a Window belongs to one scene"):
+        run("search", out, "--window", "0,0,32,32")
+    for other, why in (
+        (hit.iloc[0].drop("scene"), "does not tell its scene"),
+        (dict(hit.iloc[0], scene="x"), "unknown scene 'x'"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            search_archive(out, other)
     with pytest.raises(ValueError, match="folder's name"):
         run("embed", collection, tmp_path / "a.parquet", *how)
     with pytest.raises(ValueError, match="one scene"):

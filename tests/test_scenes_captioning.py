@@ -287,5 +287,11 @@ def test_command(saved, tmp_path):
     read = geopandas.read_file(out)
     assert read["text"][0] in done.stdout and " %): " in done.stdout
     assert "4 windows; as one small picture: " in done.stderr and (read["kind"] == "window").sum() == 4
+    (tmp_path / "none").mkdir()
+    early = ["scene", "caption", str(tmp_path / "scene.tif"), "--captioner", str(tmp_path / "none"), "--size", "2"]
+    many = CliRunner().invoke(app, early)  # told before the captioner is looked at
+    assert "2,500 windows of 2 pixels, more than most_windows (400); give a size of about 5" in str(many.exception)
+    many = CliRunner().invoke(app, [*early, "--min-valid", "2"])
+    assert "min_valid" in str(many.exception)
     wrong = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "captions.shp")])
     assert wrong.exit_code == 1 and "captions.shp" in str(wrong.exception)

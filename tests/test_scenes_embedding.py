@@ -20,7 +20,7 @@ from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
 from rsvlm.scenes import embedding
-from rsvlm.scenes.embedding import embed_scene, load_scene_embeddings, plan_windows
+from rsvlm.scenes.embedding import count_windows, embed_scene, load_scene_embeddings, plan_windows
 
 TESTS = Path(__file__).parent
 
@@ -82,6 +82,14 @@ def test_small_and_thin_scenes_have_windows_of_what_there_is(width, height):
 def test_windows_that_cannot_be(sizes, overlap, said):
     with pytest.raises(ValueError, match=said):
         plan_windows(10, 10, sizes, overlap)
+
+
+@pytest.mark.parametrize("case", [(200, 120, 32, 0.5), (201, 119, 32, 0.3), (10, 500, 64, 0.9), (1, 1, 5, 0.0)])
+def test_windows_are_counted_without_being_made(case):
+    *sides, size, overlap = case
+    assert count_windows(*case) == len(plan_windows(*sides, [size], overlap))
+    with pytest.raises(ValueError, match="overlap"):
+        count_windows(9, 9, 3, 1.0)
 
 
 def test_a_scene_becomes_a_file_that_geopandas_reads(encoder, red_square, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import geopandas
 import numpy as np
@@ -91,14 +92,50 @@ def test_a_surface_is_the_mean_of_its_windows(found, cell, monkeypatch):
     assert np.allclose(surface.values, by_hand(surface), atol=1e-6)
 
 
-def test_places_without_a_window_are_nan(tmp_path):
+def test_places_without_data_are_nan(tmp_path):
     pixels = green_with_red(128, 64, 0, 0, 32)
     pixels[:, :, 80:] = 7
     made = embedded(tmp_path, pixels, sizes=(16, 32), overlap=0.5, nodata=7)
     surface = search_scene(made, "green", ColourEncoder(), cell=4)
-    assert np.isnan(surface.values).any() and np.isnan(surface.values[:, 24:]).all()
-    assert np.allclose(surface.values, by_hand(surface), atol=1e-6, equal_nan=True)
-    assert not outline(surface, -1).geometry.iloc[0].intersects(shapely.box(97, 0, 128, 64))
+    assert (made.table["left"] + made.table["width"]).max() > 80  # there are windows over ground without data
+    assert np.isnan(surface.values[:, 20:]).all() and np.isfinite(surface.values[:, :20]).all()
+    assert np.allclose(surface.values[:, :20], by_hand(surface)[:, :20], atol=1e-6)
+    assert not outline(surface, -1).geometry.iloc[0].intersects(shapely.box(80.1, 0, 128, 64))
+    write_surface(surface, tmp_path / "s.tif")
+    with rasterio.open(tmp_path / "s.tif") as file:
+        assert np.array_equal(file.read_masks(1) > 0, np.isfinite(surface.values)) and np.isnan(file.nodata)
+    before = replace(made, table=made.table.drop(columns="data"))  # a file of the first form does not say where
+    assert np.isfinite(search_scene(before, "green", ColourEncoder(), cell=4).values[:, 20:]).any()
+
+
+def test_a_slanting_edge_of_the_data_is_followed_to_a_cell(tmp_path):
+    """As after a projection: the mask of the surface is that of the scene, but for cells on the edge."""
+    pixels = np.full((3, 150, 210), 90, np.uint8)
+    rows, columns = np.mgrid[:150, :210]
+    bare = columns + rows // 2 > 160
+    pixels[:, bare] = 0
+    for cell, sizes in ((8, (32, 64)), (5, (24,))):
+        made = embedded(tmp_path, pixels, sizes=sizes, nodata=0)
+        values = search_scene(made, "green", ColourEncoder(), cell=cell).values
+        padded = np.full((values.shape[0] * cell, values.shape[1] * cell), True)
+        padded[:150, :210] = bare
+        share = padded.reshape(values.shape[0], cell, values.shape[1], cell).mean((1, 3))
+        assert np.isnan(values[share == 1]).all() and np.isfinite(values[share == 0]).all()
+
+
+def test_a_place_is_never_mostly_without_data(tmp_path):
+    pixels = np.full((3, 64, 64), 9, np.uint8)
+    pixels[:, :32, :10] = np.array([200, 0, 0])[:, None, None]  # red at the edge of the data
+    pixels[:, 32:, 32:] = np.array([0, 200, 0])[:, None, None]
+    path = write_raster(tmp_path / "scene.tif", pixels, nodata=9)
+    with open_scene(path, stretch=(0, 255)) as scene:
+        made = embed_scene(ColourEncoder(), scene, tmp_path / "s.parquet", sizes=(32,), overlap=0, min_valid=0.1)
+    surface = search_scene(made, "red", ColourEncoder())
+    assert len(made) == 2 and made.table["valid"].tolist() == [0.3125, 1] and surface.scores[0] == 1
+    places = find_peaks(surface)
+    assert places[["left", "top", "valid"]].to_numpy().tolist() == [[32, 32, 1]]
+    write_places(places, tmp_path / "a.geojson")
+    assert json.loads((tmp_path / "a.geojson").read_text())["features"][0]["properties"]["valid"] == 1
 
 
 def test_queries_of_every_kind_find_the_same(found, tmp_path):
@@ -114,6 +151,61 @@ def test_queries_of_every_kind_find_the_same(found, tmp_path):
     assert np.allclose(search_scene(found.embeddings, Window(*SQUARE)).values, found.values, atol=1e-6)
 
 
+def test_an_earlier_hit_is_looked_for(found, tmp_path):
+    hits = find_peaks(found, 3)
+    for hit in (hits.iloc[1], dict(hits.iloc[1])):
+        again = search_scene(found.embeddings, hit)
+        assert (
+            find_peaks(again, 1)[["left", "top", "width"]].iloc[0].tolist()
+            == hits[["left", "top", "width"]].iloc[1].tolist()
+        )
+    write_places(hits, tmp_path / "a.geojson")
+    write_places(hits, tmp_path / "a.parquet")
+    add_centres(hits).to_csv(tmp_path / "a.csv", index=False)
+    for name in ("a.geojson", "a.parquet", "a.csv"):
+        hit = search.read_hit(tmp_path / name, 2)
+        assert search.nearest_window(found.embeddings, hit) == Window(*hits[["left", "top", "width", "height"]].iloc[1])
+        with pytest.raises(ValueError, match=f"{name}: no hit has the rank 4; it has 3"):
+            search.read_hit(tmp_path / name, 4)
+    (tmp_path / "b.geojson").write_text("{}")
+    for file, why in (
+        ("b.geojson", "no file of hits"),
+        ("none.csv", "no such file"),
+        ("scene.tif", "hits are read from"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=f"{file}: {why}"):
+            search.read_hit(tmp_path / file, 1)
+    with pytest.raises(ValueError, match="a hit in the scene 'other', and the embeddings are of 'scene'"):
+        search_scene(found.embeddings, dict(hits.iloc[1], scene="other"))
+    with pytest.raises(ValueError, match="a row of hits with left, top, width, height is needed"):
+        search_scene(found.embeddings, {"left": 3})
+    with pytest.raises(ValueError, match="query 0: a text, a picture .* is needed; got NoneType"):
+        search_scene(found.embeddings, None)
+
+
+def test_a_raster_is_looked_for_as_the_windows_of_the_scene_show_it(tmp_path):
+    """Bands and stretch of the scene: 12 bits in another order of bands, the third of the scene's as red."""
+    random = np.random.default_rng(5)
+    shown = random.integers(0, 4_000, (3, 64, 64), dtype=np.uint16) // np.array([8, 2, 1], np.uint16)[:, None, None]
+    bands = np.concatenate([shown[::-1], shown[:1] * 0 + 9])
+    path = write_raster(tmp_path / "scene.tif", bands, crs="EPSG:32633", transform=UTM)
+    with open_scene(path, bands=[3, 2, 1], stretch=[0, 3_000]) as scene:
+        made = embed_scene(ColourEncoder(), scene, tmp_path / "s.parquet", sizes=(16,), overlap=0)
+    chip = write_raster(tmp_path / "chip.tif", bands[:, 16:32, 32:48])
+    surface = search_scene(made, chip, ColourEncoder())
+    peak = find_peaks(surface, 1)
+    assert peak[["left", "top"]].iloc[0].tolist() == [32, 16] and peak["score"][0] == pytest.approx(1, abs=1e-6)
+    assert surface.query == "chip.tif" and search.read_as_scene(chip)
+    few = write_raster(tmp_path / "few.tif", bands[:2, :16, :16])
+    with pytest.raises(ValueError, match="few.tif: there is no band 3; .* read as the scene was, with bands 3, 2, 1"):
+        search_scene(made, few, ColourEncoder())
+    picture = write_raster(tmp_path / "picture.tif", np.full((3, 9, 9), 90, np.uint8), photometric="RGB")
+    Image.fromarray(np.full((9, 9, 3), 90, np.uint8)).save(tmp_path / "picture.png")
+    assert not search.read_as_scene(picture) and not search.read_as_scene(tmp_path / "picture.png")
+    one, other = search_scene(made, [picture, tmp_path / "picture.png"], ColourEncoder())
+    assert np.array_equal(one.values, other.values)
+
+
 def test_queries_that_cannot_be(found):
     encoder, other = ColourEncoder(), ColourEncoder()
     other.logit_scale.data += 1
@@ -124,8 +216,15 @@ def test_queries_that_cannot_be(found):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             search_scene(found.embeddings, query, encoder)
-    with pytest.raises(ValueError, match="made with another encoder"):
+    other.name = "other"
+    said = r"scene.parquet: made with another encoder \(colour, fingerprint \w{12}\) than other \(fingerprint \w{12}\)"
+    with pytest.raises(ValueError, match=said):
         search_scene(found.embeddings, "red", other)
+    moved = replace(found.embeddings, meta=found.embeddings.meta | {"encoder": "gone/models/encoder"})
+    with pytest.raises(
+        FileNotFoundError, match="scene.parquet: made with the encoder gone/models/encoder, which is not"
+    ):
+        search_scene(moved, "red")
     for cell in (0, 2.5):
         with pytest.raises(ValueError, match="cell"):
             search_scene(found.embeddings, "red", encoder, cell=cell)
@@ -350,7 +449,12 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
         return ended.value.code or 0
 
     embed = ["embed", path, out, "--encoder", "colour", "--size", 32, "--size", 64]
-    assert run(*embed) == 1 and "scene.tif: 4 bands" in capsys.readouterr().err
+    assert run(*embed) == 1
+    said = capsys.readouterr().err
+    assert "scene.tif: 4 bands" in said and "--bands 3,2,1" in said and "bands=" not in said
+    assert run(*embed, "--bands", "3,2,1", "--stretch", "5,5") == 1 and "LOW,HIGH" in capsys.readouterr().err
+    assert run(*embed, "--bands", "3,2,1", "--stretch", "none") == 1
+    assert "give --stretch percentile, or --stretch LOW,HIGH" in capsys.readouterr().err
     assert run(*embed, "--bands", "3,2,1", "--stretch", "0,high") == 1 and "--stretch" in capsys.readouterr().err
     assert run(*embed, "--bands", "planetscope", "--stretch", "0,2550") == 0
     assert f"102 windows in {out}" in capsys.readouterr().err
@@ -358,11 +462,33 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     assert len(pyogrio.read_dataframe(hits)) == 2 and rasterio.open(surface).shape == (15, 25)
     assert run("search", out, "red", "-k", 1) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == "rank,score,left,top,width,height,level,longitude,latitude" and told[1].startswith("1,1.0,96,32,")
+    assert told[0] == "rank,score,left,top,width,height,level,valid,longitude,latitude" and told[1].startswith(
+        "1,1.0,96,32,"
+    )
     outlines = tmp_path / "o.parquet"
     assert run("search", out, "red", "--outlines", outlines, "--threshold", 0.3) == 0
     assert len(geopandas.read_parquet(outlines)) == 1
     assert run("search", out, "red", "--outlines", outlines) == 1 and "--threshold" in capsys.readouterr().err
+    capsys.readouterr()
+    assert run("search", out, "--image", path, "-k", 1) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[1].startswith("1,") and "scene.tif: read as the scene was" in told.err
+    assert run("search", out, "--window", "97,30,30,33", "-k", 1) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines()[1].startswith("1,1.0,96,32,") and "like the embedded window 96,32,32,32" in told.err
+    assert run("search", out, "--window", f"{hits}:1", "-k", 1) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("1,1.0,96,32,")
+    for wrong, said in (
+        ([], "one of a text, --image, --window is needed; none is given"),
+        (["red", "--window", "1,2,3,4"], "given are a text and --window"),
+        (["--image", path, "--window", "1,2,3,4"], "given are --image and --window"),
+        (["--image", tmp_path / "none.png"], "none.png: no such file"),
+        (["--window", "1,2,3"], "--window: COL,ROW,WIDTH,HEIGHT"),
+        (["--window", "5000,0,9,9"], "overlaps no window"),
+    ):
+        assert run("search", out, *wrong) == 1
+        text = capsys.readouterr().err
+        assert said in text and text.count("\n") == 1
     assert run("search", out, "red", "--out", tmp_path / "a.kml") == 1 and "a.kml" in capsys.readouterr().err
     assert run("search", path, "red") == 1 and "scene.tif: not a whole Parquet file" in capsys.readouterr().err
 

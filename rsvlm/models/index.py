@@ -256,28 +256,42 @@ def load_index(
         )
     except (KeyError, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{folder}: the index is damaged ({error}); make it again with `rsvlm embed`") from error
-    encoder = find_encoder(folder, encoder or name, wanted, device)
+    encoder = find_encoder(folder, encoder, wanted, device, made_with=name)
     if vectors.shape != (len(names), encoder.embedding_dim):
         raise ValueError(f"{folder / VECTORS}: shape {vectors.shape} for {len(names)} images; make the index again")
     return ImageIndex(names, vectors, encoder, capitalise, views)
 
 
-def find_encoder(folder: Path, encoder: DualEncoder | str | Path, wanted: str, device: str) -> DualEncoder:
-    """The encoder that what lies in a folder was made with, loaded where it is named.
+def find_encoder(
+    place: Path, encoder: DualEncoder | str | Path | None, wanted: str, device: str, made_with: str | None = None
+) -> DualEncoder:
+    """The encoder that what lies in a file or folder was made with, loaded where it is named.
 
     Args:
+        encoder: None: by the name ``made_with``.
         wanted: its fingerprint.
+        made_with: the name that it had then, where that was written down.
 
     Raises:
+        FileNotFoundError: it is not there under the name that it had.
         ValueError: another encoder.
     """
-    if not isinstance(encoder, DualEncoder):
+    if encoder is None:
+        try:
+            encoder = load_encoder(str(made_with), device)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{place}: made with the encoder {made_with}, which is not here under that name ({error}); tell where "
+                "that encoder is now"
+            ) from error
+    elif not isinstance(encoder, DualEncoder):
         encoder = load_encoder(str(encoder), device)
     found = encoder.fingerprint()
     if found != wanted:
+        own = f"{made_with}, fingerprint" if made_with else "fingerprint"
         raise ValueError(
-            f"{folder}: made with another encoder (fingerprint {str(wanted)[:12]}) than {encoder.name} ({found[:12]}): "
-            "name the one it was made with"
+            f"{place}: made with another encoder ({own} {str(wanted)[:12]}) than {encoder.name} (fingerprint "
+            f"{found[:12]}), which is given: give the one it was made with"
         )
     return encoder
 

@@ -24,13 +24,14 @@ from PIL import Image
 from rsvlm.files import read_json, read_json_lines, write_json_lines, write_text
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.capret import CapRet
-from rsvlm.models.captioner import CONFIG, load_capret, save_capret
+from rsvlm.models.captioner import CONFIG, WEIGHTS, load_capret, save_capret
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of
 from rsvlm.models.generation import Prompted, beam_captions, caption_log_likelihoods, sample_captions
 from rsvlm.models.index import Picture, find_encoder, read_blocks
 from rsvlm.models.loading import choose_device
 from rsvlm.models.neighbours import CiderSpace, Memory, Pools
+from rsvlm.models.zoo import is_encoder
 from rsvlm.settings import Generation
 
 MEMORY_ROWS, MEMORY_VECTORS = "memory.jsonl", "memory.npy"
@@ -193,6 +194,11 @@ def load_captioner(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, so there is no captioner; a study's is models/captioner")
+    if not (folder / WEIGHTS).is_file() and is_encoder(folder):
+        raise ValueError(
+            f"{folder}: an encoder, and a captioner is needed: a folder with {WEIGHTS}, such as models/captioner of a study, "
+            "beside which its encoder lies"
+        )
     model = load_capret(folder, device, dtype=dtype)
     config, file = model.config, folder / CONFIG
     try:

@@ -129,7 +129,13 @@ def _load_folder_or_hub(name: str, image_size: int | None) -> DualEncoder:
             raise FileNotFoundError(
                 f"encoder folder {name}: no config.json in it (expected config.json, model.safetensors and a tokenizer)"
             )
-        if read_json(config).get("model_type") == MODEL_TYPE:
+        told = read_json(config)
+        if "language_model" in told:
+            raise ValueError(
+                f"encoder {name}: a captioner, and an encoder is needed; that which it was trained with mostly lies beside it: "
+                f"{folder.parent / 'encoder'}"
+            )
+        if told.get("model_type") == MODEL_TYPE:
             return PackagedEncoder.from_folder(folder, image_size)
     elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or folder.exists():
         raise FileNotFoundError(f"encoder {name}: no such folder")
@@ -138,6 +144,17 @@ def _load_folder_or_hub(name: str, image_size: int | None) -> DualEncoder:
     elif "/" not in name:
         raise FileNotFoundError(f"encoder {name}: no such folder, nor a preset{closest_name(name, PRESETS)}")
     return HubEncoder.from_name(name, image_size)
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether a folder looks like an encoder's, saved here, by Hugging Face or by open_clip."""
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return True
+    config = folder / "config.json"
+    told = read_json(config) if config.is_file() else None
+    return isinstance(told, dict) and (
+        told.get("model_type") == MODEL_TYPE or {"text_config", "vision_config"} <= told.keys()
+    )
 
 
 def preset_file(name: str) -> Path:

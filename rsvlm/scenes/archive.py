@@ -37,6 +37,7 @@ from rsvlm.scenes.search import (
     check_ending,
     encode_queries,
     find_peaks,
+    is_hit,
     search_scene,
     write_places,
 )
@@ -360,14 +361,15 @@ def search_archive(
 
     Args:
         archive: what ``embed_archive`` or ``load_archive`` gave, or its folder.
-        query: a text, a picture (a Path, a PIL image, an array) or a vector, as ``search_scene`` takes them.
+        query: a text, a picture (a Path, a PIL image, an array), a vector or the row of a hit in one of the scenes, as
+            ``search_scene`` takes them; a raster is read as the first scene that is searched was.
         encoder: the one that made the embeddings, loaded or by name; None: by the name that they carry.
         k: how many windows at most.
         bbox, geometry: only windows that share more than an edge with it, in degrees.
         filters: as ``SceneArchive.filter`` takes them.
 
     Returns:
-        Columns rank (from 1), score (cosine), scene, path, date, left, top, width, height (pixels of the scene), level,
+        Columns rank (from 1), score (cosine), scene, path, date, left, top, width, height (pixels of the scene), level, valid,
         longitude, latitude (of the centre) and geometry (EPSG:4326; the last three unknown where the scene has no place).
 
     Raises:
@@ -385,7 +387,7 @@ def search_archive(
         best = own if best is None else pd.concat([best, own], ignore_index=True)
         order = ["score", "scene", "level", "top", "left"]
         best = best.sort_values(order, ascending=[False, True, True, True, True], kind="stable").head(k)
-    columns = ["rank", "score", "scene", "path", "date", "left", "top", "width", "height", "level"]
+    columns = ["rank", "score", "scene", "path", "date", "left", "top", "width", "height", "level", "valid"]
     columns += ["longitude", "latitude"]
     best = pd.DataFrame(columns=[*columns[1:], "geometry"]) if best is None else best.reset_index(drop=True)
     best["date"] = _dates(best["date"])
@@ -445,10 +447,12 @@ def _search(
             f"{archive.place}: this archive is not embedded; embed_archive does that, load_archive reads it"
         )
     if isinstance(query, Window):
-        raise ValueError("query: a Window belongs to one scene; give its vector, or the picture of it")
+        raise ValueError(
+            "query: a Window belongs to one scene; give its vector, a hit with the scene's name, or a picture"
+        )
     area = area_of(bbox, geometry)
     chosen = archive.filter(bbox, geometry=geometry, **filters).scenes
-    vector, made_by = None, None
+    vector, made_by = _find_hit(archive, query) if is_hit(query) else (None, None)
     for row in chosen.itertuples(index=False):
         place = Path(archive.place) / row.file
         embeddings = load_scene_embeddings(place)
@@ -460,7 +464,22 @@ def _search(
         if len(embeddings):
             side = max(embeddings.meta["scene"][name] for name in ("width", "height"))
             # One cell: only the scores of the windows are wanted.
-            yield row, find_peaks(search_scene(embeddings, vector, cell=side), k)
+            peaks = find_peaks(search_scene(embeddings, vector, cell=side), k)
+            if len(peaks):  # none of them, where all windows are mostly nodata
+                yield row, peaks
+
+
+def _find_hit(archive: SceneArchive, hit: Mapping[str, object]) -> tuple[np.ndarray, str]:
+    """(the vector of a hit's window, the fingerprint of the encoder that made it)."""
+    if "scene" not in hit:
+        raise ValueError("query: a hit of one scene's search does not tell its scene; give one of an archive's")
+    rows = archive.scenes[archive.scenes["scene"] == hit["scene"]]
+    if rows.empty:
+        raise SceneError(
+            f"{archive.place}: unknown scene {hit['scene']!r}{closest_name(str(hit['scene']), archive.scenes['scene'])}"
+        )
+    embeddings = load_scene_embeddings(Path(archive.place) / rows["file"].iat[0])
+    return encode_queries(embeddings, [hit], None)[0], embeddings.meta["encoder_fingerprint"]
 
 
 def _inside(embeddings: SceneEmbeddings, area: shapely.Geometry | None) -> SceneEmbeddings:

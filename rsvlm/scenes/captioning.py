@@ -29,7 +29,7 @@ from rsvlm.data.rasters.windows import Window
 from rsvlm.models.inference import Captioner, caption_pictures
 from rsvlm.models.neighbours import Memory
 from rsvlm.models.prompts import as_sentence
-from rsvlm.scenes.embedding import plan_windows
+from rsvlm.scenes.embedding import count_windows, plan_windows
 
 if TYPE_CHECKING:
     import geopandas
@@ -118,14 +118,17 @@ def caption_scene(
         SceneError: more than ``most_windows`` windows, none with enough valid pixels, or a part that cannot be read.
         ValueError: a setting is out of range.
     """
-    if not 0 <= min_valid <= 1 or most_windows < 1 or most_sentences < 1:
-        raise ValueError(
-            f"min_valid: a share from 0 to 1, most_windows and most_sentences: 1 or more are needed; got {min_valid}, "
-            f"{most_windows}, {most_sentences}"
-        )
     S = captioner.encoder.image_size
     size = max(S, -(-max(scene.width, scene.height) // ACROSS)) if size is None else size
-    windows, valid, areas, skipped = _choose_windows(scene, size, overlap, min_valid, most_windows)
+    check_windows(
+        scene,
+        size=size,
+        overlap=overlap,
+        min_valid=min_valid,
+        most_windows=most_windows,
+        most_sentences=most_sentences,
+    )
+    windows, valid, areas, skipped = _choose_windows(scene, size, overlap, min_valid)
     longest = FINER * S * max(1, int(captioner.encoding["grid"]))
     pictures = (Image.fromarray(scene.read(window, _fit(window, longest)).pixels) for window in windows)
     names = [f"{scene.name} {window.left},{window.top}" for window in windows]
@@ -165,17 +168,29 @@ def caption_scene(
     )
 
 
+def check_windows(
+    scene: Scene, *, size: int, overlap: float, min_valid: float, most_windows: int, most_sentences: int
+) -> None:
+    """Raise what ``caption_scene`` raises of its settings and of too many windows; needs no captioner."""
+    if not 0 <= min_valid <= 1 or most_windows < 1 or most_sentences < 1:
+        raise ValueError(
+            f"min_valid: a share from 0 to 1, most_windows and most_sentences: 1 or more are needed; got {min_valid}, "
+            f"{most_windows}, {most_sentences}"
+        )
+    planned = count_windows(scene.width, scene.height, size, overlap)
+    if planned > most_windows:
+        enough = int(np.ceil(size * (planned / most_windows) ** 0.5))
+        raise SceneError(
+            f"{scene.path}: {planned:,} windows of {size} pixels, more than most_windows ({most_windows:,}); give a "
+            f"size of about {enough}, or a higher most_windows"
+        )
+
+
 def _choose_windows(
-    scene: Scene, size: int, overlap: float, min_valid: float, most_windows: int
+    scene: Scene, size: int, overlap: float, min_valid: float
 ) -> tuple[list[Window], np.ndarray, np.ndarray, int]:
     """(windows with enough valid pixels, their shares of them, their own areas, how many others there are)."""
     planned = [window for _, window in plan_windows(scene.width, scene.height, [size], overlap)]
-    if len(planned) > most_windows:
-        enough = int(np.ceil(size * (len(planned) / most_windows) ** 0.5))
-        raise SceneError(
-            f"{scene.path}: {len(planned):,} windows of {size} pixels, more than most_windows ({most_windows:,}); give a "
-            f"size of about {enough}, or a higher most_windows"
-        )
     valid = np.array([_share_valid(scene, window) for window in planned])
     seen = (valid >= min_valid) & (valid > 0)
     windows = [window for window, enough in zip(planned, seen) if enough]

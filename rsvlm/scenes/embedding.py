@@ -2,8 +2,8 @@
 
 Windows of one or several sizes lie over the scene with overlap, as tiles of a pyramid whose levels are numbered from 0 in
 the order of ``sizes``. A row holds a window's ground (geometry), the scene's name, level, left, top, width and height in
-pixels of the scene, its share of valid pixels, the scene's date, and its embedding, a list of float32 of length 1. What
-was asked for, which windows were left out and why, and which encoder looked at them stands in the file's metadata.
+pixels of the scene, its share of valid pixels, the scene's date, where it has data (``data``: GRID x GRID parts of it, row
+by row, a bit each; missing where all of it is valid), and its embedding, a list of float32 of length 1. What was asked for, which windows were left out and why, and which encoder looked at them stands in the file's metadata.
 """
 
 import hashlib
@@ -33,7 +33,9 @@ from rsvlm.progress import log_line, progress
 if TYPE_CHECKING:
     import geopandas
 
-FORMAT = 1  # of the file: raise it when the same arguments give other bytes
+FORMAT = 2  # of the file: raise it when the same arguments give other bytes
+READ = (1, FORMAT)  # forms of the file that can be read; the first does not say where windows have data
+GRID = 16  # parts of a window's side, for which it is kept whether they have data
 META = b"rsvlm"  # the key of the file's metadata under which its JSON stands
 A_GROUP = 8192  # rows of the file that are written, and read, at a time
 NATIVE = 2**20  # pixels; windows up to this are read as they are: GDAL takes four times as long to average them
@@ -48,16 +50,18 @@ class SceneEmbeddings:
 
     Attributes:
         table: a GeoDataFrame: geometry (in the scene's CRS; without one in pixels, column and row), scene, level, left,
-            top, width, height, valid, date; row i belongs to ``vectors[i]``.
+            top, width, height, valid, date, data (bytes or None, see ``data_of``); row i belongs to ``vectors[i]``.
         vectors: (n, D) float32, of length 1.
         meta: ``encoder`` (its name), ``encoder_fingerprint``, ``scene`` (path, name, width, height, transform as six
             numbers or None, crs as WKT or None, bands, low, high, fingerprint), ``sizes``, ``overlap``, ``min_valid``,
             ``views``, ``precision``, ``planned`` (number of windows) and ``skipped`` (why -> how many).
+        file: where they were read from.
     """
 
     table: "geopandas.GeoDataFrame"
     vectors: np.ndarray
     meta: dict
+    file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -71,6 +75,13 @@ class SceneEmbeddings:
     def window(self, row: int) -> Window:
         """The window of a row."""
         return Window(*(int(self.table[name].iat[row]) for name in Window._fields))
+
+    def data_of(self, rows: np.ndarray) -> np.ndarray:
+        """bool (rows, GRID, GRID): which parts of these windows have data, half of their pixels or more."""
+        whole = b"\xff" * (GRID * GRID // 8)
+        told = [None] * len(rows) if "data" not in self.table else self.table["data"].iloc[rows]
+        bits = np.frombuffer(b"".join(one if isinstance(one, bytes) else whole for one in told), np.uint8)
+        return np.unpackbits(bits).reshape(len(rows), GRID, GRID).astype(bool)
 
 
 def plan_windows(width: int, height: int, sizes: Sequence[int], overlap: float) -> list[tuple[int, Window]]:
@@ -88,6 +99,13 @@ def plan_windows(width: int, height: int, sizes: Sequence[int], overlap: float) 
         ValueError: a size or the overlap is out of range.
     """
     return [(level, Window(*window)) for level, *window in _plan(width, height, sizes, overlap).tolist()]
+
+
+def count_windows(width: int, height: int, size: int, overlap: float) -> int:
+    """How many windows of one size ``plan_windows`` gives, without making them. Raises as that does."""
+    _plan(1, 1, [size], overlap)
+    step = max(1, round(size * (1 - overlap)))
+    return len(_starts(width, min(size, width), step)) * len(_starts(height, min(size, height), step))
 
 
 def check_settings(
@@ -164,6 +182,8 @@ def embed_scene(
         found = load_scene_embeddings(out)
         return replace(found, meta=found.meta | {"scene": found.meta["scene"] | {"path": str(scene.path)}})
 
+    if said := scene.clipping():
+        log(said)
     rows = _plan(scene.width, scene.height, sizes, overlap)
     inside = _share_within(rows, within, scene)
     inside = (inside >= min_valid) & (inside > 0)
@@ -207,7 +227,7 @@ def load_scene_embeddings(path: Path | str) -> SceneEmbeddings:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `rsvlm scene embed` makes one")
     meta = _read_meta(path)
-    if meta is None or meta.get("format") != FORMAT:
+    if meta is None or meta.get("format") not in READ:
         raise ValueError(
             f"{path}: no embeddings of a scene in the form that this version reads; make them anew with `rsvlm scene embed`"
         )
@@ -219,7 +239,7 @@ def load_scene_embeddings(path: Path | str) -> SceneEmbeddings:
             part = batch.column(0).flatten().to_numpy(zero_copy_only=False)
             vectors[start : start + len(batch)] = part.reshape(-1, meta["dim"])
             start += len(batch)
-    return SceneEmbeddings(geopandas.read_parquet(path, columns=columns), vectors, meta)
+    return SceneEmbeddings(geopandas.read_parquet(path, columns=columns), vectors, meta, path)
 
 
 def place_windows(rows: np.ndarray, transform: Affine) -> np.ndarray:
@@ -334,11 +354,11 @@ def _fill(
     done = len(asked) - sum(map(len, batches))
     made = []
 
-    def read(rows: range) -> tuple[list[int], list[float], Tensor | None]:
+    def read(rows: range) -> tuple[list[int], list[float], list[np.ndarray], Tensor | None]:
         return _read_batch(encoder, scene, asked, rows, min_valid)
 
     with progress(total=len(asked), initial=done, unit="window", desc=f"embed {scene.name}") as bar:
-        for rows, (kept, valid, pixels) in zip(batches, prefetch(read, batches)):
+        for rows, (kept, valid, data, pixels) in zip(batches, prefetch(read, batches)):
             part = np.zeros(len(kept), form)
             if kept:
                 vectors = encode_batch(encoder, pixels, views, 0, precision)["image_embeddings"]
@@ -349,7 +369,7 @@ def _fill(
                         f"{scene.path}: the embedding of the window {tuple(window)} (left, top, width, height) is not "
                         "finite; the encoder's weights are damaged, or too large for its precision: try precision='fp32'"
                     )
-                part["row"], part["valid"], part["vector"] = kept, valid, vectors
+                part["row"], part["valid"], part["data"], part["vector"] = kept, valid, data, vectors
             made.append(part)
             bar.update(len(rows))
             if rows.stop == len(asked) or rows.stop % BLOCK == 0:
@@ -363,33 +383,46 @@ def _fill(
 
 def _read_batch(
     encoder: DualEncoder, scene: Scene, asked: np.ndarray, rows: range, min_valid: float
-) -> tuple[list[int], list[float], Tensor | None]:
-    """(rows that have enough valid pixels, their shares of them, uint8 (B, 3, S, S) of them)."""
-    kept, shares, parts = [], [], []
+) -> tuple[list[int], list[float], list[np.ndarray], Tensor | None]:
+    """(rows that have enough valid pixels, their shares of them, where they have data, uint8 (B, 3, S, S) of them)."""
+    kept, shares, data, parts = [], [], [], []
     for row in rows:
         window = Window(*asked[row, 1:].tolist())
-        picture = scene.read(window, _reading_size(window, encoder.image_size, encoder.preprocessing.resize))
+        picture = scene.read(window, reading_size(window, encoder))
         share = float(picture.valid.mean())
         if share > 0 and share >= min_valid:
             kept.append(row)
             shares.append(share)
+            data.append(_parts_with_data(picture.valid))
             parts.append(encoder.prepare([Image.fromarray(picture.pixels)]))
-    return kept, shares, torch.cat(parts) if parts else None
+    return kept, shares, data, torch.cat(parts) if parts else None
 
 
-def _reading_size(window: Window, side: int, resize: str) -> tuple[int, int]:
+def _parts_with_data(valid: np.ndarray) -> np.ndarray:
+    """uint8 (GRID * GRID / 8,): a bit for each part of a window, whether half of its pixels or more are valid."""
+    starts = [np.arange(GRID) * side // GRID for side in valid.shape]
+    ends = [np.maximum(np.append(own[1:], side), own + 1) for own, side in zip(starts, valid.shape)]
+    summed = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1), np.int64)
+    summed[1:, 1:] = valid.cumsum(0).cumsum(1)
+    (top, left), (bottom, right) = starts, ends
+    top, bottom = top[:, None], bottom[:, None]
+    counts = summed[bottom, right] - summed[top, right] - summed[bottom, left] + summed[top, left]
+    return np.packbits(2 * counts >= (bottom - top) * (right - left))
+
+
+def reading_size(window: Window, encoder: DualEncoder) -> tuple[int, int]:
     """(width, height) to read a window at: no finer than the encoder can use."""
     if window.width * window.height <= NATIVE:
         return window.width, window.height
-    most = FINER * side
-    if resize == "crop":  # keeps the aspect ratio
+    most = FINER * encoder.image_size
+    if encoder.preprocessing.resize == "crop":  # keeps the aspect ratio
         shrink = max(1, min(window.width, window.height) / most)
         return max(1, round(window.width / shrink)), max(1, round(window.height / shrink))
     return min(window.width, most), min(window.height, most)
 
 
 def _block_form(dim: int) -> np.dtype:
-    return np.dtype([("row", "<i8"), ("valid", "<f4"), ("vector", "<f4", (dim,))])
+    return np.dtype([("row", "<i8"), ("valid", "<f4"), ("data", "u1", (GRID * GRID // 8,)), ("vector", "<f4", (dim,))])
 
 
 def _block_file(scratch: Path, start: int) -> Path:
@@ -449,6 +482,7 @@ def _write(path: Path, scene: Scene, meta: dict, asked: np.ndarray, scratch: Pat
         **{name: pyarrow.int32() for name in numbers},
         "valid": pyarrow.float32(),
         "date": pyarrow.timestamp("us", tz="UTC"),
+        "data": pyarrow.binary(),
         "embedding": pyarrow.list_(pyarrow.float32(), meta["dim"]),
     }
     texts = {META: json.dumps(meta, sort_keys=True, ensure_ascii=False, allow_nan=False)}
@@ -464,6 +498,7 @@ def _write(path: Path, scene: Scene, meta: dict, asked: np.ndarray, scratch: Pat
             **{name: rows[:, place] for place, name in enumerate(numbers)},
             "valid": part["valid"],
             "date": [scene.date] * len(part),
+            "data": [None if valid == 1 else bits.tobytes() for valid, bits in zip(part["valid"], part["data"])],
         }
         arrays = [pyarrow.array(values, kinds[name]) for name, values in columns.items()]
         flat = pyarrow.array(np.ascontiguousarray(part["vector"]).reshape(-1))

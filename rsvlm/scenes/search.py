@@ -21,12 +21,14 @@ from rasterio import Affine, features
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
+from rsvlm.data.rasters.files import SceneError
+from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
-from rsvlm.files import whole_file, write_text
+from rsvlm.files import read_json, whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_pictures, encode_texts
 from rsvlm.models.index import find_encoder, read_picture
-from rsvlm.scenes.embedding import SceneEmbeddings
+from rsvlm.scenes.embedding import GRID, SceneEmbeddings, reading_size
 from rsvlm.scenes.footprints import footprints
 
 if TYPE_CHECKING:
@@ -35,10 +37,13 @@ if TYPE_CHECKING:
 
 MOST_CELLS = 16_000_000  # of a surface whose cells nobody chose
 STRIP = 4_000_000  # cells computed at a time
+MOSTLY = 0.5  # share of a window that has data, for it to be a place that is found
 DIGITS = 9  # decimals of a degree in GeoJSON: a tenth of a millimetre
 PLACES, RASTERS = (".geojson", ".json", ".parquet"), (".tif", ".tiff")  # endings of the files that are written
 IN_PIXELS = "pixels of the scene: column, row"
-Query = str | Path | Image.Image | np.ndarray | Window
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # files that are pictures, however many bits they have
+HITS = (".geojson", ".json", ".parquet", ".csv")  # of files that a hit is read from
+Query = str | Path | Image.Image | np.ndarray | Window  # or the row of a hit, a pandas Series
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +51,8 @@ class Surface:
     """How similar each place of a scene is to a query.
 
     Attributes:
-        values: (rows, columns) float32, the mean cosine of the windows over a cell; NaN where none lies.
+        values: (rows, columns) float32, the mean cosine of the windows over a cell; NaN where none lies, and where more
+            than half of what they see of the cell has no data.
         cell: side of a cell, pixels of the scene; the last column and row may reach beyond it.
         scores: (n,) float32, the cosine of each window of ``embeddings``.
         query: what was looked for, in words.
@@ -83,15 +89,18 @@ def search_scene(
 
     Args:
         query: a text; a picture (a Path, a PIL image, or an array uint8 (H, W) or (H, W, 3)); a vector (D,) of the
-            encoder's space; or a Window of the scene, for which the embedded window that it overlaps most stands (among
-            equals the one of the lowest level).
+            encoder's space; or a Window of the scene, or the row of an earlier hit (``hits.iloc[0]``), for which the
+            embedded window that it overlaps most stands (among equals the one of the lowest level). A file that is
+            a raster of other than 8-bit red, green and blue or grey (GeoTIFF, COG, JPEG 2000, VRT) is read as the scene was:
+            the same bands, the same stretch.
         encoder: the one that made the embeddings, loaded or by name; needed for texts and pictures, and taken by the name
             in ``embeddings.meta`` where it is not given.
         cell: side of a cell, pixels; None: half of the smallest step between windows, larger where that would be more
             than MOST_CELLS cells.
 
     Raises:
-        ValueError: a blank text, a vector of another width or not finite, another encoder, or a cell below 1.
+        ValueError: no query, a blank text, a vector of another width or not finite, another encoder, a raster that lacks
+            the scene's bands, or a cell below 1.
     """
     several = isinstance(query, list | tuple) and not isinstance(query, Window)
     queries = list(query) if several else [query]
@@ -119,7 +128,8 @@ def find_peaks(
     """The windows that score highest, none twice: greedy non-maximum suppression over windows of all levels.
 
     A window is left out where one with a higher score is taken and they share more than ``overlap`` of the smaller of the
-    two, or their centres are nearer than ``distance``. Equal scores go by level, top and left.
+    two, or their centres are nearer than ``distance``. Equal scores go by level, top and left. Windows that are mostly
+    nodata (valid below MOSTLY) are never taken, also where they were embedded.
 
     Args:
         k: how many at most.
@@ -127,7 +137,7 @@ def find_peaks(
         threshold: only windows that score at least this.
 
     Returns:
-        Columns rank (from 1), score, left, top, width, height, level, geometry.
+        Columns rank (from 1), score, left, top, width, height, level, valid (share of the window that has data), geometry.
 
     Raises:
         ValueError: k below 1, or a share or a distance that is none.
@@ -143,6 +153,7 @@ def find_peaks(
         table[name].to_numpy(np.float64) for name in ("level", "left", "top", "width", "height")
     )
     alive = np.isfinite(surface.scores) if threshold is None else surface.scores >= threshold
+    alive = alive & (table["valid"].to_numpy() >= MOSTLY)
     order = np.lexsort((left, top, level, -surface.scores))
     order = order[alive[order]]
     place = _ground(surface.embeddings, left + width / 2, top + height / 2) if distance else None
@@ -159,7 +170,7 @@ def find_peaks(
         order = rest[keep]
     found = table.iloc[taken]
     columns = {"rank": np.arange(1, len(taken) + 1), "score": surface.scores[taken]}
-    columns |= {name: found[name].to_numpy() for name in ("left", "top", "width", "height", "level")}
+    columns |= {name: found[name].to_numpy() for name in ("left", "top", "width", "height", "level", "valid")}
     return geopandas.GeoDataFrame(columns, geometry=found.geometry.to_numpy(), crs=table.crs)
 
 
@@ -312,6 +323,11 @@ def encode_queries(
     embeddings: SceneEmbeddings, queries: list[Query], encoder: DualEncoder | str | Path | None
 ) -> np.ndarray:
     """float32 (queries, D) of length 1."""
+    own = embeddings.meta["scene"]["name"]
+    for query in queries:
+        if is_hit(query) and query.get("scene", own) != own:
+            raise ValueError(f"query: a hit in the scene {query['scene']!r}, and the embeddings are of {own!r}")
+    queries = [_as_window(query) for query in queries]
     meta, D = embeddings.meta, embeddings.vectors.shape[1]
     vectors = np.zeros((len(queries), D), np.float32)
     texts = [place for place, query in enumerate(queries) if isinstance(query, str)]
@@ -324,18 +340,103 @@ def encode_queries(
             vectors[place] = embeddings.vectors[_nearest(embeddings, query)]
         elif isinstance(query, np.ndarray) and query.ndim == 1:
             vectors[place] = _unit(query, D)
-        else:
+        elif isinstance(query, Path | Image.Image | np.ndarray):
             pictures.append(place)
+        else:
+            raise ValueError(
+                f"query {place}: a text, a picture (a Path, a PIL image, an array), a Window, a row of hits or a vector is "
+                f"needed; got {type(query).__name__}"
+            )
     if texts or pictures:
-        path = Path(meta["scene"]["path"])
-        model = find_encoder(path, encoder or meta["encoder"], meta["encoder_fingerprint"], "cpu").eval()
+        place = embeddings.file or Path(meta["scene"]["path"])
+        wanted = meta["encoder_fingerprint"]
+        model = find_encoder(place, encoder, wanted, "cpu", made_with=meta["encoder"]).eval()
     if texts:
         vectors[texts] = encode_texts(model, [queries[place] for place in texts], capitalise=True)
     if pictures:
-        read = [read_picture(queries[place]) for place in pictures]
+        read = [_read_example(queries[place], meta["scene"], model) for place in pictures]
         made = encode_pictures(model, read, list(map(str, pictures)), views=meta["views"])
         vectors[pictures] = made.image_embeddings
     return vectors
+
+
+def read_as_scene(path: Path) -> bool:
+    """Whether a file that is looked for is read with a scene's bands and stretch, and not as the picture that it is."""
+    if path.suffix.lower() in PICTURES or not path.is_file():
+        return False
+    with open_scene(path, bands=[1], stretch=(0, 1)) as raster:
+        return raster.type != "uint8" or raster.data_bands not in (1, 3)
+
+
+def nearest_window(embeddings: SceneEmbeddings, query: Query) -> Window:
+    """The embedded window that stands for a window of the scene, or for a hit.
+
+    Raises:
+        ValueError: none overlaps with it.
+    """
+    return embeddings.window(_nearest(embeddings, _as_window(query)))
+
+
+def is_hit(query: object) -> bool:
+    """Whether a query is a row of hits: a pandas Series, or a dict."""
+    return hasattr(query, "keys")
+
+
+def read_hit(path: Path | str, rank: int) -> "pd.Series":
+    """A row of a file of hits, as ``write_places`` writes them, or of a CSV with their columns.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no file of hits, or no hit of that rank.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of hits")
+    if path.suffix.lower() not in HITS:
+        raise ValueError(f"{path}: hits are read from {', '.join(HITS)}")
+    try:
+        if path.suffix.lower() == ".csv":
+            table = pd.read_csv(path)
+        elif path.suffix.lower() == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.DataFrame([place["properties"] for place in read_json(path)["features"]])
+        ranks = table["rank"]
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: no file of hits ({type(error).__name__}: {error})") from error
+    if not (ranks == rank).any():
+        raise ValueError(f"{path}: no hit has the rank {rank}; it has {len(table)}")
+    return table[ranks == rank].iloc[0]
+
+
+def _as_window(query: Query) -> Query:
+    """The Window of a row of hits; other queries as they are."""
+    if not is_hit(query):
+        return query
+    try:
+        return Window(*(int(query[name]) for name in Window._fields))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"query: a row of hits with {', '.join(Window._fields)} is needed; got {query!r:.200}"
+        ) from error
+
+
+def _read_example(query: Query, scene: dict, encoder: DualEncoder) -> Image.Image:
+    """A picture that is looked for; of a raster what the windows of a scene would show of it."""
+    if not isinstance(query, Path) or not read_as_scene(query):
+        return read_picture(query)
+    stretch = list(zip(scene["low"], scene["high"]))
+    try:
+        with open_scene(query, bands=scene["bands"], stretch=stretch) as raster:
+            whole = Window(0, 0, raster.width, raster.height)
+            return Image.fromarray(raster.read(whole, reading_size(whole, encoder)).pixels)
+    except SceneError as error:
+        raise SceneError(
+            f"{error}; it is read as the scene was, with bands {', '.join(map(str, scene['bands']))}: give a raster of the "
+            "same bands, or a picture of 8 bits"
+        ) from error
 
 
 def _nearest(embeddings: SceneEmbeddings, window: Window) -> int:
@@ -360,6 +461,7 @@ def _unit(vector: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _name(query: Query) -> str:
+    query = _as_window(query)
     if isinstance(query, str):
         return query
     if isinstance(query, Path):
@@ -393,6 +495,7 @@ def _spread(embeddings: SceneEmbeddings, scores: np.ndarray, cell: int) -> list[
         return made @ across
 
     weights = [laid(grid, 1.0) for grid in grids]
+    empty = _without_data(embeddings, rows, columns, cell)
     surfaces = []
     for own_scores in scores.astype(np.float64):
         sums = [laid(grid, own_scores[grid[2][0]]) for grid in grids]
@@ -400,18 +503,41 @@ def _spread(embeddings: SceneEmbeddings, scores: np.ndarray, cell: int) -> list[
         height = max(1, STRIP // columns)
         for start in range(0, rows, height):
             part = slice(start, start + height)
-            total, levels = 0.0, 0
+            total, levels, covered = 0.0, 0, 0.0
             for grid, above, below in zip(grids, sums, weights):
                 share = grid[0][:, part].T @ below
                 there = share > 1e-9
                 total = total + np.divide(grid[0][:, part].T @ above, share, out=np.zeros_like(share), where=there)
-                levels = levels + there
-            np.divide(total, levels, out=made[part], where=levels > 0, casting="same_kind")
+                levels, covered = levels + there, covered + share
+            there = levels > 0 if empty is None else (levels > 0) & (empty[part] <= covered / 2 + 1e-6)
+            np.divide(total, levels, out=made[part], where=there, casting="same_kind")
         surfaces.append(made)
     return surfaces
 
 
-def _covered(starts: np.ndarray, side: int, count: int, cell: int) -> np.ndarray:
+def _without_data(embeddings: SceneEmbeddings, rows: int, columns: int, cell: int) -> np.ndarray | None:
+    """float32 (rows, columns): how much of a cell the windows over it cover without data there; None: nothing."""
+    table = embeddings.table
+    partial = np.flatnonzero(table["valid"].to_numpy() < 1)
+    if not len(partial):
+        return None
+    empty = np.zeros((rows, columns), np.float32)
+    places = table[["left", "top", "width", "height"]].to_numpy()[partial].tolist()
+    for (left, top, width, height), data in zip(places, embeddings.data_of(partial)):
+        (y, down), (x, across) = _parts_covered(top, height, rows, cell), _parts_covered(left, width, columns, cell)
+        empty[y, x] += down.T @ ~data @ across
+    return empty
+
+
+def _parts_covered(start: int, side: int, count: int, cell: int) -> tuple[slice, np.ndarray]:
+    """(the cells that a window touches along one axis, (GRID, cells): the share of each that each of its parts covers)."""
+    cells = slice(start // cell, min(count, -(-(start + side) // cell)))
+    part = side / GRID
+    covered = _covered(start - cells.start * cell + np.arange(GRID) * part, part, cells.stop - cells.start, cell)
+    return cells, covered
+
+
+def _covered(starts: np.ndarray, side: float, count: int, cell: int) -> np.ndarray:
     """(windows, cells): the share of each cell that each window covers, along one axis."""
     edges = np.arange(count) * cell
     starts = starts[:, None].astype(np.float64)

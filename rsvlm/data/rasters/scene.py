@@ -33,12 +33,13 @@ from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
 
-from rsvlm.data.rasters.bands import choose_bands
+from rsvlm.data.rasters.bands import alpha_of, choose_bands
 from rsvlm.data.rasters.files import GDAL_OPTIONS, SceneError, absolute, check_files, digest_of_file, open_raster
-from rsvlm.data.rasters.stretches import apply_stretch, find_stretch
+from rsvlm.data.rasters.stretches import apply_stretch, find_clipping, find_stretch
 from rsvlm.data.rasters.windows import PART, BandReader, Window, sums_of_cells
 
 MOST_PIXELS = 64_000_000  # of one picture: 192 MB as RGB
+LARGE = 10_000_000  # pixels; of a file with more a look at the whole is slow without overviews
 LARGEST_BLOCK = 256 * 2**20  # bytes decoded; the least that can be read of a compressed file is a block
 
 
@@ -55,7 +56,8 @@ class Scene:
     Attributes:
         path, name: of the file; the name is without its extension.
         width, height: pixels at full resolution.
-        count, type: its bands, and the type of the values of those shown, as NumPy says it.
+        count, data_bands, type: its bands, how many of them are no alpha, and the type of the values of those shown, as
+            NumPy says it.
         crs, transform: its place; None where it tells none that holds for every pixel.
         bands: those shown as red, green and blue, from 1; of a grey scene the same thrice.
         low, high: the values of each band that become 0 and 255.
@@ -72,6 +74,7 @@ class Scene:
         with self._dataset() as file:
             self.width, self.height, self.count = file.width, file.height, file.count
             self.bands = choose_bands(file, path, bands)
+            self.data_bands = self.count - (alpha_of(file) > 0)
             self._reader = BandReader(file, path, self.bands, data)
             self.type = self._reader.type
             self.crs, self.transform = self._place(file)
@@ -79,6 +82,7 @@ class Scene:
             self._check_blocks(file)
             self.low, self.high, notes = find_stretch(self._reader, file, stretch, percentiles)
             self.notes += notes
+        self._given = not isinstance(stretch, str)
 
     def __enter__(self) -> "Scene":
         return self
@@ -152,6 +156,14 @@ class Scene:
         """The whole scene, its longer side at most ``side`` pixels."""
         scale = min(1.0, side / max(self.width, self.height))
         return self.read(size=(max(1, round(self.width * scale)), max(1, round(self.height * scale))))
+
+    def clipping(self) -> str:
+        """What to tell a person where the stretch that was given makes nearly all of a band black or white; mostly nothing."""
+        if not self._given:
+            return ""
+        with self._dataset() as file:
+            told = find_clipping(self._reader, file, self.low, self.high)
+        return f"{self.path}: the stretch makes {told}" if told else ""
 
     def polygon(self, window: Window) -> shapely.Polygon:
         """The ground of a window: in the scene's CRS, or in pixels (column, row) where it has none."""
@@ -240,8 +252,11 @@ class Scene:
                 f"{self.path}: stored in pieces of {width}x{height} pixels, {size / 2**20:,.0f} MB each, which can only be "
                 f"read whole; {way_out}"
             )
-        if self.width * self.height > MOST_PIXELS and not file.overviews(self.bands[0]):
-            self._note(f"it has no overviews, so that to see all of it all of it is read; {way_out}")
+        if self.width * self.height > LARGE and not file.overviews(self.bands[0]):
+            self._note(
+                "it has no overviews, so that to see all of it all of it is read, slowly; gdaladdo or rasterio's "
+                "build_overviews adds some"
+            )
         if self.width * self.height > MOST_PIXELS and (size > 16 * 2**20 or file.driver in ("PNG", "GIF", "WEBP")):
             self._note(
                 f"each window is read from pieces of {width}x{height} pixels, or from the start, slowly; {way_out}"

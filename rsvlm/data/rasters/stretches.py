@@ -12,6 +12,7 @@ from rsvlm.data.rasters.windows import PART, BandReader, Window
 
 SAMPLE_SIDE = 1024  # pixels; the stretch is taken from about this many squared
 BLOCKS = 1024  # that are read at most for the stretch of a file without overviews
+CLIPPED = 0.9  # share of a band's pixels that a given stretch makes black, or white: beyond, it was hardly meant so
 
 
 class Stretch(NamedTuple):
@@ -48,6 +49,25 @@ def find_stretch(
         )
     low, high, notes = _percentiles(reader, file, percentiles)
     return Stretch(high, low, notes) if white else Stretch(low, high, notes)
+
+
+def find_clipping(
+    reader: BandReader, file: rasterio.DatasetReader, low: tuple[float, ...], high: tuple[float, ...]
+) -> str:
+    """Which bands a stretch makes nearly all black or white, with its values and theirs; empty where it makes none so."""
+    told = {}
+    for number, own, black, white in zip(reader.bands, _sample(reader, file), low, high):
+        shown = apply_stretch(own, black, white)
+        shares = {
+            colour: float((shown == value).mean()) for colour, value in (("black", 0), ("white", 255)) if own.size
+        }
+        colour = max(shares, key=shares.get, default="")
+        if colour and shares[colour] >= CLIPPED:
+            told[number] = (
+                f"{shares[colour]:.0%} of band {number} {colour} (stretch {black:g},{white:g}; its values run from "
+                f"{own.min():,.6g} to {own.max():,.6g})"
+            )
+    return ", ".join(told.values())
 
 
 def _percentiles(reader: BandReader, file: rasterio.DatasetReader, percentiles: tuple[float, float]) -> Stretch:
