@@ -9,6 +9,7 @@ import importlib.util
 import random
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from PIL import Image
 from scipy import ndimage
 
 from rsvlm.data.images import FORMATS
-from rsvlm.data.land_captions import GROUPS, IGBP_TO_GROUP, WATER, describe_land, dominant_land
+from rsvlm.data.land_captions import GROUPS, IGBP_TO_GROUP, WATER, dominant_land, tell_land
+from rsvlm.data.land_languages import write_land
+from rsvlm.data.land_sentences import Sentence
 from rsvlm.data.names import SPLITS
 from rsvlm.data.sources import IMAGERY_PER_DEGREE, TileSettings
-from rsvlm.files import whole_folder, write_json
+from rsvlm.files import whole_folder, write_json, write_json_lines
 
 LABELS_PER_DEGREE = 20
 NORTH, SOUTH = 80.0, -60.0  # Antarctica and the Arctic Ocean are one class and no picture
@@ -28,6 +31,7 @@ MIN_LAND = 0.5  # share of a tile that is land
 SEA_PIXELS = 8_000  # connected water from this size is sea (the Caspian has 17,553 pixels, Lake Superior 3,968)
 BLOCK_DEGREES = 14.4  # side of the regions that go to one split as a whole
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+TRANSLATIONS = "translations.jsonl"
 DRAWS = 1000  # assignments of regions to splits that are tried
 
 
@@ -57,8 +61,14 @@ class Tile:
         return f"{'n' if north >= 0 else 's'}{abs(north):04.1f}_{'e' if east >= 0 else 'w'}{abs(east):05.1f}.png"
 
 
-def make_blue_marble(settings: TileSettings, folder: Path) -> dict[str, int]:
+def make_blue_marble(settings: TileSettings, folder: Path, languages: Sequence[str] = ()) -> dict[str, int]:
     """Tiles a split; writes ``folder`` with ``images/*.png`` and ``dataset.json`` in Karpathy's format.
+
+    Beside it, ``translations.jsonl`` has a row {"image": file name, "language", "captions"} a tile and language, which say
+    the same in the order of the tile's English captions.
+
+    Args:
+        languages: some of rsvlm.data.land_languages.LANGUAGES.
 
     Raises:
         FileNotFoundError: one of the three packages is not installed.
@@ -67,12 +77,22 @@ def make_blue_marble(settings: TileSettings, folder: Path) -> dict[str, int]:
     by_split = split_tiles(land_tiles(maps, settings), settings)
     with whole_folder(folder) as scratch:
         (scratch / "images").mkdir()
-        entries = []
+        entries, translations = [], []
         for split in SPLITS:
             for tile in by_split[split]:
                 _crop_imagery(maps, tile).save(scratch / "images" / tile.name, optimize=True)
-                entries.append(_entry_of(maps, tile, split, len(entries), settings.seed))
+                told = _tell_tile(maps, tile, settings.seed)
+                entries.append(_entry_of(tile, split, len(entries), list(map(str, told))))
+                translations += [
+                    {
+                        "image": tile.name,
+                        "language": code,
+                        "captions": [write_land(sentence, code) for sentence in told],
+                    }
+                    for code in languages
+                ]
         write_json(scratch / "dataset.json", {"dataset": "blue_marble", "images": entries})
+        write_json_lines(scratch / TRANSLATIONS, translations)
     return {split: len(tiles) for split, tiles in by_split.items()}
 
 
@@ -244,11 +264,15 @@ def _thin(tiles: list[Tile], count: int, rng: random.Random) -> list[Tile]:
     return sorted(kept, key=lambda tile: tile.name)
 
 
-def _entry_of(maps: Maps, tile: Tile, split: str, number: int, seed: int) -> dict:
-    """A tile as an entry of Karpathy's format, with its class and its borders beside."""
+def _tell_tile(maps: Maps, tile: Tile, seed: int) -> list[Sentence]:
+    """What is told of a tile, in no language yet."""
     window = _window(tile, LABELS_PER_DEGREE)
     rng = random.Random(f"{seed} {tile.name}")
-    captions = describe_land(maps.groups[window], maps.sea[window], maps.climate[window], _white_parts(maps, tile), rng)
+    return tell_land(maps.groups[window], maps.sea[window], maps.climate[window], _white_parts(maps, tile), rng)
+
+
+def _entry_of(tile: Tile, split: str, number: int, captions: list[str]) -> dict:
+    """A tile as an entry of Karpathy's format, with its class and its borders beside."""
     ids = [number * len(captions) + position for position in range(len(captions))]
     sentences = [
         {"raw": text, "tokens": re.findall(r"[\w'-]+", text.lower()), "imgid": number, "sentid": sentid}
