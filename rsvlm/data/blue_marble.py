@@ -61,6 +61,24 @@ class Tile:
         return f"{'n' if north >= 0 else 's'}{abs(north):04.1f}_{'e' if east >= 0 else 'w'}{abs(east):05.1f}.png"
 
 
+def tile_named(name: str, pixels: int) -> Tile:
+    """The tile of a file name, with an empty label; all corners lie on whole tenths of a degree, as the names do.
+
+    Args:
+        pixels: side of its picture.
+
+    Raises:
+        ValueError: no name of a tile.
+    """
+    found = re.fullmatch(r"([ns])(\d\d\.\d)_([ew])(\d{3}\.\d)\.png", name)
+    if found is None:
+        raise ValueError(f"{name!r} is no tile of Blue Marble, such as 'n52.0_e013.6.png'")
+    degrees = pixels / IMAGERY_PER_DEGREE
+    north = float(found[2]) * (1 if found[1] == "n" else -1) + degrees / 2
+    west = float(found[4]) * (1 if found[3] == "e" else -1) - degrees / 2
+    return Tile(west, north, degrees, "")
+
+
 def make_blue_marble(settings: TileSettings, folder: Path, languages: Sequence[str] = ()) -> dict[str, int]:
     """Tiles a split; writes ``folder`` with ``images/*.png`` and ``dataset.json`` in Karpathy's format.
 
@@ -150,7 +168,7 @@ def _read_climate(path: Path, step: int = 6) -> np.ndarray:
     return np.stack(rows)
 
 
-def _window(tile: Tile, per_degree: int) -> tuple[slice, slice]:
+def window_of(tile: Tile, per_degree: int) -> tuple[slice, slice]:
     """Rows and columns of a tile in a map of so many pixels a degree."""
     top, left = round((90 - tile.north) * per_degree), round((tile.west + 180) * per_degree)
     side = round(tile.degrees * per_degree)
@@ -159,11 +177,11 @@ def _window(tile: Tile, per_degree: int) -> tuple[slice, slice]:
 
 def _crop_imagery(maps: Maps, tile: Tile) -> Image.Image:
     """The picture of a tile."""
-    rows, columns = _window(tile, IMAGERY_PER_DEGREE)
+    rows, columns = window_of(tile, IMAGERY_PER_DEGREE)
     return maps.imagery.crop((columns.start, rows.start, columns.stop, rows.stop))
 
 
-def _white_parts(maps: Maps, tile: Tile) -> np.ndarray:
+def white_parts(maps: Maps, tile: Tile) -> np.ndarray:
     """Where a tile's picture is as white as snow, on the label maps' grid: bright in all colours and nearly grey."""
     side = round(tile.degrees * LABELS_PER_DEGREE)
     pixels = np.asarray(_crop_imagery(maps, tile).resize((side, side), Image.Resampling.BILINEAR)).astype(np.int16)
@@ -178,7 +196,7 @@ def land_tiles(maps: Maps, settings: TileSettings) -> list[Tile]:
     for row in range(int((NORTH - SOUTH - degrees) / step + 1e-9) + 1):
         for column in range(int((360 - degrees) / step + 1e-9) + 1):
             tile = Tile(-180 + column * step, NORTH - row * step, degrees, "")
-            groups = maps.groups[_window(tile, LABELS_PER_DEGREE)]
+            groups = maps.groups[window_of(tile, LABELS_PER_DEGREE)]
             if (groups != WATER).mean() >= MIN_LAND:
                 tiles.append(Tile(tile.west, tile.north, degrees, dominant_land(groups)))
     return tiles
@@ -266,9 +284,9 @@ def _thin(tiles: list[Tile], count: int, rng: random.Random) -> list[Tile]:
 
 def _tell_tile(maps: Maps, tile: Tile, seed: int) -> list[Sentence]:
     """What is told of a tile, in no language yet."""
-    window = _window(tile, LABELS_PER_DEGREE)
+    window = window_of(tile, LABELS_PER_DEGREE)
     rng = random.Random(f"{seed} {tile.name}")
-    return tell_land(maps.groups[window], maps.sea[window], maps.climate[window], _white_parts(maps, tile), rng)
+    return tell_land(maps.groups[window], maps.sea[window], maps.climate[window], white_parts(maps, tile), rng)
 
 
 def _entry_of(tile: Tile, split: str, number: int, captions: list[str]) -> dict:

@@ -299,15 +299,10 @@ def _tell_water(words: _Words) -> Sentence:
     area = words.kinds.size
     land_top = GROUPS.index(dominant_land(np.where(words.land, words.kinds, WATER)))
     sea_share = float((words.kinds == words.SEA).mean())
-    lakes = boxes_of_mask(words.kinds == words.INLAND, "", max(area // 400, 1))
+    lakes = find_lakes(words.kinds == words.INLAND)
     a = words.noun(land_top)
     if sea_share > 0:
-        lands = boxes_of_mask(words.land, "", max(area // 200, 1))
-        islands = [
-            part
-            for part in lands
-            if place_of(part, words.width, words.height) in ("in the middle", "away from the edges")
-        ]
+        islands, lands = find_islands(words.land)
         if len(islands) > 1 or (islands and sea_share > 0.3):
             n = Count(len(islands), "island", "islands")
             if len(islands) == len(lands):
@@ -337,6 +332,18 @@ def _tell_water(words: _Words) -> Sentence:
     if words.land.all():
         return words.pick("an inland area of {a}", "no sea or lake is seen among {a}", "{a} without open water", a=a)
     return words.pick("an inland area of {a}", "{a} away from the sea", "an inland landscape with {a}", a=a)
+
+
+def find_lakes(inland: np.ndarray) -> list[Box]:
+    """The parts of a tile's inland water (H, W) that are told, at least one in 400 of its area, largest first."""
+    return boxes_of_mask(inland, "", max(inland.size // 400, 1))
+
+
+def find_islands(land: np.ndarray) -> tuple[list[Box], list[Box]]:
+    """Of a tile's parts of land (H, W) of at least one in 200 of its area: those that touch no edge, and all."""
+    height, width = land.shape
+    lands = boxes_of_mask(land, "", max(land.size // 200, 1))
+    return [part for part in lands if place_of(part, width, height) in ("in the middle", "away from the edges")], lands
 
 
 def _tell_climate(words: _Words) -> Sentence:

@@ -90,9 +90,9 @@ def _form(word: Word, form: str, language: str, known: dict) -> str:
         forms = number.split("|")
         return one if word.number == 1 else several.format(n=forms[-1] if gender == "f" else forms[0])
     if word in known["shares"]:
-        whole, alone, _ = known["shares"][word][:3]
-        if form.endswith("_akk"):
-            whole, alone = known["shares"][word][3:]
+        whole, alone, _, *object_forms = known["shares"][word]
+        if form.endswith("_akk") and object_forms:
+            whole, alone = object_forms
         kind = form.removesuffix("_akk")
         return whole.format(**known["whole"][kind]) if kind in known["whole"] else alone
     if word in known["places"]:
