@@ -191,6 +191,8 @@ class Source(Tiles):
                     f"languages: captions are written in {', '.join(LAND_LANGUAGES)}, not in {language!r}"
                     f"{closest_name(language, LAND_LANGUAGES)}"
                 )
+            if self.languages.count(language) > 1:
+                raise ValueError(f"languages: {language!r} stands twice")
         if self.caption_columns == []:
             raise ValueError("'caption_columns' must be a list of names, is []")
         if self.split_column is not None and isinstance(self.annotations, dict):

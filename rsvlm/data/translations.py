@@ -27,6 +27,7 @@ from rsvlm.languages import check_language
 
 COLUMNS = ["image_id", "language", "captions", "how"]
 HOW = ("machine", "given", "rule")
+HOW_NAMES = {"machine": "machine-translated", "given": "given by people", "rule": "written by rule"}
 HOW_OF: dict[Translator, str] = dict(zip(get_args(Translator), HOW))  # who translated a source's files -> how
 
 
