@@ -82,7 +82,7 @@ def tile_named(name: str, pixels: int) -> Tile:
 def make_blue_marble(settings: TileSettings, folder: Path, languages: Sequence[str] = ()) -> dict[str, int]:
     """Tiles a split; writes ``folder`` with ``images/*.png`` and ``dataset.json`` in Karpathy's format.
 
-    Beside it, ``translations.jsonl`` has a row {"image": file name, "language", "captions"} a tile and language, which say
+    With ``languages``, ``translations.jsonl`` beside it has a row {"image": file name, "language", "captions"} a tile and language, which say
     the same in the order of the tile's English captions.
 
     Args:
@@ -110,7 +110,8 @@ def make_blue_marble(settings: TileSettings, folder: Path, languages: Sequence[s
                     for code in languages
                 ]
         write_json(scratch / "dataset.json", {"dataset": "blue_marble", "images": entries})
-        write_json_lines(scratch / TRANSLATIONS, translations)
+        if languages:
+            write_json_lines(scratch / TRANSLATIONS, translations)
     return {split: len(tiles) for split, tiles in by_split.items()}
 
 
