@@ -15,12 +15,12 @@ from rsvlm.data.land_captions import (
     CLIMATES,
     GROUPS,
     WATER,
-    count_in_words,
     describe_land,
     dominant_land,
     is_central,
     place_of,
 )
+from rsvlm.data.land_sentences import Count
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_places(box, place, central):
 
 
 def test_counts_in_words():
-    assert [count_in_words(n, "lake", "lakes") for n in (1, 3, 10, 11)] == [
+    assert [str(Count(n, "lake", "lakes")) for n in (1, 3, 10, 11)] == [
         "one lake",
         "three lakes",
         "ten lakes",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsvlm.data import audit, box_readers, caption_readers, caption_tables, packed_readers
+from rsvlm.data.blue_marble import TRANSLATIONS as TILE_TRANSLATIONS
 from rsvlm.data.blue_marble import make_blue_marble
 from rsvlm.data.box_captions import caption_listing
 from rsvlm.data.boxes import Classes, read_mask_boxes
@@ -43,10 +44,12 @@ from rsvlm.data.sources import (
     settings_of,
 )
 from rsvlm.data.table import save_table
+from rsvlm.data.translations import HOW_OF, read_translation_file, save_translations, translated_rows
 from rsvlm.extras import import_extra
-from rsvlm.files import fingerprint_file, whole_folder, write_json, write_json_lines
+from rsvlm.files import fingerprint_file, read_json_lines, whole_folder, write_json, write_json_lines
 
 TABLE, ADAPT = "images.jsonl", "adapt.jsonl"  # the table, and the rows that adapt the encoder alone
+TRANSLATIONS = "translations.jsonl"  # the table's captions in other languages, see rsvlm.data.translations
 NEAR_DUPLICATES = "near_duplicates.jsonl"  # every pair of near-duplicates, beside the table
 PACKED_READERS = {"webdataset": packed_readers.read_webdataset, "hf_dataset": packed_readers.read_hf_dataset}
 Log = Callable[[str], None]
@@ -96,7 +99,13 @@ def aggregate_sources(
     run = _Run(
         data_root, allow_missing_images, max_images_per_split, seed, cache, tiles, (root or Path()).absolute(), log
     )
+    texts = {source.name: _read_translations(source, run) for source in parsed}  # a wrong file shows before the images
     rows, _, report = _survey(parsed, run, drop_train_near_duplicates_of_test, find_same_ground, check_spelling)
+    report["translations"] = []
+    for source in parsed:
+        own = [row for row in rows if row["source"] == source.name]
+        translated, report["sources"][source.name]["translations"] = _translate(source, own, texts[source.name], run)
+        report["translations"] += translated
     entering = {source.name for source in parsed if source.use == "all"}
     _check_splits({row["split"] for row in rows if row["source"] in entering}, report)
     return rows, report
@@ -132,7 +141,8 @@ def list_source(
     """
     if source.format == "blue_marble":
         tiles = tiles or place_of("blue_marble", data_root, root)
-        make_blue_marble(TileSettings(tiles=source.tiles, tile_pixels=source.tile_pixels, seed=seed), tiles)
+        settings = TileSettings(tiles=source.tiles, tile_pixels=source.tile_pixels, seed=seed)
+        make_blue_marble(settings, tiles, source.languages)
         annotations, images = tiles / "dataset.json", tiles / "images"
         return caption_readers.read_karpathy(annotations, labels="field"), images, [annotations]
 
@@ -212,6 +222,53 @@ def _read_source(
 def _columns_of(source: Source) -> caption_tables.Columns:
     captions = tuple(source.caption_columns) if source.caption_columns else None
     return caption_tables.Columns(source.split_column, source.image_column, captions, source.label_column)
+
+
+def _read_translations(source: Source, run: "_Run") -> dict[str, tuple[Path, dict[str, str], Counter]]:
+    """Language -> the file of a source's translations, English -> translation, and what was met in it."""
+    found = {}
+    for language, path in sorted((source.translations or {}).items()):
+        place, counts = place_of(path, run.data_root, run.root), Counter()
+        found[language] = place, read_translation_file(place, counts), counts
+    return found
+
+
+def _translate(
+    source: Source, rows: list[dict], texts: dict[str, tuple[Path, dict[str, str], Counter]], run: "_Run"
+) -> tuple[list[dict], dict[str, dict]]:
+    """A source's rows of the table of translations, and by language how many of its captions have one.
+
+    Raises:
+        ValueError: a file has a translation for not one caption.
+    """
+    translated, facts = [], {}
+    for language, (path, known, counts) in texts.items():
+        own = translated_rows(rows, language, known, HOW_OF[source.translated_by])
+        if rows and not own:
+            raise ValueError(
+                f"sources: {source.name}: translations: not one line of {path} is a caption of this source; its first is "
+                f"{next(iter(known))!r}, the source's first caption {rows[0]['captions'][0]!r}"
+            )
+        translated += own
+        facts[language] = {"file": fingerprint_file(path)} | {key: counts[key] for key in sorted(counts)}
+    if source.languages:
+        names = {row["image_id"].removeprefix(f"{source.name}/"): row["image_id"] for row in rows}
+        tiles = run.tiles or place_of("blue_marble", run.data_root, run.root)
+        for row in read_json_lines(tiles / TILE_TRANSLATIONS):
+            if row["image"] in names:
+                own = {"image_id": names[row["image"]], "language": row["language"], "captions": row["captions"]}
+                translated.append(own | {"how": "rule"})
+    listed = [caption for row in rows for caption in row["captions"]]
+    for language in sorted({row["language"] for row in translated}):
+        own = [row for row in translated if row["language"] == language]
+        said = [caption for row in own for caption in row["captions"] if caption is not None]
+        facts[language] = facts.get(language, {}) | {
+            "how": own[0]["how"],
+            "captions": len(listed),
+            "translated": len(said),
+            "distinct": len(set(said)),
+        }
+    return translated, facts
 
 
 @dataclass(frozen=True)
@@ -442,12 +499,15 @@ def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, pages:
     """
     adapting = {name for name, facts in report["sources"].items() if facts["use"] == "adapt"}
     with whole_folder(aggregated) as scratch:
-        save_table([row for row in rows if row["source"] not in adapting], scratch / TABLE)
+        entering = [row for row in rows if row["source"] not in adapting]
+        save_table(entering, scratch / TABLE)
         save_table([row for row in rows if row["source"] in adapting], scratch / ADAPT)
         write_json_lines(scratch / NEAR_DUPLICATES, report["near_duplicates"]["list"])
-        # The list has a file of its own.
+        save_translations(report["translations"], entering, scratch / TRANSLATIONS)
+        # The lists have files of their own.
         duplicates = {key: value for key, value in report["near_duplicates"].items() if key != "list"}
-        write_json(scratch / "report.json", report | {"near_duplicates": duplicates})
+        rest = {key: value for key, value in report.items() if key != "translations"}
+        write_json(scratch / "report.json", rest | {"near_duplicates": duplicates})
     tables = [aggregated / name for name in ((TABLE, ADAPT) if adapting else (TABLE,))]
     with whole_folder(cards) as scratch:
         write_study_cards(scratch, rows, report, tables, pages)
@@ -468,6 +528,7 @@ def metrics_of(report: dict) -> dict:
             "images_drawn_for_validation": facts.get("images_drawn_for_validation", 0),
         }
         | {key: facts.get(key, 0) for key in on_disk}
+        | {f"captions_in_{code}": own["translated"] for code, own in facts.get("translations", {}).items()}
         for name, facts in report["sources"].items()
         if facts["use"] != "audit"
     }

@@ -9,6 +9,7 @@ import importlib.util
 import random
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from PIL import Image
 from scipy import ndimage
 
 from rsvlm.data.images import FORMATS
-from rsvlm.data.land_captions import GROUPS, IGBP_TO_GROUP, WATER, describe_land, dominant_land
+from rsvlm.data.land_captions import GROUPS, IGBP_TO_GROUP, WATER, dominant_land, tell_land
+from rsvlm.data.land_languages import write_land
+from rsvlm.data.land_sentences import Sentence
 from rsvlm.data.names import SPLITS
 from rsvlm.data.sources import IMAGERY_PER_DEGREE, TileSettings
-from rsvlm.files import whole_folder, write_json
+from rsvlm.files import whole_folder, write_json, write_json_lines
 
 LABELS_PER_DEGREE = 20
 NORTH, SOUTH = 80.0, -60.0  # Antarctica and the Arctic Ocean are one class and no picture
@@ -28,6 +31,7 @@ MIN_LAND = 0.5  # share of a tile that is land
 SEA_PIXELS = 8_000  # connected water from this size is sea (the Caspian has 17,553 pixels, Lake Superior 3,968)
 BLOCK_DEGREES = 14.4  # side of the regions that go to one split as a whole
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+TRANSLATIONS = "translations.jsonl"
 DRAWS = 1000  # assignments of regions to splits that are tried
 
 
@@ -57,8 +61,32 @@ class Tile:
         return f"{'n' if north >= 0 else 's'}{abs(north):04.1f}_{'e' if east >= 0 else 'w'}{abs(east):05.1f}.png"
 
 
-def make_blue_marble(settings: TileSettings, folder: Path) -> dict[str, int]:
+def tile_named(name: str, pixels: int) -> Tile:
+    """The tile of a file name, with an empty label; all corners lie on whole tenths of a degree, as the names do.
+
+    Args:
+        pixels: side of its picture.
+
+    Raises:
+        ValueError: no name of a tile.
+    """
+    found = re.fullmatch(r"([ns])(\d\d\.\d)_([ew])(\d{3}\.\d)\.png", name)
+    if found is None:
+        raise ValueError(f"{name!r} is no tile of Blue Marble, such as 'n52.0_e013.6.png'")
+    degrees = pixels / IMAGERY_PER_DEGREE
+    north = float(found[2]) * (1 if found[1] == "n" else -1) + degrees / 2
+    west = float(found[4]) * (1 if found[3] == "e" else -1) - degrees / 2
+    return Tile(west, north, degrees, "")
+
+
+def make_blue_marble(settings: TileSettings, folder: Path, languages: Sequence[str] = ()) -> dict[str, int]:
     """Tiles a split; writes ``folder`` with ``images/*.png`` and ``dataset.json`` in Karpathy's format.
+
+    With ``languages``, ``translations.jsonl`` beside it has a row {"image": file name, "language", "captions"} a tile and language, which say
+    the same in the order of the tile's English captions.
+
+    Args:
+        languages: some of rsvlm.data.land_languages.LANGUAGES.
 
     Raises:
         FileNotFoundError: one of the three packages is not installed.
@@ -67,12 +95,23 @@ def make_blue_marble(settings: TileSettings, folder: Path) -> dict[str, int]:
     by_split = split_tiles(land_tiles(maps, settings), settings)
     with whole_folder(folder) as scratch:
         (scratch / "images").mkdir()
-        entries = []
+        entries, translations = [], []
         for split in SPLITS:
             for tile in by_split[split]:
                 _crop_imagery(maps, tile).save(scratch / "images" / tile.name, optimize=True)
-                entries.append(_entry_of(maps, tile, split, len(entries), settings.seed))
+                told = _tell_tile(maps, tile, settings.seed)
+                entries.append(_entry_of(tile, split, len(entries), list(map(str, told))))
+                translations += [
+                    {
+                        "image": tile.name,
+                        "language": code,
+                        "captions": [write_land(sentence, code) for sentence in told],
+                    }
+                    for code in languages
+                ]
         write_json(scratch / "dataset.json", {"dataset": "blue_marble", "images": entries})
+        if languages:
+            write_json_lines(scratch / TRANSLATIONS, translations)
     return {split: len(tiles) for split, tiles in by_split.items()}
 
 
@@ -130,7 +169,7 @@ def _read_climate(path: Path, step: int = 6) -> np.ndarray:
     return np.stack(rows)
 
 
-def _window(tile: Tile, per_degree: int) -> tuple[slice, slice]:
+def window_of(tile: Tile, per_degree: int) -> tuple[slice, slice]:
     """Rows and columns of a tile in a map of so many pixels a degree."""
     top, left = round((90 - tile.north) * per_degree), round((tile.west + 180) * per_degree)
     side = round(tile.degrees * per_degree)
@@ -139,11 +178,11 @@ def _window(tile: Tile, per_degree: int) -> tuple[slice, slice]:
 
 def _crop_imagery(maps: Maps, tile: Tile) -> Image.Image:
     """The picture of a tile."""
-    rows, columns = _window(tile, IMAGERY_PER_DEGREE)
+    rows, columns = window_of(tile, IMAGERY_PER_DEGREE)
     return maps.imagery.crop((columns.start, rows.start, columns.stop, rows.stop))
 
 
-def _white_parts(maps: Maps, tile: Tile) -> np.ndarray:
+def white_parts(maps: Maps, tile: Tile) -> np.ndarray:
     """Where a tile's picture is as white as snow, on the label maps' grid: bright in all colours and nearly grey."""
     side = round(tile.degrees * LABELS_PER_DEGREE)
     pixels = np.asarray(_crop_imagery(maps, tile).resize((side, side), Image.Resampling.BILINEAR)).astype(np.int16)
@@ -158,7 +197,7 @@ def land_tiles(maps: Maps, settings: TileSettings) -> list[Tile]:
     for row in range(int((NORTH - SOUTH - degrees) / step + 1e-9) + 1):
         for column in range(int((360 - degrees) / step + 1e-9) + 1):
             tile = Tile(-180 + column * step, NORTH - row * step, degrees, "")
-            groups = maps.groups[_window(tile, LABELS_PER_DEGREE)]
+            groups = maps.groups[window_of(tile, LABELS_PER_DEGREE)]
             if (groups != WATER).mean() >= MIN_LAND:
                 tiles.append(Tile(tile.west, tile.north, degrees, dominant_land(groups)))
     return tiles
@@ -244,11 +283,15 @@ def _thin(tiles: list[Tile], count: int, rng: random.Random) -> list[Tile]:
     return sorted(kept, key=lambda tile: tile.name)
 
 
-def _entry_of(maps: Maps, tile: Tile, split: str, number: int, seed: int) -> dict:
-    """A tile as an entry of Karpathy's format, with its class and its borders beside."""
-    window = _window(tile, LABELS_PER_DEGREE)
+def _tell_tile(maps: Maps, tile: Tile, seed: int) -> list[Sentence]:
+    """What is told of a tile, in no language yet."""
+    window = window_of(tile, LABELS_PER_DEGREE)
     rng = random.Random(f"{seed} {tile.name}")
-    captions = describe_land(maps.groups[window], maps.sea[window], maps.climate[window], _white_parts(maps, tile), rng)
+    return tell_land(maps.groups[window], maps.sea[window], maps.climate[window], white_parts(maps, tile), rng)
+
+
+def _entry_of(tile: Tile, split: str, number: int, captions: list[str]) -> dict:
+    """A tile as an entry of Karpathy's format, with its class and its borders beside."""
     ids = [number * len(captions) + position for position in range(len(captions))]
     sentences = [
         {"raw": text, "tokens": re.findall(r"[\w'-]+", text.lower()), "imgid": number, "sentid": sentid}

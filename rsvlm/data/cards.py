@@ -16,8 +16,10 @@ from pathlib import Path
 from rsvlm.data.audit import search_scope, words_of
 from rsvlm.data.catalogue import CAP4, KNOWN, KnownSource
 from rsvlm.data.names import FIXES, SPLITS
+from rsvlm.data.translations import HOW_NAMES
 from rsvlm.extras import import_extra
 from rsvlm.files import fingerprint_file, read_json, write_json, write_text
+from rsvlm.languages import language_name
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 # What every card must have, in the order of the Data Cards Playbook and of Hugging Face's dataset cards.
@@ -91,7 +93,7 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
     )  # fmt: skip
     otherwise = {
         "images_read": None, "captions_listed": 0, "splits_swapped_back": 0, "image_sizes": {},
-        "different_image_sizes": 0, "read_as": {}, "misspelt": None,
+        "different_image_sizes": 0, "read_as": {}, "misspelt": None, "translations": {},
     }  # fmt: skip
     return {
         "source": name,
@@ -147,6 +149,7 @@ def measured_block(facts: Mapping | None) -> str:
         "splits": SPLITS,
         "sizes": [f"{size} ({count:,})" for size, count in sizes],
         "counted": COUNTS,
+        "how": HOW_NAMES,
         "fixes": FIXES,
         "scope": search_scope((facts or {}).get("same_ground")),  # None: recorded before the same ground was looked for
     }
@@ -162,7 +165,7 @@ def _render(template: str, values: Mapping) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"n": "{:,}".format, "plain": _escaped, "code": _code}
+    environment.filters |= {"n": "{:,}".format, "plain": _escaped, "code": _code, "language": language_name}
     return environment.get_template(f"{template}.md.jinja").render(values)
 
 

@@ -1,17 +1,20 @@
 """Five true sentences on a tile of the Earth, by rule from its land-cover and climate maps.
 
+Here it is chosen what is said and by which English template; rsvlm.data.land_languages says the same in other languages.
+
 One sentence each on centre, edges, shares, water and climate. The words name no side and no compass point, so that
 they stay true for the flips and rotations of the tile that the encoder also sees. Of the picture only one thing is
 used: where it is white, because the land-cover map knows permanent ice but not the season's snow.
 """
 
 import random
+from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
 
 from rsvlm.data.boxes import Box, boxes_of_mask
-from rsvlm.data.names import NUMBERS
+from rsvlm.data.land_sentences import Count, Cover, Covers, Sentence
 
 # The 17 land-cover classes of the IGBP (values 0-16 of MCD12C1), as groups that can be told apart from above.
 GROUPS = (
@@ -59,7 +62,6 @@ _SHARES = (
     (0.45, "about half"), (0.29, "about a third"), (0.20, "about a quarter"), (0.12, "a smaller part"),
     (0.05, "a small part"),
 )  # fmt: skip
-MANY = 10  # above it things are not counted
 _MIN_PART = 0.02  # share of the tile from which a connected part is told
 
 
@@ -76,7 +78,14 @@ def dominant_land(groups: np.ndarray) -> str:
 def describe_land(
     groups: np.ndarray, sea: np.ndarray, climate: np.ndarray, snow: np.ndarray, rng: random.Random
 ) -> list[str]:
-    """Five different sentences on a tile: centre, edges, shares, water, climate.
+    """Five different English sentences on a tile: centre, edges, shares, water, climate; arguments as ``tell_land``."""
+    return [str(sentence) for sentence in tell_land(groups, sea, climate, snow, rng)]
+
+
+def tell_land(
+    groups: np.ndarray, sea: np.ndarray, climate: np.ndarray, snow: np.ndarray, rng: random.Random
+) -> list[Sentence]:
+    """Five different sentences on a tile before they are written in a language: centre, edges, shares, water, climate.
 
     Args:
         groups: (H, W) indices into GROUPS; some of it is land.
@@ -86,8 +95,7 @@ def describe_land(
         rng: chooses among the wordings.
     """
     words = _Words(groups, sea, climate, snow, rng)
-    sentences = [_tell_centre(words), _tell_edges(words), _tell_shares(words), _tell_water(words), _tell_climate(words)]
-    return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences]
+    return [_tell_centre(words), _tell_edges(words), _tell_shares(words), _tell_water(words), _tell_climate(words)]
 
 
 class _Words:
@@ -111,19 +119,19 @@ class _Words:
         top, left = self.height // 4, self.width // 4
         self.middle[top : self.height - top, left : self.width - left] = True
 
-    def noun(self, kind: int) -> str:
+    def noun(self, kind: int) -> Cover:
         """The kind in words, singular, usable as subject and object."""
         if kind == self.SEA:
-            return self.rng.choice(["the sea", "open sea"])
+            return Cover(self.rng.choice(["the sea", "open sea"]))
         if kind == self.INLAND:
-            return "inland water"
+            return Cover("inland water")
         nouns = _NOUNS[GROUPS[kind]]
-        return self.rng.choice(nouns.get(self.climates[0][0] if self.climates else "", nouns[""]))
+        return Cover(self.rng.choice(nouns.get(self.climates[0][0] if self.climates else "", nouns[""])))
 
-    def seen_noun(self, kind: int, where: np.ndarray) -> str:
+    def seen_noun(self, kind: int, where: np.ndarray) -> Cover:
         """The kind in words, with the snow on it where most of its area in a part of the tile is white."""
         area = where & (self.kinds == kind)
-        return ("snow-covered " if self.snow[area].mean() >= 0.6 else "") + self.noun(kind)
+        return replace(self.noun(kind), under_snow=bool(self.snow[area].mean() >= 0.6))
 
     def shares(self, where: np.ndarray | None = None) -> list[tuple[int, float]]:
         """(kind, share) in a part of the tile, largest first."""
@@ -131,8 +139,8 @@ class _Words:
         order = np.argsort(-counts, kind="stable")
         return [(int(kinds[i]), float(counts[i] / counts.sum())) for i in order]
 
-    def pick(self, *templates: str, **words: str) -> str:
-        return self.rng.choice(templates).format(**words)
+    def pick(self, *templates: str, **words: Cover | Covers | Count | str) -> Sentence:
+        return Sentence(((self.rng.choice(templates), words),))
 
 
 def is_central(box: Box, width: int, height: int) -> bool:
@@ -158,18 +166,11 @@ def place_of(box: Box, width: int, height: int) -> str:
     return "around the edges"
 
 
-def count_in_words(count: int, singular: str, plural: str) -> str:
-    """``one lake``, ``three lakes``, ``many lakes`` (above ten)."""
-    if count == 1:
-        return f"one {singular}"
-    return f"{NUMBERS[count] if count <= MANY else 'many'} {plural}"
-
-
 def _share_in_words(share: float) -> str:
     return next((text for least, text in _SHARES if share >= least), "a very small part")
 
 
-def _tell_centre(words: _Words) -> str:
+def _tell_centre(words: _Words) -> Sentence:
     """What lies in the middle half of the tile."""
     shares = words.shares(words.middle)
     top, share = shares[0]
@@ -183,12 +184,12 @@ def _tell_centre(words: _Words) -> str:
         ]
         if inner and share >= 0.6:
             noun = (
-                "a lake"
+                Cover("a lake")
                 if kind == words.INLAND and inner[0].pixels * 2 > _box_area(inner[0])
-                else f"a patch of {words.noun(kind)}"
+                else replace(words.noun(kind), part="a patch of")
             )
             if top == words.SEA:
-                noun = f"land with {words.noun(kind)}"
+                noun = replace(words.noun(kind), part="land with")
             return words.pick(
                 "in the middle of the image there is {a} surrounded by {b}",
                 "{a} lies in the middle of {b}",
@@ -224,7 +225,7 @@ def _box_area(box: Box) -> int:
     return (box.right - box.left) * (box.bottom - box.top)
 
 
-def _tell_edges(words: _Words) -> str:
+def _tell_edges(words: _Words) -> Sentence:
     """What lies off the centre: a part of its own at an edge, or what the edges show."""
     top = words.shares()[0][0]
     for kind, _ in words.shares(~words.middle):
@@ -237,7 +238,7 @@ def _tell_edges(words: _Words) -> str:
         place = place_of(outer[0], words.width, words.height)
         if place in ("at one edge", "in one corner", "from edge to edge"):
             place = {"from edge to edge": "along one side"}.get(place, place)
-            a = "open sea" if kind == words.SEA else words.noun(kind)
+            a = Cover("open sea") if kind == words.SEA else words.noun(kind)
             return words.pick(
                 "there is {a} {place} of the image, next to {b}",
                 "{place} of the image {b} gives way to {a}",
@@ -271,7 +272,7 @@ def _neighbour_of(words: _Words, box: Box, kind: int) -> int:
     return int(np.bincount(around[around != kind]).argmax())
 
 
-def _tell_shares(words: _Words) -> str:
+def _tell_shares(words: _Words) -> Sentence:
     """How much of the tile each kind covers."""
     shares = words.shares()
     (top, share), rest = shares[0], [(kind, part) for kind, part in shares[1:] if part >= 0.05]
@@ -289,26 +290,21 @@ def _tell_shares(words: _Words) -> str:
         b=b,
     )
     if len(rest) > 1:
-        text += words.pick(", with some {c}", ", besides {c}", c=words.noun(rest[1][0]).removeprefix("the "))
+        text += words.pick(", with some {c:bare}", ", besides {c:bare}", c=words.noun(rest[1][0]))
     return text
 
 
-def _tell_water(words: _Words) -> str:
+def _tell_water(words: _Words) -> Sentence:
     """Coast, islands and lakes; without water, what the inland is."""
     area = words.kinds.size
     land_top = GROUPS.index(dominant_land(np.where(words.land, words.kinds, WATER)))
     sea_share = float((words.kinds == words.SEA).mean())
-    lakes = boxes_of_mask(words.kinds == words.INLAND, "", max(area // 400, 1))
+    lakes = find_lakes(words.kinds == words.INLAND)
     a = words.noun(land_top)
     if sea_share > 0:
-        lands = boxes_of_mask(words.land, "", max(area // 200, 1))
-        islands = [
-            part
-            for part in lands
-            if place_of(part, words.width, words.height) in ("in the middle", "away from the edges")
-        ]
+        islands, lands = find_islands(words.land)
         if len(islands) > 1 or (islands and sea_share > 0.3):
-            n = count_in_words(len(islands), "island", "islands")
+            n = Count(len(islands), "island", "islands")
             if len(islands) == len(lands):
                 return words.pick("{n} in the sea with {a}", "the sea surrounds {n} with {a}", n=n, a=a)
             return words.pick("{n} off a coast of {a}", "the sea with {n} and a coast of {a}", n=n, a=a)
@@ -329,29 +325,41 @@ def _tell_water(words: _Words) -> str:
             "{n} in a landscape of {a}",
             "{n} among {a}",
             a=a,
-            n=count_in_words(len(lakes), "small body of water", "small lakes or river stretches"),
+            n=Count(len(lakes), "small body of water", "small lakes or river stretches"),
         )
     others = [kind for kind, part in words.shares() if kind < len(GROUPS) and part >= 0.05 and kind != land_top]
-    a += f" and {words.noun(others[0])}" if others else ""
+    a = Covers((a, words.noun(others[0]))) if others else a
     if words.land.all():
         return words.pick("an inland area of {a}", "no sea or lake is seen among {a}", "{a} without open water", a=a)
     return words.pick("an inland area of {a}", "{a} away from the sea", "an inland landscape with {a}", a=a)
 
 
-def _tell_climate(words: _Words) -> str:
+def find_lakes(inland: np.ndarray) -> list[Box]:
+    """The parts of a tile's inland water (H, W) that are told, at least one in 400 of its area, largest first."""
+    return boxes_of_mask(inland, "", max(inland.size // 400, 1))
+
+
+def find_islands(land: np.ndarray) -> tuple[list[Box], list[Box]]:
+    """Of a tile's parts of land (H, W) of at least one in 200 of its area: those that touch no edge, and all."""
+    height, width = land.shape
+    lands = boxes_of_mask(land, "", max(land.size // 200, 1))
+    return [part for part in lands if place_of(part, width, height) in ("in the middle", "away from the edges")], lands
+
+
+def _tell_climate(words: _Words) -> Sentence:
     """The climate zone of the land, with its main cover and the snow on it."""
     land_top = GROUPS.index(dominant_land(np.where(words.land, words.kinds, WATER)))
-    a = words.noun(land_top)
+    nouns = [words.noun(land_top)]
     others = [(kind, part) for kind, part in words.shares() if kind < len(GROUPS) and kind != land_top]
     if others and others[0][1] >= 0.15:
-        a += f" and {words.noun(others[0][0])}"
+        nouns.append(words.noun(others[0][0]))
     snow = words.snow.sum() / words.land.sum()
-    a += ", under snow" if snow >= 0.7 else ", partly under snow" if snow >= 0.15 else ""
+    a = Covers(tuple(nouns), "under snow" if snow >= 0.7 else "partly under snow" if snow >= 0.15 else "")
     if not words.climates:
         return words.pick("a landscape mainly of {a}", "the land is mainly {a}", a=a)
     first = words.climates[0][0]
     if len(words.climates) > 1 and words.climates[1][1] >= 0.25:
-        text = words.pick(
+        return words.pick(
             "land between the {c} and the {d} climate zone, mainly {a}",
             "a {c} to {d} landscape with {a}",
             "where {c} climate passes into {d}: {a}",
@@ -359,13 +367,11 @@ def _tell_climate(words: _Words) -> str:
             c=first,
             d=words.climates[1][0],
         )
-    else:
-        text = words.pick(
-            "a {c} landscape of {a}",
-            "in a {c} climate: {a}",
-            "a {c} region with {a}",
-            "the climate is {c} and the land mainly {a}",
-            a=a,
-            c=first,
-        )
-    return text.replace("a arid", "an arid")
+    return words.pick(
+        "a {c} landscape of {a}",
+        "in a {c} climate: {a}",
+        "a {c} region with {a}",
+        "the climate is {c} and the land mainly {a}",
+        a=a,
+        c=first,
+    )

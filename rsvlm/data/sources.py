@@ -10,9 +10,11 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from rsvlm.data.land_languages import LANGUAGES as LAND_LANGUAGES
 from rsvlm.data.names import NUMBERS, SPLITS, check_fixes, check_split, class_words
 from rsvlm.data.packed import FILES, find_files
 from rsvlm.data.recipes import recipe_of
+from rsvlm.languages import check_language
 from rsvlm.settings import SEED, Settings, Within, closest_name, setting
 
 # Format -> the keys it knows besides those of every source (COMMON).
@@ -33,9 +35,12 @@ FOLDER = dict.fromkeys(
 ) | {"masks": ("annotations", "splits", "split", "classes", "captions", "suffix", "min_pixels", "min_share")}
 COLUMNS = ("split_column", "caption_columns", "label_column")
 PACKED = {"webdataset": ("annotations", *COLUMNS), "hf_dataset": ("annotations", "image_column", *COLUMNS)}
-COMMON = ("name", "format", "fixes", "resolution", "use", "allow_missing_images", "val_share", "take", "reading")
+COMMON = (
+    "name", "format", "fixes", "resolution", "use", "allow_missing_images", "val_share", "take", "reading",
+    "translations", "translated_by",
+)  # fmt: skip
 KEYS = {
-    "blue_marble": ("name", "format", "tiles", "tile_pixels", "resolution"),
+    "blue_marble": ("name", "format", "tiles", "tile_pixels", "resolution", "languages"),
     **{format: (*COMMON, "images", *keys) for format, keys in (TABLE | ONE_FILE | FILE_A_SPLIT | FOLDER).items()},
     **{format: (*COMMON, *keys) for format, keys in PACKED.items()},
 }
@@ -49,6 +54,7 @@ SOUGHT = {
     "webdataset": "a .txt beside each image, or the fields of its .json that 'caption_columns' names",
     "masks": "pixels of the values in 'classes', in parts of at least 'min_pixels' or 'min_share'",
 }
+Translator = Literal["machine", "people"]
 IMAGERY_PER_DEGREE = 15  # pixels of Blue Marble a degree
 
 
@@ -153,6 +159,10 @@ class Source(Tiles):
     # else. audit: compared with the other sources, enters nothing.
     use: Literal["all", "adapt", "audit"] = "all"
     allow_missing_images: bool | None = None  # as the study's parameter, for this source; None = as the study says
+    # language (ISO 639-1) -> file of lines English<TAB>translation, see rsvlm.data.translations
+    translations: dict[str, str] | None = None
+    translated_by: Translator = "machine"  # who made those files; every table says so
+    languages: list[str] = []  # blue_marble: languages that captions are written in beside English, by the same rules
 
     @model_validator(mode="after")
     def _check_what_belongs_together(self) -> Self:
@@ -172,6 +182,17 @@ class Source(Tiles):
         ):
             for split in given if isinstance(given, dict | list) else ():
                 check_split(split, key)
+        for language in self.translations or {}:
+            if check_language(language, "translations") == "en":
+                raise ValueError("translations: of the English captions, so into other languages than 'en'")
+        for language in self.languages:
+            if language not in LAND_LANGUAGES:
+                raise ValueError(
+                    f"languages: captions are written in {', '.join(LAND_LANGUAGES)}, not in {language!r}"
+                    f"{closest_name(language, LAND_LANGUAGES)}"
+                )
+            if self.languages.count(language) > 1:
+                raise ValueError(f"languages: {language!r} stands twice")
         if self.caption_columns == []:
             raise ValueError("'caption_columns' must be a list of names, is []")
         if self.split_column is not None and isinstance(self.annotations, dict):
@@ -205,11 +226,11 @@ class Source(Tiles):
     def paths(self) -> list[tuple[str, str]]:
         """(key, path) of every file and folder that the source names; prefixes of precomputed texts become files."""
         found = []
-        for key in ("annotations", "splits"):
+        for key in ("annotations", "splits", "translations"):
             value = getattr(self, key) or {}
-            found += [(key, path) for path in (value.values() if isinstance(value, Mapping) else [value])]
-        if self.format == "precomputed":
-            found = [(key, f"{path}_{end}.txt") for key, path in found for end in ("caps", "filename")]
+            prefixes = self.format == "precomputed" and key == "annotations"
+            for path in value.values() if isinstance(value, Mapping) else [value]:
+                found += [(key, f"{path}{end}") for end in (("_caps.txt", "_filename.txt") if prefixes else ("",))]
         return found + ([("images", self.images)] if self.images else [])
 
 

@@ -38,6 +38,7 @@ PLACES = {
     "BLUE_MARBLE": "data/blue_marble",  # tiles cut by aggregate_data, in Karpathy's format
     "AGGREGATED": "data/aggregated",
     "IMAGE_TABLE": "data/aggregated/images.jsonl",  # the one caption table
+    "TRANSLATIONS": "data/aggregated/translations.jsonl",  # the table's captions in other languages
     "ADAPT_TABLE": "data/aggregated/adapt.jsonl",  # training images of other sources, for adapting the encoder alone
     "FEATURES": "data/features",
     "GENERATED": "data/generated",  # one JSON-lines file a run of the study

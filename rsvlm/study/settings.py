@@ -48,7 +48,7 @@ class AggregateData(Settings):
 
     data_root: str = setting("data/raw", "folder that the sources' paths start from, relative to the project's root")
     sources: list[dict] = setting(
-        [{"name": "blue_marble", "format": "blue_marble", "tiles": 1600}],
+        [{"name": "blue_marble", "format": "blue_marble", "tiles": 1600, "languages": ["pt", "es", "fr", "de", "zh"]}],
         "see rsvlm.data.sources.Source",
         quick=[{"name": "blue_marble", "format": "blue_marble", "tiles": 300}],
     )

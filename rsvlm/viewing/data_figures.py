@@ -14,6 +14,8 @@ from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.duplicates import KINDS
 from rsvlm.data.images import open_image
 from rsvlm.data.names import SPLITS
+from rsvlm.data.translations import HOW_NAMES
+from rsvlm.languages import language_name
 from rsvlm.viewing.plots import HATCHES, INK, PAPER, SEQUENTIAL, figure, plain_text, series_colours, without_axes
 
 LABELLED = 16  # parts up to which a matrix names its numbers
@@ -100,6 +102,25 @@ def findings_table(report: dict) -> pd.DataFrame:
         if any(facts.get(key) for facts in report["sources"].values())
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["counted", *report["sources"]]).rename_axis("found")
+
+
+def translations_table(report: dict) -> pd.DataFrame:
+    """One row a source and language: how the captions in it came about, and how many there are; empty without any."""
+    rows = [
+        {
+            "source": name,
+            "language": language_name(code),
+            "in the language": HOW_NAMES[facts["how"]],
+            "captions": facts["captions"],
+            "captions translated": facts["translated"],
+            "distinct translations": facts["distinct"],
+            "lines of the file without translation": facts.get("lines_without_translation", 0),
+            "lines of another normal form": facts.get("lines_in_another_normal_form", 0),
+        }
+        for name, source in report["sources"].items()
+        for code, facts in sorted(source.get("translations", {}).items())
+    ]
+    return pd.DataFrame(rows).set_index(["source", "language"]) if rows else pd.DataFrame()
 
 
 def draw_captions(table: pd.DataFrame, most_words: int = 40) -> Figure:
