@@ -148,6 +148,8 @@ def land_facts(row: Mapping, truth: Mapping, **more: object) -> Facts:
     forests = sum(share for name, share in shares.items() if "forest" in things()[name].kinds)
     present = [name for name in order if shares[name] >= SEEN] + ["forest"] * (forests >= SEEN)
     absent = {name for name in COVERS if name not in shares} | ({"forest"} if not forests else set())
+    if any("snow" in caption for caption in row["captions"]):
+        absent.discard("snow and ice")  # the map knows no season's snow, the captions saw it
     if shares.get("sea", 0) >= SEEN_SEA:
         present.append("coast")
     elif not truth["coast"]:

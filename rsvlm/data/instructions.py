@@ -25,6 +25,7 @@ from functools import cache
 from pathlib import Path
 
 from rsvlm.data.image_facts import COVERS, Facts
+from rsvlm.data.land_captions import SHARES
 from rsvlm.data.names import NUMBERS, SPLITS
 from rsvlm.data.objects import mentions_in, things
 from rsvlm.files import read_json, read_json_lines, write_json, write_json_lines
@@ -39,13 +40,10 @@ PLACES = (
 )  # fmt: skip
 UPRIGHT = ("where",)  # kinds whose answers a mirrored or turned image would make wrong
 YES, NO = "yes", "no"
-SHARES = (
-    (0.90, "nearly all"), (0.63, "about three quarters"), (0.37, "about half"), (0.15, "about a quarter"),
-    (0.0, "a small part"),
-)  # fmt: skip
-CLEAR = 0.04  # a share is asked for where it lies so far from the next step
+CLEAR = 0.015  # a share is asked for where it lies so far from the next step of SHARES
 LARGER = 0.10  # how much more of the image the larger of two covers has
 COMMON = 0.01  # share of the images from which a thing is asked for where it is not
+FEW = 4  # things that are not there, drawn for a query with each one that is
 LISTED = 0.05  # share of a tile from which a cover belongs into a list
 FORMS = {"bullets": "as bullet points", "commas": "separated by commas", "numbers": "as a numbered list"}
 KEYS = ("main_cover", "climate", "sea", "islands", "scene", "things")
@@ -168,10 +166,11 @@ def _one_word(facts: Facts, table: Table, draw: random.Random) -> Iterator[Quest
 
 def _at_most_words(facts: Facts, table: Table, draw: random.Random) -> Iterator[Question]:
     most = draw.randint(3, 10)
-    short = [text for text in map(as_caption, facts.captions) if len(text.split()) <= most and mentions_in(text)]
+    short = [text for text in map(as_sentence, facts.captions) if len(text.split()) <= most and mentions_in(text)]
     names = _listed(facts)[:2]
     if not short and names:
-        short = [names[0] if len(names[0].split()) + len(names[-1].split()) >= most else " and ".join(names)]
+        both = " and ".join(names)
+        short = [as_sentence(names[0] if len(both.split()) > most else both)]
     if short:
         answer = max(sorted(set(short)), key=lambda text: len(text.split()))
         truth = {"value": most, "there": sorted(facts.named)}
@@ -222,6 +221,8 @@ def _not_visible(facts: Facts, table: Table, draw: random.Random) -> Iterator[Qu
         # By how often it is there elsewhere: a thing that is rarely there would give itself away.
         value = draw.choices(missing, [table.with_thing[name] for name in missing])[0]
         seen = [name for name in facts.present if table.is_common(name)]
+        seen = [name for name in seen if not any(name in things()[other].kinds for other in (value, *seen))]
+        seen = [name for name in seen if value not in things()[name].kinds]
         if len(seen) >= 2:
             names = [value, *draw.sample(seen[:6], 2)]
             draw.shuffle(names)
@@ -233,7 +234,7 @@ def _not_visible(facts: Facts, table: Table, draw: random.Random) -> Iterator[Qu
 def _false_premise(facts: Facts, table: Table, draw: random.Random) -> Iterator[Question]:
     """Questions that take a thing for granted, with and without it; the wording is that of the other in the pair."""
     for name, share in facts.shares.items():
-        steps = [least for least, _ in SHARES[:-1]]
+        steps = [least for least, _ in SHARES]
         if share >= LISTED and all(abs(share - least) >= CLEAR for least in steps):
             yield _premise(facts, "share", name, False, share_in_words(share))
     for name, colour in facts.colours.items():
@@ -248,7 +249,7 @@ def _premise(facts: Facts, form: str, name: str, plural: bool, value: str | None
     thing = things()[name]
     the = f"the {thing.plural if plural else name}"
     denial = f"There {'are' if plural else 'is'} no {thing.plural if plural else name} in the image."
-    choices = [step for _, step in SHARES] if form == "share" else None
+    choices = [step for _, step in SHARES] if form == "share" else None  # the next step counts as right, too
     truth = {"value": value, "premise": value is not None, "thing": name} | ({"steps": choices} if choices else {})
     words = {"the": the, "The": f"The {the[4:]}", "is_the": f"{'are' if plural else 'is'} {the}"}
     pair, side = (form, name, plural), value is not None
@@ -263,9 +264,11 @@ def _is_plural(facts: Facts, name: str) -> bool:
 def _negation(facts: Facts, table: Table, draw: random.Random) -> Iterator[Question]:
     """``with a, but no b`` of images that have a; the same two images serve ``with a and b``."""
     seen = [name for name in facts.present if table.is_common(name)][:6]
+    missing = [name for name in sorted(facts.absent) if table.is_common(name)]
     for first in seen:
-        for second, there in [*((b, True) for b in seen if b != first), *((b, False) for b in sorted(facts.absent))]:
-            if table.is_common(second) and not {first, second} & {"forest", "coast"}:
+        few = draw.sample(missing, min(FEW, len(missing)))
+        for second, there in [*((b, True) for b in seen if b != first), *((b, False) for b in few)]:
+            if not {first, second} & {"forest", "coast"}:
                 for denied in (True, False):
                     a, b = things()[first].one, things()[second]
                     query = f"{a} but no {b.name}" if denied else f"{a} and {b.one}"
@@ -366,7 +369,7 @@ def _take_each(units: Mapping[str, list[list[Question]]], settings: TaskSettings
     most, chosen = max(1, settings.test_tasks // settings.wordings), []
     for own in units.values():
         met: Counter = Counter()
-        waiting, taken = list(own), []
+        waiting, taken = own[: 50 * most], []
         while waiting and len(taken) < most:
             # The one whose images and whose answer or thing were asked least so far; the first of equals
             best = min(range(len(waiting)), key=lambda place: sum(met[key] for key in _keys(waiting[place])))
@@ -450,20 +453,14 @@ def wordings() -> dict[str, dict[str, list[str]]]:
 
 
 def share_in_words(share: float) -> str:
-    """``about half``: a step of SHARES."""
+    """``about half``: a step of SHARES, as captions of the tiles say it; below the last it is not asked for."""
     return next(words for least, words in SHARES if share >= least)
-
-
-def as_caption(text: str) -> str:
-    """A caption without the space before its full stop."""
-    text = " ".join(text.split()).rstrip(" .")
-    return f"{text}."
 
 
 def as_sentence(text: str) -> str:
     """A caption as a sentence: a capital letter first, a full stop at its end."""
-    text = as_caption(text)
-    return text[0].upper() + text[1:]
+    text = " ".join(text.split()).rstrip(" .")
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def joined(words: Sequence[str], last: str = "and") -> str:
