@@ -52,7 +52,7 @@ ONE_WORD = {
     "baseball field": ("baseball", "diamond"), "golf course": ("golf",), "tennis court": ("tennis",),
     "mobile home park": ("homes", "houses"), "dense residential area": ("houses", "residential"),
     "medium residential area": ("houses", "residential"), "sparse residential area": ("houses", "residential"),
-    "storage tanks": ("tanks",), "parking lot": ("parking", "cars"), "barren land": ("barren", "bare", "desert"),
+    "storage tanks": ("tanks",), "parking lot": ("parking", "cars"), "barren land": ("barren", "bare"),
     "industrial area": ("industry", "industrial"), "commercial area": ("commercial", "buildings"),
     "railway station": ("railway", "station"), "center building": ("building",),
     "needleleaf forest": ("forest",), "evergreen broadleaf forest": ("forest",), "deciduous forest": ("forest",),
@@ -160,6 +160,8 @@ def _one_word(facts: Facts, table: Table, draw: random.Random) -> Iterator[Quest
     name = facts.scene or (facts.present[0] if facts.shares and facts.present else None)
     if name:
         words = ONE_WORD.get(name) or ((name,) if " " not in name else ())
+        if facts.shares and name == "barren land":
+            words = ("desert", *words) if facts.climate == "arid" else ()
         if words:
             yield Question(facts, "one_word", "one_word", {}, words[0], {"value": list(words)})
 

@@ -21,6 +21,7 @@ UNSEEN = 1 / 1000  # share of a tile up to which a part is no two pixels of the 
 LEAST_CLIMATE = 0.8  # share of the land in one climate zone
 PLACED = (0.06, 0.55)  # shares of a tile between which a cover has a place
 MOSTLY = 0.7  # share of a cover in one third of the rows or columns, which is where it lies
+EVEN = 0.15  # difference of the shares in the first and last third up to which a cover lies along all of a side
 ROWS, COLUMNS = ("top", "", "bottom"), ("left", "", "right")
 
 
@@ -75,7 +76,7 @@ def _place(mask: np.ndarray) -> str | None:
         along = np.arange(size) * 3 // size
         parts = np.bincount(along, weights=mask.sum(axis=axis), minlength=3) / mask.sum()
         third = int(parts.argmax())
-        even = abs(parts[0] - parts[2]) <= 1 - MOSTLY
+        even = abs(parts[0] - parts[2]) <= EVEN
         found.append(words[third] if parts[third] >= MOSTLY else "spread" if even else None)
     row, column = found
     if None in found or (row == "spread" and column in ("spread", "")) or (column == "spread" and row == ""):

@@ -19,6 +19,12 @@ COLOURS = (
 _AS_COLOUR = {"gray": "grey", "whitish": "white", "reddish": "red", "greenish": "green", "bluish": "blue"}
 _NEGATIONS = {"no", "without", "neither", "nor"}
 _BETWEEN = {"any", "or", "and", "a", "an", "the"}  # words that a negation reaches across
+# "square" is a place before these and marks, a shape before nouns: "a square building"
+_AFTER_PLACE = {
+    "is", "are", "was", "were", "has", "have", "with", "without", "in", "on", "at", "of", "by", "near", "and", "or",
+    "which", "that", "where", "there", "surrounded", "beside", "besides", "next", "to", "between", "while", "from",
+    "consists", "full", "lies", "sits", "made", "contains", "looks", "like", "located", "decorated", "as",
+}  # fmt: skip
 _PLURALS = {"people": "people", "woman": "women", "man": "men", "bus": "buses"}
 _LETTERS = re.compile(r"[a-z]+(?:[-'][a-z]+)*|[^\sa-z]+")
 
@@ -115,7 +121,7 @@ def mentions_in(text: str) -> list[Mention]:
     while at < len(words):
         for length in range(min(longest, len(words) - at), 0, -1):
             known = forms.get(" ".join(words[at : at + length]))
-            if known:
+            if known and not (length == 1 and _is_no_noun(words, at, found)):
                 denied = _is_denied(words, at, found)
                 found.append(Mention(known[0], at, at + length, known[1], denied))
                 at += length
@@ -123,6 +129,14 @@ def mentions_in(text: str) -> list[Mention]:
         else:
             at += 1
     return found
+
+
+def _is_no_noun(words: list[str], at: int, before: list[Mention]) -> bool:
+    """Whether a word that can be a place is none here: "a square building", "cars parking"."""
+    after = words[at + 1] if at + 1 < len(words) else "."
+    if words[at] == "square":
+        return after.isalpha() and after not in _AFTER_PLACE
+    return words[at] == "parking" and bool(before) and before[-1].end == at
 
 
 def _is_denied(words: list[str], at: int, before: list[Mention]) -> bool:

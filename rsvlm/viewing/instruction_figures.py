@@ -1,4 +1,4 @@
-"""Tables and figures of instructions: what was made, what was answered, and how far an answer can be trusted."""
+"""Tables and pictures of the instructions that were made: how many, in which words, and some with their images."""
 
 import random
 import textwrap
