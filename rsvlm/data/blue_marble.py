@@ -130,7 +130,7 @@ def _read_climate(path: Path, step: int = 6) -> np.ndarray:
     return np.stack(rows)
 
 
-def window_of(tile: Tile, per_degree: int) -> tuple[slice, slice]:
+def _window(tile: Tile, per_degree: int) -> tuple[slice, slice]:
     """Rows and columns of a tile in a map of so many pixels a degree."""
     top, left = round((90 - tile.north) * per_degree), round((tile.west + 180) * per_degree)
     side = round(tile.degrees * per_degree)
@@ -139,7 +139,7 @@ def window_of(tile: Tile, per_degree: int) -> tuple[slice, slice]:
 
 def _crop_imagery(maps: Maps, tile: Tile) -> Image.Image:
     """The picture of a tile."""
-    rows, columns = window_of(tile, IMAGERY_PER_DEGREE)
+    rows, columns = _window(tile, IMAGERY_PER_DEGREE)
     return maps.imagery.crop((columns.start, rows.start, columns.stop, rows.stop))
 
 
@@ -158,7 +158,7 @@ def land_tiles(maps: Maps, settings: TileSettings) -> list[Tile]:
     for row in range(int((NORTH - SOUTH - degrees) / step + 1e-9) + 1):
         for column in range(int((360 - degrees) / step + 1e-9) + 1):
             tile = Tile(-180 + column * step, NORTH - row * step, degrees, "")
-            groups = maps.groups[window_of(tile, LABELS_PER_DEGREE)]
+            groups = maps.groups[_window(tile, LABELS_PER_DEGREE)]
             if (groups != WATER).mean() >= MIN_LAND:
                 tiles.append(Tile(tile.west, tile.north, degrees, dominant_land(groups)))
     return tiles
@@ -246,7 +246,7 @@ def _thin(tiles: list[Tile], count: int, rng: random.Random) -> list[Tile]:
 
 def _entry_of(maps: Maps, tile: Tile, split: str, number: int, seed: int) -> dict:
     """A tile as an entry of Karpathy's format, with its class and its borders beside."""
-    window = window_of(tile, LABELS_PER_DEGREE)
+    window = _window(tile, LABELS_PER_DEGREE)
     rng = random.Random(f"{seed} {tile.name}")
     captions = describe_land(maps.groups[window], maps.sea[window], maps.climate[window], _white_parts(maps, tile), rng)
     ids = [number * len(captions) + position for position in range(len(captions))]

@@ -3,7 +3,7 @@
 Captions do not tell all that is there. So a thing counts as absent only where it is one that captions always tell
 ("told" in ``objects.txt``), none of the image's captions names it or its kinds, and none names its kin: between a river
 and a lake, or roads of two sorts, annotators differ. It counts as present where two captions name it (one where the
-image has one), or the class label.
+image has one), or the class label. A label that has nothing to do with the captions is left out.
 """
 
 from collections import Counter
@@ -14,12 +14,16 @@ from pathlib import Path
 import pandas as pd
 
 from rsvlm.data.land_captions import GROUPS
-from rsvlm.data.land_facts import land_truth
 from rsvlm.data.objects import colours_in, counts_in, mentions_in, things, things_in, with_kinds
 
 # Covers of the map; beside them a tile may hold an island or a coast
 COVERS = (*(group for group in GROUPS if group != "water"), "sea", "inland water")
 SEEN, SEEN_SEA = 0.08, 0.03  # share of a tile from which a cover is surely seen; none at all is surely not seen
+UNSEEN = 0.02  # share of the land that is white, up to which no snow is seen
+ONE_CLIMATE = 0.8  # share of the land in one climate zone
+PLACED = (0.06, 0.55)  # shares of a tile between which a cover has a place
+MOSTLY = 0.7  # share of a cover in one third of the rows or columns, which is where it lies
+EVEN = 0.15  # difference of the shares in the first and last third up to which a cover lies along all of a side
 MOST_COUNTED = 6  # above it nobody counts at a glance
 NAMED_BY = 2  # captions that name what is there
 # Things that are counted where captions give their number
@@ -83,16 +87,20 @@ def caption_facts(
         denied |= {mention.name for mention in mentions_in(caption) if mention.denied}
     scene = scene_of(label)
     from_label = things_in(scene) if scene else set()
-    least = min(NAMED_BY, len(captions))
-    present = {name for name, times in named.items() if times >= least} | from_label
+    if from_label and named and not _kin(from_label) & _kin(named) and not from_label & set(named):
+        scene = None  # an image filed in a wrong class, or captioned by mistake
     everything = with_kinds({*named, *from_label})
+    least = min(NAMED_BY, len(captions))
+    present = {name for name, times in named.items() if times >= least or name in from_label}
+    if scene:
+        present |= from_label
     return Facts(
         image_id=image_id,
         source=source,
         split=split,
         captions=captions,
         named=frozenset(everything),
-        present=tuple(sorted(present - denied, key=lambda name: (-named[name], name))),
+        present=tuple(sorted(present - denied, key=lambda name: (name not in from_label, -named[name], name))),
         absent=frozenset(_absent(everything) | (denied - everything)),
         counts=_agreed_counts(captions, least),
         colours=_agreed_colours(captions, least),
@@ -101,9 +109,13 @@ def caption_facts(
     )
 
 
+def _kin(names: Iterable[str]) -> set[str]:
+    return set().union(*(things()[name].kin for name in names))
+
+
 def _absent(named: set[str]) -> set[str]:
     """Told things that are not named, nor any of their kin, unless they are told beside their kin too."""
-    kin = set().union(*(things()[name].kin for name in named)) if named else set()
+    kin = _kin(named)
     return {
         thing.name
         for thing in things().values()
@@ -143,23 +155,23 @@ def land_facts(row: Mapping, truth: Mapping, **more: object) -> Facts:
         truth: of ``rsvlm.data.land_facts.land_truth``.
         more: further fields of Facts.
     """
-    shares = {name: share for name, share in truth["shares"].items() if share > 0}
-    order = sorted(shares, key=lambda name: (-shares[name], name))
+    shares = dict(truth["shares"])
     forests = sum(share for name, share in shares.items() if "forest" in things()[name].kinds)
-    present = [name for name in order if shares[name] >= SEEN] + ["forest"] * (forests >= SEEN)
+    present = [name for name in shares if shares[name] >= SEEN] + ["forest"] * (forests >= SEEN)
     absent = {name for name in COVERS if name not in shares} | ({"forest"} if not forests else set())
-    if any("snow" in caption for caption in row["captions"]):
-        absent.discard("snow and ice")  # the map knows no season's snow, the captions saw it
+    if truth["white"] > UNSEEN:
+        absent.discard("snow and ice")  # the map knows no season's snow, the picture shows it
     if shares.get("sea", 0) >= SEEN_SEA:
         present.append("coast")
     elif not truth["coast"]:
         absent.add("coast")
     if truth["islands"]:
         present.append("island")
-    elif truth["islands"] == 0:
+    elif not truth["coast"]:
         absent.add("island")
     told = set().union(*map(things_in, row["captions"]))
     counts = {"island": truth["islands"], "inland water": truth["lakes"]}
+    zone, most = next(iter(truth["climates"].items()), (None, 0.0))
     return Facts(
         image_id=row["image_id"],
         source=row["source"],
@@ -168,12 +180,35 @@ def land_facts(row: Mapping, truth: Mapping, **more: object) -> Facts:
         named=frozenset(with_kinds({*shares, *present, *told})),
         present=tuple(present),
         absent=frozenset(absent),
-        counts={name: number for name, number in counts.items() if number and number <= MOST_COUNTED},
+        counts={name: number for name, number in counts.items() if 0 < number <= MOST_COUNTED},
         shares=shares,
-        places=dict(truth["places"]),
-        climate=truth["climate"],
+        places=_places(shares, truth["grid"]),
+        climate=zone if most >= ONE_CLIMATE else None,
         **more,
     )
+
+
+def _places(shares: Mapping[str, float], grid: list[list[Mapping[str, float]]]) -> dict[str, str]:
+    """Where covers lie in a 3 x 3 grid: in a corner, at a side or along all of it, in the middle; none that is spread out."""
+    places = {}
+    for name, share in shares.items():
+        cells = [[cell.get(name, 0.0) for cell in row] for row in grid]
+        total = sum(map(sum, cells))
+        if PLACED[0] <= share <= PLACED[1] and total:
+            row = _third([sum(own) / total for own in cells], ("top", "middle", "bottom"))
+            column = _third([sum(own) / total for own in zip(*cells, strict=True)], ("left", "middle", "right"))
+            words = [word for word in (row, column) if word not in ("middle", "along")]
+            if None not in (row, column) and (words or (row, column) == ("middle", "middle")):
+                places[name] = " ".join(words) or "middle"
+    return places
+
+
+def _third(parts: list[float], words: tuple[str, str, str]) -> str | None:
+    """The third that holds MOSTLY of a cover; ``along`` where the outer ones hold nearly alike; else None."""
+    place = max(range(3), key=lambda number: parts[number])
+    if parts[place] >= MOSTLY:
+        return words[place]
+    return "along" if abs(parts[0] - parts[2]) <= EVEN else None
 
 
 def table_facts(table: pd.DataFrame, tiles: Path, translations: Iterable[Mapping] = ()) -> list[Facts]:
@@ -181,18 +216,22 @@ def table_facts(table: pd.DataFrame, tiles: Path, translations: Iterable[Mapping
 
     Args:
         table: the image table.
-        tiles: folder of the tiles; it may be empty where the study has none.
+        tiles: folder of the tiles: images that lie in its ``images`` are tiles of Blue Marble.
         translations: rows with image_id, language and captions (a list of str and None).
     """
     texts: dict[str, dict[str, tuple[str, ...]]] = {}
     for row in translations:
         texts.setdefault(row["image_id"], {})[row["language"]] = tuple(filter(None, row["captions"]))
     rows = table.to_dict("records")
-    tile_of = {row["image_id"]: Path(row["path"]).name for row in rows if _is_tile(row["path"], tiles)}
-    truth = land_truth(tiles, set(tile_of.values())) if tile_of else {}
+    tiles_of = [row for row in rows if Path(row["path"]).parts[-3:-1] == (tiles.name, "images")]
+    truth = {}
+    if tiles_of:
+        from rsvlm.data.land_facts import land_truth  # here: other images need no maps
+
+        truth = land_truth(tiles_of)
     facts = []
     for row in rows:
-        known = truth.get(tile_of.get(row["image_id"], ""))
+        known = truth.get(row["image_id"])
         more = {"translations": texts.get(row["image_id"], {})}
         if known:
             facts.append(land_facts(row, known, **more))
@@ -200,7 +239,3 @@ def table_facts(table: pd.DataFrame, tiles: Path, translations: Iterable[Mapping
             keys = ("image_id", "source", "split", "captions", "label")
             facts.append(caption_facts(*(row[key] for key in keys), **more))
     return facts
-
-
-def _is_tile(path: str, tiles: Path) -> bool:
-    return Path(path).parts[-3:-1] == (tiles.name, "images") and (tiles / "dataset.json").is_file()

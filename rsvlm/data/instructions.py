@@ -25,21 +25,22 @@ from functools import cache
 from pathlib import Path
 
 from rsvlm.data.image_facts import COVERS, Facts
-from rsvlm.data.land_captions import SHARES
 from rsvlm.data.names import NUMBERS, SPLITS
 from rsvlm.data.objects import mentions_in, things
 from rsvlm.files import read_json, read_json_lines, write_json, write_json_lines
 from rsvlm.settings import TaskSettings
 
 WORDINGS = Path(__file__).with_name("instruction_wordings.json")
-LANGUAGES = {
-    "pt": "Portuguese", "es": "Spanish", "fr": "French", "de": "German", "zh": "Chinese",
-}  # fmt: skip
 PLACES = (
     "top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right",
 )  # fmt: skip
 UPRIGHT = ("where",)  # kinds whose answers a mirrored or turned image would make wrong
 YES, NO = "yes", "no"
+SHARES = (  # as captions of the tiles say them (rsvlm.data.land_captions)
+    (0.97, "nearly all"), (0.82, "most"), (0.70, "about three quarters"), (0.58, "about two thirds"),
+    (0.45, "about half"), (0.29, "about a third"), (0.20, "about a quarter"), (0.12, "a smaller part"),
+    (0.05, "a small part"),
+)  # fmt: skip
 CLEAR = 0.015  # a share is asked for where it lies so far from the next step of SHARES
 LARGER = 0.10  # how much more of the image the larger of two covers has
 COMMON = 0.01  # share of the images from which a thing is asked for where it is not
@@ -206,13 +207,17 @@ def _json(facts: Facts, table: Table, draw: random.Random) -> Iterator[Question]
 
 
 def _language(facts: Facts, table: Table, draw: random.Random) -> Iterator[Question]:
+    if not facts.translations:
+        return
+    from rsvlm.languages import language_name  # here: a study without translations needs no names of languages
+
     for language in sorted(facts.translations):
         texts = [text for text in facts.translations[language] if text]
         if texts:
             form = (
                 f"language:{language}" if f"language:{language}" in wordings() and draw.random() < 0.5 else "language"
             )
-            words = {"language": LANGUAGES.get(language, language)}
+            words = {"language": language_name(language)}
             truth = {"value": language, "references": sorted(set(texts))}
             yield Question(facts, "language", form, words, draw.choice(texts), truth, language=language)
 
@@ -455,7 +460,7 @@ def wordings() -> dict[str, dict[str, list[str]]]:
 
 
 def share_in_words(share: float) -> str:
-    """``about half``: a step of SHARES, as captions of the tiles say it; below the last it is not asked for."""
+    """``about half``: a step of SHARES; below the last it is not asked for."""
     return next(words for least, words in SHARES if share >= least)
 
 

@@ -1,7 +1,7 @@
 """What captions of remote sensing images name: a closed list of things with synonyms, and what they say of them.
 
 The list is ``objects.txt``, whose head says what stands in it. How well it finds what people would mark in captions was
-counted by hand: ``data_cards/objects.md``.
+counted by hand: ``results/closed_list.md``.
 """
 
 import re

@@ -39,7 +39,6 @@ PLACES = {
     "AGGREGATED": "data/aggregated",
     "IMAGE_TABLE": "data/aggregated/images.jsonl",  # the one caption table
     "ADAPT_TABLE": "data/aggregated/adapt.jsonl",  # training images of other sources, for adapting the encoder alone
-    "TRANSLATIONS": "data/aggregated/translations.jsonl",  # captions in other languages, where a source has them
     "INSTRUCTIONS": "data/instructions",  # instructions with their answers, made from the table and the maps
     "TASKS": "data/instructions/tasks.jsonl",
     "FEATURES": "data/features",
