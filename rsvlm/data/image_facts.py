@@ -167,9 +167,9 @@ def land_facts(row: Mapping, truth: Mapping, **more: object) -> Facts:
         absent.add("coast")
     if truth["islands"]:
         present.append("island")
-    elif not truth["coast"]:
-        absent.add("island")
-    told = set().union(*map(things_in, row["captions"]))
+    else:
+        absent.add("island")  # of the size that the captions count
+    named = with_kinds({*shares, *present, *set().union(*map(things_in, row["captions"]))})
     counts = {"island": truth["islands"], "inland water": truth["lakes"]}
     zone, most = next(iter(truth["climates"].items()), (None, 0.0))
     return Facts(
@@ -177,9 +177,9 @@ def land_facts(row: Mapping, truth: Mapping, **more: object) -> Facts:
         source=row["source"],
         split=row["split"],
         captions=tuple(row["captions"]),
-        named=frozenset(with_kinds({*shares, *present, *told})),
+        named=frozenset(named),
         present=tuple(present),
-        absent=frozenset(absent),
+        absent=frozenset(absent - named),
         counts={name: number for name, number in counts.items() if 0 < number <= MOST_COUNTED},
         shares=shares,
         places=_places(shares, truth["grid"]),
