@@ -391,27 +391,7 @@ class RewardSettings(Settings):
 class TaskSettings(Settings):
     """Which instructions are made, and how many."""
 
-    kinds: list[str] = setting(
-        [
-            "presence",
-            "count",
-            "where",
-            "largest",
-            "compare",
-            "climate",
-            "scene",
-            "list",
-            "one_word",
-            "at_most_words",
-            "one_sentence",
-            "json",
-            "language",
-            "not_visible",
-            "false_premise",
-            "negation",
-        ],  # fmt: skip
-        "of tasks, see rsvlm.data.instructions.KINDS; []: none",
-    )
+    kinds: list[str] = setting(["all"], "of tasks: all, or names of rsvlm.data.instructions.KINDS; []: none")
     tasks_per_image: int = setting(6, "of a training image, at most", Within(1, 1000, "each is a line of a file"))
     test_tasks: int = setting(
         24,

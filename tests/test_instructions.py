@@ -270,7 +270,7 @@ def test_no_kinds_no_tasks(tmp_path):
 
 
 def test_wrong_kinds_and_missing_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match="'presense' unknown"):
+    with pytest.raises(ValueError, match="unknown 'presense'; did you mean 'presence'"):
         make_tasks([], TaskSettings(kinds=["presense"]))
     with pytest.raises(FileNotFoundError, match="make_instructions"):
         load_tasks(tmp_path / "tasks.jsonl")

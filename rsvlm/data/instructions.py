@@ -12,7 +12,8 @@ and test use. Tasks of one ``question`` differ in their wording alone. ``truth``
 map name) where an answer may name anything. ``language`` is the answer's.
 
 The splits are those of the images. Questions with two answers come in pairs, one image for each answer, so that neither the
-kind nor the thing asked for tells the answer. ``where`` is about the upright image: training and answering must take its
+kind nor the thing asked for tells the answer. Validation and test take things and answers in turn, so a score there is one
+over things and answers alike, not over what is frequent. ``where`` is about the upright image: training and answering must take its
 upright view (``UPRIGHT``). Comparing two images is no kind, for a captioner here sees one image.
 """
 
@@ -28,7 +29,7 @@ from rsvlm.data.image_facts import COVERS, Facts
 from rsvlm.data.names import NUMBERS, SPLITS
 from rsvlm.data.objects import mentions_in, things
 from rsvlm.files import read_json, read_json_lines, write_json, write_json_lines
-from rsvlm.settings import TaskSettings
+from rsvlm.settings import TaskSettings, closest_name
 
 WORDINGS = Path(__file__).with_name("instruction_wordings.json")
 PLACES = (
@@ -36,6 +37,7 @@ PLACES = (
 )  # fmt: skip
 UPRIGHT = ("where",)  # kinds whose answers a mirrored or turned image would make wrong
 YES, NO = "yes", "no"
+ALL = "all"  # kinds
 SHARES = (  # as captions of the tiles say them (rsvlm.data.land_captions)
     (0.97, "nearly all"), (0.82, "most"), (0.70, "about three quarters"), (0.58, "about two thirds"),
     (0.45, "about half"), (0.29, "about a third"), (0.20, "about a quarter"), (0.12, "a smaller part"),
@@ -151,7 +153,7 @@ def _list(facts: Facts, table: Table, draw: random.Random) -> Iterator[Question]
     if len(names) >= 2:
         form = draw.choice(sorted(FORMS))
         starts = {"bullets": "- {}", "numbers": "{number}. {}", "commas": "{}"}[form]
-        lines = [starts.format(name, number=number) for number, name in enumerate(names, start=1)]
+        lines = [starts.format(_shown(facts, name), number=number) for number, name in enumerate(names, start=1)]
         words = {"what": "the land covers" if facts.shares else "the main things", "form": FORMS[form]}
         truth = {"value": names, "form": form, "there": sorted(facts.named)}
         yield Question(facts, "list", "list", words, (", " if form == "commas" else "\n").join(lines), truth)
@@ -170,7 +172,7 @@ def _one_word(facts: Facts, table: Table, draw: random.Random) -> Iterator[Quest
 def _at_most_words(facts: Facts, table: Table, draw: random.Random) -> Iterator[Question]:
     most = draw.randint(3, 10)
     short = [text for text in map(as_sentence, facts.captions) if len(text.split()) <= most and mentions_in(text)]
-    names = _listed(facts)[:2]
+    names = [_shown(facts, name) for name in _listed(facts)[:2]]
     if not short and names:
         both = " and ".join(names)
         short = [as_sentence(names[0] if len(both.split()) > most else both)]
@@ -263,6 +265,11 @@ def _premise(facts: Facts, form: str, name: str, plural: bool, value: str | None
     return Question(facts, "false_premise", f"false_premise:{form}", words, value or denial, truth, pair, side)
 
 
+def _shown(facts: Facts, name: str) -> str:
+    """A thing's name in the number in which the captions have it."""
+    return things()[name].plural if _is_plural(facts, name) else name
+
+
 def _is_plural(facts: Facts, name: str) -> bool:
     told = [mention.plural for text in facts.captions for mention in mentions_in(text) if mention.name == name]
     return not things()[name].mass and sum(told) * 2 > len(told)
@@ -314,16 +321,17 @@ def make_tasks(facts: Iterable[Facts], settings: TaskSettings) -> list[dict]:
     Raises:
         ValueError: a kind that is none; names the closest one.
     """
-    unknown = [kind for kind in settings.kinds if kind not in KINDS]
+    kinds = list(KINDS) if settings.kinds == [ALL] else settings.kinds
+    unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise ValueError(f"kinds: {', '.join(map(repr, unknown))} unknown; known: {', '.join(KINDS)}")
+        raise ValueError(f"kinds: unknown {', '.join(map(repr, unknown))}{closest_name(unknown[0], KINDS)}")
     facts = list(facts)
     table = Table(Counter(name for one in facts for name in one.present), len(facts))
     tasks = []
     for split in SPLITS:
         for source in sorted({one.source for one in facts if one.split == split}):
             own = [one for one in facts if (one.split, one.source) == (split, source)]
-            units = {kind: _units(own, kind, table, settings.seed) for kind in settings.kinds}
+            units = {kind: _units(own, kind, table, settings.seed) for kind in kinds}
             chosen = _fill_images(units, settings) if split == "train" else _take_each(units, settings)
             tasks += _worded(chosen, split, source, settings)
     return tasks

@@ -27,7 +27,8 @@ PROTOCOL = (
     "right: yes or no, a number, a place, a choice or a word as in the truth, synonyms counted alike; list: F1 of what is"
     " listed and what is there; json: share of the keys with the right value, 0 unless it parses with exactly the keys asked"
     " for; sentences: as long as asked for, naming at least one thing and none that is not there; shares of the image: the"
-    " right step of the captions' scale or the next one; interval over images"
+    " right step of the captions' scale or the next one; things and answers are asked for alike often as far as they occur;"
+    " interval over images"
 )
 _DENIAL = re.compile(r"\b(no|not|none|neither|nothing|without|cannot|isn't|aren't|can't|don't|doesn't)\b")
 _OTHER_WORDS = {
