@@ -388,6 +388,23 @@ class RewardSettings(Settings):
     reward_every: int = setting(25, "steps between two measurements in it: CIDEr of greedy captions", STEPS)
 
 
+class TaskSettings(Settings):
+    """Which instructions are made, and how many."""
+
+    kinds: list[str] = setting(["all"], "of tasks: all, or names of rsvlm.data.instructions.KINDS; []: none")
+    tasks_per_image: int = setting(6, "of a training image, at most", Within(1, 1000, "each is a line of a file"))
+    test_tasks: int = setting(
+        24,
+        "of a kind and source in validation and in test, at most",
+        Within(1, 100_000, "each is answered four times over"),
+        quick=8,
+    )
+    wordings: int = setting(
+        2, "held-out wordings that ask one question in validation and test", Within(1, 8, "a kind has 8 of them")
+    )
+    seed: int = setting(0, "of what is asked and how", SEED)
+
+
 class Generation(Settings):
     """How captions are made."""
 

@@ -19,6 +19,7 @@ from rsvlm.settings import (
     Prompting,
     RewardSettings,
     Settings,
+    TaskSettings,
     Within,
     setting,
 )
@@ -66,6 +67,12 @@ class AggregateData(Settings):
     )
     check_spelling: bool = setting(False, 'list words that an English dictionary lacks; needs the extra "audit"')
     seed: int = setting(0, "of the tiles' split, of wordings and of the draw under a limit", SEED)
+
+
+class MakeInstructions(TaskSettings):
+    """15_make_instructions."""
+
+    examples: int = setting(12, "tasks shown with their images", EXAMPLES)
 
 
 class _Encoder(Settings):
@@ -300,6 +307,7 @@ class SearchMosaics(Machine):
 
 SECTIONS: dict[str, type[Settings]] = {
     "aggregate_data": AggregateData,
+    "make_instructions": MakeInstructions,
     "adapt_encoder": AdaptEncoder,
     "encode_images": EncodeImages,
     "finetune_lora": FinetuneLora,

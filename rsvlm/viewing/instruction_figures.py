@@ -1,0 +1,104 @@
+"""Tables and pictures of the instructions that were made: how many, in which words, and some with their images."""
+
+import random
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rsvlm.data.image_facts import Facts
+from rsvlm.data.names import SPLITS
+from rsvlm.viewing.plots import figure, plain_text, show_picture, without_axes
+from rsvlm.viewing.results import Result, counted, listed, percent
+
+NO_TASKS = "No instructions: `kinds` is empty."
+
+
+def tasks_table(about: Mapping) -> pd.DataFrame:
+    """Tasks by source and kind, a column a split.
+
+    Args:
+        about: what ``data/instructions/about.json`` holds.
+    """
+    rows = {
+        (source, kind): [own.get(split, {}).get(kind, 0) for split in SPLITS]
+        for source, own in about["by_source"].items()
+        for kind in dict.fromkeys(kind for kinds in own.values() for kind in kinds)
+    }
+    index = pd.MultiIndex.from_tuples(rows, names=["source", "kind"]) if rows else None
+    return pd.DataFrame(list(rows.values()), index=index, columns=list(SPLITS))
+
+
+def wordings_table(tasks: Sequence[Mapping], kind: str) -> pd.DataFrame:
+    """The wordings of a kind that occur, one example each, those of training first."""
+    rows = {task["wording"]: task for task in tasks if task["kind"] == kind}
+    return pd.DataFrame(
+        [
+            {"wording": number, "held out": task["held_out"], "example": task["instruction"], "answer": task["answer"]}
+            for number, task in sorted(rows.items())
+        ],
+        columns=["wording", "held out", "example", "answer"],
+    ).set_index("wording")
+
+
+def draw_tasks(
+    tasks: Sequence[Mapping], table: pd.DataFrame, *, most: int, seed: int, pixels: int = 160
+) -> Figure | None:
+    """Some tasks with their images, as many kinds as fit, drawn at random; None without any.
+
+    Args:
+        table: with image_id and path.
+    """
+    by_kind: dict[str, list[Mapping]] = {}
+    for task in tasks:
+        by_kind.setdefault(task["kind"], []).append(task)
+    draw = random.Random(seed)
+    chosen = [draw.choice(by_kind[kind]) for kind in by_kind]
+    chosen += draw.sample(list(tasks), min(len(tasks), max(0, most - len(chosen))))
+    chosen = chosen[:most]
+    if not chosen:
+        return None
+    paths = dict(zip(table["image_id"], table["path"], strict=True))
+    columns = min(4, len(chosen))
+    rows = -(-len(chosen) // columns)
+    drawn, axes = figure(2.7 * columns, 3.3 * rows, rows=rows, columns=columns, squeeze=False)
+    without_axes(axes)
+    for own, task in zip(axes.flat, chosen):
+        show_picture(own, paths[task["image_id"]], pixels)
+        asked = textwrap.fill(task["instruction"], 38)
+        said = "\n".join(textwrap.fill(line, 38) for line in task["answer"].splitlines()[:6])
+        own.set_title(plain_text(f"{task['kind']}\n{asked}"), fontsize=7.5, fontweight="normal", loc="left")
+        own.text(0, -0.03, plain_text(said), transform=own.transAxes, va="top", fontsize=7.5, fontweight="bold")
+    return drawn
+
+
+def tasks_result(about: Mapping) -> Result:
+    """What METRICS/make_instructions.json says, in two sentences."""
+    if not about["tasks"]:
+        return Result(NO_TASKS)
+    by_split = {split: sum(sum(own.get(split, {}).values()) for own in about["by_source"].values()) for split in SPLITS}
+    kinds = {kind for own in about["by_source"].values() for split in own.values() for kind in split}
+    lines = [
+        f"{counted(about['tasks'], 'task')} of {counted(len(kinds), 'kind')} from {listed(sorted(about['by_source']))}: "
+        f"{by_split['train']:,} to train on, {by_split['val']:,} to choose by, {by_split['test']:,} to score."
+    ]
+    if about["yes_share"].get("test") is not None:
+        lines.append(
+            f"Of the test tasks that ask for yes or no, {percent(about['yes_share']['test'])} are answered yes; all their "
+            "wordings are ones that training never sees."
+        )
+    return Result(" ".join(lines))
+
+
+def facts_table(facts: Sequence[Facts], most: int = 20) -> pd.DataFrame:
+    """Images that surely have a thing, and images that surely have not, by source; the most frequent things first."""
+    rows: dict[tuple[str, str], dict[str, int]] = {}
+    for one in facts:
+        for column, names in (("there", one.present), ("not there", one.absent)):
+            for name in names:
+                own = rows.setdefault((one.source, name), {"there": 0, "not there": 0})
+                own[column] += 1
+    index = pd.MultiIndex.from_tuples(rows, names=["source", "thing"]) if rows else None
+    table = pd.DataFrame(list(rows.values()), index=index, columns=["there", "not there"])
+    return table.sort_values("there", ascending=False, kind="stable").head(most)
