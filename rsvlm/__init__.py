@@ -30,6 +30,7 @@ _ROOMS = {  # name -> the module it comes from; nothing is imported before it is
     "load_encoder": "rsvlm.models.zoo",
     "load_captioner": "rsvlm.models.inference",
     "caption": "rsvlm.models.inference",
+    "answer": "rsvlm.models.answering",
     "build_index": "rsvlm.models.index",
     "load_index": "rsvlm.models.index",
     "open_scene": "rsvlm.scenes.reading",
