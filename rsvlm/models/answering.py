@@ -26,6 +26,7 @@ from rsvlm.models.instructions import LIKE, KnownInstructions
 from rsvlm.models.prompts import Row
 
 CANNOT_TELL = "I can't tell."
+ABSTENTION = "abstention.json"  # of a study's answers: ``tell_from``, see ``answer``
 BLOCK = 256  # tasks answered between two checkpoints
 COLUMNS = ("answer", "log_probability", "margin", "cut_off")
 
@@ -37,6 +38,7 @@ def answer_tasks(
     instructions: Sequence[str],
     *,
     choices: Sequence[Sequence[str]] | None = None,
+    margins: bool = True,
     max_new_tokens: int = 40,
     batch_size: int = 32,
     checkpoints: Path | None = None,
@@ -49,6 +51,7 @@ def answer_tasks(
     Args:
         image_ids: the image of each instruction, a row of ``features``.
         choices: the answers that each instruction's is one of; none for one whose answer is free.
+        margins: whether to measure them, which takes a pass over all choices.
         checkpoints: folder that keeps what was answered, BLOCK tasks a file, so that a call that was killed goes on;
             the caller removes it. A folder per set of features.
 
@@ -61,18 +64,21 @@ def answer_tasks(
             f"{len(image_ids)} images, {len(instructions)} instructions and {len(choices)} lists of choices"
         )
     lengths = [len(ids) for ids in captioner.encode_text(list(instructions))]
-    order = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
-    how = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    # Those of few words apart from the others: a batch takes as many steps as its longest answer
+    order = sorted(range(len(lengths)), key=lambda place: (not len(choices[place]), lengths[place], place))
+    closed = sum(map(bool, choices))
+    starts = [*range(0, closed, BLOCK), *range(closed, len(order), BLOCK)]
+    how = {"margins": margins, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     if checkpoints is not None:
         given = [list(image_ids), list(instructions), [list(own) for own in choices], how, features.meta]
         checkpoints = checkpoints / fingerprint_values(captioner.config, _fingerprint(captioner), *given)[:16]
     answered: dict[int, dict] = {}
-    for start in range(0, len(order), BLOCK):
-        places = order[start : start + BLOCK]
-        kept = checkpoints / f"block_{start // BLOCK:05}.jsonl" if checkpoints is not None else None
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(order)], strict=True)):
+        places = order[start:end]
+        kept = checkpoints / f"block_{number:05}.jsonl" if checkpoints is not None else None
         if kept is None or not kept.is_file():
             asked = Prompted(captioner, features, [image_ids[i] for i in places], [instructions[i] for i in places])
-            rows = _answer(asked, [list(choices[i]) for i in places], max_new_tokens, batch_size)
+            rows = _answer(asked, [list(choices[i]) if margins else [] for i in places], max_new_tokens, batch_size)
             if kept is not None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 write_json_lines(kept, rows)
@@ -83,18 +89,28 @@ def answer_tasks(
     return table.astype({"log_probability": float, "margin": float, "cut_off": bool})
 
 
-def answer_blind(captioner: CapRet, features: Features, instructions: Sequence[str], **options: object) -> pd.DataFrame:
+def answer_blind(
+    captioner: CapRet,
+    features: Features,
+    instructions: Sequence[str],
+    *,
+    choices: Sequence[Sequence[str]] | None = None,
+    **options: object,
+) -> pd.DataFrame:
     """What ``answer_tasks`` gives without an image: all features stand at their training mean.
 
     Equal instructions have equal answers and are asked once.
 
     Args:
         features: any of the captioner's; only their shape counts.
-        options: of ``answer_tasks``, but for ``choices``.
+        choices: as for ``answer_tasks``; those of an instruction's first occurrence count.
+        options: of ``answer_tasks``.
     """
     blank = blank_features(captioner, features, ["blank"])
-    different = list(dict.fromkeys(instructions))
-    answers = answer_tasks(captioner, blank, ["blank"] * len(different), different, **options)
+    given = choices or [()] * len(instructions)
+    different = dict(zip(reversed(instructions), reversed(given), strict=True))
+    ids, texts = ["blank"] * len(different), list(different)
+    answers = answer_tasks(captioner, blank, ids, texts, choices=list(different.values()), **options)
     row_of = {text: row for row, text in enumerate(different)}
     return answers.iloc[[row_of[text] for text in instructions]].reset_index(drop=True)
 

@@ -39,6 +39,8 @@ PLACES = {
     "AGGREGATED": "data/aggregated",
     "IMAGE_TABLE": "data/aggregated/images.jsonl",  # the one caption table
     "ADAPT_TABLE": "data/aggregated/adapt.jsonl",  # training images of other sources, for adapting the encoder alone
+    "INSTRUCTIONS": "data/instructions",  # instructions with their answers, made from the table and the maps
+    "TASKS": "data/instructions/tasks.jsonl",
     "FEATURES": "data/features",
     "GENERATED": "data/generated",  # one JSON-lines file a run of the study
     "RET_EMBEDDINGS": "data/ret_embeddings",

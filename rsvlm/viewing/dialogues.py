@@ -8,6 +8,7 @@ from pathlib import Path
 from IPython.display import HTML, DisplayHandle, display
 
 from rsvlm.files import read_json, whole_folder, write_text
+from rsvlm.models.answering import ABSTENTION
 from rsvlm.models.dialogue import AUTO, Conversation, Seen, Turn, Unclear, context_length
 from rsvlm.models.features import Features
 from rsvlm.models.inference import Captioner, training_distances
@@ -19,7 +20,6 @@ from rsvlm.viewing.plots import shrink
 
 PICTURE_PIXELS, PICTURE_BYTES = 512, 120_000  # of an exported dialogue
 CELL_PIXELS = 150
-ABSTENTION = "abstention.json"  # of the stage score_instructions
 TOLD_ALL = (
     "It answers every instruction, however unsure: the stage score_instructions finds from where on answers are told."
 )
