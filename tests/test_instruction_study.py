@@ -28,8 +28,18 @@ from rsvlm.viewing.answer_figures import answer_figure, answer_table, answers_re
 from rsvlm.viewing.dialogue_page import draw_turns, record_turns, render_dialogue_page
 
 KNOWN = {
-    "presence": {"examples": ["Is there a river?", "Can a forest be seen?"], "choices": ["yes", "no"]},
-    "list": {"examples": ["List the land covers with commas."], "choices": None},
+    "presence": {
+        "examples": ["Is there a river?", "Can a forest be seen?"],
+        "forms": [["a", "is", "there"], ["a", "be", "can", "seen"]],
+        "filled": ["forest", "river"],
+        "choices": ["yes", "no"],
+    },
+    "list": {
+        "examples": ["List the land covers with commas."],
+        "forms": [["commas", "covers", "land", "list", "the", "with"]],
+        "filled": [],
+        "choices": None,
+    },
 }
 
 
@@ -220,7 +230,10 @@ def test_turns_are_drawn_by_chance_and_recorded_as_they_come(captioner, features
     turns = judge_turns(record_turns(talk, features, drawn))
     assert [turn["said"] == CANNOT_TELL for turn in turns] == [task["kind"] == "presence" for task in drawn]
     assert all((turn["right"] is None) == (turn["said"] == CANNOT_TELL) for turn in turns)
-    assert summarise_turns(turns)["not_told"] == 3 and summarise_turns(turns)["not_asked"] == 0
+    assert summarise_turns(turns)["not_told"] == 3 and summarise_turns(turns)["asked_again"] == 0
+    unknown = [drawn[0] | {"instruction": "Compose a poem about autumn."}]
+    (turn,) = record_turns(talk, features, unknown)
+    assert turn["asked_again"] and UNLIKE in turn["note"] and turn["text"]
     paths = {}
     for task in drawn:
         paths[task["image_id"]] = str(tmp_path / task["image_id"].replace("/", "_"))

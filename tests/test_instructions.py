@@ -32,14 +32,14 @@ def tasks(features, tmp_path_factory):
         noun = NOUNS[KINDS.index(row.label)]
         other = NOUNS[(KINDS.index(row.label) + 1) % len(NOUNS)]
         asked = [
-            ("presence", f"Is there a {noun}?", "Yes."),
-            ("presence", f"Can {noun} be seen?", "Yes."),
-            ("presence", f"Is there a {other}?", "No."),
-            ("one_sentence", "Say it in one sentence.", row.captions[0]),
+            ("presence", 0, f"Is there a {noun}?", "Yes."),
+            ("presence", 1, f"Can {noun} be seen?", "Yes."),
+            ("presence", 0, f"Is there a {other}?", "No."),
+            ("one_sentence", 0, "Say it in one sentence.", row.captions[0]),
         ]
-        for number, (kind, instruction, answer) in enumerate(asked):
+        for number, (kind, wording, instruction, answer) in enumerate(asked):
             own = {"task_id": f"{row.image_id}:{number}", "image_id": row.image_id, "split": row.split, "kind": kind}
-            more = {"wording": 0, "held_out": False, "truth": {}, "language": "en"}
+            more = {"wording": wording, "held_out": False, "truth": {}, "language": "en"}
             rows.append({**own, "instruction": instruction, "answer": answer, **more})
     path = tmp_path_factory.mktemp("instructions") / "tasks.jsonl"
     write_json_lines(path, rows)
@@ -75,7 +75,7 @@ def test_the_instructions_of_a_split_are_read(tasks, tmp_path):
     with pytest.raises(FileNotFoundError, match="none.jsonl: no instructions; run the stage make_instructions"):
         asked_of(tmp_path / "none.jsonl", "train")
     rows = read_json_lines(tasks)
-    for wrong in ({"answer": ""}, {"answer": None}, {"instruction": 3}):
+    for wrong in ({"answer": ""}, {"answer": None}, {"instruction": 3}, {"wording": "first"}):
         write_json_lines(tmp_path / "wrong.jsonl", [rows[0], rows[1] | wrong])
         with pytest.raises(ValueError, match=f"wrong.jsonl: line 2: {next(iter(wrong))} missing or empty"):
             asked_of(tmp_path / "wrong.jsonl", "train")
@@ -237,15 +237,16 @@ def test_blind_answers_know_no_image(captioner, features):
 # What a captioner knows
 
 
-def test_kinds_are_described_by_examples_and_few_answers(tasks, monkeypatch):
+def test_kinds_are_described_by_their_wordings_and_few_answers(tasks, monkeypatch):
     described = describe_kinds(asked_of(tasks, "train"))
     assert described["presence"]["choices"] == ["Yes.", "No."]
     assert described["one_sentence"]["choices"] == sorted(KINDS)
+    assert described["presence"]["forms"] == [["a", "is", "there"], ["be", "can", "seen"]]
+    assert described["presence"]["filled"] == sorted(NOUNS)
+    assert described["presence"]["examples"] == ["Is there a airplanes?", "Can airplanes be seen?"]
     monkeypatch.setattr("rsvlm.models.instructions.MOST_CHOICES", 3)
-    monkeypatch.setattr("rsvlm.models.instructions.KEPT_EXAMPLES", 2)
     described = describe_kinds(asked_of(tasks, "train"))
-    assert described["one_sentence"] == {"examples": ["Say it in one sentence."], "choices": None}
-    assert len(described["presence"]["examples"]) == 2
+    assert described["one_sentence"]["choices"] is None and described["one_sentence"]["filled"] == []
     assert describe_kinds([]) == {}
 
 
@@ -254,7 +255,7 @@ def test_a_text_is_held_against_known_instructions(tasks, captioner):
     for text, kind in (("is there a lake", "presence"), ("Say it in a sentence!", "one_sentence")):
         found, like = known.recognise(text)
         assert found == kind and like >= LIKE
-    for text in ("Write a poem about autumn", "", "?!", "الصحراء"):
+    for text in ("Write a poem about autumn", "river and forest", "", "?!", "الصحراء"):
         assert known.recognise(text)[1] < LIKE
     assert known.recognise("Is there a river?") == ("presence", pytest.approx(1.0))
     assert known.choices("presence") == ["Yes.", "No."] and known.choices(None) == known.choices("other") == []

@@ -275,7 +275,7 @@ class Conversation:
         margin = answer_margin(self.captioner, prefix, visual[None], said.text, choices)
         if is_uncertain(margin, self.tell_from):
             why = f"“{said.text}” is likelier than other answers by {margin:.2f} nats; told from {self.tell_from:.2f}."
-            said, note = replace(said, text=CANNOT_TELL), " ".join(filter(None, [why, note]))
+            said, note = replace(said, text=CANNOT_TELL, cut_off=False), " ".join(filter(None, [why, note]))
         yield replace(said, note=note)
 
     def _see(self, seen: Seen) -> None:

@@ -1,26 +1,25 @@
 """Instructions about images: those to learn, and what a captioner knows of those that it has learnt.
 
-What a captioner was trained to answer is kept with it: config.json holds some instructions of each kind, and the kind's
-answers where they are few. A person's text is held against them by its words.
+What a captioner was trained to answer is kept with it: config.json holds an instruction of each wording, the words that all
+instructions of a wording share, and a kind's answers where they are few. A person's text is held against those words; what
+a wording is filled with, things and numbers mostly, tells nothing of what is asked.
 """
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from rsvlm.data.table import evenly_spaced
 from rsvlm.files import read_json_lines
 from rsvlm.models.capret import CapRet
 
 CONFIG_KEY = "instructions"  # of config.json
 MOST_CHOICES = 12  # different training answers of a kind whose answers are chosen from
-KEPT_EXAMPLES = 64  # instructions of a kind that a captioner's folder keeps
 # Likeness from which a text is taken for a known instruction: where it asks for nothing else, and in any case
 LIKE, SURE = 0.45, 0.7
 WORDS = re.compile(r"\w+")
@@ -34,6 +33,8 @@ class Asked:
     kind: str
     instruction: str
     answer: str
+    wording: int = 0  # instructions of a kind, wording and language differ only in what they are filled with
+    language: str = "en"
 
 
 def asked_of(path: Path, split: str) -> list[Asked]:
@@ -45,35 +46,42 @@ def asked_of(path: Path, split: str) -> list[Asked]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no instructions; run the stage make_instructions (15_make_instructions)")
-    asked, keys = [], [field.name for field in fields(Asked)]
+    asked, keys = [], ("image_id", "kind", "instruction", "answer", "language")
     for number, task in enumerate(read_json_lines(path), start=1):
         missing = [key for key in ("split", *keys) if not isinstance(task.get(key), str) or not task[key]]
+        missing += [] if isinstance(task.get("wording"), int) else ["wording"]
         if missing:
             raise ValueError(
                 f"{path}: line {number}: {', '.join(missing)} missing or empty: run make_instructions again"
             )
         if task["split"] == split:
-            asked.append(Asked(*(task[key] for key in keys)))
+            asked.append(Asked(**{key: task[key] for key in (*keys, "wording")}))
     return asked
 
 
 def describe_kinds(asked: Iterable[Asked]) -> dict[str, dict]:
-    """kind -> ``{"examples", "choices"}`` of training instructions, for a captioner's config.json.
+    """kind -> ``{"examples", "forms", "filled", "choices"}`` of training instructions, for a captioner's config.json.
 
-    ``examples`` are different instructions, evenly spaced in their alphabetical order; ``choices`` the kind's answers,
-    the commonest first, or None where they are more than MOST_CHOICES.
+    ``examples``: one of each wording; ``forms``: the words that all of a wording share; ``filled``: the other words;
+    ``choices``: the kind's answers, the commonest first, or None where they are more than MOST_CHOICES.
     """
-    texts: dict[str, set[str]] = {}
+    wordings: dict[str, dict[tuple[int, str], list[str]]] = {}
     answers: dict[str, Counter] = {}
     for one in asked:
-        texts.setdefault(one.kind, set()).add(one.instruction)
+        wordings.setdefault(one.kind, {}).setdefault((one.wording, one.language), []).append(one.instruction)
         answers.setdefault(one.kind, Counter())[one.answer] += 1
     described = {}
-    for kind in sorted(texts):
-        known, counts = sorted(texts[kind]), sorted(answers[kind].items(), key=lambda pair: (-pair[1], pair[0]))
-        few = 2 <= len(counts) <= MOST_CHOICES
-        examples = [known[place] for place in evenly_spaced(len(known), KEPT_EXAMPLES)]
-        described[kind] = {"examples": examples, "choices": [answer for answer, _ in counts] if few else None}
+    for kind, own in sorted(wordings.items()):
+        groups = [sorted(set(texts)) for _, texts in sorted(own.items())]
+        forms = [frozenset.intersection(*map(_words, texts)) for texts in groups]
+        words = frozenset().union(*(_words(text) for texts in groups for text in texts))
+        counts = sorted(answers[kind].items(), key=lambda pair: (-pair[1], pair[0]))
+        described[kind] = {
+            "examples": [texts[0] for texts in groups],
+            "forms": [sorted(form) for form in forms],
+            "filled": sorted(words.difference(*forms)),
+            "choices": [answer for answer, _ in counts] if 2 <= len(counts) <= MOST_CHOICES else None,
+        }
     return described
 
 
@@ -97,37 +105,42 @@ class KnownInstructions:
         return list((self.kinds.get(kind) or {}).get("choices") or ())
 
     def recognise(self, text: str) -> tuple[str | None, float]:
-        """(the kind of the known instruction that a text is most like, how like: 0 to 1); (None, 0.0) where none is."""
+        """(the kind of the known wording that a text is most like, how like: 0 to 1); (None, 0.0) where none is."""
         words = _words(text)
         best, like = None, 0.0
-        for kind, examples in self._examples.items():
-            found = max((self._likeness(words, own) for own in examples), default=0.0)
+        for kind, forms in self._forms.items():
+            found = max((self._likeness(words, form) for form in forms), default=0.0)
             if found > like:
                 best, like = kind, found
         return best, like
 
-    def _likeness(self, words: frozenset[str], others: frozenset[str]) -> float:
-        """Cosine of two sets of words, those weighing more that few kinds of instructions have."""
+    def _likeness(self, words: frozenset[str], form: frozenset[str]) -> float:
+        """Cosine of a text's words, but for what wordings are filled with, and those of a form; the words weigh more that
+        few kinds have."""
+        own = words - (self._filled - form)
+        lengths = self._length(own) * self._length(form)
+        return self._length(own & form) / math.sqrt(lengths) if lengths else 0.0
 
-        def length(own: frozenset[str]) -> float:
-            return sum(self._weights.get(word, self._unknown) ** 2 for word in own)
-
-        lengths = length(words) * length(others)
-        return length(words & others) / math.sqrt(lengths) if lengths else 0.0
+    def _length(self, words: frozenset[str]) -> float:
+        return sum(self._weights.get(word, self._unknown) ** 2 for word in words)
 
     @cached_property
-    def _examples(self) -> dict[str, list[frozenset[str]]]:
-        return {kind: [_words(text) for text in own["examples"]] for kind, own in self.kinds.items()}
+    def _forms(self) -> dict[str, list[frozenset[str]]]:
+        return {kind: [frozenset(form) for form in own["forms"]] for kind, own in self.kinds.items()}
+
+    @cached_property
+    def _filled(self) -> frozenset[str]:
+        return frozenset(word for own in self.kinds.values() for word in own["filled"])
 
     @cached_property
     def _weights(self) -> dict[str, float]:
-        counts = Counter(word for own in self._examples.values() for word in frozenset().union(*own))
-        return {word: 0.2 + math.log((1 + len(self._examples)) / count) for word, count in counts.items()}
+        counts = Counter(word for forms in self._forms.values() for word in frozenset().union(*forms))
+        return {word: 0.2 + math.log((1 + len(self._forms)) / count) for word, count in counts.items()}
 
     @cached_property
     def _unknown(self) -> float:
-        """Of a word that no instruction has: a noun of another picture as likely as another wish."""
-        return float(np.median(list(self._weights.values()))) if self._weights else 1.0
+        """Of a word that no instruction has: as likely another thing, which tells nothing, as another wish."""
+        return float(np.median(list(self._weights.values()))) / 2 if self._weights else 1.0
 
 
 def _words(text: str) -> frozenset[str]:

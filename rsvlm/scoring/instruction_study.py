@@ -110,19 +110,19 @@ def save_answers(folder: Path, answers: Mapping[str, pd.DataFrame], about: Mappi
 
 def judge_turns(turns: Sequence[Mapping]) -> list[dict]:
     """Turns of the dialogue with ``right`` (0 to 1), None where nothing was told."""
-    asked = [turn for turn in turns if turn["asked"] and turn["said"] != CANNOT_TELL]
-    scores = score_answers([turn["task"] for turn in asked], {turn["task"]["task_id"]: turn["said"] for turn in asked})
+    asked = [turn for turn in turns if turn["text"] != CANNOT_TELL]
+    scores = score_answers([turn["task"] for turn in asked], {turn["task"]["task_id"]: turn["text"] for turn in asked})
     right = dict(zip(scores["task_id"], scores["right"]))
     return [{**turn, "right": right.get(turn["task"]["task_id"])} for turn in turns]
 
 
 def summarise_turns(turns: Sequence[Mapping]) -> dict[str, float | int | None]:
-    """How many turns there are, in how many nothing was told or asked, and how many of the others are right."""
+    """How many turns there are, in how many the wish had to be said again, or nothing was told; how right the others are."""
     told = [turn["right"] for turn in turns if turn["right"] is not None]
     return {
         "turns": len(turns),
-        "not_asked": sum(not turn["asked"] for turn in turns),
-        "not_told": sum(turn["said"] == CANNOT_TELL for turn in turns),
+        "asked_again": sum(turn["asked_again"] for turn in turns),
+        "not_told": sum(turn["text"] == CANNOT_TELL for turn in turns),
         "right_of_told": round(float(np.mean(told)), 6) if told else None,
     }
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rsvlm.models.capret import CapRet
-from rsvlm.models.dialogue import Conversation, Seen, Unclear
+from rsvlm.models.dialogue import ANSWER, Conversation, Seen, Unclear
 from rsvlm.models.features import Features
 from rsvlm.models.prompts import UPRIGHT, read_visual
 from rsvlm.viewing.dialogues import words_of
@@ -30,16 +30,25 @@ def draw_turns(tasks: Sequence[Mapping], count: int, seed: int) -> list[Mapping]
 
 
 def record_turns(talk: Conversation, features: Features, tasks: Sequence[Mapping]) -> list[dict]:
-    """What the model says to each task's instruction in a dialogue of its own: task, said, note; or why it was not asked."""
+    """What the model says to each task's instruction in a dialogue of its own.
+
+    Where the dialogue does not know what is asked for, an answer is asked for, as a person would.
+
+    Returns:
+        A dict a task: ``task``, ``text``, ``said`` (the same, with what words do not say), ``note``, ``asked_again``.
+    """
     turns = []
     for task in tasks:
         talk.start_afresh()
         talk.give_image(task["image_id"], look_upright(talk.captioner, features, task["image_id"]))
+        asked_again, note = False, ""
         try:
             *_, said = talk.ask(task["instruction"])
-            turns.append({"task": task, "said": words_of(said), "note": said.note, "asked": True})
-        except Unclear as unclear:
-            turns.append({"task": task, "said": "", "note": str(unclear), "asked": False})
+        except Unclear:
+            *_, said = talk.ask(task["instruction"], ANSWER)
+            asked_again, note = True, "The dialogue first asked what was wanted. "
+        own = {"text": said.text, "said": words_of(said), "note": note + said.note, "asked_again": asked_again}
+        turns.append({"task": task, **own})
     talk.start_afresh()
     return turns
 
