@@ -24,7 +24,8 @@ from rsvlm.scoring.instruction_study import (
     thin_tasks,
     wrong_images,
 )
-from rsvlm.viewing.answer_figures import answer_figure, answer_table, answers_result, risk_figure
+from rsvlm.viewing.answer_figures import accuracy_table
+from rsvlm.viewing.answer_results import abstention_table, answer_examples, answers_result, tables_of
 from rsvlm.viewing.dialogue_page import draw_turns, record_turns, render_dialogue_page
 
 KNOWN = {
@@ -116,8 +117,8 @@ def test_answers_that_see_are_told_from_those_that_do_not(tasks):
     assert metrics["hallucination"]["things"]["value"] == 0 and metrics["recognised"] > 0.5
     assert metrics["languages"] == {} and metrics["tasks"] == 12
     metrics["abstention"] = calibrate(test, answers["captioner"], scores, 0.2)[0]
-    assert answer_table(metrics).loc[("made", "presence"), "right"] == "100.0 [100.0, 100.0]"
-    assert answer_figure(metrics).axes[0].get_xlabel() == "right, %"
+    assert tables_of(metrics["accuracy"], accuracy_table).loc[("made", "presence"), "right, %"] == 100
+    assert answer_examples(test, scores, answers["blind"]).loc["list", "without the image"] == "glacier"
     assert "100.0 % right on average over 2 kinds" in answers_result(metrics).text
 
 
@@ -126,8 +127,8 @@ def test_nothing_to_answer_is_said():
     metrics["abstention"], curve = calibrate([], told([], [], []), scores, 0.2)
     assert metrics["accuracy"] == {} and metrics["abstention"]["tell_from"] is None
     assert "No instructions were answered" in answers_result(metrics).text
-    assert answer_figure(metrics) is None and risk_figure(curve, metrics["abstention"]) is None
-    assert len(answer_table(metrics)) == 0
+    assert len(curve) == len(tables_of(metrics["accuracy"], accuracy_table)) == 0
+    assert len(abstention_table(metrics["abstention"])) == 0
 
 
 def test_the_margin_is_calibrated_on_validation():
@@ -145,7 +146,7 @@ def test_the_margin_is_calibrated_on_validation():
     # (n * rate + 1) / (n + 1) <= 0.1 holds with the first 20 alone: rates beyond are 20 / 40
     assert about["tell_from"] == 3.0 and about["test"]["observed"] == 0 and about["test"]["answered"] == 0.5
     assert about["area_without"] == 0.5 and about["area_under_risk"] < 0.3 and len(curve) == 2
-    assert len(risk_figure(curve, about).axes[0].lines) == 3
+    assert abstention_table(about).loc["test", "answered"] == "50.0"
     assert calibrate(tasks[:5], answers[:5], scores, 0.1)[0]["tell_from"] == NEVER  # too few for the promise
     assert closed_choices(tasks)[0] == ["yes", "no"]
 

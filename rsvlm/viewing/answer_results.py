@@ -1,6 +1,6 @@
-"""Answers to instructions in tables, pictures and words: how many are right, of what kind, and how sure they are."""
+"""Instructions in training and their answers in tables and words; the figures of scores stand in ``answer_figures``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,72 +8,22 @@ from matplotlib.figure import Figure
 
 from rsvlm.training.caption_batches import TrainingBatches
 from rsvlm.viewing.page import format_percent
-from rsvlm.viewing.plots import BLUE, GREEN, MUTED, ORANGE, PURPLE, VERMILION, figure
+from rsvlm.viewing.plots import BLUE, figure
 from rsvlm.viewing.results import Result, counted, percent
 
 NO_ANSWERS = "No instructions were answered: there are none, or none were trained on."
 BASELINES = {
-    "majority": ("the commonest training answer", ORANGE, "s"),
-    "blind": ("without the image", VERMILION, "D"),
-    "shuffled": ("with another image", PURPLE, "^"),
+    "majority": "the commonest training answer",
+    "blind": "without the image",
+    "shuffled": "with another image",
 }
 
 
-def answer_table(metrics: Mapping) -> pd.DataFrame:
-    """A row a source and kind: right and format obeyed with 95 % intervals, the baselines, and what wordings change, %."""
-    rows = {}
-    for source, kinds in metrics["accuracy"].items():
-        for kind, own in kinds.items():
-            steady = metrics["robustness"].get(source, {}).get(kind, {})
-            cells = {"images": own["right"]["n"], "right": _cell(own["right"]), "as asked": _cell(own["format_obeyed"])}
-            cells |= {
-                label: format_percent(own[name]["value"]) for name, (label, *_) in BASELINES.items() if name in own
-            }
-            if "minus_blind" in own:
-                cells["more than without the image"] = _cell(own["minus_blind"])
-            cells["wordings contradict each other"] = format_percent(steady.get("contradictory"))
-            rows[source, kind.replace("_", " ")] = cells
-    index = pd.MultiIndex.from_tuples(list(rows), names=["source", "kind"]) if rows else None
-    return pd.DataFrame(list(rows.values()), index=index)
-
-
-def answer_figure(metrics: Mapping) -> Figure | None:
-    """Share right by kind with its interval, the baselines beside it, a panel a source; None without answers."""
-    sources = metrics["accuracy"]
-    if not sources:
-        return None
-    most = max(map(len, sources.values()))
-    drawn, axes = figure(5.2 * len(sources), 1.2 + 0.3 * most, columns=len(sources), squeeze=False)
-    for own, (source, kinds) in zip(axes.flat, sources.items(), strict=True):
-        names = sorted(kinds, key=lambda kind: kinds[kind]["right"]["value"])
-        y = np.arange(len(names))
-        values = np.array([[kinds[kind]["right"][key] for key in ("value", "low", "high")] for kind in names])
-        own.hlines(y, 100 * values[:, 1], 100 * values[:, 2], color=BLUE, linewidth=2)
-        own.plot(100 * values[:, 0], y, "o", color=BLUE, label="the captioner, 95 % interval")
-        for name, (label, colour, marker) in BASELINES.items():
-            if all(name in kinds[kind] for kind in names):
-                shown = [100 * kinds[kind][name]["value"] for kind in names]
-                own.plot(shown, y, marker, color=colour, markersize=5, linestyle="", label=label)
-        own.set(yticks=y, yticklabels=[kind.replace("_", " ") for kind in names], xlim=(-3, 103), xlabel="right, %")
-        own.set_title(source)
-    axes.flat[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, fontsize=8)
-    return drawn
-
-
-def risk_figure(curve: pd.DataFrame, about: Mapping) -> Figure | None:
-    """Error among the answered over the share answered, the surest first, with the calibrated threshold's place."""
-    if not len(curve):
-        return None
-    drawn, axes = figure(5.2, 3.2)
-    axes.plot(100 * curve["coverage"], 100 * curve["risk"], "-", color=BLUE, marker="", label="surest answers first")
-    axes.axhline(100 * about["area_without"], color=MUTED, linestyle="--", label="in any order")
-    test = about["test"]
-    if test["answered"]:
-        told = 100 * test["answered"], 100 * test["wrong_of_answered"]
-        axes.plot(*told, "D", color=GREEN, label="told, by the calibrated margin")
-    axes.set(xlabel="questions answered, %", ylabel="wrong of those, %", xlim=(0, 102), ylim=(0, None))
-    axes.legend(fontsize=8)
-    return drawn
+def tables_of(found: Mapping[str, Mapping], make: Callable[[Mapping], pd.DataFrame]) -> pd.DataFrame:
+    """The tables that ``make`` gives of each source's figures, one below the other; empty where nothing was scored."""
+    return (
+        pd.concat({source: make(own) for source, own in found.items()}, names=["source"]) if found else pd.DataFrame()
+    )
 
 
 def abstention_table(about: Mapping) -> pd.DataFrame:
@@ -112,7 +62,7 @@ def answers_result(metrics: Mapping) -> Result:
         beside = {
             name: np.mean([own[name]["value"] for own in kinds.values()]) for name in BASELINES if _has(kinds, name)
         }
-        told = ", ".join(f"{percent(value)} {BASELINES[name][0]}" for name, value in beside.items())
+        told = ", ".join(f"{percent(value)} {BASELINES[name]}" for name, value in beside.items())
         seeing = [kind for kind, own in kinds.items() if _has({kind: own}, "blind") and own["minus_blind"]["low"] > 0]
         lines.append(
             f"{source}: {percent(mean['right'])} right on average over {counted(len(kinds), 'kind')} ({told}); "
@@ -135,11 +85,6 @@ def answers_result(metrics: Mapping) -> Result:
 
 def _has(kinds: Mapping, name: str) -> bool:
     return all(name in own for own in kinds.values())
-
-
-def _cell(entry: Mapping) -> str:
-    low, high = format_percent(entry["low"]), format_percent(entry["high"])
-    return f"{format_percent(entry['value'])} [{low}, {high}]"
 
 
 def step_table(batches: TrainingBatches, step: int) -> pd.DataFrame:
