@@ -185,15 +185,13 @@ class ScoreInstructions(Machine):
         Within(0, 1_000_000, "0 takes all that make_instructions made"),
         quick=56,
     )
-    baselines: list[str] = setting(
-        ["blind", "shuffled"], "answered beside: blind (features at the training mean), shuffled (another image)"
-    )
+    baselines: list[str] = setting(["blind", "shuffled"], "answered beside: blind (no image), shuffled (another image)")
     max_new_tokens: int = setting(
         40, "longest answer, tokens", Within(1, 1024, "a list has some 35; the cache grows with each")
     )
     error: float = setting(
         0.2,
-        "share of the questions with few answers that may be answered wrongly; below its margin: I can't tell",
+        "share of questions with few answers that may be answered wrongly; below: I can't tell",
         Within(0, 1, "at 0 nothing may be answered, at 1 everything", above=True, below=True),
     )
     turns: int = setting(
