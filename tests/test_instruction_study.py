@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from captioner_case import KINDS, make_captioner, make_features, make_table
 from PIL import Image
-from rsvlm.viewing.answer_figures import accuracy_table
 
 from rsvlm.files import read_json, read_json_lines
 from rsvlm.models.dialogue import AUTO, CANNOT_TELL, UNLIKE, WORDS, Conversation, Seen, Unclear
@@ -25,6 +24,7 @@ from rsvlm.scoring.instruction_study import (
     thin_tasks,
     wrong_images,
 )
+from rsvlm.viewing.answer_figures import accuracy_table
 from rsvlm.viewing.answer_results import abstention_table, answer_examples, answers_result, tables_of
 from rsvlm.viewing.dialogue_page import draw_turns, record_turns, render_dialogue_page
 
