@@ -4,6 +4,7 @@
     encoder   = rsvlm.load_encoder("models/encoder")               # a folder, or any name that a study takes
     captioner = rsvlm.load_captioner("models/captioner", encoder)  # carries what it needs to caption any image
     captions  = rsvlm.caption(captioner, ["a.tif", "folder/"])     # a DataFrame: image, caption, log_probability
+    said      = rsvlm.answer(captioner, "a.tif", "Is there a river?")  # said.text; trained with instructions
     index     = rsvlm.build_index(encoder, "folder/")              # then index.search("two planes beside a hangar", k=10)
     scene     = rsvlm.open_scene("scene.tif")                      # a georeferenced image of any size
     windows   = rsvlm.embed_scene(encoder, scene, "scene.parquet") # then rsvlm.search_scene(windows, "a harbour", encoder)
@@ -30,6 +31,7 @@ _ROOMS = {  # name -> the module it comes from; nothing is imported before it is
     "load_encoder": "rsvlm.models.zoo",
     "load_captioner": "rsvlm.models.inference",
     "caption": "rsvlm.models.inference",
+    "answer": "rsvlm.models.answering",
     "build_index": "rsvlm.models.index",
     "load_index": "rsvlm.models.index",
     "open_scene": "rsvlm.data.rasters.scene",

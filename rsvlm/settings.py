@@ -354,6 +354,15 @@ class CaptioningSettings(Settings):
     varied_prompts: float = setting(0.5, 'share of prompts that are not the fixed "Caption:"', SHARE)
     neighbour_dropout: float = setting(0.2, "share of training prompts without the neighbours' captions", SHARE)
     feature_dropout: float = setting(0.0, "share of feature values set to their mean", SHARE)
+    instruction_share: float = setting(
+        0.0, "share of the images of a step that get instructions instead of a caption", SHARE
+    )
+    instructions_per_image: int = setting(
+        2,
+        "instructions of such an image in a step, behind one image",
+        Within(1, 64, "each lengthens the rows of a batch; an image has some tens"),
+    )
+    instruction_weight: float = setting(1.0, "of the answers in the loss, each answer counting alike", LOSS_WEIGHT)
     views: Literal["all", "upright"] = setting(
         "all",
         "a random turned or mirrored view each step; upright: never (captions that tell of north or left)",
@@ -363,6 +372,11 @@ class CaptioningSettings(Settings):
     keep: Literal["best", "last"] = setting("best", "weights kept: best on validation, or last")
     checkpoint_every: int = setting(50, "steps between two checkpoints", STEPS)
     seed: int = setting(0, "of the new weights, data order, captions, prompts and dropout", SEED)
+
+    @property
+    def trains_instructions(self) -> bool:
+        """Whether any image gets an instruction, where there are any."""
+        return self.instruction_share > 0 and self.instruction_weight > 0
 
     @property
     def trains_retrieval(self) -> bool:

@@ -41,7 +41,7 @@ def measure_inputs(
         captioner: not merged (``load_capret(..., merge=False)``), or its adapters stay.
         neighbours: captions for each image's prompt.
     """
-    blank = _without_images(captioner, features, image_ids)
+    blank = blank_features(captioner, features, image_ids)
     asked = {
         EVERYTHING: Prompted(captioner, features, image_ids, prompt, neighbours, view),
         "neighbours": Prompted(captioner, features, image_ids, prompt, None, view),
@@ -79,7 +79,7 @@ def without_adapters(captioner: CapRet, switched_off: bool = True) -> Iterator[N
             layer.enable_adapters(True)
 
 
-def _without_images(captioner: CapRet, features: Features, image_ids: Sequence[str]) -> Features:
+def blank_features(captioner: CapRet, features: Features, image_ids: Sequence[str]) -> Features:
     """Features of these images, all of which stand at the training images' mean."""
     n, P = len(image_ids), features.pooled.shape[-1]
     pooled = np.broadcast_to(captioner.pooled_mean.cpu().numpy(), (n, 1, P))

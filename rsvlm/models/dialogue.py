@@ -1,8 +1,9 @@
 """Talking with the captioner: text and images in any order; it answers with words and, by ``[RET]``, with images.
 
-Training taught it two wishes: words for one image, and images for one description. Both are read as in training: the
-last image and the text, or the description alone. Which of them a text asks for is said by the person or guessed
-(``guess_wish``); what is neither is refused with what there is instead (``Unclear``). ``free`` gives the model the whole
+Training taught it two wishes: words for one image, and images for one description; and a third where it had instructions:
+their answers. All are read as in training: the last image and the text, or the description alone. Which of them a text
+asks for is said by the person or guessed (``guess_wish``, and for instructions the likeness to those of training); what is
+none of them is refused with what there is instead (``Unclear``). ``free`` gives the model the whole
 dialogue and lets it answer with words or ``[RET]``: the method's promise, for which nothing in training prepares it.
 """
 
@@ -14,12 +15,19 @@ import numpy as np
 import torch
 
 from rsvlm.kernels import similarity_topk
+from rsvlm.models.answering import CANNOT_TELL, answer_margin, is_uncertain
 from rsvlm.models.capret import ANCHOR, CapRet
 from rsvlm.models.generation import embed_captions_ret, start_rows
+from rsvlm.models.instructions import LIKE, SURE, KnownInstructions
 from rsvlm.models.prompts import CAPTION_PROMPT, VISUAL, VisualInput
 
-WORDS, IMAGES, FREE, AUTO = "words", "images", "free", "auto"
+WORDS, IMAGES, ANSWER, FREE, AUTO = "words", "images", "answer", "free", "auto"
 CAN_DO = "The model was trained for two things: to describe an image, and to find images for a description."
+CAN_ANSWER = (
+    "The model was trained for three things: to describe an image, to answer instructions like those of training about it, "
+    "and to find images for a description."
+)
+UNLIKE = "Training had no instruction like this: take the answer as a guess."
 UNTRAINED = "The model was not trained to answer this: take its words as a caption, not as an answer."
 
 # A text of these words alone, one of them of the first kind, asks for words: it names nothing to search for
@@ -78,6 +86,12 @@ class Seen:
 
     parts: tuple[str | VisualInput, ...]
     warning: str = ""
+    upright: VisualInput | None = None  # of the image, for instructions; None: the first one of ``parts``
+
+    @property
+    def image(self) -> VisualInput:
+        """What the model is given with an instruction."""
+        return self.upright or next(part for part in self.parts if not isinstance(part, str))
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,8 @@ class Conversation:
         max_new_tokens: longest answer.
         ret_bias: added to the logit of ``[RET]`` where the model is free to choose: higher values bring images sooner.
         no_repeat: no run of so many tokens comes twice in an answer: small models run in circles. 0: it may.
+        tell_from: smallest margin, nats, from which an answer that is one of few is told (see ``rsvlm.answer``); below,
+            CANNOT_TELL is. None: all are told.
     """
 
     captioner: CapRet
@@ -115,6 +131,7 @@ class Conversation:
     max_new_tokens: int = 40
     ret_bias: float = 0.0
     no_repeat: int = 3
+    tell_from: float | None = None
     turns: list[Turn] = field(default_factory=list)
     _history: list[str | VisualInput] = field(default_factory=list, repr=False)
     _seen: Seen | None = field(default=None, repr=False)  # the last image
@@ -130,8 +147,9 @@ class Conversation:
 
         Args:
             text: with ``words``, blank stands for "Caption:", the prompt of training.
-            wants: ``words`` (never answered with images), ``images`` (never with words), ``free``, or ``auto``: what
-                ``guess_wish`` makes of the text.
+            wants: ``words`` (never answered with images), ``images`` (never with words), ``answer`` (the text alone is the
+                instruction), ``free``, or ``auto``: ``answer`` where the text is like an instruction of training, else
+                what ``guess_wish`` makes of it.
 
         Raises:
             Unclear: the text does not say what it asks for, or there is no image to describe, or nothing to search by.
@@ -155,7 +173,14 @@ class Conversation:
             if said.image_ids and self.look is not None:
                 self._see(self.look(said.image_ids[0]))
 
-    def stream(self, history: Sequence[str | VisualInput], *, words_only: bool = False) -> Iterator[Turn]:
+    @property
+    def known(self) -> KnownInstructions:
+        """What the captioner was trained to answer."""
+        return KnownInstructions.of(self.captioner)
+
+    def stream(
+        self, history: Sequence[str | VisualInput], *, words_only: bool = False, plain: bool = False
+    ) -> Iterator[Turn]:
         """The model's answer to a history, greedily decoded, word by word; the last one is whole. Nothing is kept.
 
         It begins with a word, never with its end or a full stop. When ``[RET]`` comes, the answer ends and the images
@@ -164,6 +189,7 @@ class Conversation:
         Args:
             history: texts and images in order; an image is a ``VisualInput`` of one image (``read_visual`` of one row).
             words_only: ``[RET]`` cannot come.
+            plain: what is likeliest, as answers to instructions are: JSON begins with a brace and repeats itself.
 
         Raises:
             ValueError: an empty history, one that is longer than the model reads, or numbers of ids and embeddings that
@@ -177,8 +203,9 @@ class Conversation:
         for _ in range(self.max_new_tokens):
             with torch.inference_mode():
                 log_probabilities = rows.log_probabilities(None if words_only else self.ret_bias)
-                log_probabilities[:, _would_repeat(words, self.no_repeat)] = -torch.inf
-                token = log_probabilities.argmax(-1) if words else _first_token(captioner, log_probabilities)
+                log_probabilities[:, _would_repeat(words, 0 if plain else self.no_repeat)] = -torch.inf
+                likeliest = words or plain
+                token = log_probabilities.argmax(-1) if likeliest else _first_token(captioner, log_probabilities)
                 if token.item() == captioner.eos_id:
                     break
                 rows.advance(token)
@@ -199,14 +226,25 @@ class Conversation:
 
     def _answers(self, text: str, wants: str) -> tuple[str, Iterator[Turn]]:
         """(the text that is kept, the turns that answer it)."""
-        if wants not in (WORDS, IMAGES, FREE, AUTO):
-            raise ValueError(f"wants is {wants!r}: give {WORDS}, {IMAGES}, {FREE} or {AUTO}")
+        if wants not in (WORDS, IMAGES, ANSWER, FREE, AUTO):
+            raise ValueError(f"wants is {wants!r}: give {WORDS}, {IMAGES}, {ANSWER}, {FREE} or {AUTO}")
         guessed, description = guess_wish(text) if text else (WORDS if self._seen else None, "")
-        wish = guessed if wants == AUTO else wants
+        kind, like = self.known.recognise(text)
+        is_known = like >= (LIKE if guessed is None else SURE) and guessed != WORDS
+        wish = wants if wants != AUTO else ANSWER if is_known else guessed
         describe = [(WORDS, "")] if self._seen else []
         if wish is None:
+            can_do = CAN_ANSWER if self.known.kinds else CAN_DO
+            answer = [(ANSWER, text)] if text and self.known.kinds and self._seen else []
             anyway = [(IMAGES, text), (FREE, text)] if text else []
-            raise Unclear(f"{CAN_DO} The text does not tell which of them it asks for.", [*describe, *anyway])
+            raise Unclear(f"{can_do} The text does not tell which of them it asks for.", [*describe, *answer, *anyway])
+        if wish == ANSWER:
+            if not self.known.kinds:
+                raise Unclear("The model was not trained with instructions.", describe)
+            if self._seen is None or not text:
+                what = "an instruction" if self._seen else "an image to answer about"
+                raise Unclear(f"There is not {what} yet: give one first.", describe)
+            return text, self._instructed(text, kind if like >= LIKE else None)
         if wish == FREE:
             answers = self.stream([*self._history, text] if text else self._history)
             return text, (replace(turn, note=UNTRAINED) for turn in answers)
@@ -223,6 +261,22 @@ class Conversation:
         notes = [self._seen.warning, UNTRAINED if guessed != WORDS else ""]
         answers = self.stream([*self._seen.parts, text], words_only=True)
         return text, (replace(turn, note=" ".join(filter(None, notes))) for turn in answers)
+
+    def _instructed(self, text: str, kind: str | None) -> Iterator[Turn]:
+        """The turns that answer an instruction about the last image; CANNOT_TELL at once where it is too uncertain."""
+        seen, choices = self._seen, self.known.choices(kind)
+        note = " ".join(filter(None, [seen.warning, "" if kind else UNLIKE]))
+        turns = self.stream([seen.image, text], words_only=True, plain=True)
+        if not choices or self.tell_from is None:
+            yield from (replace(turn, note=note) for turn in turns)
+            return
+        *_, said = turns
+        (prefix,), visual = _read_history(self.captioner, [seen.image, text], self.max_new_tokens)
+        margin = answer_margin(self.captioner, prefix, visual[None], said.text, choices)
+        if is_uncertain(margin, self.tell_from):
+            why = f"“{said.text}” is likelier than other answers by {margin:.2f} nats; told from {self.tell_from:.2f}."
+            said, note = replace(said, text=CANNOT_TELL, cut_off=False), " ".join(filter(None, [why, note]))
+        yield replace(said, note=note)
 
     def _see(self, seen: Seen) -> None:
         self._history += seen.parts

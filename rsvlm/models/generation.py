@@ -27,18 +27,18 @@ class Prompted:
 
     Attributes:
         image_ids: rows of ``features``; an image may occur several times.
-        prompt: any instruction.
+        prompt: any instruction, or one for each image.
         neighbours: captions of similar training images for each image's prompt.
         view: "upright", or "mean" (features averaged over the image's turned and mirrored views).
 
     Raises:
-        ValueError: other numbers of images and neighbours, an image without features, an unknown view.
+        ValueError: other numbers of images and neighbours or prompts, an image without features, an unknown view.
     """
 
     captioner: CapRet
     features: Features
     image_ids: Sequence[str]
-    prompt: str = CAPTION_PROMPT
+    prompt: str | Sequence[str] = CAPTION_PROMPT
     neighbours: Sequence[Sequence[str]] | None = None
     view: str = "upright"
 
@@ -48,7 +48,10 @@ class Prompted:
         near = [()] * len(self.image_ids) if self.neighbours is None else self.neighbours
         if len(near) != len(self.image_ids):
             raise ValueError(f"{len(self.image_ids)} images, but neighbours' captions for {len(near)}")
-        prompts = self.captioner.encode_text([caption_prompt(self.prompt, own) for own in near])
+        asked = [self.prompt] * len(near) if isinstance(self.prompt, str) else list(self.prompt)
+        if len(asked) != len(near):
+            raise ValueError(f"{len(near)} images, but {len(asked)} prompts")
+        prompts = self.captioner.encode_text([caption_prompt(own, told) for own, told in zip(asked, near)])
         return [self.captioner.image_prefix(prompt) for prompt in prompts]
 
     def visual_tokens(self, places: Sequence[int]) -> Tensor:
@@ -129,15 +132,27 @@ def caption_log_likelihoods(
         if not places:
             continue
         rows = [Row(asked.prefixes[place], ids[place]) for place in places]
-        packed = captioner.pack(rows)
-        hidden = captioner.hidden_states(packed, asked.visual_tokens(places))
-        nll = captioner.negative_log_likelihoods(hidden[packed.predict_at], packed.labels).double().cpu().numpy()
-        owners = packed.owners.cpu().numpy()
-        sums, counts = -np.bincount(owners, nll), np.bincount(owners)
-        ends = np.cumsum([len(ids[place]) for place in places])[:-1]
-        for place, own in zip(places, np.split(sums / counts if mean else sums, ends)):
+        for place, own in zip(places, row_log_likelihoods(captioner, rows, asked.visual_tokens(places), mean=mean)):
             results[place] = own
     return results
+
+
+@torch.inference_mode()
+def row_log_likelihoods(
+    captioner: CapRet, rows: Sequence[Row], visual: Tensor, *, mean: bool = True
+) -> list[np.ndarray]:
+    """For each row (its visual tokens (B, n, H)) the log-likelihoods (captions,), float64, of its captions.
+
+    Args:
+        mean: per token, end token included; False: the whole caption's.
+    """
+    packed = captioner.pack(rows)
+    hidden = captioner.hidden_states(packed, visual)
+    nll = captioner.negative_log_likelihoods(hidden[packed.predict_at], packed.labels).double().cpu().numpy()
+    owners = packed.owners.cpu().numpy()
+    sums, counts = -np.bincount(owners, nll), np.bincount(owners)
+    ends = np.cumsum([len(row.captions) for row in rows])[:-1]
+    return np.split(sums / counts if mean else sums, ends)
 
 
 @torch.inference_mode()

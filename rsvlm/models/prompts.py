@@ -119,12 +119,15 @@ class Row:
     Attributes:
         prefix: start token, ``VISUAL`` once a visual token, prompt; at least one token where there are captions.
         captions: caption tokens without an end token; the end token is predicted.
+        asked: tokens between the prefix and each caption that are read and not predicted: an instruction of its own for
+            each caption, which is then its answer. Empty: the prefix says what is asked.
         texts: text-only segments, without ``[RET]``, which is put behind them.
     """
 
     prefix: Sequence[int]
     captions: Sequence[Sequence[int]] = ()
     texts: Sequence[Sequence[int]] = ()
+    asked: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ class PackedRows:
         input_ids: (B, T) with ``VISUAL`` for visual tokens and the id of ``[RET]``.
         positions: (B, T).
         segments: (B, T), see the constants above.
-        predict_at: (Q,) places in the flattened batch whose next token is a caption's; a prefix's end once a caption.
+        predict_at: (Q,) places in the flattened batch whose next token is a caption's; a prefix's end, or that of what
+            is asked, once a caption.
         labels: (Q,) those next tokens.
         owners: (Q,) the number of the caption, counted through the batch, that each label belongs to.
         ret_at: (M,) places of ``[RET]`` in the flattened batch, one a text-only segment.
@@ -164,7 +168,8 @@ def pack_rows(rows: Sequence[Row], *, eos_id: int, ret_id: int, start_ids: Seque
         start_ids: tokens put before each text-only segment (the tokenizer's start token, where it has one).
 
     Raises:
-        ValueError: a row with captions has an empty prefix, or a text-only segment is empty.
+        ValueError: a row with captions has an empty prefix, not as much is asked as answered, or a text-only segment is
+            empty.
     """
     ids, positions, segments = [], [], []
     predict_at, labels, owners, ret_at, before_ret = [], [], [], [], []
@@ -172,20 +177,24 @@ def pack_rows(rows: Sequence[Row], *, eos_id: int, ret_id: int, start_ids: Seque
     for row_number, row in enumerate(rows):
         if row.captions and not row.prefix:
             raise ValueError(f"row {row_number} has captions but no prefix to predict their first token from")
+        if row.asked and len(row.asked) != len(row.captions):
+            raise ValueError(f"row {row_number} asks {len(row.asked)} times and has {len(row.captions)} answers")
         row_ids, row_positions, row_segments = (
             list(row.prefix),
             list(range(len(row.prefix))),
             [PREFIX] * len(row.prefix),
         )
         for number, caption in enumerate(row.captions, start=1):
-            at = len(row_ids)
-            predict_at += [(row_number, place) for place in (len(row.prefix) - 1, *range(at, at + len(caption)))]
+            asked = list(row.asked[number - 1]) if row.asked else []
+            at = len(row_ids) + len(asked)
+            first = at - 1 if asked else len(row.prefix) - 1
+            predict_at += [(row_number, place) for place in (first, *range(at, at + len(caption)))]
             labels += [*caption, eos_id]
             owners += [n_captions] * (len(caption) + 1)
             n_captions += 1
-            row_ids += caption
-            row_positions += range(len(row.prefix), len(row.prefix) + len(caption))
-            row_segments += [number] * len(caption)
+            row_ids += [*asked, *caption]
+            row_positions += range(len(row.prefix), len(row.prefix) + len(asked) + len(caption))
+            row_segments += [number] * (len(asked) + len(caption))
         for number, text in enumerate(row.texts):
             segment = [*start_ids, *text, ret_id]
             if len(segment) < 2:

@@ -35,6 +35,7 @@ EFFICIENTNET_VALUES = (
 # attention, and the four times wider middle before and after its activation (Korthikanti et al. 2022, section 4)
 TOWER_VALUES = 17
 STATISTICS = "the mean and standard deviation of the features"
+INSTRUCTION = 45  # tokens of an instruction and its answer; 99 of 100 are shorter
 LONGEST_DRAW = 40  # tokens, as rsvlm.training.captioning has it, which imports torch
 BATCH_OF, REWARD_BATCH_OF = ("batch_size", "captions_per_image"), ("reward_batch_size", "reward_samples")
 
@@ -235,6 +236,10 @@ def estimate_finetune_lora(values: dict) -> list[Part]:
         steps.append((values["reward_batch_size"], values["reward_samples"], REWARD_BATCH_OF))
     B, captions, batch_of = max(steps, key=lambda step: step[0] * (prompt + step[1] * (caption + 1)))
     row = prompt + captions * (caption + 1) + ((caption + 8) if retrieval else 0)
+    lower = ("instructions_per_image",) if values["instruction_share"] else ()
+    if lower:
+        asked = values["visual_tokens"] + G + values["instructions_per_image"] * INSTRUCTION
+        row = max(row, asked + ((caption + 8) if retrieval else 0))
     drawn = values["reward_batch_size"] * values["reward_samples"] if values["reward_steps"] else 0
     labels = B * (captions * (caption + 1) + retrieval)
     # values a token that the backward pass of a frozen LLaMA layer needs; norms and adapters compute in float32
@@ -250,7 +255,7 @@ def estimate_finetune_lora(values: dict) -> list[Part]:
         Part(
             B * row * layer * decoder.layers * WORKING,
             "the rows of a batch",
-            (*batch_of, "neighbour_captions", "visual_tokens"),
+            (*batch_of, "neighbour_captions", "visual_tokens", *lower),
         ),
         Part(4 * B * row**2, "attention masks", batch_of[::-1]),
         Part(4 * 4 * labels * decoder.vocabulary, "logits of a batch", batch_of),

@@ -36,6 +36,7 @@ PAGES = {
     "reports/galleries/captions.html": "every test image with the captions of all runs and their scores",
     "reports/galleries/retrieval.html": "what captions and images find",
     "reports/tables/comparison.html": "the study's figures beside published ones",
+    "reports/dialogue/index.html": "what the captioner answers to instructions about test images",
     "reports/leaderboard/leaderboard.html": "other models measured on the same images",
     "reports/earth/index.html": "where on the Earth is what a text asks for",
 }

@@ -45,6 +45,7 @@ PLACES = {
     "FEATURES": "data/features",
     "GENERATED": "data/generated",  # one JSON-lines file a run of the study
     "RET_EMBEDDINGS": "data/ret_embeddings",
+    "ANSWERS": "data/answers",  # to instructions: those of the captioner, blind, with another image
     "ENCODER": "models/encoder",
     "FINETUNED": "models/finetuned",  # what finetune_lora trained
     "OTHER_MODELS": "data/models",  # other models measured on the study's images, one folder each
@@ -61,6 +62,7 @@ PLACES = {
     "GALLERIES": "reports/galleries",
     "EARTH_SEARCH": "reports/earth",  # what texts find on the globe: page, places, surfaces
     "MOSAICS": "reports/mosaics",  # searches in synthetic mosaics
+    "DIALOGUE": "reports/dialogue",  # turns on test images, not chosen by hand
     "CARDS": "reports/cards",  # filled with this study's numbers; not beside its data: a reworded card trains nothing
     # Survives a killed stage and is no result
     "CHECKPOINTS": ".rsvlm/checkpoints",

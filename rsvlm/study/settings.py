@@ -183,6 +183,32 @@ class ScoreRetrieval(Combination):
     seed: int = setting(0, "of the resampling", SEED)
 
 
+class ScoreInstructions(Machine):
+    """76_score_instructions."""
+
+    tasks: int = setting(
+        0,
+        "answered of validation and of test, at most, whole questions, evenly spaced; 0: all",
+        Within(0, 1_000_000, "0 takes all that make_instructions made"),
+        quick=56,
+    )
+    baselines: list[str] = setting(["blind", "shuffled"], "answered beside: blind (no image), shuffled (another image)")
+    max_new_tokens: int = setting(
+        40, "longest answer, tokens", Within(1, 1024, "a list has some 35; the cache grows with each")
+    )
+    error: float = setting(
+        0.2,
+        "share of questions with few answers that may be answered wrongly; below: I can't tell",
+        Within(0, 1, "at 0 nothing may be answered, at 1 everything", above=True, below=True),
+    )
+    turns: int = setting(
+        20, "of the dialogue on test images, drawn at random, on the page; 0: none", Within(0, 1000, "each is answered")
+    )
+    batch_size: int = setting(32, "instructions at a time", BATCH)
+    bootstrap_resamples: int = setting(1000, "resamples of the images for the 95 % intervals", RESAMPLES, quick=200)
+    seed: int = setting(0, "of the other images, the turns and the resampling", SEED)
+
+
 class RunModel(Machine):
     """75_run_model."""
 
@@ -315,6 +341,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "score_captions": ScoreCaptions,
     "score_retrieval": ScoreRetrieval,
     "run_model": RunModel,
+    "score_instructions": ScoreInstructions,
     "leaderboard": Leaderboard,
     "compare_with_paper": CompareWithPaper,
     "caption_gallery": CaptionGallery,

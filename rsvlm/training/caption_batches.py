@@ -1,10 +1,11 @@
 """What a step of the captioner's training sees: images, their captions, prompts, views and negatives.
 
-All of it derives from (seed, step), so that a training that was stopped goes on with what it would have seen.
+All of it derives from (seed, step), so that a training that was stopped goes on with what it would have seen. Where
+images get instructions instead of captions, those are drawn apart: everything else of a step is as without them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
+from rsvlm.models.instructions import Asked
 from rsvlm.models.prompts import (
     CAPTION_PROMPT,
     CAPTION_PROMPTS,
@@ -50,6 +52,7 @@ class Batch:
         weights: (C,) how much each caption counts; below 0 for a drawn one that earned less than the others.
         pooled: (N, P) features of the images for InfoNCE: the batch's, then the negatives.
         positives: (N, M) bool; None without text-only segments.
+        is_answer: (C,) bool, whether it answers an instruction; None: none does. An answer's weight is 1 / its tokens.
     """
 
     rows: list[Row]
@@ -57,6 +60,7 @@ class Batch:
     weights: Tensor
     pooled: Tensor
     positives: Tensor | None
+    is_answer: Tensor | None = None
 
 
 def examples_of(
@@ -81,14 +85,32 @@ def examples_of(
 
 
 class TrainingBatches:
-    """Batches of training examples by step number: the same step always gives the same batch."""
+    """Batches of training examples by step number: the same step always gives the same batch.
+
+    Args:
+        asked: instructions about images among the examples; they take the place of captions where the settings say so.
+
+    Raises:
+        ValueError: an instruction about an image that is none of the examples.
+    """
 
     def __init__(
-        self, captioner: CapRet, features: Features, examples: Sequence[Example], settings: CaptioningSettings
+        self,
+        captioner: CapRet,
+        features: Features,
+        examples: Sequence[Example],
+        settings: CaptioningSettings,
+        asked: Sequence[Asked] = (),
     ) -> None:
         self.captioner, self.features, self.examples, self.settings = captioner, features, examples, settings
         self.rows = features.rows([example.image_id for example in examples])
         self.texts = [set(example.captions) for example in examples]
+        place_of = {example.image_id: place for place, example in enumerate(examples)}
+        self.asked: dict[int, list[Asked]] = {}  # by the example's number
+        for one in asked if settings.trains_instructions else ():
+            if one.image_id not in place_of:
+                raise ValueError(f"{one.image_id}: an instruction about it, but it is no image to train on")
+            self.asked.setdefault(place_of[one.image_id], []).append(one)
 
     def draw(self, step: int, generator: np.random.Generator) -> Batch:
         """The batch of a step."""
@@ -104,6 +126,12 @@ class TrainingBatches:
         ]
         rows = example_rows(self.captioner, prompts, captions, [lead + text for lead, text in zip(leads, texts)])
         views = self._draw_views(len(chosen), generator)
+        is_answer = None
+        if self.asked:
+            told, views = self._draw_instructions(step, chosen, views)
+            rows = with_instructions(self.captioner, rows, told)
+            weights = [answer_weights(row) if place in told else weights[place] for place, row in enumerate(rows)]
+            is_answer = torch.tensor([place in told for place, own in enumerate(weights) for _ in own])
         visual = read_visual(self.features, self.rows[chosen], views, grid=self.captioner.settings.grid_cells > 0)
         others, pooled = self._draw_negatives(chosen, generator), visual.pooled
         if len(others):
@@ -111,7 +139,8 @@ class TrainingBatches:
             pooled = torch.cat([pooled, read_visual(self.features, self.rows[others], views, grid=False).pooled])
         shown = [*chosen, *others]
         positives = torch.tensor([[text in self.texts[i] for text in texts] for i in shown]) if texts else None
-        return Batch(rows, visual, torch.tensor(np.concatenate(weights), dtype=torch.float32), pooled, positives)
+        counted = torch.tensor(np.concatenate(weights), dtype=torch.float32)
+        return Batch(rows, visual, counted, pooled, positives, is_answer)
 
     def images(self, step: int) -> np.ndarray:
         """The example numbers of a step's batch: the next of a new order each epoch, without a short last batch."""
@@ -139,6 +168,22 @@ class TrainingBatches:
             return np.full(n, UPRIGHT)
         drawn = generator.integers(0, V + 1, n)
         return np.where(drawn == V, MEAN, drawn)
+
+    def _draw_instructions(
+        self, step: int, chosen: np.ndarray, views: np.ndarray
+    ) -> tuple[dict[int, list[Asked]], np.ndarray]:
+        """(place in the batch -> its instructions, (B,) the views): an image is upright with them, for a turned or mirrored
+        one would make "left" wrong."""
+        generator = np.random.default_rng([self.settings.seed, 3, step])
+        share = self.settings.instruction_share * len(chosen)
+        count = int(share) + (generator.random() < share - int(share))
+        told, views = {}, views.copy()
+        for place in sorted(generator.permutation(len(chosen))[:count].tolist()):
+            if own := self.asked.get(int(chosen[place])):
+                drawn = generator.permutation(len(own))[: self.settings.instructions_per_image]
+                told[place] = [own[i] for i in drawn]
+                views[place] = UPRIGHT
+        return told, views
 
     def _draw_negatives(self, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         if not self.settings.retrieval_weight:
@@ -176,3 +221,41 @@ def example_rows(
         Row(captioner.image_prefix(prompt_ids[number]), [next(caption_ids) for _ in own], text_ids[number : number + 1])
         for number, own in enumerate(captions)
     ]
+
+
+def with_instructions(captioner: CapRet, rows: Sequence[Row], told: Mapping[int, Sequence[Asked]]) -> list[Row]:
+    """The rows, those in ``told`` (by place) with instructions and answers instead of prompt and captions."""
+    ids = iter(
+        captioner.encode_text([text for own in told.values() for one in own for text in (one.instruction, one.answer)])
+    )
+    changed = list(rows)
+    for place, own in told.items():
+        pairs = [(next(ids), next(ids)) for _ in own]
+        asked, answers = [one for one, _ in pairs], [one for _, one in pairs]
+        changed[place] = replace(rows[place], prefix=captioner.image_prefix([]), captions=answers, asked=asked)
+    return changed
+
+
+def answer_weights(row: Row) -> list[float]:
+    """Of each of a row's answers what one of its tokens counts, its end among them: each answer counts 1 in all."""
+    return [1 / (len(answer) + 1) for answer in row.captions]
+
+
+def instruction_batches(
+    captioner: CapRet, features: Features, asked: Sequence[Asked], settings: CaptioningSettings
+) -> list[Batch]:
+    """Batches of instructions with their answers, upright view, an image's next to each other in one row."""
+    by_image: dict[str, list[Asked]] = {}
+    for one in asked:
+        by_image.setdefault(one.image_id, []).append(one)
+    most = settings.instructions_per_image
+    parts = [own[start : start + most] for own in by_image.values() for start in range(0, len(own), most)]
+    batches = []
+    for start in range(0, len(parts), settings.batch_size):
+        part = parts[start : start + settings.batch_size]
+        rows = with_instructions(captioner, [Row(()) for _ in part], dict(enumerate(part)))
+        places = features.rows([own[0].image_id for own in part])
+        visual = read_visual(features, places, UPRIGHT, grid=captioner.settings.grid_cells > 0)
+        weights = torch.tensor([weight for row in rows for weight in answer_weights(row)])
+        batches.append(Batch(rows, visual, weights, visual.pooled, None, torch.ones(len(weights), dtype=torch.bool)))
+    return batches

@@ -6,6 +6,9 @@ Loss = cross-entropy of captions behind [visual tokens][prompt]
 The text branch sees no image (FROMAGe, Koh et al. 2023). Every image that has a caption's text is its positive. Because
 features are cached, images beyond the batch's serve as negatives at the price of one small product.
 
+Some images of a step may get instructions with their answers instead of prompt and caption, several behind one image;
+their loss, a mean over answers, comes on top with ``instruction_weight``.
+
 Where wanted, self-critical training follows (Rennie et al. 2017): captions that the captioner draws itself take the
 place of the references, and each counts by how much higher its CIDEr is than the mean of the other draws of its image
 (Kool et al. 2019). What is rewarded is then what is reported, and what is generated is then what is trained on.
@@ -26,13 +29,21 @@ from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import save_capret
 from rsvlm.models.features import Features
 from rsvlm.models.generation import Hypothesis, Prompted, beam_captions, sample_tokens
+from rsvlm.models.instructions import Asked
 from rsvlm.models.neighbours import CiderSpace
 from rsvlm.progress import log_line
 from rsvlm.settings import CaptioningSettings, RewardSettings
-from rsvlm.training.caption_batches import Batch, Example, TrainingBatches, validation_batches
+from rsvlm.training.caption_batches import (
+    Batch,
+    Example,
+    TrainingBatches,
+    instruction_batches,
+    validation_batches,
+)
 from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
 
 LOSSES = ("loss", "caption_loss", "retrieval_loss", "ret_token_loss")
+INSTRUCTION_LOSS = "instruction_loss"  # beside them where there are instructions
 LAST_RATE = 0.01  # share of the highest learning rate at the end of the cosine
 HIGHEST_CIDER = 10.0  # rewards are CIDEr as a share of it
 LONGEST_DRAW = 40  # tokens of a drawn caption; one that has not ended there earns nothing
@@ -56,7 +67,9 @@ class CaptioningResult:
 
     def metrics(self) -> dict:
         """What is worth comparing between runs, as JSON values."""
-        measured = {key: value for key, value in (self.kept_validation or {}).items() if key in LOSSES}
+        measured = {
+            key: value for key, value in (self.kept_validation or {}).items() if key in (*LOSSES, INSTRUCTION_LOSS)
+        }
         return {
             "kept_step": self.kept_step,
             "steps": self.steps,
@@ -106,6 +119,7 @@ def train_captioner(
     settings: CaptioningSettings,
     reward: RewardSettings | None = None,
     *,
+    asked: tuple[Sequence[Asked], Sequence[Asked]] = ((), ()),
     save_to: Path | None = None,
     notes: dict | None = None,
     checkpoints: Path | None = None,
@@ -117,19 +131,22 @@ def train_captioner(
 
     Args:
         reward: of self-critical training, which starts from the kept step; none where it has no steps.
+        asked: instructions about training and about validation images, for ``instruction_share`` of the images of a
+            step; self-critical training has none.
         save_to: folder the captioner is saved to, before the checkpoints are removed.
         notes: JSON values that go into its config.json, such as how prompts are made.
         checkpoints: folder for checkpoints; each training has its own inside. Default: below ``cache_folder()``.
 
     Raises:
-        ValueError: a batch larger than the training set, an image without features.
+        ValueError: a batch larger than the training set, an image without features, an instruction about another image.
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
     """
     settings, reward = CaptioningSettings.of(settings), RewardSettings.of(reward or RewardSettings())
     check_batch(settings.batch_size, len(training))
-    data = [asdict(example) for example in (*training, *validation)]
+    asked = asked if settings.trains_instructions else ((), ())
+    data = [asdict(example) for example in (*training, *validation, *asked[0], *asked[1])]
     shape = (captioner.settings.model_dump(), captioner.config, captioner.device.type, features.meta, data)
-    task = _Captioning(captioner, features, training, validation, settings, log)
+    task = _Captioning(captioner, features, training, validation, settings, log, asked)
     folder = checkpoint_folder(checkpoints, task.name, settings.model_dump(), *shape)
     counts = {group["name"]: sum(p.numel() for p in group["params"]) for group in task.optimizer.param_groups}
     try:
@@ -173,11 +190,15 @@ class _Captioning(Task):
         validation: Sequence[Example],
         settings: CaptioningSettings,
         log: Callable[[str], None],
+        asked: tuple[Sequence[Asked], Sequence[Asked]] = ((), ()),
     ) -> None:
         self.model, self.settings, self.steps, self.log = captioner, settings, settings.steps, log
-        self.drawn = TrainingBatches(captioner, features, training, settings)
+        self.drawn = TrainingBatches(captioner, features, training, settings, asked[0])
         spread = evenly_spaced(len(validation), settings.validation_images)
         self.validation = validation_batches(captioner, features, [validation[i] for i in spread], settings)
+        own = sorted(asked[1] if asked[0] else (), key=lambda one: (one.kind, one.image_id, one.instruction))
+        own = [own[i] for i in evenly_spaced(len(own), settings.validation_images)]  # of every kind alike
+        self.asked_validation = instruction_batches(captioner, features, own, settings)
         self.keeps_last = settings.keep == "last" or not self.validation
         self.optimizer = build_optimizer(captioner.parameter_groups(), settings, betas=(0.9, 0.95))
 
@@ -208,11 +229,20 @@ class _Captioning(Task):
         for batch in self.validation:
             for name, value in self._losses(batch).items():
                 sums[name] += value.item() * len(batch.visual.pooled) / n_images
-        self.log(
+        told = (
             f"step {step}: validation caption loss {sums['caption_loss']:.4f}, "
             f"retrieval loss {sums['retrieval_loss']:.4f}"
         )
-        return -sums["caption_loss"], {"step": step, "epoch": round(self.epoch(step), 4), **sums}
+        merit = -sums["caption_loss"]
+        if self.asked_validation:
+            counts = [len(batch.weights) for batch in self.asked_validation]
+            losses = [self._losses(batch)[INSTRUCTION_LOSS].item() for batch in self.asked_validation]
+            sums[INSTRUCTION_LOSS] = float(np.average(losses, weights=counts))
+            sums["loss"] += self.settings.instruction_weight * sums[INSTRUCTION_LOSS]
+            merit -= self.settings.instruction_weight * sums[INSTRUCTION_LOSS]
+            told += f", instruction loss {sums[INSTRUCTION_LOSS]:.4f}"
+        self.log(told)
+        return merit, {"step": step, "epoch": round(self.epoch(step), 4), **sums}
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """loss and its parts, scalars."""
@@ -226,7 +256,7 @@ class _Captioning(Task):
         nll = captioner.negative_log_likelihoods(hidden.index_select(0, at), labels)
         n = len(packed.labels)
         weight = batch.weights.to(device).index_select(0, packed.owners)
-        losses = {"caption_loss": self._caption_loss(nll[:n], weight)}
+        losses = self._word_losses(nll[:n], weight, packed.owners, batch.is_answer)
         losses["retrieval_loss"] = losses["ret_token_loss"] = torch.zeros((), device=device)
         if batch.positives is not None:
             losses["ret_token_loss"] = nll[n:].mean()
@@ -241,7 +271,18 @@ class _Captioning(Task):
             + settings.retrieval_weight * losses["retrieval_loss"]
             + settings.ret_token_weight * losses["ret_token_loss"]
         )
+        if INSTRUCTION_LOSS in losses:
+            total = total + settings.instruction_weight * losses[INSTRUCTION_LOSS]
         return {"loss": total, **losses}
+
+    def _word_losses(self, nll: Tensor, weight: Tensor, owners: Tensor, is_answer: Tensor | None) -> dict[str, Tensor]:
+        """The captions' loss and, where there are instructions, the answers'; 0 where a batch has none."""
+        if is_answer is None:
+            return {"caption_loss": self._caption_loss(nll, weight)}
+        answers = is_answer.to(nll.device).index_select(0, owners)
+        parts = {"caption_loss": ~answers, INSTRUCTION_LOSS: answers}
+        nothing = torch.zeros((), device=nll.device)
+        return {name: self._caption_loss(nll, weight * own) if own.any() else nothing for name, own in parts.items()}
 
     def _caption_loss(self, nll: Tensor, weight: Tensor) -> Tensor:
         return (nll * weight).sum() / weight.sum()

@@ -1,4 +1,4 @@
-"""Where a captioner's loss comes from: the loss of each word of validation captions."""
+"""Where a captioner's loss comes from: each word of validation captions, each kind of answers to instructions."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,10 @@ import torch
 from rsvlm.data.table import evenly_spaced
 from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
+from rsvlm.models.instructions import Asked
 from rsvlm.models.neighbours import WORD
 from rsvlm.settings import CaptioningSettings
-from rsvlm.training.caption_batches import Example, validation_batches
+from rsvlm.training.caption_batches import Example, instruction_batches, validation_batches
 
 LOOKED_AT = 16  # images, evenly spaced
 STARTS = ("Ġ", "▁")  # how tokenizers mark a token that begins a word
@@ -62,6 +63,31 @@ def summarise_words(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, floa
         "in_prompt": mean(after[after["in_prompt"]]),
         "not_in_prompt": mean(after[~after["in_prompt"]]),
     }
+
+
+@torch.inference_mode()
+def instruction_losses(
+    captioner: CapRet, features: Features, asked: Sequence[Asked], settings: CaptioningSettings, *, most: int = 24
+) -> pd.DataFrame:
+    """The loss of answers by kind, a row a kind: nats (mean a token, each answer counting alike), answers, tokens.
+
+    Args:
+        most: answers of a kind that are looked at, evenly spaced; 0: all.
+    """
+    captioner.eval()
+    rows = []
+    for kind in sorted({one.kind for one in asked}):
+        own = [one for one in asked if one.kind == kind]
+        own = [own[place] for place in evenly_spaced(len(own), most)]
+        total, tokens = 0.0, 0
+        for batch in instruction_batches(captioner, features, own, settings):
+            packed = captioner.pack(batch.rows)
+            hidden = captioner.hidden_states(packed, captioner.visual_tokens(batch.visual.pooled, batch.visual.grid))
+            nats = captioner.negative_log_likelihoods(hidden.index_select(0, packed.predict_at), packed.labels)
+            total += (nats * batch.weights.to(nats.device).index_select(0, packed.owners)).sum().item()
+            tokens += len(nats)
+        rows.append({"kind": kind, "nats": round(total / len(own), 4), "answers": len(own), "tokens": tokens})
+    return pd.DataFrame(rows, columns=["kind", "nats", "answers", "tokens"])
 
 
 def _split_words(captioner: CapRet, ids: list[int]) -> list[list[int]]:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from IPython.display import HTML, DisplayHandle, display
 
-from rsvlm.files import whole_folder, write_text
+from rsvlm.files import read_json, whole_folder, write_text
+from rsvlm.models.answering import ABSTENTION
 from rsvlm.models.dialogue import AUTO, Conversation, Seen, Turn, Unclear, context_length
 from rsvlm.models.features import Features
 from rsvlm.models.inference import Captioner, training_distances
-from rsvlm.models.prompts import caption_prompt, choose_view, read_visual
+from rsvlm.models.prompts import UPRIGHT, caption_prompt, choose_view, read_visual
 from rsvlm.scoring.retrieval import load_space
 from rsvlm.viewing.browse import Archive, picture_of, read_file
 from rsvlm.viewing.page import encode_jpeg, make_thumbnail, show_cards
@@ -19,6 +20,10 @@ from rsvlm.viewing.plots import shrink
 
 PICTURE_PIXELS, PICTURE_BYTES = 512, 120_000  # of an exported dialogue
 CELL_PIXELS = 150
+TOLD_ALL = (
+    "It answers every instruction, however unsure: the stage score_instructions finds from where on answers are told."
+)
+TOLD_FROM = 'It says "I can\'t tell" where its answer is one of few and likelier than the next by less than'
 PUNCTUATION = re.compile(r"([!-%'-/:;=?@\[-`{-~])")  # these may stand behind a backslash in Markdown; & < > are escaped
 
 
@@ -39,10 +44,12 @@ def start_dialogue(
     space = load_space(folder) if (folder := archive.files.ret_embeddings).is_dir() else None
     split_of = dict(zip(archive.table["image_id"], archive.table["split"], strict=True))
     wanted = (None, archive.split) if archive.split else ("train", "val", "test")
+    abstention = archive.files.answers / ABSTENTION
+    tell_from = read_json(abstention)["tell_from"] if abstention.is_file() else None
     found = [image_id for image_id in space.image_ids if split_of.get(image_id) in wanted] if space else []
     return Conversation(
         captioner, found, space.images(found) if found else None, look=lambda image_id: look_at(archive, image_id),
-        images=images, max_new_tokens=max_new_tokens, ret_bias=ret_bias,
+        images=images, max_new_tokens=max_new_tokens, ret_bias=ret_bias, tell_from=tell_from,
     )  # fmt: skip
 
 
@@ -73,11 +80,12 @@ def _look(captioner: Captioner, features: Features, image_id: str) -> Seen:
     row = features.rows([image_id])
     vectors = features.image_embeddings[row]
     view = choose_view(captioner.generation.view)
-    parts = [read_visual(features, row, view, grid=captioner.model.settings.grid_cells > 0)]
+    grid = captioner.model.settings.grid_cells > 0
+    parts, upright = [read_visual(features, row, view, grid=grid)], read_visual(features, row, UPRIGHT, grid=grid)
     told = captioner.config["prompting"]["neighbour_captions"]
     if told:
         parts.append(caption_prompt("", captioner.pools(vectors, [image_id]).top(told)[image_id]).strip())
-    return Seen(tuple(parts), captioner.warning(training_distances(captioner.memory, vectors)[0]))
+    return Seen(tuple(parts), captioner.warning(training_distances(captioner.memory, vectors)[0]), upright)
 
 
 def limits_of(talk: Conversation) -> list[str]:
@@ -86,9 +94,11 @@ def limits_of(talk: Conversation) -> list[str]:
     steps = config.get("training", {}).get("steps")
     trained = f" in {steps} steps" if steps else ""
     told = config.get("prompting", {}).get("neighbour_captions", 0)
+    kinds = [kind.replace("_", " ") for kind in talk.known.kinds]
+    answers = f", and to answer instructions about them ({', '.join(kinds)})" if kinds else ""
     return [
         f"{config.get('language_model', 'The language model')} was trained{trained} to caption images of this study and to "
-        "find them from a caption, and for nothing else.",
+        f"find them from a caption{answers}, and for nothing else.",
         "It does not count or measure reliably, knows no place, date or name, and says what such captions say even where "
         "the image shows something else. Hold its words against the picture.",
         "A description is made of the last image and your words alone, images are found by your words alone, as in "
@@ -97,6 +107,7 @@ def limits_of(talk: Conversation) -> list[str]:
         "training."
         if told
         else "It sees the image and nothing else.",
+        *([TOLD_ALL if talk.tell_from is None else f"{TOLD_FROM} {talk.tell_from:.2f} nats."] if kinds else []),
         f"A wish for images brings up to {talk.images} of {len(talk.image_ids)}."
         if len(talk.image_ids)
         else "It finds no images yet: the stage generate_captions makes what it finds them by.",

@@ -49,6 +49,8 @@ class StudyFiles:
     ret_embeddings: Path = Path("ret_embeddings")
     encoder: Path = Path("encoder")
     captioner: Path = Path("captioner")
+    instructions: Path = Path("instructions")  # tasks.jsonl
+    answers: Path = Path("answers")  # to instructions, and from where on they are told
     search_index: Path = Path("search_index")
     earth: Path = Path("earth")  # the globe as a scene, and the vectors of its windows
     marks: Path = Path("marks.csv")  # what people found good or wrong

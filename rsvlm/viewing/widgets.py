@@ -52,6 +52,7 @@ MOST_ON_A_PAGE = 200
 MOST_RESULTS = 100
 EXAMPLES = 3  # captions of the searched split offered as first queries
 OFFERED = 12  # images offered for a word in a dialogue
+ASKED = 4  # kinds of instructions that the dialogue gives an example of
 
 
 class AnsweringWidget(anywidget.AnyWidget):
@@ -292,7 +293,9 @@ class DialoguePane(AnsweringWidget):
     def __init__(self, talk: Conversation, archive: Archive, thumbnail_pixels: int = 192) -> None:
         self.talk, self.archive, self.cache = talk, archive, ThumbnailCache(thumbnail_pixels)
         described = [archive.table.loc[name, "captions"][0] for name in talk.image_ids[:1]]
-        examples = [CAPTION_PROMPTS[0], CAPTION_PROMPTS[4], *(f"{RETRIEVAL_PROMPTS[1]} {text}" for text in described)]
+        asked = [own["examples"][0] for own in list(talk.known.kinds.values())[:ASKED]]
+        found = [f"{RETRIEVAL_PROMPTS[1]} {text}" for text in described]
+        examples = [CAPTION_PROMPTS[0], CAPTION_PROMPTS[4], *asked, *found]
         super().__init__(setting={"limits": limits_of(talk), "examples": examples, "prompt": CAPTION_PROMPT})
 
     def answer_turns(self) -> list[dict]:

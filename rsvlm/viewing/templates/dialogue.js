@@ -95,7 +95,7 @@ function mountDialogue(root, ask, setting) {
     }
   }
   const short = (words) => (words.length > 60 ? `${words.slice(0, 58)} …` : words);
-  const labels = { words: () => "Describe the image", images: (words) => `Find images of “${short(words)}”`, free: () => "Let the model decide" };
+  const labels = { words: () => "Describe the image", answer: () => "Answer it from the image", images: (words) => `Find images of “${short(words)}”`, free: () => "Let the model decide" };
   function offerInstead({ unclear: why, offers: instead }, words) {
     unclear.replaceChildren(make("p", {}, why), make("div", { class: "row" }, instead.map((other) => button(labels[other.wants](other.text), () => {
       if (text.value.trim() === words) text.value = "";

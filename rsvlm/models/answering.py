@@ -1,0 +1,254 @@
+"""Answers to instructions: of many tasks in batches, of one image, or none where they are too uncertain.
+
+An instruction stands alone behind the upright image, as in training. Beside its answer stands what the captioner thinks of it: the
+log-probability a token, and for questions whose answers training knew by heart (yes or no, a number, a place) the margin,
+by how much the answer given is likelier than the likeliest other one.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from rsvlm.files import fingerprint_values, read_json_lines, write_json_lines
+from rsvlm.models.ablation import blank_features
+from rsvlm.models.capret import CapRet
+from rsvlm.models.features import Features
+from rsvlm.models.generation import Hypothesis, Prompted, row_log_likelihoods, search_beams
+from rsvlm.models.index import Picture, read_picture
+from rsvlm.models.inference import Captioner, training_distances
+from rsvlm.models.instructions import LIKE, KnownInstructions
+from rsvlm.models.prompts import Row
+
+CANNOT_TELL = "I can't tell."
+ABSTENTION = "abstention.json"  # of a study's answers: ``tell_from``, see ``answer``
+BLOCK = 256  # tasks answered between two checkpoints
+COLUMNS = ("answer", "log_probability", "margin", "cut_off")
+
+
+def answer_tasks(
+    captioner: CapRet,
+    features: Features,
+    image_ids: Sequence[str],
+    instructions: Sequence[str],
+    *,
+    choices: Sequence[Sequence[str]] | None = None,
+    margins: bool = True,
+    max_new_tokens: int = 40,
+    batch_size: int = 32,
+    checkpoints: Path | None = None,
+) -> pd.DataFrame:
+    """A row an instruction, in order, with COLUMNS: greedy answers.
+
+    ``log_probability`` is the mean a token, its end included; ``margin`` the log-probability of the answer less that of
+    the likeliest other one of its choices, NaN where it has none; ``cut_off`` says that it would have gone on.
+
+    Args:
+        image_ids: the image of each instruction, a row of ``features``.
+        choices: the answers that each instruction's is one of; none for one whose answer is free.
+        margins: whether to measure them, which takes a pass over all choices.
+        checkpoints: folder that keeps what was answered, BLOCK tasks a file, so that a call that was killed goes on;
+            the caller removes it. A folder per set of features.
+
+    Raises:
+        ValueError: other numbers of images, instructions and choices, or an image without features.
+    """
+    choices = [()] * len(image_ids) if choices is None else choices
+    if not len(image_ids) == len(instructions) == len(choices):
+        raise ValueError(
+            f"{len(image_ids)} images, {len(instructions)} instructions and {len(choices)} lists of choices"
+        )
+    lengths = [len(ids) for ids in captioner.encode_text(list(instructions))]
+    # Those of few words apart from the others: a batch takes as many steps as its longest answer
+    order = sorted(range(len(lengths)), key=lambda place: (not len(choices[place]), lengths[place], place))
+    closed = sum(map(bool, choices))
+    starts = [*range(0, closed, BLOCK), *range(closed, len(order), BLOCK)]
+    how = {"margins": margins, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    if checkpoints is not None:
+        given = [list(image_ids), list(instructions), [list(own) for own in choices], how, features.meta]
+        checkpoints = checkpoints / fingerprint_values(captioner.config, _fingerprint(captioner), *given)[:16]
+    answered: dict[int, dict] = {}
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(order)], strict=True)):
+        places = order[start:end]
+        kept = checkpoints / f"block_{number:05}.jsonl" if checkpoints is not None else None
+        if kept is None or not kept.is_file():
+            asked = Prompted(captioner, features, [image_ids[i] for i in places], [instructions[i] for i in places])
+            rows = _answer(asked, [list(choices[i]) if margins else [] for i in places], max_new_tokens, batch_size)
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_json_lines(kept, rows)
+        else:
+            rows = read_json_lines(kept)
+        answered |= dict(zip(places, rows, strict=True))
+    table = pd.DataFrame([answered[place] for place in range(len(order))], columns=list(COLUMNS))
+    return table.astype({"log_probability": float, "margin": float, "cut_off": bool})
+
+
+def answer_blind(
+    captioner: CapRet,
+    features: Features,
+    instructions: Sequence[str],
+    *,
+    choices: Sequence[Sequence[str]] | None = None,
+    **options: object,
+) -> pd.DataFrame:
+    """What ``answer_tasks`` gives without an image: all features stand at their training mean.
+
+    Equal instructions have equal answers and are asked once.
+
+    Args:
+        features: any of the captioner's; only their shape counts.
+        choices: as for ``answer_tasks``; those of an instruction's first occurrence count.
+        options: of ``answer_tasks``.
+    """
+    blank = blank_features(captioner, features, ["blank"])
+    given = choices or [()] * len(instructions)
+    different = dict(zip(reversed(instructions), reversed(given), strict=True))
+    ids, texts = ["blank"] * len(different), list(different)
+    answers = answer_tasks(captioner, blank, ids, texts, choices=list(different.values()), **options)
+    row_of = {text: row for row, text in enumerate(different)}
+    return answers.iloc[[row_of[text] for text in instructions]].reset_index(drop=True)
+
+
+@torch.inference_mode()
+def answer_margin(
+    captioner: CapRet, prefix: Sequence[int], visual: torch.Tensor, answer: str, choices: Sequence[str]
+) -> float | None:
+    """By how much an answer to a prefix (visual tokens (1, n, H)) is likelier than the likeliest other choice, nats."""
+    return _margins(captioner, [list(prefix)], visual, [answer], [list(choices)])[0]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a captioner says to an instruction about an image.
+
+    Attributes:
+        text: the answer, CANNOT_TELL where it is too uncertain.
+        said: the likeliest answer, in either case.
+        log_probability: mean a token of ``said``, natural.
+        margin: by how many nats ``said`` is likelier than the likeliest other choice; None where answers are free.
+        kind: of the known instruction that the text is most like; None: it is like none that training had, and the
+            answer is a guess.
+        cut_off: whether it would have gone on.
+        warning: what to tell a person beside it: an image unlike anything in training; mostly nothing.
+    """
+
+    text: str
+    said: str
+    log_probability: float
+    margin: float | None
+    kind: str | None
+    cut_off: bool
+    warning: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def answer(
+    captioner: Captioner,
+    image: Picture | Image.Image,
+    instruction: str,
+    *,
+    max_new_tokens: int = 40,
+    tell_from: float | None = None,
+) -> Answer:
+    """The captioner's answer to an instruction about an image.
+
+    Args:
+        captioner: as ``load_captioner`` gives it, trained with instructions (``instruction_share``).
+        image: a path, a PIL image or an array ((H, W) or (H, W, 3) uint8).
+        instruction: such as "Is there a river?".
+        max_new_tokens: longest answer.
+        tell_from: smallest margin, nats, from which an answer that is one of few is told; below, CANNOT_TELL is. The stage
+            score_instructions finds it on validation images (data/answers/abstention.json). None: all are told.
+
+    Raises:
+        ValueError: a blank instruction, one that is longer than the language model reads, or a captioner that was not
+            trained to answer.
+        FileNotFoundError, rsvlm.data.images.ImageError: no such image, or none that can be read.
+    """
+    model = captioner.model
+    known = KnownInstructions.of(model)
+    if not known.kinds:
+        raise ValueError(
+            "this captioner was trained to caption, not to answer: train one with finetune_lora.instruction_share above 0"
+        )
+    instruction = instruction.strip()
+    if not instruction:
+        raise ValueError("the instruction is blank: say what is to be answered")
+    longest = int(model.language_model.config.max_position_embeddings)
+    needed = len(model.image_prefix(model.encode_text([instruction])[0])) + max_new_tokens
+    if needed > longest:
+        raise ValueError(
+            f"the instruction with its image and its answer takes up to {needed} tokens, the language model reads {longest}: "
+            "say less"
+        )
+    features = captioner.encode([read_picture(image)], ["image"])
+    kind, like = known.recognise(instruction)
+    kind = kind if like >= LIKE else None
+    how = {"choices": [known.choices(kind)], "max_new_tokens": max_new_tokens}
+    said = answer_tasks(model, features, ["image"], [instruction], **how).iloc[0]
+    margin = None if math.isnan(said["margin"]) else float(said["margin"])
+    distance = training_distances(captioner.memory, features.image_embeddings)[0]
+    told = CANNOT_TELL if is_uncertain(margin, tell_from) else said["answer"]
+    values = (float(said["log_probability"]), margin, kind, bool(said["cut_off"]), captioner.warning(distance))
+    return Answer(told, said["answer"], *values)
+
+
+def is_uncertain(margin: float | None, tell_from: float | None) -> bool:
+    """Whether an answer with this margin (None: it has none) is not told."""
+    return margin is not None and tell_from is not None and margin < tell_from
+
+
+def _answer(
+    asked: Prompted, choices: Sequence[Sequence[str]], max_new_tokens: int, batch_size: int
+) -> list[dict[str, object]]:
+    """A row of ``answer_tasks`` for each image."""
+    captioner = asked.captioner
+    rows: list[dict] = [{}] * len(asked.image_ids)
+    for places, prefixes, visual in asked.batches(batch_size):
+        found: list[Hypothesis] = [
+            own[0] for own in search_beams(captioner, prefixes, visual, max_new_tokens=max_new_tokens)
+        ]
+        texts = [captioner.decode_text(one.tokens) for one in found]
+        margins = _margins(captioner, prefixes, visual, texts, [choices[place] for place in places])
+        for place, one, text, margin in zip(places, found, texts, margins, strict=True):
+            likely = round(one.score(1.0), 6)
+            rows[place] = {"answer": text, "log_probability": likely, "margin": margin, "cut_off": not one.ended}
+    return rows
+
+
+@torch.inference_mode()
+def _margins(
+    captioner: CapRet,
+    prefixes: Sequence[Sequence[int]],
+    visual: torch.Tensor,
+    answers: Sequence[str],
+    choices: Sequence[Sequence[str]],
+) -> list[float | None]:
+    """For each prefix (its visual tokens (B, n, H)) the margin of its answer; None without choices."""
+    margins: list[float | None] = [None] * len(answers)
+    places = [place for place, own in enumerate(choices) if len(own) > 1]
+    if not places:
+        return margins
+    texts = [[answers[place], *(text for text in choices[place] if text != answers[place])] for place in places]
+    ids = iter(captioner.encode_text([text for own in texts for text in own]))
+    rows = [Row(prefixes[place], [next(ids) for _ in own]) for place, own in zip(places, texts)]
+    likely = row_log_likelihoods(captioner, rows, visual[places], mean=False)
+    for place, own in zip(places, likely, strict=True):
+        margins[place] = round(float(own[0] - own[1:].max()), 6)
+    return margins
+
+
+def _fingerprint(captioner: CapRet) -> str:
+    """SHA-256 of the trained weights, as hex."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(captioner.trained_state().items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
