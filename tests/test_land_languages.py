@@ -11,7 +11,7 @@ from rsvlm.data import blue_marble, land_captions
 from rsvlm.data.blue_marble import Maps, Tile, make_blue_marble, tile_named
 from rsvlm.data.land_captions import CLIMATES, GROUPS, class_nouns
 from rsvlm.data.land_facts import land_truth
-from rsvlm.data.land_languages import LANGUAGES, write_land
+from rsvlm.data.land_languages import LANGUAGES, _words, write_land
 from rsvlm.data.land_sentences import Count, Cover, Covers, Sentence
 from rsvlm.data.sources import TileSettings
 from rsvlm.files import read_json_lines
@@ -46,8 +46,6 @@ def sentence(template, noun="savanna", other="mixed forest", count=3, under_snow
 
 
 def test_there_are_as_many_templates_as_are_translated():
-    from rsvlm.data.land_languages import _words
-
     assert len(set(templates())) == 52
     for language in LANGUAGES:
         known = _words()[language]

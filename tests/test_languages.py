@@ -1,5 +1,7 @@
 """Languages: which one a text is in, and captions in one held against references in it."""
 
+import unicodedata
+
 import pytest
 
 from rsvlm.languages import check_language, detect_language, language_name
@@ -24,8 +26,6 @@ RIVER = {
 def test_a_sentence_is_told_apart_in_any_case_and_normal_form(language):
     assert detect_language(RIVER[language], SIX) == language
     assert detect_language(RIVER[language].upper(), SIX) == language
-    import unicodedata
-
     assert detect_language(unicodedata.normalize("NFD", RIVER[language]), SIX) == language
 
 
