@@ -5,6 +5,7 @@
     captioner = rsvlm.load_captioner("models/captioner", encoder)  # carries what it needs to caption any image
     captions  = rsvlm.caption(captioner, ["a.tif", "folder/"])     # a DataFrame: image, caption, log_probability
     index     = rsvlm.build_index(encoder, "folder/")              # then index.search("two planes beside a hangar", k=10)
+    languages = rsvlm.load_languages("models/languages", encoder)  # build_index(..., languages=languages): any language
     scene     = rsvlm.open_scene("scene.tif")                      # a georeferenced image of any size
     windows   = rsvlm.embed_scene(encoder, scene, "scene.parquet") # then rsvlm.search_scene(windows, "a harbour", encoder)
     said      = rsvlm.caption_scene(captioner, scene, size=256)    # said.text, and the windows of each sentence
@@ -32,6 +33,7 @@ _ROOMS = {  # name -> the module it comes from; nothing is imported before it is
     "caption": "rsvlm.models.inference",
     "build_index": "rsvlm.models.index",
     "load_index": "rsvlm.models.index",
+    "load_languages": "rsvlm.models.language_head",
     "open_scene": "rsvlm.scenes.reading",
     "embed_scene": "rsvlm.scenes.embedding",
     "search_scene": "rsvlm.scenes.search",

