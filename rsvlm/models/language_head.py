@@ -164,11 +164,11 @@ class Languages:
         return vectors
 
     def _detect(self, text: str) -> str | None:
-        from rsvlm.languages import detect_language
-
         spoken = words_of(text)
         if spoken and spoken <= self.words:
             return ENGLISH
+        from rsvlm.languages import detect_language  # here: its package is optional
+
         return detect_language(text, self.known)
 
 

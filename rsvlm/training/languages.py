@@ -251,6 +251,10 @@ class _HeadTraining(Task):
         self.image_ids, self.images = english.image_ids, torch.from_numpy(english.images)
         check_batch(settings.batch_size, len(self.image_ids))
         self.texts, self.teacher, self.own = self._join(self.training)
+        known = [[text for pairs in own for text, _ in pairs] for own in self.own]
+        self.known = np.full((len(known), max(map(len, known))), -1)  # (N, most) texts of each image
+        for row, own in enumerate(known):
+            self.known[row, : len(own)] = own
         self.steps, self.curve_every = settings.steps, max(1, settings.steps // CURVE_ROWS)
         self.steps_per_epoch = max(1, len(self.image_ids) // settings.batch_size)
         self.model = _Model(self.texts.shape[1], self.images.shape[1], settings.hidden, settings.seed)
@@ -291,8 +295,7 @@ class _HeadTraining(Task):
             pairs = own[generator.integers(len(own))]  # a language, then one of its captions
             drawn.append(pairs[generator.integers(len(pairs))])
         texts, captions = (list(part) for part in zip(*drawn))
-        known = [{text for pairs in self.own[row] for text, _ in pairs} for row in rows]
-        positives = torch.tensor([[text in own for text in texts] for own in known])
+        positives = torch.from_numpy((self.known[rows][:, None] == np.array(texts)[:, None]).any(-1))  # (B, B)
         made = self.model.head(self.texts[texts])
         scale = self.model.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         contrastive = contrastive_loss(self.images[rows], made, scale, positives)
