@@ -227,10 +227,10 @@ class LanguageSettings(Settings):
     )
     captions_per_image: int = setting(
         2,
-        "different captions of a training image in each language, evenly spread; 0: all. Each is embedded once",
+        "different captions of a training image and language, evenly spread; 0: all",
         Within(0, 1000, "0 takes all; data sets have 5 an image"),
     )
-    steps: int = setting(300, "optimiser steps a recipe", STEPS)
+    steps: int = setting(200, "optimiser steps a recipe", STEPS)
     batch_size: int = setting(
         128, "images a step", Within(2, 32_768, f"one pair has nothing to be told from; {BATCH.why}")
     )

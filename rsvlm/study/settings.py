@@ -213,7 +213,7 @@ class ScoreLanguages(Settings):
 
     split: Split = setting("test", "which split to score")
     translate_first: bool = setting(
-        True, "also translate each query into English by a program and search with that, where one is packaged"
+        True, "also search with each query translated into English, where a package does that"
     )
     threads: int = setting(
         0,
