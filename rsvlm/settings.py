@@ -217,6 +217,33 @@ class AdaptSettings(Augmentation):
     seed: int = setting(0, "of data order, captions and augmentation", SEED)
 
 
+class LanguageSettings(Settings):
+    """How a head from a multilingual text tower into the encoder's space is trained."""
+
+    hidden: int = setting(
+        1024,
+        "width of the head's network beside its linear map",
+        Within(1, 65_536, "wider than the widest text tower's own layers nothing is gained"),
+    )
+    captions_per_image: int = setting(
+        2,
+        "different captions of a training image and language, evenly spread; 0: all",
+        Within(0, 1000, "0 takes all; data sets have 5 an image"),
+    )
+    steps: int = setting(200, "optimiser steps a recipe", STEPS)
+    batch_size: int = setting(
+        128, "images a step", Within(2, 32_768, f"one pair has nothing to be told from; {BATCH.why}")
+    )
+    head_lr: float = setting(0.002, "highest learning rate", RATE)
+    weight_decay: float = setting(0.01, "AdamW's", DECAY)
+    distillation_weight: float = setting(
+        1.0, "of the distance to the English caption's embedding beside the contrastive loss (distilled)", LOSS_WEIGHT
+    )
+    validation_every: int = setting(50, "steps between two measurements", STEPS)
+    checkpoint_every: int = setting(500, "steps between two checkpoints", STEPS)
+    seed: int = setting(0, "of the new weights, data order and captions", SEED)
+
+
 class Encoding(Settings):
     """How images and captions are encoded."""
 

@@ -21,7 +21,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY_LOCK, EXTRAS_LOCK, CONDA = "requirements.lock", "extras.lock", "environment.yml"
-STUDY = ("study", "scenes", "offline")  # the extras that every study needs; a machine and the tests add others
+STUDY = (
+    "study",
+    "scenes",
+    "languages",
+    "offline",
+)  # the extras that every study needs; a machine and the tests add others
 # Left out although something asks for them. jsonschema builds a grammar with rfc3987-syntax at every import, seconds in
 # each process that reads a notebook, to check internationalised addresses, which no notebook holds; it does without.
 # docopt, which has no wheel, is for num2words' command alone; the library does not import it.

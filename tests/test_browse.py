@@ -324,3 +324,43 @@ def test_notebook_runs(study):
         if cell.cell_type == "code":
             exec(compile(cell.source, "90_browse", "exec"), scope)
     assert len(scope["talk"].turns) == 3
+
+
+def test_the_search_box_reads_other_languages(study, monkeypatch):
+    """Portuguese goes through the head, by whatever method was asked; English goes as it does without one."""
+    from language_case import CodeTower
+
+    from rsvlm.models import language_head
+    from rsvlm.models.language_head import LanguageHead, save_languages
+    from rsvlm.viewing.browse import search_text
+
+    add_captioner()
+    archive = open_archive()
+    box = SearchBox(archive, results=3)
+    assert box.setting["languages"] == []  # nothing reads them yet
+    english = talk_to(box)("search", text="Caption 1", method="dual_encoder", split="test")
+    with pytest.raises(FileNotFoundError, match="dvc repro add_languages"):
+        search_text(archive, "um rio", language="pt")
+
+    tower = CodeTower()
+    monkeypatch.setattr(language_head, "load_text_tower", lambda name, prefix: tower)
+    torch.manual_seed(0)
+    head = LanguageHead(tower.dim, archive.encoder.embedding_dim, 8)
+    save_languages(
+        paths.LANGUAGES, {"distilled": head}, "distilled", tower=tower, prefix="",
+        encoder_fingerprint=archive.features.meta["encoder_fingerprint"], trained=["en", "pt"], words=["caption"],
+        capitalise=True,
+    )  # fmt: skip
+    box = SearchBox(open_archive(), results=3)
+    ask = talk_to(box)
+    assert box.setting["languages"] == ["any", "pt", "en"]
+    found = ask("search", text="Há um rio aqui.", method="ret", split="test", language="pt")
+    assert {"status": "loading the text tower of other languages …"} in [message.get("part") for message in ask.sent]
+    assert found["language"] == "pt" and found["notes"] == [browse.BY_ENCODER] and found["searched"] == 4
+    vector = box.archive.languages.embed(["Há um rio aqui."], "pt")
+    rows = [row for row, name in enumerate(box.archive.features.image_ids) if int(name[2]) < 4]
+    scores = box.archive.features.image_embeddings[rows] @ vector[0]
+    assert found["hits"][0]["score"] == pytest.approx(scores.max(), abs=1e-3)
+    again = ask("search", text="Caption 1", method="dual_encoder", split="test", language="any")
+    assert [hit["id"] for hit in again["hits"]] == [hit["id"] for hit in english["hits"]] and again["language"] == "en"
+    assert "not known to" in ask("search", text="נהר", method="dual_encoder", split="test", language="he")

@@ -40,8 +40,9 @@ STUDIES = sorted((ROOT / "params").glob("*.yaml"))
 
 def test_the_stages_are_the_notebooks_in_their_order():
     assert list(STAGES) == [
-        "aggregate_data", "make_instructions", "adapt_encoder", "encode_images", "finetune_lora", "generate_captions", "score_captions",
-        "score_retrieval", "run_model", "score_instructions", "leaderboard", "compare_with_paper", "caption_gallery", "retrieval_gallery",
+        "aggregate_data", "make_instructions", "adapt_encoder", "encode_images", "add_languages", "finetune_lora", "generate_captions",
+        "score_captions", "score_retrieval", "score_languages", "run_model", "score_instructions", "leaderboard", "compare_with_paper",
+        "caption_gallery", "retrieval_gallery",
         "search_earth",
         "search_mosaics",
     ]  # fmt: skip

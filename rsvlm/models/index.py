@@ -5,9 +5,11 @@ Exact search by ``similarity_topk``: 100,000 images of 512 numbers are 102 MB. A
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,17 @@ from rsvlm.progress import log_line, progress
 
 VECTORS, NAMES, CONFIG = "vectors.npy", "images.json", "config.json"
 A_BLOCK = 256  # images in memory at a time
+LONGEST_QUERY = 300  # words; no text tower reads more
 Picture = str | Path | Image.Image | np.ndarray
+
+
+class Translating(Protocol):
+    """What encodes texts of any language into an encoder's space: ``rsvlm.load_languages``."""
+
+    encoder: DualEncoder
+
+    def embed(self, texts: list[str], language: str | None = None) -> np.ndarray:
+        """(N, D) float32 of length 1; a language of None is detected."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +150,10 @@ class ImageIndex:
         encoder: what made them, and what encodes queries.
         capitalise: texts are encoded as ``text.capitalize()``, RemoteCLIP's protocol.
         views: of an image, whose mean is its vector (1: upright only).
+        languages: what encodes queries that are not English; None: English alone.
+
+    Raises:
+        ValueError: the languages are those of another encoder.
     """
 
     names: list[str]
@@ -145,26 +161,33 @@ class ImageIndex:
     encoder: DualEncoder
     capitalise: bool = True
     views: int = 1
+    languages: Translating | None = None
+
+    def __post_init__(self) -> None:
+        own = self.languages and self.languages.encoder
+        if own and own is not self.encoder and own.fingerprint() != self.encoder.fingerprint():
+            raise ValueError(f"languages: made for another encoder ({own.name}) than the index ({self.encoder.name})")
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def search(self, query: Picture | list[Picture], k: int = 10) -> pd.DataFrame:
+    def search(self, query: Picture | list[Picture], k: int = 10, language: str = "en") -> pd.DataFrame:
         """The k nearest images to a text, or to an image (a Path, a PIL image or an array), best first.
 
         Args:
             query: a string is a text; a list asks several at once.
+            language: of the texts, such as "pt"; "any" detects the language of each. English alone needs no ``languages``.
 
         Returns:
             Columns ``query`` (number, from 0), ``rank`` (from 1), ``image``, ``score`` (cosine).
 
         Raises:
-            ValueError: k below 1, or a blank text.
+            ValueError: k below 1, a blank text, or a language that cannot be read.
         """
         queries = query if isinstance(query, list) else [query]
         if k < 1:
             raise ValueError(f"k = {k}: expected at least 1")
-        scores, places = similarity_topk(self._encode(queries), self.vectors, min(k, max(len(self), 1)))
+        scores, places = similarity_topk(self._encode(queries, language), self.vectors, min(k, max(len(self), 1)))
         rows = [
             {"query": number, "rank": rank, "image": self.names[place], "score": round(score, 6)}
             for number in range(len(queries))
@@ -183,14 +206,14 @@ class ImageIndex:
             config = {"encoder": name, "encoder_fingerprint": self.encoder.fingerprint()}
             write_json(scratch / CONFIG, config | {"capitalise": self.capitalise, "views": self.views})
 
-    def _encode(self, queries: list[Picture]) -> np.ndarray:
+    def _encode(self, queries: list[Picture], language: str) -> np.ndarray:
         vectors = np.zeros((len(queries), self.encoder.embedding_dim), np.float32)
         texts = [place for place, query in enumerate(queries) if isinstance(query, str)]
         blank = [place for place in texts if not queries[place].strip()]
         if blank:
             raise ValueError(f"query {blank[0]} is blank: describe what you look for")
         if texts:
-            vectors[texts] = encode_texts(self.encoder, [queries[place] for place in texts], capitalise=self.capitalise)
+            vectors[texts] = self._encode_texts([queries[place] for place in texts], language)
         others = [place for place in range(len(queries)) if place not in set(texts)]
         if others:
             pictures = [read_picture(queries[place]) for place in others]
@@ -198,6 +221,20 @@ class ImageIndex:
                 self.encoder, pictures, list(map(str, others)), views=self.views
             ).image_embeddings
         return vectors
+
+    def _encode_texts(self, texts: list[str], language: str) -> np.ndarray:
+        """(N, D) float32 of length 1; a text that is too long for any tower is told."""
+        if language != "en":
+            if self.languages is None:
+                raise ValueError(
+                    f"language {language!r}: this index reads English alone; give it languages="
+                    "rsvlm.load_languages('models/languages', encoder)"
+                )
+            return self.languages.embed(texts, None if language == "any" else language)
+        for text in texts:
+            if len(text.split()) > LONGEST_QUERY:
+                warnings.warn(f"a query of {len(text.split())} words: only its beginning is read", stacklevel=4)
+        return encode_texts(self.encoder, texts, capitalise=self.capitalise)
 
 
 def build_index(
@@ -209,6 +246,7 @@ def build_index(
     precision: str = "fp32",
     batch_size: int = 32,
     unreadable: str = "raise",
+    languages: Translating | None = None,
 ) -> ImageIndex:
     """An index of images.
 
@@ -216,6 +254,7 @@ def build_index(
         images: paths, folders, PIL images or arrays, as ``caption`` takes them.
         views, precision: as ``rsvlm.models.features.encode_images`` takes them.
         unreadable: "raise" stops at a file that is no whole image; "keep" goes on, says so and leaves it out.
+        languages: for queries that are not English, see ``rsvlm.load_languages``.
 
     Raises:
         FileNotFoundError: a path that is not there, or a folder without an image.
@@ -230,16 +269,21 @@ def build_index(
         )
         names += block.names
         parts.append(features.image_embeddings.astype(np.float16))
-    return ImageIndex(names, np.concatenate(parts), encoder, capitalise, views)
+    return ImageIndex(names, np.concatenate(parts), encoder, capitalise, views, languages)
 
 
 def load_index(
-    folder: str | Path, encoder: DualEncoder | str | Path | None = None, *, device: str = "cpu"
+    folder: str | Path,
+    encoder: DualEncoder | str | Path | None = None,
+    *,
+    device: str = "cpu",
+    languages: Translating | None = None,
 ) -> ImageIndex:
     """A saved index.
 
     Args:
-        encoder: what made it, loaded or by name; None: by the name that was saved.
+        encoder: what made it, loaded or by name; None: by the name that was saved, or that of ``languages``.
+        languages: for queries that are not English, see ``rsvlm.load_languages``.
 
     Raises:
         FileNotFoundError: no index there.
@@ -256,10 +300,12 @@ def load_index(
         )
     except (KeyError, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{folder}: the index is damaged ({error}); make it again with `rsvlm embed`") from error
-    encoder = find_encoder(folder, encoder, wanted, device, made_with=name)
+    encoder = find_encoder(
+        folder, encoder or (languages.encoder if languages else None), wanted, device, made_with=name
+    )
     if vectors.shape != (len(names), encoder.embedding_dim):
         raise ValueError(f"{folder / VECTORS}: shape {vectors.shape} for {len(names)} images; make the index again")
-    return ImageIndex(names, vectors, encoder, capitalise, views)
+    return ImageIndex(names, vectors, encoder, capitalise, views, languages)
 
 
 def find_encoder(

@@ -51,6 +51,7 @@ PLACES = {
     "OTHER_MODELS": "data/models",  # other models measured on the study's images, one folder each
     "CAPTIONER": "models/captioner",  # the same with all that it needs to caption any image
     "EARTH": "data/earth",  # Blue Marble as one georeferenced picture, and its windows as vectors
+    "LANGUAGES": "models/languages",  # what reads other languages into the encoder's space; empty without languages
     "SEARCH_INDEX": "data/search_index",  # FAISS indexes of the images, for the search box
     "REPORTS": "reports",
     "EXECUTED": "reports/notebooks",

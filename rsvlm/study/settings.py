@@ -1,6 +1,8 @@
 """The parameters of each stage: a section of params.yaml and the parameters cell of its notebook."""
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from rsvlm.settings import (
     BATCH,
@@ -15,6 +17,7 @@ from rsvlm.settings import (
     EarthWindows,
     Encoding,
     Generation,
+    LanguageSettings,
     Precision,
     Prompting,
     RewardSettings,
@@ -28,6 +31,8 @@ EXAMPLES = Within(1, 100, "each is a row of pictures in the notebook")
 RESAMPLES = Within(1, 100_000, "intervals move in their third digit beyond 10,000")
 PAGE_IMAGES = Within(1, 10_000, "a page holds all its pictures, and browsers grow slow with more")
 PICTURE = Within(16, 1024, "below 16 nothing is seen, above 1,024 a page holds few")
+
+RECIPES = ("english", "translated", "distilled")
 
 Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["train", "val", "test"]
@@ -104,6 +109,33 @@ class EncodeImages(Machine, Encoding):
     """30_encode_images."""
 
     examples: int = setting(5, "images shown with their nearest neighbours", EXAMPLES)
+
+
+class AddLanguages(Machine, LanguageSettings):
+    """35_add_languages."""
+
+    languages: list[str] = setting(
+        ["pt", "es", "fr", "de", "zh"],
+        "codes of the languages beside English that captions have; none: nothing is trained",
+        quick=["pt"],
+    )
+    tower: str = setting("packaged:use-multilingual", "text tower: packaged, Hugging Face name or folder")
+    prefix: str = setting("", 'put before each text of a tower by name or folder, such as "query: " for e5')
+    recipes: list[str] = setting(list(RECIPES), "english, translated, distilled; the best on validation is kept")
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        unknown = [name for name in self.recipes if name not in RECIPES]
+        if unknown or not self.recipes:
+            raise ValueError(f"'recipes': {', '.join(unknown) or 'none'} given; known: {', '.join(RECIPES)}")
+        for code in self.languages:
+            if code == "en" or not (len(code) == 2 and code.isascii() and code.islower()):
+                raise ValueError(
+                    f"'languages': {code!r}; expected codes of two small letters (ISO 639-1), without en, which is there anyway"
+                )
+        if len({*self.languages}) < len(self.languages):
+            raise ValueError("'languages': a code stands there twice")
+        return self
 
 
 class _Decoder(Settings):
@@ -207,6 +239,24 @@ class ScoreInstructions(Machine):
     batch_size: int = setting(32, "instructions at a time", BATCH)
     bootstrap_resamples: int = setting(1000, "resamples of the images for the 95 % intervals", RESAMPLES, quick=200)
     seed: int = setting(0, "of the other images, the turns and the resampling", SEED)
+
+
+class ScoreLanguages(Settings):
+    """71_score_languages."""
+
+    split: Split = setting("test", "which split to score")
+    translate_first: bool = setting(
+        True, "also search with each query translated into English, where a package does that"
+    )
+    threads: int = setting(
+        0,
+        "CPU threads; 0 leaves it to torch",
+        Within(0, 1024, "0 leaves it to torch; no machine has more than 1,024 cores for one process"),
+    )
+    bootstrap_resamples: int = setting(
+        1000, "resamples of the test images for the 95 % intervals", RESAMPLES, quick=200
+    )
+    seed: int = setting(0, "of the resampling", SEED)
 
 
 class RunModel(Machine):
@@ -336,10 +386,12 @@ SECTIONS: dict[str, type[Settings]] = {
     "make_instructions": MakeInstructions,
     "adapt_encoder": AdaptEncoder,
     "encode_images": EncodeImages,
+    "add_languages": AddLanguages,
     "finetune_lora": FinetuneLora,
     "generate_captions": GenerateCaptions,
     "score_captions": ScoreCaptions,
     "score_retrieval": ScoreRetrieval,
+    "score_languages": ScoreLanguages,
     "run_model": RunModel,
     "score_instructions": ScoreInstructions,
     "leaderboard": Leaderboard,

@@ -24,6 +24,7 @@ from rsvlm.models.inference import (
     propose_captions,
     training_distances,
 )
+from rsvlm.models.language_head import ENGLISH, Languages, has_languages, load_languages
 from rsvlm.models.loading import choose_device
 from rsvlm.models.zoo import load_encoder
 from rsvlm.scoring.fusion import HUBNESS_QUERY
@@ -35,6 +36,8 @@ from rsvlm.viewing.retrieval_gallery import SearchIndex, load_index, saved_metho
 NO_CAPTIONER = (
     "no captioner yet: run the stages finetune_lora and generate_captions (`make study`), then this cell again"
 )
+ANY = "any"  # of a query: its language is detected
+BY_ENCODER = "found by the dual encoder, as [RET] and the combination read English alone"
 LARGEST_FILE = 64_000_000  # bytes of a file from outside
 
 
@@ -80,6 +83,16 @@ class Archive:
         """The encoder that the features come from."""
         return load_encoder(str(self.files.encoder), choose_device(self.device)).eval()
 
+    @property
+    def has_languages(self) -> bool:
+        """Whether texts in other languages than English can be read."""
+        return has_languages(self.files.languages)
+
+    @cached_property
+    def languages(self) -> Languages:
+        """What reads other languages into the encoder's space. Raises as ``load_languages``."""
+        return load_languages(self.files.languages, self.encoder)
+
     @cached_property
     def captioner(self) -> Captioner:
         """The study's captioner, with all that it needs to caption any image.
@@ -113,6 +126,8 @@ class Search:
     searched: int = 0  # images
     encode_seconds: float = 0.0  # of making the query's vector
     search_seconds: float = 0.0
+    language: str | None = ENGLISH  # the text's; None: it could not be told
+    notes: tuple[str, ...] = ()  # what is to be said about the text
 
 
 @dataclass(frozen=True)
@@ -139,21 +154,36 @@ def open_archive(files: StudyFiles, *, split: str | None = "test", device: str =
 
 
 def search_text(
-    archive: Archive, query: str, results: int = 12, *, method: str = "dual_encoder", split: str | None = None
+    archive: Archive,
+    query: str,
+    results: int = 12,
+    *,
+    method: str = "dual_encoder",
+    split: str | None = None,
+    language: str = ENGLISH,
 ) -> Search:
     """The images nearest to a text; nothing for a blank one.
 
     Args:
-        method: dual_encoder, ret or combined.
+        method: dual_encoder, ret or combined; a text that is not English is searched by the dual encoder.
         split: None: all images that the method knows.
+        language: the text's code; "any": it is detected.
 
     Raises:
-        FileNotFoundError: the method's index or the captioner was not made.
-        ValueError: no such split.
+        FileNotFoundError: the method's index, the captioner or what reads other languages was not made.
+        ValueError: no such split, or a language that cannot be read.
     """
     text = query.strip()
     if not text:
         return Search([])
+    if language != ENGLISH:
+        asked = archive.languages.ask(text, None if language == ANY else language)
+        if asked.language != ENGLISH:
+            start = time.perf_counter()
+            vector = archive.index("dual_encoder").query({"dual_encoder": archive.languages.embed_asked([asked])})
+            found = _search(archive, "dual_encoder", vector, results, split, (), time.perf_counter() - start)
+            notes = (*asked.notes, BY_ENCODER) if method != "dual_encoder" else asked.notes
+            return replace(found, language=asked.language, notes=notes)
     index = archive.index(method)
     start = time.perf_counter()
     vector = index.query(query_parts(archive, text, index.weights))

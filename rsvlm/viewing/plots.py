@@ -44,6 +44,11 @@ SERIES_COLOURS = {
     "ret": SKY,
     "combined": BLUE,
     "reranked": PURPLE,
+    "encoder": "#a9b3bd",
+    "english": SKY,
+    "translated": ORANGE,
+    "distilled": BLUE,
+    "translate_first": PURPLE,
     "ceiling": GREEN,
 }
 

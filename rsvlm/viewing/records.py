@@ -51,6 +51,7 @@ class StudyFiles:
     captioner: Path = Path("captioner")
     instructions: Path = Path("instructions")  # tasks.jsonl
     answers: Path = Path("answers")  # to instructions, and from where on they are told
+    languages: Path = Path("languages")  # what reads other languages into the encoder's space
     search_index: Path = Path("search_index")
     earth: Path = Path("earth")  # the globe as a scene, and the vectors of its windows
     marks: Path = Path("marks.csv")  # what people found good or wrong

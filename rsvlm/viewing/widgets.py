@@ -18,9 +18,11 @@ import traitlets
 from rsvlm.data.table import evenly_spaced, rows_of
 from rsvlm.files import fingerprint_values
 from rsvlm.models.dialogue import Conversation, Turn, Unclear
+from rsvlm.models.language_head import ENGLISH, trained_languages
 from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS
 from rsvlm.scoring.runs import METHODS
 from rsvlm.viewing.browse import (
+    ANY,
     Archive,
     Search,
     describe_file,
@@ -246,14 +248,18 @@ class SearchBox(AnsweringWidget):
         spread = captions.iloc[evenly_spaced(len(captions), EXAMPLES)]
         examples = list(dict.fromkeys(own[0].strip() for own in spread))
         setting = {"methods": methods, "splits": archive.splits, "split": archive.split or "", "examples": examples}
-        super().__init__(setting=setting | {"captions": archive.has_captioner})
+        languages = [ANY, *trained_languages(archive.files.languages), ENGLISH] if archive.has_languages else []
+        super().__init__(setting=setting | {"captions": archive.has_captioner, "languages": languages})
 
-    def answer_search(self, text: str, method: str, split: str) -> dict:
-        """``{"hits", "right", "outside", "searched", "encode", "search"}`` of a text; the times in milliseconds."""
-        self._warn_of_loading(method != "dual_encoder")
-        found = search_text(self.archive, text, self.results, method=method, split=split or None)
+    def answer_search(self, text: str, method: str, split: str, language: str = ENGLISH) -> dict:
+        """``{"hits", "right", "outside", "searched", "encode", "search", "language", "notes"}`` of a text; milliseconds."""
+        self._warn_of_loading(method != "dual_encoder" and language in (ANY, ENGLISH))
+        if language != ENGLISH and "languages" not in vars(self.archive):
+            self.tell({"status": "loading the text tower of other languages …"})
+        found = search_text(self.archive, text, self.results, method=method, split=split or None, language=language)
         shown = {image_id for image_id, _ in found.hits}
-        return self._show(found) | {"right": len(found.right), "outside": len(found.right - shown)}
+        told = {"language": found.language, "notes": list(found.notes)}
+        return self._show(found) | {"right": len(found.right), "outside": len(found.right - shown)} | told
 
     def answer_similar(self, image_id: str, split: str) -> dict:
         """``{"image", "hits", ...}``: an image and those like it."""

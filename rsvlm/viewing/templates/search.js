@@ -20,18 +20,19 @@ function mountSearch(root, ask, setting) {
     make("label", { class: "wide" }, input),
     select("method", "by", setting.methods.map((method) => [method.id, method.name, method.note]), setting.methods[0].id),
     select("split", "in", [["", "all images"], ...setting.splits.map((split) => [split, split])], setting.split),
+    (setting.languages || []).length ? select("language", "asked in", setting.languages.map((code) => [code, code === "any" ? "any language" : code]), setting.languages[0]) : null,
     make("button", { type: "submit", class: "plain" }, "Search"),
     takeFiles(root, drop, fail));
   const examples = make("p", { class: "examples", role: "group", "aria-label": "Searches to try" }, "Try: ", setting.examples.map((text) => make("button", { type: "button", onclick: () => { input.value = text; search(text); } }, text)));
   root.append(make("div", { class: "tools" }, form), make("div", { class: "gallery-wrap" }, examples, trouble, subject, status, hits));
-  const value = (name) => form.elements[name].value;
+  const value = (name) => (form.elements[name] || { value: "en" }).value;
   let serial = 0, repeat = null, timer = null;
   const again = () => repeat && repeat();
 
   async function run(what, given, buffers, show) {
     const mine = ++serial;
     clearTimeout(timer); // what was typed before is asked, or passed over
-    repeat = () => run(what, { ...given, split: value("split"), ...("method" in given ? { method: value("method") } : {}) }, buffers, show);
+    repeat = () => run(what, { ...given, split: value("split"), ...("method" in given ? { method: value("method"), language: value("language") } : {}) }, buffers, show);
     trouble.hidden = true;
     status.textContent = what === "drop" ? "reading the file …" : "searching …";
     try {
@@ -58,10 +59,11 @@ function mountSearch(root, ask, setting) {
 
   function search(text) {
     if (!text.trim()) return;
-    run("search", { text, method: value("method"), split: value("split") }, [], (answer) => {
+    run("search", { text, method: value("method"), split: value("split"), language: value("language") }, [], (answer) => {
       subject.hidden = true;
       const right = answer.right ? `; ${answer.right} ${answer.right === 1 ? "image carries" : "images carry"} just this caption${answer.outside ? `, ${answer.outside} of them further down` : ""}` : "";
-      fill(answer, answer.hits.length ? took(answer) + right : "Nothing found.");
+      const told = [answer.language && answer.language !== "en" ? `read as ${answer.language}` : "", ...(answer.notes || [])].filter(Boolean).join("; ");
+      fill(answer, answer.hits.length ? took(answer) + right + (told ? `; ${told}` : "") : "Nothing found.");
     });
   }
   function about(image, captions, warning) {
