@@ -14,7 +14,8 @@ TESTING := .venv/testing
 wanted = $(if $(shell grep -Es '$(2)' params.yaml),.venv/extra-$(1))
 EXTRAS := $(call wanted,boxes,format: (masks|[a-z]+_boxes)) \
   $(call wanted,openclip,encoder: *(open_clip:|hf-hub:|local-dir:|remoteclip|georsclip|rs-m-clip|skyclip)) \
-  $(call wanted,vlm,captioner: *[^ n])
+  $(call wanted,vlm,captioner: *[^ n]) \
+  $(call wanted,translate,translate_first: true)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -88,6 +89,7 @@ $(TESTING): $(READY)
 	  if command -v chromium chromium-browser google-chrome >/dev/null; then extras="$$extras browser"; fi; \
 	  if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'; then \
 	    extras="$$extras triton"; fi; \
+	  if [ "$$(uname -sm)" = "Linux x86_64" ]; then extras="$$extras translate"; fi; \
 	  $(PIP) --no-deps -r <($(BIN)/python scripts/lock.py --extras $$extras)
 	@touch $@
 

