@@ -160,6 +160,7 @@ def test_it_learns_to_answer(features, examples, tasks, tmp_path):
     settings = CaptioningSettings(
         **QUICK | {"validation_every": 15, "steps": 45, "projection_lr": 2e-2, "lora_lr": 2e-2},
         instruction_share=0.5,
+        instruction_weight=1.0,
     )
     asked = asked_of(tasks, "train"), asked_of(tasks, "val")
     quiet = {"checkpoints": tmp_path, "log": lambda line: None}
