@@ -165,6 +165,8 @@ def test_the_answers_of_a_study_are_kept_with_the_margin(captioner, features, ta
     assert rows[2]["margin"] is None and read_json(tmp_path / "answers" / "abstention.json") == {"tell_from": 1.5}
     with pytest.raises(ValueError, match="baselines: deaf unknown"):
         answer_all(captioner, features, test, ["deaf"])
+    nothing = answer_all(captioner, features, [], checkpoints=tmp_path / "none")
+    assert [len(own) for own in nothing.values()] == [0, 0, 0] and not (tmp_path / "none").exists()
 
 
 # The dialogue

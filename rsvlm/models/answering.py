@@ -73,8 +73,8 @@ def answer_tasks(
         given = [list(image_ids), list(instructions), [list(own) for own in choices], how, features.meta]
         checkpoints = checkpoints / fingerprint_values(captioner.config, _fingerprint(captioner), *given)[:16]
     answered: dict[int, dict] = {}
-    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(order)], strict=True)):
-        places = order[start:end]
+    for number, start in enumerate(starts):
+        places = order[start : (*starts, len(order))[number + 1]]
         kept = checkpoints / f"block_{number:05}.jsonl" if checkpoints is not None else None
         if kept is None or not kept.is_file():
             asked = Prompted(captioner, features, [image_ids[i] for i in places], [instructions[i] for i in places])
