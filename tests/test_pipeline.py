@@ -385,6 +385,7 @@ def test_a_second_run_has_nothing_to_do(smoke_study):
 def test_the_summary_and_dvc_show_the_result(smoke_study):
     command = [sys.executable, "-m", "rsvlm.study.summary"]
     said = subprocess.run(command, cwd=smoke_study, capture_output=True, text=True, check=True).stdout
+    assert "other languages: mean recall pt " in said
     assert "Study: smoke" in said and "CIDEr" in said and "reports/galleries/captions.html" in said
     shown = dvc(smoke_study, "metrics", "show", "--md")
     assert "CIDEr.captioner" in shown and "mean_recall.combined" in shown

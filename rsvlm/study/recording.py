@@ -140,8 +140,8 @@ def record_run(name: str) -> Path:
     if board.is_file() and read_json(board)["models"]:
         sources |= {path.name: path for path in (board, board.with_suffix(".md"))}
     scenes = (paths.METRICS / f"search_{what}.json" for what in ("earth", "mosaics"))  # not in the study's own table
-    answers = paths.METRICS / "score_instructions.json"
-    sources |= {path.name: path for path in (*scenes, answers) if path.is_file()}
+    beside = (paths.METRICS / f"score_{what}.json" for what in ("languages", "instructions"))
+    sources |= {path.name: path for path in (*scenes, *beside) if path.is_file()}
     for path in sources.values():
         if not path.is_file():
             raise FileNotFoundError(f"{path}: nothing to record; run the study first (`make study`)")

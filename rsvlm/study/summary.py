@@ -80,6 +80,22 @@ def earth_lines() -> list[str]:
     return ["", f"the Earth: average precision over {len(land['scored'])} classes of land, {', '.join(means)}"]
 
 
+def language_lines() -> list[str]:
+    """Recall by language, a line a source, where texts in other languages were trained on."""
+    file = paths.METRICS / "score_languages.json"
+    scores = read_json(file) if file.is_file() else {}
+    lines = []
+    for source, own in scores.get(scores.get("protocol", {}).get("recipe"), {}).items():
+        recalls = ", ".join(
+            f"{language} {100 * entry['mean_recall']['value']:.1f}"
+            for language, entry in own.items()
+            if language != "en"
+        )
+        english = 100 * scores["encoder"][source]["en"]["mean_recall"]["value"]
+        lines += ["", f"{source}, other languages: mean recall {recalls}; {english:.1f} in English by the encoder"]
+    return lines
+
+
 def where_lines() -> list[str]:
     """Where to look: the galleries, the table, the executed notebooks; only what is there."""
     places = {
@@ -137,6 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
             [
                 f"\nStudy: {study} (95 % intervals in brackets; recalls in percent)",
                 *lines,
+                *language_lines(),
                 *earth_lines(),
                 "",
                 "Look at:",
