@@ -237,7 +237,7 @@ class LanguageSettings(Settings):
     head_lr: float = setting(0.002, "highest learning rate", RATE)
     weight_decay: float = setting(0.01, "AdamW's", DECAY)
     distillation_weight: float = setting(
-        1.0, "of the distance to the English caption's embedding beside the contrastive loss (distilled)", LOSS_WEIGHT
+        1.0, "distilled: of the distance to the English caption's embedding", LOSS_WEIGHT
     )
     validation_every: int = setting(50, "steps between two measurements", STEPS)
     checkpoint_every: int = setting(500, "steps between two checkpoints", STEPS)

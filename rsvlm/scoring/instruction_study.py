@@ -194,8 +194,8 @@ def measure_languages(tasks: Sequence[Mapping], said: Mapping[str, str]) -> dict
 
     return {
         language: caption_language_scores(
-            [said[task["task_id"]] for task in asked if task["language"] == language],
-            [task["truth"]["references"] for task in asked if task["language"] == language],
+            {task["task_id"]: said[task["task_id"]] for task in asked if task["language"] == language},
+            {task["task_id"]: task["truth"]["references"] for task in asked if task["language"] == language},
             language,
         )
         for language in sorted({task["language"] for task in asked})
