@@ -223,7 +223,7 @@ def test_what_is_unclear_is_not_asked(captioner, features):
     with pytest.raises(Unclear, match="what the images are to show") as refused:
         list(talk.ask("Find more like this"))
     assert refused.value.offers == [(IMAGES, said.text)]
-    with pytest.raises(ValueError, match="wants is 'both': give words, images, free or auto"):
+    with pytest.raises(ValueError, match="wants is 'both': give words, images, answer, free or auto"):
         list(talk.ask("hello", "both"))
     assert len(talk.turns) == 3
 
