@@ -31,7 +31,14 @@ def project(tmp_path, monkeypatch):
 def test_run_by_hand_a_notebook_has_its_own_outs_and_the_studys_inputs(project, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no data/aggregated: .*20_adapt_encoder.*`dvc repro aggregate_data`"):
         workspace("adapt_encoder").IMAGE_TABLE
-    for folder in ("data/aggregated", "data/blue_marble", "data/features", "data/generated", "data/instructions", "reports/metrics"):
+    for folder in (
+        "data/aggregated",
+        "data/blue_marble",
+        "data/features",
+        "data/generated",
+        "data/instructions",
+        "reports/metrics",
+    ):
         (project / folder).mkdir(parents=True)
     places, scratch = workspace("finetune_lora"), project / "scratch" / "40_finetune_lora"
     for name in ("FINETUNED", "METRICS", "CURVES", "CHECKPOINTS"):
