@@ -158,7 +158,7 @@ def test_it_learns_to_answer(features, examples, tasks, tmp_path):
     with torch.no_grad():
         captioner.language_model.get_output_embeddings().weight.mul_(30)
     settings = CaptioningSettings(
-        **QUICK | {"validation_every": 15, "steps": 45, "projection_lr": 2e-2, "lora_lr": 2e-2},
+        **QUICK | {"validation_every": 15, "steps": 90, "projection_lr": 2e-2, "lora_lr": 2e-2},
         instruction_share=0.5,
         instruction_weight=1.0,
     )
@@ -166,7 +166,7 @@ def test_it_learns_to_answer(features, examples, tasks, tmp_path):
     quiet = {"checkpoints": tmp_path, "log": lambda line: None}
     result = train_captioner(captioner, features, *examples, settings, asked=asked, **quiet)
     assert result.curve[-1]["instruction_loss"] < 0.5 * result.curve[0]["instruction_loss"]
-    assert result.curve[-1]["caption_loss"] < 0.7 * result.curve[0]["caption_loss"]
+    assert result.curve[-1]["caption_loss"] < 0.5 * result.curve[0]["caption_loss"]
     assert result.validation[-1]["instruction_loss"] < result.validation[0]["instruction_loss"]
     best = min(result.validation, key=lambda row: row["caption_loss"] + row["instruction_loss"])
     assert result.kept_step == best["step"] and result.metrics()["validation"]["instruction_loss"] > 0

@@ -51,7 +51,7 @@ def test_there_are_as_many_templates_as_are_translated():
         known = _words()[language]
         assert set(known["templates"]) == set(templates()) and set(known["covers"]) == set(NOUNS)
         assert set(known["climates"]) == set(CLIMATES[1:])
-        assert set(known["shares"]) == {words for _, words in land_captions._SHARES} | {"a very small part"}
+        assert set(known["shares"]) == {words for _, words in land_captions.SHARES} | {"a very small part"}
         texts = [text for text, _ in known["covers"].values()]
         assert len(set(texts)) == len(texts), "two kinds of ground under one name"
 

@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 
 from rsvlm.data.image_facts import COVERS, Facts
+from rsvlm.data.land_captions import SHARES
 from rsvlm.data.names import NUMBERS, SPLITS
 from rsvlm.data.objects import mentions_in, things
 from rsvlm.files import read_json, read_json_lines, write_json, write_json_lines
@@ -38,11 +39,6 @@ PLACES = (
 UPRIGHT = ("where",)  # kinds whose answers a mirrored or turned image would make wrong
 YES, NO = "yes", "no"
 ALL = "all"  # kinds
-SHARES = (  # as captions of the tiles say them (rsvlm.data.land_captions)
-    (0.97, "nearly all"), (0.82, "most"), (0.70, "about three quarters"), (0.58, "about two thirds"),
-    (0.45, "about half"), (0.29, "about a third"), (0.20, "about a quarter"), (0.12, "a smaller part"),
-    (0.05, "a small part"),
-)  # fmt: skip
 CLEAR = 0.015  # a share is asked for where it lies so far from the next step of SHARES
 LARGER = 0.10  # how much more of the image the larger of two covers has
 COMMON = 0.01  # share of the images from which a thing is asked for where it is not

@@ -57,7 +57,7 @@ _NOUNS = {  # how a group is called; the same class looks different in another c
         "polar": ["bare ground", "barren polar land"],
     },
 }
-_SHARES = (
+SHARES = (  # least share of an image -> its words
     (0.97, "nearly all"), (0.82, "most"), (0.70, "about three quarters"), (0.58, "about two thirds"),
     (0.45, "about half"), (0.29, "about a third"), (0.20, "about a quarter"), (0.12, "a smaller part"),
     (0.05, "a small part"),
@@ -167,7 +167,7 @@ def place_of(box: Box, width: int, height: int) -> str:
 
 
 def _share_in_words(share: float) -> str:
-    return next((text for least, text in _SHARES if share >= least), "a very small part")
+    return next((text for least, text in SHARES if share >= least), "a very small part")
 
 
 def _tell_centre(words: _Words) -> Sentence:

@@ -98,6 +98,16 @@ def draw_ciders(axes: Axes, ciders: Mapping, parts: Mapping, source: str, shift:
     axes.set_xlabel("CIDEr (95 % interval over images)")
 
 
+def label_recalls(axes: Axes, title: str) -> None:
+    """Title, percent axis, grid and legend of mean recalls with intervals that stand side by side in rows."""
+    axes.set(title=title, xlabel="mean recall (95 % interval over images)")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(True, axis="x")
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0, labelcolor=INK, color=MUTED)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def interval_lengths(entries: Iterable[Mapping]) -> list[list[float]]:
     """[below, above]: how far the intervals of figures reach, as matplotlib takes it; never below 0."""
     entries = list(entries)

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from rsvlm.scoring.language_retrieval import ENCODER, NO_TRANSLATOR, TRANSLATE_FIRST
 from rsvlm.scoring.published import RECALLS
-from rsvlm.viewing.plots import GREEN, INK, MARKERS, MUTED, figure, series_colours
+from rsvlm.viewing.figures import label_recalls
+from rsvlm.viewing.plots import GREEN, MARKERS, figure, series_colours
 from rsvlm.viewing.results import Result, listed, percent
 
 ENGLISH = "en"
@@ -131,13 +131,8 @@ def language_figure(metrics: Mapping, source: str) -> Figure:
     english = metrics[ENCODER][source][ENGLISH]["mean_recall"]["value"]
     axes.axvline(english, color=GREEN, linestyle="--", linewidth=1.2, label="encoder, in English")
     axes.set_yticks(list(heights.values()), [f"{language}\n({hows[language]})" for language in languages], fontsize=8)
-    axes.set(title=f"{source}: mean recall by language", xlabel="mean recall (95 % interval over images)")
+    label_recalls(axes, f"{source}: mean recall by language")
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(True, axis="x")
-    axes.grid(False, axis="y")
-    axes.tick_params(axis="y", length=0, labelcolor=INK, color=MUTED)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn
 
 

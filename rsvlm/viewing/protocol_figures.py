@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from rsvlm.scoring.published import RECALLS
 from rsvlm.scoring.retrieval_study import PROTOCOLS, protocol_spread
 from rsvlm.scoring.runs import METHODS, named
-from rsvlm.viewing.plots import INK, MARKERS, MUTED, figure, series_colours
+from rsvlm.viewing.figures import label_recalls
+from rsvlm.viewing.plots import MARKERS, figure, series_colours
 
 
 def protocol_table(metrics: dict) -> pd.DataFrame:
@@ -65,10 +65,5 @@ def protocol_figure(metrics: dict, source: str) -> Figure:
     marks = dict(zip(spread["protocol"], spread["transductive"], strict=True))
     axes.set_yticks(list(heights.values()), [name + ("\n(transductive)" if marks[name] else "") for name in protocols])
     axes.set_ylim(-0.6, len(protocols) - 0.4)
-    axes.set(title=f"{source}: mean recall by protocol", xlabel="mean recall (95 % interval over images)")
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(True, axis="x")
-    axes.grid(False, axis="y")
-    axes.tick_params(axis="y", length=0, labelcolor=INK, color=MUTED)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    label_recalls(axes, f"{source}: mean recall by protocol")
     return drawn
