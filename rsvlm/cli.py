@@ -646,14 +646,16 @@ def _stretch(text: str) -> str | list[float]:
 
 def _write(table: object, out: Path | None) -> None:
     """A table to a file, whole or not at all, or to the screen as CSV."""
+    from rsvlm.safe_text import csv_text
+
     if out is None:
-        typer.echo(table.to_csv(index=False), nl=False)
+        typer.echo(csv_text(table), nl=False)
         return
     from rsvlm.files import whole_file
 
     with whole_file(out) as scratch:
         if out.suffix == ".csv":
-            table.to_csv(scratch, index=False)
+            scratch.write_text(csv_text(table), encoding="utf-8")
         elif out.suffix == ".jsonl":
             table.to_json(scratch, orient="records", lines=True, force_ascii=False)
         else:

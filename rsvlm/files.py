@@ -16,6 +16,7 @@ import platform
 import re
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -166,17 +167,46 @@ def read_json(path: Path) -> object:
 
     Raises:
         FileNotFoundError: with the path.
-        ValueError: the file is not UTF-8 JSON, or no whole gzip; names the file, line and column.
+        ValueError: the file is not UTF-8 JSON (names line and column), no whole gzip, or a key stands twice in an object.
     """
     try:
         with open_bytes(path) as file:
             content = file.read()
-        return json.loads(content.decode("utf-8-sig"))
+        return parse_json(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except RepeatedKey as error:
+        raise ValueError(f"{path}: {error}") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}: line {line} is not UTF-8 text: {wrong_byte(error)}; save it as UTF-8") from error
+
+
+class RepeatedKey(ValueError):
+    """A key that stands twice in an object of JSON."""
+
+
+def parse_json(text: str) -> object:
+    """The value of a JSON text.
+
+    Raises:
+        json.JSONDecodeError: it is none.
+        RepeatedKey: an object has a key twice, of which a reader would silently take the last.
+    """
+    return json.loads(text, object_pairs_hook=_once_each)
+
+
+def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counted = Counter(name for name, _ in pairs)
+        repeated = next(name for name, count in counted.items() if count > 1)
+        first = ", ".join(f"{name!r}: {str(value)[:30]!r}" for name, value in pairs[:2])
+        raise RepeatedKey(
+            f"the key {repeated!r} stands twice in one object, that with {first}; a reader would take the last alone: "
+            "keep one"
+        )
+    return found
 
 
 @contextmanager
@@ -208,14 +238,16 @@ def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """The objects of a JSON-lines file, in order. ValueError names the file and the line that is not JSON."""
+    """The objects of a JSON-lines file, in order. ValueError names the file and the line that is not JSON, or has a key twice."""
     rows = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                rows.append(json.loads(line))
+                rows.append(parse_json(line))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}: line {number} is not valid JSON: {error.msg}") from error
+            except RepeatedKey as error:
+                raise ValueError(f"{path}: line {number}: {error}") from error
     return rows
 
 

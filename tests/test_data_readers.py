@@ -157,7 +157,8 @@ def test_files_are_found_under_another_extension(tmp_path):
     images = read(tmp_path, *map(entry, ["1.tif", "2.tif", "3.tif", "sub/4.tif"])).images
     found, missing, counts = find_images(images, tmp_path / "imgs")
     assert [item.name for item in found] == ["1.jpg", "2.tif", "sub/4.PNG"] and missing == ["3.tif"]
-    assert counts == {"images_with_another_extension": 2, "images_in_another_folder": 0, "files_not_listed": 2}
+    met = {name: count for name, count in counts.items() if count}
+    assert met == {"images_with_another_extension": 2, "files_not_listed": 2}
     both = read(tmp_path, entry("2.tif"), entry("2.jpg")).images
     with pytest.raises(ValueError, match="lead to this one file"):
         find_images(both, tmp_path / "imgs")
@@ -172,7 +173,8 @@ def test_files_are_found_by_name_in_folders_of_classes(tmp_path):
     found, missing, counts = find_images(images, tmp_path / "imgs")
     assert [item.name for item in found] == ["lake/lake_1.jpg", "lake/lake_2.png", "park/1.jpg"]
     assert missing == ["park/2.jpg", "9.jpg"], "the folder park exists and lacks it; pond/2.jpg is another image"
-    assert counts == {"images_with_another_extension": 1, "images_in_another_folder": 2, "files_not_listed": 2}
+    met = {name: count for name, count in counts.items() if count}
+    assert met == {"images_with_another_extension": 1, "images_in_another_folder": 2, "files_not_listed": 2}
     assert find_images(images, tmp_path / "imgs", ALL - {"other_folder"})[2]["images_in_another_folder"] == 0
     twice = read(tmp_path, entry("1.jpg")).images
     with pytest.raises(ValueError, match="'1.jpg' of the annotations may be 'park/1.jpg' or 'pond/1.jpg'"):

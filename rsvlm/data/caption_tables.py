@@ -20,6 +20,8 @@ import pandas as pd
 from rsvlm.data.listings import CaptionRow, Listing, check_there, gather_captions, read_annotations, read_lines
 from rsvlm.data.names import ALL, SPLITS, check_name, check_split
 from rsvlm.extras import import_extra
+from rsvlm.files import RepeatedKey, parse_json
+from rsvlm.safe_text import from_cell
 from rsvlm.settings import closest_name
 
 IMAGES = ("filename", "filepath", "file_name", "image", "image_path", "path")
@@ -118,7 +120,7 @@ def read_records(
 def _csv_records(
     path: Path, find: Callable[[Names, str], Places]
 ) -> tuple[str, Names, Places, Iterator[tuple[str, Mapping]]]:
-    """As ``read_records``, of a CSV file with double quotes.
+    """As ``read_records``, of a CSV file with double quotes; the apostrophe before what would be a formula is left out.
 
     The separator is the one under which the first line names the columns that a table needs; it is not guessed from
     frequencies: captions hold commas and semicolons.
@@ -131,7 +133,7 @@ def _csv_records(
     for separator in SEPARATORS:
         try:
             fields = next(csv.reader([head], delimiter=separator, strict=True), [])
-            names = {number: name.strip() for number, name in enumerate(fields)}
+            names = {number: from_cell(name.strip()) for number, name in enumerate(fields)}
             found.append((len(names), separator, names, find(names, where)))
         except csv.Error:
             continue
@@ -159,7 +161,7 @@ def _csv_records(
                     raise ValueError(
                         f"{path}: line {last}: {len(fields)} fields, but the first line names {len(names)} columns"
                     )
-                yield f"{path}: line {last}", dict(enumerate(fields))
+                yield f"{path}: line {last}", dict(enumerate(map(from_cell, fields)))
         except csv.Error as error:
             raise ValueError(f"{path}: line {last}: not CSV: {error}") from error
         if empty:
@@ -172,11 +174,13 @@ def _json_lines(path: Path) -> Iterator[tuple[str, object]]:
     for number, line in read_lines(path):
         if line.strip():
             try:
-                yield f"{path}: line {number}", json.loads(line)
+                yield f"{path}: line {number}", parse_json(line)
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{path}: line {number} is not valid JSON: column {error.colno}: {error.msg}"
                 ) from error
+            except RepeatedKey as error:
+                raise ValueError(f"{path}: line {number}: {error}") from error
 
 
 def read_caption_table(

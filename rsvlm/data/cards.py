@@ -7,8 +7,6 @@ cards into ``reports/cards``; ``python -m rsvlm.data audit FOLDER --cards`` and 
 renew the ones in the repository.
 """
 
-import html
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from rsvlm.data.translations import HOW_NAMES
 from rsvlm.extras import import_extra
 from rsvlm.files import fingerprint_file, read_json, write_json, write_text
 from rsvlm.languages import language_name
+from rsvlm.safe_text import as_code, as_markdown
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 # What every card must have, in the order of the Data Cards Playbook and of Hugging Face's dataset cards.
@@ -41,6 +40,7 @@ COUNTS = {  # over all that the file lists, or all that lies in the folder, whet
     "`txtclasses_rsicd.rar` at https://github.com/201528014227051/RSICD_optimal, to be unpacked beside the JSON",
     "images_with_another_extension": "files on disk under another extension than listed",
     "images_in_another_folder": "files on disk in another folder than listed, found by their name",
+    "images_in_another_unicode_form": "files on disk whose name is listed in another Unicode form",
     "files_not_listed": "image files on disk that nothing lists",
     "boxes_over_the_edge": "boxes in the file that reach over the image's edge",
     "boxes_without_area": "boxes in the file without an area",
@@ -165,7 +165,7 @@ def _render(template: str, values: Mapping) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"n": "{:,}".format, "plain": _escaped, "code": _code, "language": language_name}
+    environment.filters |= {"n": "{:,}".format, "plain": as_markdown, "code": as_code, "language": language_name}
     return environment.get_template(f"{template}.md.jinja").render(values)
 
 
@@ -246,21 +246,7 @@ def load_measured(name: str, folder: Path) -> dict | None:
 def _own_card(name: str) -> str:
     """The start of a card for a source that has none."""
     text = "A source of this study without a card of its own: write one from what is measured below."
-    return f"# {_escaped(name)}\n\n## In short\n\n{text}\n\n## Measured\n\n{BEGIN}\n{END}\n"
-
-
-def _code(text: str) -> str:
-    """Text from data between backticks, where nothing but a backtick is special."""
-    return html.escape(str(text), quote=False).replace("`", "'").replace("\n", " ")
-
-
-def _escaped(text: str) -> str:
-    """Text from data, safe in Markdown and in the HTML made of it."""
-    plain = json.dumps(str(text), ensure_ascii=False)[1:-1].replace('\\"', '"')
-    escaped = html.escape(plain, quote=False)
-    for mark in ("|", "`", "*", "_", "[", "]"):
-        escaped = escaped.replace(mark, f"\\{mark}")
-    return escaped
+    return f"# {as_markdown(name)}\n\n## In short\n\n{text}\n\n## Measured\n\n{BEGIN}\n{END}\n"
 
 
 def describe_source(name: str, measured: Mapping | None) -> dict:

@@ -18,6 +18,7 @@ from rsvlm.data.images import EXTENSIONS
 from rsvlm.data.names import ALL
 from rsvlm.data.names import check_split as check_split
 from rsvlm.files import open_bytes, read_json, wrong_byte
+from rsvlm.safe_text import fault_in
 
 LONGEST = 1_000_000  # bytes of a line; longer ones are no annotation but a damaged or a wrong file
 NAMES_SHOWN = 10  # file names that a report lists before it only counts
@@ -119,11 +120,16 @@ def clean_captions(
         fixes: ``blank_captions`` and ``extra_spaces`` are applied when they are in it.
 
     Raises:
-        ValueError: a caption of spaces only, which no table can hold, while blank captions are to be kept.
+        ValueError: a caption with control characters, with line breaks where spaces are kept as they are, or of spaces
+            only where blank captions are.
     """
     kept = []
     for text in released:
         counts["captions_listed"] += 1
+        fault = fault_in(text, breaks="extra_spaces" in fixes)
+        if fault:
+            mend = "; the fix 'extra_spaces' makes a space of it" if fault.startswith("a line break") else ""
+            raise ValueError(f"{where}: the caption {text[:60]!r} holds {fault}; take it out of the file{mend}")
         if not any(character.isalnum() for character in text):
             if "blank_captions" in fixes:
                 counts["captions_blank_dropped"] += 1
@@ -197,8 +203,9 @@ def find_images(
 ) -> tuple[list[FoundImage], list[str], dict[str, int]]:
     """Listed images with their files, names that have no file, and counts of other names and unlisted files.
 
-    A file with the listed name is taken first; else, by the fix ``other_extension``, one with the same name and another
-    extension (annotations say ``1.tif`` where a copy holds ``1.jpg``); else, by the fix ``other_folder``, the one file
+    A file with the listed name is taken first; else, by the fix ``other_unicode_form``, one whose name is the same text (a
+    Mac writes é as e and an accent, most annotations as one character), which holds for what follows, too; else, by the
+    fix ``other_extension``, one with the same name and another extension (annotations say ``1.tif`` where a copy holds ``1.jpg``); else, by the fix ``other_folder``, the one file
     of that name in any folder that no other image is listed for (``airplane_001.jpg`` where a copy holds
     ``airplane/airplane_001.jpg``), unless the listed folder exists: then the file is missing from it.
 
@@ -209,16 +216,20 @@ def find_images(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
     on_disk = _image_files(folder)
+    form = one_form if "other_unicode_form" in fixes else str
+    by_form: dict[str, str] = {}
     by_stem: dict[str, str] = {}
-    if "other_extension" in fixes:
-        for name in sorted(on_disk, key=lambda name: (EXTENSIONS.index(os.path.splitext(name)[1].lower()), name)):
-            by_stem.setdefault(os.path.splitext(name)[0], name)
+    for name in sorted(on_disk, key=lambda name: (EXTENSIONS.index(os.path.splitext(name)[1].lower()), name)):
+        by_form.setdefault(form(name), name)
+        if "other_extension" in fixes:
+            by_stem.setdefault(os.path.splitext(form(name))[0], name)
     names: list[str | None] = []
     for image in images:
         name = PurePosixPath(image.name).as_posix()
-        names.append(name if name in on_disk else by_stem.get(os.path.splitext(name)[0]))
+        found = by_form.get(form(name)) or by_stem.get(os.path.splitext(form(name))[0])
+        names.append(name if name in on_disk else found)
     if "other_folder" in fixes and None in names:
-        elsewhere = _by_base_name(on_disk - set(names), loose="other_extension" in fixes)
+        elsewhere = _by_base_name(on_disk - set(names), form, loose="other_extension" in fixes)
         names = [name or elsewhere(image.name, folder) for name, image in zip(names, images, strict=True)]
     found, missing, taken = [], [], {}
     for image, name in zip(images, names, strict=True):
@@ -234,25 +245,36 @@ def find_images(
     pairs = [(PurePosixPath(item.name), PurePosixPath(item.listed.name)) for item in found]
     counts = {
         "images_with_another_extension": sum(name.suffix != listed.suffix for name, listed in pairs),
-        "images_in_another_folder": sum(name.parent != listed.parent for name, listed in pairs),
+        "images_in_another_folder": sum(form(str(name.parent)) != form(str(listed.parent)) for name, listed in pairs),
+        "images_in_another_unicode_form": sum(
+            name.stem != listed.stem
+            or name.parent != listed.parent
+            and one_form(str(name.parent)) == one_form(str(listed.parent))
+            for name, listed in pairs
+        ),
         "files_not_listed": len(on_disk - set(taken)),
     }
     return found, missing, counts
 
 
-def _by_base_name(files: set[str], loose: bool) -> Callable[[str, Path], str | None]:
+def one_form(name: str) -> str:
+    """A name in Unicode's composed form (NFC), in which equal texts are equal."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _by_base_name(files: set[str], form: Callable[[str], str], loose: bool) -> Callable[[str, Path], str | None]:
     """A search for the one of some files that has a listed image's name, in any folder; ``loose``: and extension."""
     whole: dict[str, list[str]] = {}
     stems: dict[str, list[str]] = {}
     for file in sorted(files):
-        whole.setdefault(PurePosixPath(file).name, []).append(file)
-        stems.setdefault(PurePosixPath(file).stem, []).append(file)
+        whole.setdefault(form(PurePosixPath(file).name), []).append(file)
+        stems.setdefault(form(PurePosixPath(file).stem), []).append(file)
 
     def search(listed: str, folder: Path) -> str | None:
         name = PurePosixPath(listed)
         if name.parent != PurePosixPath(".") and (folder / name.parent).is_dir():
             return None
-        same = whole.get(name.name) or (stems.get(name.stem, []) if loose else [])
+        same = whole.get(form(name.name)) or (stems.get(form(name.stem), []) if loose else [])
         if len(same) > 1:
             raise ValueError(
                 f"{folder}: {listed!r} of the annotations may be {same[0]!r} or {same[1]!r}; write the "

@@ -17,10 +17,12 @@ The named fixes: what a reader mends in released files. A source can switch each
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rsvlm.safe_text import fault_in
 from rsvlm.settings import closest_name
 
 SPLITS = ("train", "val", "test")
@@ -68,6 +70,8 @@ CLASSES: dict[str, dict[str, str | None]] = {
     "vaihingen": _ISPRS,
 }
 _DRIVE = re.compile(r"[A-Za-z]:")
+LONGEST_SOURCE_NAME = 60
+_SOURCE_NAME = re.compile(rf"[^\W_][\w .-]{{0,{LONGEST_SOURCE_NAME - 1}}}")
 
 
 def class_words(classes: object, where: str, masks: bool = False) -> dict:
@@ -139,7 +143,7 @@ def check_name(name: object, where: str) -> str:
     """A file name that stays inside its folder.
 
     Raises:
-        ValueError: no text, blank, absolute, or one that climbs out with ``..``.
+        ValueError: no text, blank, absolute, one that climbs out with ``..``, or with control characters.
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where}: the file name must be a non-empty text, is {name!r}")
@@ -147,6 +151,23 @@ def check_name(name: object, where: str) -> str:
     if name[0] == "/" or "\\" in name or "\0" in name or _DRIVE.match(name) or ".." in name.split("/"):
         raise ValueError(
             f"{where}: the file name {name!r} leads out of the images' folder; only names inside it are read"
+        )
+    fault = fault_in(name)
+    if fault:
+        raise ValueError(f"{where}: the file name {name!r} holds {fault}; rename the file, and mend its name here")
+    return name
+
+
+def check_source_name(name: str) -> str:
+    """The name of a source: it becomes a part of file names, tables, headings and image ids.
+
+    Raises:
+        ValueError: it begins with no letter or digit, holds more than these, spaces and ``-_.``, or is too long.
+    """
+    if not _SOURCE_NAME.fullmatch(name) or name != name.strip() or not unicodedata.is_normalized("NFC", name):
+        raise ValueError(
+            f"'name' {name!r}: letters, digits, spaces, '-', '_' and '.' are possible, a letter or digit first, at most "
+            f"{LONGEST_SOURCE_NAME} in all; files, tables and headings are called by it"
         )
     return name
 
@@ -179,6 +200,10 @@ FIXES = {
         "a listed file is found by its name in another folder, where the listed folder does not exist and one file "
         "alone has that name",
         ("images_in_another_folder",),
+    ),
+    "other_unicode_form": Fix(
+        "a listed file is found under another Unicode form of its name (an accented letter is one character or two)",
+        ("images_in_another_unicode_form",),
     ),
     "boxes_clipped": Fix(
         "boxes that reach over the image's edge are cut there; off: they stop the reader", ("boxes_over_the_edge",)

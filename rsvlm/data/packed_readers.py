@@ -25,7 +25,7 @@ from rsvlm.data.images import EXTENSIONS
 from rsvlm.data.listings import LONGEST, CaptionRow, Listing, gather_captions
 from rsvlm.data.names import SPLITS
 from rsvlm.data.packed import BETWEEN, FILES, find_files, open_parquet, read_columns, read_group, scan_shard
-from rsvlm.files import wrong_byte
+from rsvlm.files import RepeatedKey, parse_json, wrong_byte
 from rsvlm.settings import closest_name
 
 KINDS = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
@@ -100,9 +100,11 @@ def _rows_of_shards(
 def _read_object(text: str, where: str, fields: list[str]) -> dict:
     """A sample's .json, in which every field is that the source names."""
     try:
-        record = json.loads(text)
+        record = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not valid JSON: line {error.lineno}: {error.msg}") from error
+    except RepeatedKey as error:
+        raise ValueError(f"{where}: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{where}: must be an object, is {type(record).__name__}")
     for field in fields:

@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from rsvlm.data.land_languages import LANGUAGES as LAND_LANGUAGES
-from rsvlm.data.names import NUMBERS, SPLITS, check_fixes, check_split, class_words
+from rsvlm.data.names import NUMBERS, SPLITS, check_fixes, check_source_name, check_split, class_words
 from rsvlm.data.packed import FILES, find_files
 from rsvlm.data.recipes import recipe_of
 from rsvlm.languages import check_language
@@ -166,8 +166,7 @@ class Source(Tiles):
 
     @model_validator(mode="after")
     def _check_what_belongs_together(self) -> Self:
-        if not self.name or "/" in self.name:
-            raise ValueError(f"'name' must be a non-empty text without '/', is {self.name!r}")
+        check_source_name(self.name)
         if self.format not in FORMATS:
             raise ValueError(f"unknown format {self.format!r}{closest_name(self.format, FORMATS, OLDER)}")
         if self.format != "blue_marble":

@@ -17,6 +17,7 @@ import pandas as pd
 
 from rsvlm.data.names import SPLITS
 from rsvlm.files import read_json_lines, write_json_lines
+from rsvlm.safe_text import fault_in
 
 REQUIRED = ["image_id", "source", "split", "path", "captions", "label"]
 OPTIONAL = ["width", "height", "resolution"]
@@ -59,8 +60,17 @@ def _fault_of(row: object) -> str | None:
         return f"captions must be a list with at least one text, is {captions!r}"
     if not all(isinstance(caption, str) and caption.strip() for caption in captions):
         return f"captions must be texts that are not blank, are {captions!r}"
+    for key, text in (
+        ("image_id", row["image_id"]),
+        ("source", row["source"]),
+        *(("captions", one) for one in captions),
+    ):
+        if fault := fault_in(text):
+            return f"{key} holds {fault}: {text!r}"
     if row["label"] is not None and not isinstance(row["label"], str):
         return f"label must be a text or null, is {row['label']!r}"
+    if row["label"] and (fault := fault_in(row["label"])):
+        return f"label holds {fault}: {row['label']!r}"
     for key in OPTIONAL:
         value = row.get(key)
         number = isinstance(value, int | float if key == "resolution" else int) and not isinstance(value, bool)

@@ -32,6 +32,7 @@ from rsvlm.models.index import Picture, find_encoder, read_blocks
 from rsvlm.models.loading import choose_device
 from rsvlm.models.neighbours import CiderSpace, Memory, Pools
 from rsvlm.models.zoo import is_encoder
+from rsvlm.safe_text import as_markdown
 from rsvlm.settings import Generation
 
 MEMORY_ROWS, MEMORY_VECTORS = "memory.jsonl", "memory.npy"
@@ -159,7 +160,7 @@ rsvlm caption THIS_FOLDER IMAGES --encoder ENCODER
 
 | | |
 |---|---|
-| language model | {config["language_model"]}, fingerprint {config["language_model_fingerprint"][:12]}, not in this folder |
+| language model | {as_markdown(config["language_model"])}, fingerprint {config["language_model_fingerprint"][:12]}, not in this folder |
 | encoder | fingerprint {str(config["encoder_fingerprint"])[:12]}, not in this folder; looked for in `{config["encoder"]}` |
 | images are encoded | {config["encoding"]["views"]} views, a grid of {config["encoding"]["grid"]}{crops}, {config["encoding"]["precision"]} |
 | captions are made | {made["beams"]} beams, {made["samples"]} draws, {made["pool_candidates"]} captions of like training images |

@@ -28,6 +28,7 @@ from rsvlm.data.recipes import BAND_PRESETS
 from rsvlm.files import fingerprint_values, whole_file
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.progress import log_line, progress
+from rsvlm.safe_text import write_csv
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
 from rsvlm.scenes.footprints import LONGITUDE_LATITUDE, area_of, footprints, meets, moment
 from rsvlm.scenes.search import (
@@ -178,8 +179,7 @@ class SceneArchive:
         """Write the list as .parquet (GeoParquet), .geojson, or .csv with footprints as WKT; whole or not at all."""
         path = check_ending(path, LISTS)
         if path.suffix.lower() == ".csv":
-            with whole_file(path) as file:
-                self.scenes.to_wkt().to_csv(file, index=False)
+            write_csv(path, self.scenes.to_wkt())
         else:
             write_places(self.scenes, path)
 

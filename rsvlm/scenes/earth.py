@@ -16,6 +16,7 @@ from rsvlm.data.rasters.scene import Scene, open_scene
 from rsvlm.files import read_json, whole_folder
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_texts
+from rsvlm.safe_text import write_csv
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene
 from rsvlm.scenes.globe import LAND_SHARE, class_texts, describe_windows, land_of, make_globe
 from rsvlm.scenes.search import (
@@ -171,7 +172,7 @@ def describe_found(found: Sequence[Found]) -> list[dict]:
 def write_found(found: Sequence[Found], land: Mapping[str, object], folder: Path) -> None:
     """``hits.geojson``, ``areas.geojson``, one GeoTIFF of similarities a text and ``land_cover.csv``, whole or not at all."""
     with whole_folder(folder) as scratch:
-        land_table(land).to_csv(scratch / "land_cover.csv", index=False)
+        write_csv(scratch / "land_cover.csv", land_table(land))
         for name in ("hits", "areas"):
             frames = [getattr(own, name).assign(query=own.surface.query) for own in found]
             write_places(pd.concat(frames, ignore_index=True), scratch / f"{name}.geojson")

@@ -28,6 +28,7 @@ from rsvlm.files import read_json, whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_pictures, encode_texts
 from rsvlm.models.index import find_encoder, read_picture
+from rsvlm.safe_text import read_csv
 from rsvlm.scenes.embedding import GRID, SceneEmbeddings, reading_size
 from rsvlm.scenes.footprints import footprints
 
@@ -398,7 +399,7 @@ def read_hit(path: Path | str, rank: int) -> "pd.Series":
         raise ValueError(f"{path}: hits are read from {', '.join(HITS)}")
     try:
         if path.suffix.lower() == ".csv":
-            table = pd.read_csv(path)
+            table = read_csv(path)
         elif path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
         else:

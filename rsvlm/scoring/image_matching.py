@@ -11,6 +11,7 @@ import pandas as pd
 
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.images import EXTENSIONS, check_file
+from rsvlm.data.listings import one_form
 from rsvlm.data.recipes import split_reading
 from rsvlm.files import fingerprint_file
 
@@ -127,11 +128,12 @@ def _parts(place: str) -> list[str]:
 
 
 def _forms(place: str) -> tuple[str, ...]:
-    """A path's file name from strict to loose: as it is, without extension, in lower case, a number without zeros."""
+    """A path's file name from strict to loose: as it is, without extension, in lower case and one Unicode form, a number
+    without zeros."""
     name = _parts(place)[-1]
     stem, _, ending = name.rpartition(".")
     stem = stem if stem and f".{ending.lower()}" in EXTENSIONS else name
-    low = stem.casefold()
+    low = one_form(stem).casefold()
     return name, stem, low, (low.lstrip("0") or "0") if low.isdecimal() else low
 
 

@@ -29,6 +29,7 @@ from rsvlm.models.loading import choose_device, choose_precision
 from rsvlm.models.vlm import VisionLanguageModel, caption_pictures, load_vlm
 from rsvlm.models.zoo import PRESETS, load_encoder
 from rsvlm.progress import log_line, progress
+from rsvlm.safe_text import write_csv
 from rsvlm.scoring.caption_study import score_study
 from rsvlm.scoring.captions import ScoringTools
 from rsvlm.scoring.foreign_files import read_foreign_captions, read_foreign_embeddings
@@ -173,7 +174,7 @@ def save_measurement(
         write_json(scratch / ABOUT, about)
         write_json(scratch / SCORES, metrics)
         for task, scores in per_image.items():
-            scores.to_csv(scratch / f"{task}.csv", index=False, float_format="%.6f")
+            write_csv(scratch / f"{task}.csv", scores, "%.6f")
         if measured.captions is not None:
             rows = ({"image_id": image_id, "caption": caption} for image_id, caption in measured.captions.items())
             write_json_lines(scratch / "captions.jsonl", rows)

@@ -15,6 +15,7 @@ import pandas as pd
 
 from rsvlm.data.table import load_table, rows_of
 from rsvlm.files import read_json, write_json, write_text
+from rsvlm.safe_text import as_cell
 from rsvlm.scoring.runs import RESERVED, RUNS
 from rsvlm.settings import closest_name
 from rsvlm.study import paths
@@ -289,9 +290,12 @@ def _check_same_images(pair: Sequence[Experiment], tables: Sequence) -> None:
 
 
 def _joined_scores(names: Sequence[str], pair: Sequence[Experiment]) -> str:
-    """One table of scores an image, the captioner's rows of each experiment under its name."""
+    """One table of scores an image, the captioner's rows of each experiment under its name.
+
+    Cells go through as they are, texts with the apostrophes of ``rsvlm.safe_text``: only the names are new.
+    """
     tables = [pd.read_csv(io.StringIO(_read(one, "reports/scores/captions.csv")), dtype=str) for one in pair]
-    own = [table[table["run"] == RUN].assign(run=name) for name, table in zip(names, tables)]
+    own = [table[table["run"] == RUN].assign(run=as_cell(name)) for name, table in zip(names, tables)]
     return pd.concat(own).to_csv(index=False)
 
 

@@ -23,6 +23,7 @@ from ruamel.yaml.error import YAMLError
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.table import SPLITS
 from rsvlm.files import read_json, write_text
+from rsvlm.safe_text import as_code, as_markdown, as_yaml
 from rsvlm.scoring.runs import METHODS, RUNS
 from rsvlm.study import paths
 
@@ -237,7 +238,7 @@ def _render(name: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters["figure"] = figure_text
+    made.filters |= {"figure": figure_text, "plain": as_markdown, "code": as_code, "yaml": as_yaml}
     made.filters["two_lines"] = lambda text: textwrap.wrap(text, 46, max_lines=2, placeholder=" …")
     return made.get_template(name).render(RUNS=RUNS, METHODS=METHODS, **values)
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from rsvlm.files import read_json, write_json
+from rsvlm.safe_text import from_cell
 from rsvlm.scoring.published import RECALLS as PUBLISHED_RECALLS
 from rsvlm.study import paths
 from rsvlm.study.studies import study_in_place
@@ -146,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{table}: not there yet; `make study` makes it", file=sys.stderr)
         return 1
     with table.open(encoding="utf-8", newline="") as file:
-        lines = result_lines(csv.DictReader(file))
+        lines = result_lines({key: from_cell(cell) for key, cell in row.items()} for row in csv.DictReader(file))
     study = study_in_place() or "params.yaml, edited"
     print(
         "\n".join(

@@ -7,7 +7,6 @@ the same time; a line that came in twice (sent again after a kernel was restarte
 """
 
 import csv
-import io
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from IPython.display import HTML
 
 from rsvlm.files import append_line
 from rsvlm.models.features import Features, load_features, nearest_images
+from rsvlm.safe_text import csv_line, from_cell
 from rsvlm.scoring.bootstrap import difference_of_draws, mean_of, mean_statistics, resampled_sums
 from rsvlm.scoring.runs import RUNS, named
 from rsvlm.scoring.terms import explained
@@ -343,11 +343,9 @@ MARK_COLUMNS = [one.name for one in fields(Mark)]
 
 
 def save_mark(mark: Mark, path: Path) -> None:
-    """Add a mark to the file; it is on the disk when this returns. Line breaks become spaces."""
-    line = io.StringIO()
+    """Add a mark to the file; it is on the disk when this returns. Line breaks become spaces; no text is a formula."""
     texts = [str(value).replace("\n", " ").replace("\r", " ").replace("\0", " ") for value in astuple(mark)]
-    csv.writer(line, lineterminator="").writerow(texts)
-    append_line(path, line.getvalue(), head=",".join(MARK_COLUMNS))
+    append_line(path, csv_line(texts), head=",".join(MARK_COLUMNS))
 
 
 def read_marks(path: Path) -> list[Mark]:
@@ -367,7 +365,7 @@ def read_marks(path: Path) -> list[Mark]:
     for number, line in enumerate(lines, start=2):
         if line.strip():
             try:
-                values = next(csv.reader([line], strict=True))
+                values = [from_cell(cell) for cell in next(csv.reader([line], strict=True))]
                 if len(values) != len(MARK_COLUMNS):
                     raise ValueError(f"{len(values)} fields, {len(MARK_COLUMNS)} are needed")
                 given = dict(zip(MARK_COLUMNS, values))

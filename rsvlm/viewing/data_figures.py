@@ -51,6 +51,7 @@ FINDINGS = {
         "files_missing": "listed images without a file (left out)",
         "images_with_another_extension": "files with another extension than listed (read)",
         "images_in_another_folder": "files in another folder than listed, found by their name (read)",
+        "images_in_another_unicode_form": "files whose name is listed in another Unicode form (read)",
         "files_not_listed": "image files that no annotation lists (not read)",
     },
     "when read": {

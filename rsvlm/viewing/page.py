@@ -3,7 +3,7 @@
 A page holds its style, its script and its pictures, and asks no network and no kernel. What comes from the data
 (captions, file names, labels) reaches it only through Jinja2's autoescape or its ``tojson`` filter. A content security
 policy in the page allows the one script by its hash and forbids every connection: even a text that slipped through
-could neither run nor call home. Pictures are JPEG copies as data URIs.
+could neither run nor call home. Marks of reading direction in a text end with it. Pictures are JPEG copies as data URIs.
 """
 
 import base64
@@ -27,6 +27,7 @@ from rsvlm.content_cache import ContentCache
 from rsvlm.data.images import READING, ImageError, check_file, open_image
 from rsvlm.data.packed import stat_of
 from rsvlm.files import cache_folder, write_text
+from rsvlm.safe_text import isolate
 from rsvlm.scoring.runs import METHODS, RUNS, named
 from rsvlm.viewing.plots import shrink
 
@@ -46,11 +47,12 @@ def format_percent(value: float | None, digits: int = 1) -> str:
 
 
 def page_environment() -> Environment:
-    """The Jinja2 environment of the package's templates: autoescape on, an unknown name is an error."""
+    """The Jinja2 environment of the package's templates: autoescape on, directions isolated, an unknown name an error."""
     made = Environment(
         loader=PackageLoader("rsvlm.viewing", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: isolate(value) if type(value) is str else value,  # Markup is the package's own
         trim_blocks=True,
         lstrip_blocks=True,
     )

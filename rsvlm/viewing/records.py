@@ -18,6 +18,7 @@ import pandas as pd
 
 from rsvlm.data.table import load_table, rows_of
 from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_file
+from rsvlm.safe_text import read_csv
 from rsvlm.scoring.runs import RUNS, in_order, read_captions, run_files
 from rsvlm.viewing.page import format_score, read_reported
 
@@ -412,7 +413,7 @@ def _read_scores(
     if not path.is_file():
         return {}, np.full(len(image_ids), None, dtype=object)
     types = {"run": "category", "image_id": str, "references": "category", "source": "category"}
-    table = pd.read_csv(path, dtype=types)
+    table = read_csv(path, types)
     missing = [name for name in ("run", "image_id", "references", "reference_set_seen") if name not in table]
     if missing:
         raise ValueError(f"{path}: no column {missing[0]!r}; run the stage score_captions again")

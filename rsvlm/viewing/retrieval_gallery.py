@@ -35,6 +35,7 @@ from rsvlm.viewing.page import (
 )
 from rsvlm.viewing.records import StudyFiles
 
+SCRIPTS = ("dom.js", "retrieval.js")
 META, NO_INDEX = "index.json", "run the stage retrieval_gallery (notebook 86_retrieval_gallery)"
 TIES = 32  # more than asked for, so that equal scores at the end of a result stand in the images' order
 TERMS_SHOWN = ("text to image", "image to text", "R@K", "mean recall", "mean recall by text")
@@ -251,10 +252,10 @@ def write_retrieval_gallery(
         ),
         "data": {"items": items, "images": shown, "searches": [sample.total for sample in samples]},
     }
-    text_bytes = len(render_page("retrieval.html", ["retrieval.js"], thumbnails=[], **values).encode())
+    text_bytes = len(render_page("retrieval.html", SCRIPTS, thumbnails=[], **values).encode())
     most = bytes_for_each(page_megabytes, len(used), text_bytes)
     thumbnails = [make_thumbnail(rows.loc[name, "path"], thumbnail_pixels, most) for name in used]
-    size = write_page(path, render_page("retrieval.html", ["retrieval.js"], thumbnails=thumbnails, **values))
+    size = write_page(path, render_page("retrieval.html", SCRIPTS, thumbnails=thumbnails, **values))
     return {
         "page": files.shown(path),
         "method": method,

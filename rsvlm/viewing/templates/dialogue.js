@@ -3,7 +3,7 @@ function drawTurn(turn) {
   const words = make("span", { class: "words" }, turn.words);
   const images = (turn.images || []).map((image) => make("figure", {},
     image.picture ? make("img", { src: image.picture, alt: `${image.label || "image"} ${image.name}` }) : make("span", { class: "blank" }, image.trouble || ""),
-    make("figcaption", {}, typeof image.score === "number" ? make("b", {}, `${showNumber(image.score)} `) : null, image.label ? `${image.label} · ` : "", image.name)));
+    make("figcaption", {}, typeof image.score === "number" ? make("b", {}, `${showNumber(image.score)} `) : null, image.label || "", image.label ? " · " : "", image.name)));
   const element = make("li", { class: `turn ${turn.who}` }, make("b", { class: "who" }, turn.who === "you" ? "You" : "Model"), " ", words,
     images.length ? make("div", { class: "images" }, images) : null,
     turn.note ? make("p", { class: "warning" }, turn.note) : null);
@@ -85,7 +85,7 @@ function mountDialogue(root, ask, setting) {
     try {
       await run("say", { text: words, wants }, (turn) => {
         if (turn.unclear) { takeBack(); offerInstead(turn, words); } else drawn.element.replaceWith(drawTurn(turn).element);
-      }, { onPart: (part) => { drawn.words.textContent = `${part.words} …`; } });
+      }, { onPart: (part) => { drawn.words.textContent = `${isolated(part.words)} …`; } });
     } catch (error) {
       takeBack();
       throw error;
@@ -95,7 +95,7 @@ function mountDialogue(root, ask, setting) {
     }
   }
   const short = (words) => (words.length > 60 ? `${words.slice(0, 58)} …` : words);
-  const labels = { words: () => "Describe the image", answer: () => "Answer it from the image", images: (words) => `Find images of “${short(words)}”`, free: () => "Let the model decide" };
+  const labels = { words: () => "Describe the image", answer: () => "Answer it from the image", images: (words) => `Find images of “${isolated(short(words))}”`, free: () => "Let the model decide" };
   function offerInstead({ unclear: why, offers: instead }, words) {
     unclear.replaceChildren(make("p", {}, why), make("div", { class: "row" }, instead.map((other) => button(labels[other.wants](other.text), () => {
       if (text.value.trim() === words) text.value = "";

@@ -1,4 +1,15 @@
 "use strict";
+// Marks of reading direction (Unicode UAX 9) in a text of the data end with it: isolate() of rsvlm.safe_text.
+function isolated(text) {
+  if (!/[\u202a-\u202e\u2066-\u2069]/.test(text)) return text;
+  let depth = 0;
+  const kept = [...text].filter((character) => {
+    if ("\u2066\u2067\u2068".includes(character)) depth += 1;
+    else if (character === "\u2069") return depth > 0 && depth-- > 0;
+    return true;
+  });
+  return `\u2068${kept.join("")}${"\u2069".repeat(depth + 1)}`;
+}
 // Every text goes into the page as a text node or an attribute's value, never as markup: a caption can't become code.
 function make(tag, attributes, ...children) {
   const element = document.createElement(tag);
@@ -8,7 +19,8 @@ function make(tag, attributes, ...children) {
     else if (name === "parts") for (const [part, amount] of Object.entries(value)) element.style.setProperty(part, amount);
     else element.setAttribute(name, value === true ? "" : String(value));
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false)
+    .map((child) => (typeof child === "string" ? isolated(child) : child)));
   return element;
 }
 const showNumber = (value, digits = 2) => (typeof value === "number" ? value.toFixed(digits) : "–");

@@ -336,7 +336,7 @@ function makeDialog({ source, setting, shared, complain, card, turn, marked }) {
   async function open(wanted) {
     item = wanted;
     const mine = ++serial, query = readQuery(shared);
-    where.textContent = [item.label, item.id, item.split].filter(Boolean).join(" · ");
+    where.textContent = [item.label, item.id, item.split].filter(Boolean).map(isolated).join(" · ");
     picture.replaceChildren(drawPicture(item, setting, query.run));
     const near = make("div", { class: "near" });
     const shown = shownRuns(setting, shared), others = setting.runs.filter((run) => !shown.includes(run));
@@ -391,7 +391,7 @@ function drawNear(near, runs, note) {
   if (!near.length && !note) return [];
   return [make("h3", {}, "Nearest training images"), note ? make("p", { class: "soft small" }, note) : "", make("div", { class: "training" }, near.map((other) => make("figure", {},
     other.picture ? make("img", { src: other.picture, alt: `training image ${other.name}` }) : null,
-    make("figcaption", {}, make("b", {}, `${showNumber(other.cosine)} `), other.label ? `${other.label} · ` : "", other.name,
+    make("figcaption", {}, make("b", {}, `${showNumber(other.cosine)} `), other.label || "", other.label ? " · " : "", other.name,
       make("ul", {}, other.captions.map((text) => {
         const copied = runs.filter((run) => (other.copied[run] || []).includes(text));
         return make("li", { class: copied.length ? "copied" : null }, text,

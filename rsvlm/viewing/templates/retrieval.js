@@ -51,7 +51,7 @@
     copy.setAttribute("role", "img");
     copy.setAttribute("aria-label", thumb.getAttribute("aria-label").replace(/^Enlarge /, ""));
     dialog.querySelector(".picture").replaceChildren(copy);
-    dialog.querySelector(".where span").textContent = image.label ? `${image.label} · ${image.id}` : image.id;
+    dialog.querySelector(".where span").textContent = [image.label, image.id].filter(Boolean).map(isolated).join(" · ");
     dialog.querySelector("ul").replaceChildren(...image.captions.map((caption) => {
       const line = document.createElement("li");
       line.textContent = caption;

@@ -85,7 +85,7 @@ function mountPanel(root, ask, setting, pushes) {
     return make("li", { class: "hit" },
       make("button", { type: "button", class: "thumb", "aria-label": `Show ${label}`, onclick: () => openHit(hit) },
         make("img", { src: hit.picture, alt: "" }), make("span", { class: "rank" }, hit.rank)),
-      make("div", {}, make("b", { class: "number" }, showNumber(hit.score, 3)), make("span", { class: "soft" }, ` ${hit.scene ? `${hit.scene} · ` : ""}${hit.place}`)));
+      make("div", {}, make("b", { class: "number" }, showNumber(hit.score, 3)), make("span", { class: "soft" }, ` ${hit.scene ? `${isolated(hit.scene)} · ` : ""}${hit.place}`)));
   }
   function openHit(hit) {
     const { scene, ...window } = hit;
@@ -97,7 +97,7 @@ function mountPanel(root, ask, setting, pushes) {
   function fill(answer) {
     state.hits = answer.hits;
     found.hidden = false;
-    found.querySelector("h3").textContent = answer.hits.length ? `“${answer.query}”` : `Nothing found for “${answer.query}”`;
+    found.querySelector("h3").textContent = answer.hits.length ? `“${isolated(answer.query)}”` : `Nothing found for “${isolated(answer.query)}”`;
     hits.replaceChildren(...answer.hits.map(drawHit));
     hits.scrollTop = 0;
     status.textContent = answer.words;
