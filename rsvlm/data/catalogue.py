@@ -9,10 +9,14 @@ project pins it, which is named; where none is known, the first download's SHA-2
 
 import hashlib
 import json
+import lzma
 import os
+import re
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -21,6 +25,7 @@ from pathlib import Path, PurePosixPath
 import requests
 
 from rsvlm.files import read_json, write_json
+from rsvlm.safe_text import fault_in
 from rsvlm.settings import closest_name
 
 
@@ -88,7 +93,21 @@ CAP4 = ("nwpu", "rsicd", "sydney", "ucm")
 CHUNK = 1 << 16  # bytes at a time
 TIMEOUT = (20, 60)  # seconds to connect, and between two pieces
 MOST_FILES, MOST_BYTES = 500_000, 60 * 10**9  # an archive that unpacks to more is refused
-MOST_RATIO = 200  # unpacked by packed bytes of one entry; imagery packs by less than 3
+MOST_RATIO = 200  # unpacked by packed bytes, of one entry and of all; imagery packs by less than 3
+SMALL = 1_000_000  # bytes that may grow as they like
+LONGEST_NAME = 240  # bytes; file systems take 255, and what is being written has ".part" behind its name
+ENCRYPTED = 0x1  # flag of an entry
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    struct.error,
+    ValueError,
+    NotImplementedError,
+)
 
 
 class DownloadError(RuntimeError):
@@ -118,6 +137,9 @@ def get_source(name: str, raw: Path, log: Callable[[str], None] = print) -> Path
             fetch_file(download.url, file, expected, log)
         except requests.RequestException as error:
             raise DownloadError(offline_message(known, raw, error)) from error
+        if download.unpack_to is not None:  # before it is recorded: a page that came instead would be pinned for ever
+            count = unpack_safely(file, folder / download.unpack_to, download.strip)
+            log(f"{file.name}: {count:,} files unpacked into {folder / download.unpack_to}")
         if download.checksum is None and expected is None:
             expected = f"sha256:{digest_of(file, 'sha256')}"
             log(f"{file.name}: no published checksum is known; recorded {expected}, which later downloads must equal")
@@ -128,9 +150,6 @@ def get_source(name: str, raw: Path, log: Callable[[str], None] = print) -> Path
             "bytes": file.stat().st_size,
         }
         write_json(record_file, record)
-        if download.unpack_to is not None:
-            count = unpack_safely(file, folder / download.unpack_to, download.strip)
-            log(f"{file.name}: {count:,} files unpacked into {folder / download.unpack_to}")
     if known.by_hand:
         log(f"{known.title}: by hand from {known.place}: {known.by_hand}")
     log(f"{known.title}: {known.licence}. Nothing alters these files; `dvc add {folder}` records them as they are.")
@@ -180,21 +199,33 @@ def fetch_file(url: str, file: Path, checksum: str | None, log: Callable[[str], 
     have = part.stat().st_size if part.is_file() else 0
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # nothing is missing behind what is there
+        start, total = _range_of(answer)
+        ended = answer.status_code == 416 and have and (have == total or total is None and checksum is not None)
+        if not ended and answer.status_code in (206, 416) and start != have:
+            if not have:
+                raise DownloadError(
+                    f"{url}: the server sends a part of the file that was not asked for; fetch it by hand"
+                )
+            log(f"{file.name}: the server does not go on at byte {have:,}; fetching it anew")
+            part.unlink()
+            return fetch_file(url, file, checksum, log)
+        if ended:  # nothing is missing behind what is there
             log(f"{file.name}: was fetched to its end before")
         else:
             answer.raise_for_status()
-            resumed = answer.status_code == 206
-            log(f"{file.name}: {'going on at' if resumed else 'fetching, from'} byte {have if resumed else 0:,}")
-            _check_room(part, int(answer.headers.get("Content-Length") or 0))
-            with part.open("ab" if resumed else "wb") as target:
+            _check_kind(answer, url, file)
+            log(f"{file.name}: {'going on at' if start else 'fetching, from'} byte {start:,}")
+            _check_room(part, (total or start) - start)
+            with part.open("ab" if start else "wb") as target:
                 for piece in answer.iter_content(CHUNK):
                     target.write(piece)
                 target.flush()
                 os.fsync(target.fileno())
-            length, came = int(answer.headers.get("Content-Length") or 0), part.stat().st_size
-            if not resumed and came < length:
-                raise DownloadError(f"{part}: the connection ended at byte {came:,} of {length:,}; run this again")
+            came = part.stat().st_size
+            if total is not None and came != total:
+                if came > total:
+                    part.unlink()
+                raise DownloadError(f"{part}: {came:,} bytes came, {total:,} were promised; run this again")
     if checksum is not None and not _matches(part, checksum):
         wrong = file.with_name(f"{file.name}.wrong")
         os.replace(part, wrong)
@@ -205,6 +236,33 @@ def fetch_file(url: str, file: Path, checksum: str | None, log: Callable[[str], 
     os.replace(part, file)
 
 
+def _range_of(answer: requests.Response) -> tuple[int, int | None]:
+    """Where in the file an answer's bytes begin, and how many bytes the whole file has; None: it does not say.
+
+    A partial answer that does not say where it begins (RFC 9110, 14.4) begins at -1.
+    """
+    packed = answer.headers.get("Content-Encoding", "identity") != "identity"  # its length is that of what is packed
+    length = answer.headers.get("Content-Length", "")
+    length = int(length) if length.isdecimal() and not packed else None
+    told = RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    if answer.status_code not in (206, 416):
+        return 0, length
+    start = int(told[1]) if told and told[1] else -1
+    if told and told[2].isdecimal():
+        return start, int(told[2])
+    return start, None if length is None or start < 0 else start + length
+
+
+def _check_kind(answer: requests.Response, url: str, file: Path) -> None:
+    """DownloadError where a web page came instead of a file."""
+    kind = answer.headers.get("Content-Type", "")
+    if kind.lower().startswith("text/html") and file.suffix.lower() not in (".html", ".htm"):
+        raise DownloadError(
+            f"{url}: a web page came instead of {file.name} ({kind}), as where a quota is used up or one must log in; "
+            "nothing was kept: try again later, or fetch it by hand"
+        )
+
+
 def unpack_safely(archive: Path, folder: Path, strip: str = "") -> int:
     """How many files a ZIP archive held, after they were unpacked below ``folder``. Files that are there are kept.
 
@@ -213,43 +271,90 @@ def unpack_safely(archive: Path, folder: Path, strip: str = "") -> int:
     Args:
         strip: leading folder that is dropped from the entries' names.
 
-    Raises: DownloadError: no ZIP file; an entry that leads out of the folder or is a link; too many files or bytes; an
-        entry that grows out of all proportion.
+    Raises: DownloadError: no ZIP file, or a damaged one; an entry that leads out of the folder, is a link, encrypted or
+        packed by another method, or has a name that cannot be; two entries of one place; too many files or bytes; an
+        entry, or all of them, that grow out of all proportion; a file that cannot be written.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
-            entries = [entry for entry in packed.infolist() if not entry.is_dir()]
-            _check_entries(archive, entries)
-            _check_room(folder, sum(entry.file_size for entry in entries))
-            for entry in entries:
-                target = folder / entry.filename.removeprefix(f"{strip}/" if strip else "")
-                if target.is_file() and target.stat().st_size == entry.file_size:
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                part = target.with_name(f".{target.name}.part")
-                with packed.open(entry) as source, part.open("wb") as file:  # the checksum of each entry is checked
-                    shutil.copyfileobj(source, file, CHUNK)
-                os.replace(part, target)
-    except zipfile.BadZipFile as error:
+            entries = _check_entries(archive, packed.infolist(), strip)
+            _check_room(folder, sum(entry.file_size for entry in entries.values()))
+            for name, entry in entries.items():
+                target = folder / name
+                if not (target.is_file() and target.stat().st_size == entry.file_size):
+                    _unpack(packed, entry, target)
+    except _DAMAGED as error:
         raise DownloadError(f"{archive}: not a whole ZIP archive: {error}; remove it and fetch it again") from error
+    except OSError as error:
+        if error.errno is None:  # what bzip2 says of damaged data
+            raise DownloadError(f"{archive}: not a whole ZIP archive: {error}; remove it and fetch it again") from error
+        raise DownloadError(
+            f"{archive}: cannot be unpacked: {error.filename2 or error.filename or folder}: {error.strerror}; mend that, "
+            "and run this again"
+        ) from error
     return len(entries)
 
 
-def _check_entries(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
-    if len(entries) > MOST_FILES or sum(entry.file_size for entry in entries) > MOST_BYTES:
+def _unpack(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with packed.open(entry) as source, part.open("wb") as file:  # the checksum of each entry is checked
+            shutil.copyfileobj(source, file, CHUNK)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _check_entries(archive: Path, listed: list[zipfile.ZipInfo], strip: str) -> dict[str, zipfile.ZipInfo]:
+    """Place below the folder -> the entry that goes there, of those that are files."""
+    listed = [entry for entry in listed if not entry.is_dir()]
+    size, packed = sum(entry.file_size for entry in listed), archive.stat().st_size
+    if len(listed) > MOST_FILES or size > MOST_BYTES:
         raise DownloadError(
-            f"{archive}: unpacks to {len(entries):,} files of {sum(e.file_size for e in entries):,} bytes; at most "
-            f"{MOST_FILES:,} files of {MOST_BYTES:,} bytes are unpacked"
+            f"{archive}: unpacks to {len(listed):,} files of {size:,} bytes; at most {MOST_FILES:,} files of "
+            f"{MOST_BYTES:,} bytes are unpacked"
         )
-    for entry in entries:
-        name = entry.filename
-        parts = PurePosixPath(name).parts
-        if name.startswith("/") or "\\" in name or ":" in parts[0] or ".." in parts:
-            raise DownloadError(f"{archive}: the entry {name!r} leads out of the folder; nothing was unpacked")
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise DownloadError(f"{archive}: the entry {name!r} is a link; nothing was unpacked")
-        if entry.file_size > MOST_RATIO * max(entry.compress_size, 1) and entry.file_size > 1_000_000:
-            raise DownloadError(f"{archive}: the entry {name!r} grows {MOST_RATIO}-fold; nothing was unpacked")
+    if size > MOST_RATIO * packed and size > SMALL:
+        raise DownloadError(
+            f"{archive}: its {packed:,} bytes grow {MOST_RATIO}-fold, to {size:,}; nothing was unpacked"
+        )
+    entries = {}
+    for entry in listed:
+        name = entry.filename.removeprefix(f"{strip}/" if strip else "")
+        place = PurePosixPath(name).as_posix()
+        fault = _fault_of(entry, name) or ("stands there twice" if place in entries else None)
+        if fault:
+            raise DownloadError(f"{archive}: the entry {entry.filename!r} {fault}; nothing was unpacked")
+        entries[place] = entry
+    for name in entries:
+        above = next((place for place in map(str, PurePosixPath(name).parents) if place in entries), None)
+        if above:
+            raise DownloadError(
+                f"{archive}: {above!r} is a file, and {name!r} needs a folder there; nothing was unpacked"
+            )
+    return entries
+
+
+def _fault_of(entry: zipfile.ZipInfo, name: str) -> str | None:
+    """Why an entry is not unpacked, ``name`` below the folder, in words; None if it is."""
+    for given in (entry.filename, name):  # without the leading folder it may be another kind of name
+        parts = PurePosixPath(given).parts
+        if given.startswith("/") or "\\" in given or ".." in parts or parts and ":" in parts[0]:
+            return "leads out of the folder"
+    if not parts or fault_in(name):
+        return f"has no name that a file can have: {fault_in(name) or 'it is empty'}"
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
+        return f"has a name of more than {LONGEST_NAME} bytes; rename it in the archive"
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        return "is a link"
+    if entry.flag_bits & ENCRYPTED:
+        return "is encrypted; unpack the archive by hand, with its password"
+    if entry.compress_type not in METHODS:
+        return f"is packed by method {entry.compress_type}, which is not read here; unpack the archive by hand (7z x)"
+    if entry.file_size > MOST_RATIO * max(entry.compress_size, 1) and entry.file_size > SMALL:
+        return f"grows {MOST_RATIO}-fold"
+    return None
 
 
 def _check_room(place: Path, needed: int) -> None:
