@@ -36,6 +36,9 @@ RECIPES = ("english", "translated", "distilled")
 
 Device = Literal["auto", "cpu", "cuda"]
 Split = Literal["train", "val", "test"]
+CaptionMetric = Literal[
+    "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", "CLIPScore", "RefCLIPScore"
+]
 
 
 class Machine(Settings):
@@ -299,7 +302,7 @@ class CaptionGallery(Settings):
     run: str = setting("captioner", "the run whose captions stand first")
     baselines: list[str] = setting(["consensus", "beam", "nearest", "shuffled"], "runs below it; gaps are to the first")
     split: Split = setting("test", "which split to show")
-    metric: str = setting("CIDEr", "chooses the best and the worst")
+    metric: CaptionMetric = setting("CIDEr", "chooses the best and the worst")
     references: Literal["released", "distinct"] = setting("released", "scores against released or distinct references")
     images: int = setting(160, "images on the page, at most", PAGE_IMAGES, quick=60)
     neighbours: int = setting(
@@ -317,7 +320,7 @@ class CaptionGallery(Settings):
 class RetrievalGallery(Settings):
     """86_retrieval_gallery."""
 
-    method: str = setting("combined", "dual_encoder, ret or combined")
+    method: Literal["dual_encoder", "ret", "combined"] = setting("combined", "dual_encoder, ret or combined")
     split: Split = setting("test", "which split to search in")
     images: int = setting(60, "searches shown in each direction, at most", PAGE_IMAGES, quick=24)
     results: int = setting(5, "answers shown of each search", Within(1, 100, "each is a picture below each search"))

@@ -21,8 +21,10 @@ from rsvlm.files import append_line
 from rsvlm.models.features import Features, load_features, nearest_images
 from rsvlm.safe_text import csv_line, from_cell
 from rsvlm.scoring.bootstrap import difference_of_draws, mean_of, mean_statistics, resampled_sums
+from rsvlm.scoring.captions import METRICS
 from rsvlm.scoring.runs import RUNS, named
 from rsvlm.scoring.terms import explained
+from rsvlm.settings import closest_name
 from rsvlm.viewing.marked_words import WORD, mark_words
 from rsvlm.viewing.page import (
     bytes_for_each,
@@ -75,7 +77,12 @@ def gallery_setting(
         baseline: gaps are measured against it as long as no other run is compared with.
         metric: the one that orders at first; another where it was not measured.
         size: images of a page.
+
+    Raises:
+        ValueError: a metric that nothing measures.
     """
+    if metric not in (*METRICS, *records.metrics):
+        raise ValueError(f"metric: unknown metric {metric!r}{closest_name(metric, METRICS)}")
     metrics = sorted(records.metrics, key=lambda name: name != metric)
     highest = {name: [np.nanmax(own) for (_, key), own in records.scores.items() if key == name] for name in metrics}
     return {
