@@ -25,6 +25,7 @@ _MADE_SAFE = re.compile(rf"(?<![^;\t\r\n])'(?='*{_FORMULA})")
 
 _DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")  # embeddings, overrides and isolates of Unicode's UAX 9
 _ISOLATES, _END = "\u2066\u2067\u2068", "\u2069"
+_PLAIN = re.compile(r"[\w .,:;/@()+-]", re.ASCII)
 _INVISIBLE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # No text of a person: control characters, but for white space, and halves of characters.
 _NO_TEXT = re.compile("[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
@@ -115,8 +116,9 @@ def as_code(text: object) -> str:
 
 
 def as_yaml(text: object) -> str:
-    """A text as YAML's double-quoted scalar on one line, which can't end before it does."""
-    return json.dumps(str(text))  # ASCII: JSON's escapes are YAML's, too
+    """A text as YAML's double-quoted scalar: one line, ASCII, nothing in it that ends it or is markup to a viewer of Markdown."""
+    plain = "".join(one if _PLAIN.fullmatch(one) else f"\\U{ord(one):08x}" for one in str(text))
+    return f'"{plain}"'
 
 
 def _shown(text: str) -> str:
