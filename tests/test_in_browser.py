@@ -458,6 +458,22 @@ def test_the_dialogue_answers_and_is_exported(notebook, study):
     notebook.shoot("dialogue")
 
 
+def test_no_text_becomes_code_in_a_widget(notebook, study):
+    """An image that cannot be loaded runs its onerror as soon as it is markup; what is typed and a file's name come back."""
+    attack = "<img src=x onerror=document.title='taken'>"
+    page = notebook.page
+    gallery, box, chat = gallery_of(page), search_of(page), chat_of(page)
+    box.get_by_label("What to look for").fill(attack)
+    box.get_by_label("What to look for").press("Enter")
+    playwright.expect(box.locator(".hit")).to_have_count(12)
+    shutil.copy(study / "4.png", study / f"{attack}.png")
+    box.locator("input[type=file]").set_input_files(study / f"{attack}.png")
+    playwright.expect(box.locator(".subject")).to_contain_text(attack)
+    for widget in (gallery, box, chat):
+        assert widget.locator("script, iframe, object, embed, [onerror], [onload], img[src=x]").count() == 0
+    assert page.title() != "taken"
+
+
 ENTERED_AT_ONCE = """(field, texts) => {
   for (const text of texts) {
     field.value = text;

@@ -215,6 +215,14 @@ def test_the_pages_script_isolates_and_makes_no_markup():
     assert json.loads(done.stdout) == [f"{START}{TURNED}{END}", "<img src=x onerror=1>"]
 
 
+def test_no_script_of_a_page_or_widget_makes_markup_of_a_text():
+    environment = page_environment()
+    ways = "innerHTML outerHTML insertAdjacentHTML document.write DOMParser createContextualFragment srcdoc eval( Function("
+    for name in environment.list_templates(extensions=["js"]):
+        source = environment.loader.get_source(None, name)[0]
+        assert not [way for way in ways.split() if way in source], name
+
+
 def test_pages_and_cells_isolate_what_they_show():
     shown = show_cards(
         [{"head": TURNED, "words": TURNED, "cards": [{"picture": "data:", "bold": TURNED, "title": "t"}]}]

@@ -166,8 +166,8 @@ def check_source_name(name: str) -> str:
     """
     if not _SOURCE_NAME.fullmatch(name) or name != name.strip() or not unicodedata.is_normalized("NFC", name):
         raise ValueError(
-            f"'name' {name!r}: letters, digits, spaces, '-', '_' and '.' are possible, a letter or digit first, at most "
-            f"{LONGEST_SOURCE_NAME} in all; files, tables and headings are called by it"
+            f"'name' must be letters, digits, spaces, '-', '_' and '.', a letter or digit first, at most "
+            f"{LONGEST_SOURCE_NAME} in all, is {name!r}; files, tables and headings are called by it"
         )
     return name
 

@@ -253,7 +253,8 @@ def parse_source(settings: object) -> Source:
     """
     if not isinstance(settings, dict):
         raise ValueError(f"sources: each source must be a mapping with at least name and format, is {settings!r}")
-    known, where = KEYS.get(str(settings.get("format")), Source.model_fields), f"sources: {settings.get('name')}"
+    known, name = KEYS.get(str(settings.get("format")), Source.model_fields), str(settings.get("name"))
+    where = f"sources: {name if name.isprintable() else ascii(name)}"
     for key in settings:
         if key not in known:
             raise ValueError(f"{where}: unknown key {key!r}{closest_name(key, known)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rsvlm.data.caption_tables import LIST, Key, Names, Places, kind_of, read_records
 from rsvlm.files import read_json
+from rsvlm.safe_text import fault_in
 
 IMAGE_COLUMNS = ("image_id", "image", "filename", "file_name", "filepath", "path", "id")
 CAPTION_COLUMNS = ("caption", "captions", "sentence", "sentences", "text", "raw", "description", "references")
@@ -43,6 +44,8 @@ def read_caption_lists(path: str | Path) -> dict[str, list[str]]:
         for value in values:
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{where}: {value!r} is no caption")
+            if fault := fault_in(value, breaks=True):
+                raise ValueError(f"{where}: the caption {value[:60]!r} holds {fault}; take it out")
         found.setdefault(str(row[places.image]), []).extend(values)
     return found
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from rsvlm.files import read_json_lines
+from rsvlm.safe_text import fault_in
 
 
 @dataclass(frozen=True)
@@ -151,5 +152,7 @@ def read_captions(path: Path) -> dict[str, str]:
             raise ValueError(f'{path}: line {number}: expected {{"image_id": text, "caption": text}}')
         if image_id in captions:
             raise ValueError(f"{path}: line {number}: second caption for {image_id!r}")
+        if fault := fault_in(caption, breaks=True):
+            raise ValueError(f"{path}: line {number}: the caption of {image_id!r} holds {fault}; take it out")
         captions[image_id] = caption
     return captions
