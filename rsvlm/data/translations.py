@@ -23,17 +23,12 @@ import pandas as pd
 from rsvlm.data.listings import read_lines
 from rsvlm.data.sources import Translator
 from rsvlm.files import read_json_lines, write_json_lines
-from rsvlm.languages import check_language
+from rsvlm.languages import check_language, normal_text
 
 COLUMNS = ["image_id", "language", "captions", "how"]
 HOW = ("machine", "given", "rule")
 HOW_NAMES = {"machine": "machine-translated", "given": "given by people", "rule": "written by rule"}
 HOW_OF: dict[Translator, str] = dict(zip(get_args(Translator), HOW))  # who translated a source's files -> how
-
-
-def normal_text(text: str) -> str:
-    """A caption as it is matched and kept: single spaces, Unicode's composed form."""
-    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def read_translation_file(path: Path, counts: Counter | None = None) -> dict[str, str]:

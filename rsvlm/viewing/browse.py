@@ -16,6 +16,7 @@ from rsvlm.data.table import SPLITS, rows_of
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of, load_features
 from rsvlm.models.generation import embed_captions_ret
+from rsvlm.models.index import check_query
 from rsvlm.models.inference import (
     Captioner,
     choose_captions,
@@ -171,11 +172,12 @@ def search_text(
 
     Raises:
         FileNotFoundError: the method's index, the captioner or what reads other languages was not made.
-        ValueError: no such split, or a language that cannot be read.
+        ValueError: no such split, a text that is too long, or a language that cannot be read.
     """
     text = query.strip()
     if not text:
         return Search([])
+    check_query(text)
     if language != ENGLISH:
         asked = archive.languages.ask(text, None if language == ANY else language)
         if asked.language != ENGLISH:
