@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import pandas as pd
 
 ENGLISH = "en"
-MADE = {"machine": "machine-translated", "rule": "written by rule", "given": "given by people"}
 
 
 def captions_by_language(

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.content_cache import ContentCache
-from rsvlm.data.caption_languages import ENGLISH, MADE
+from rsvlm.data.caption_languages import ENGLISH
+from rsvlm.data.translations import HOW_NAMES
 from rsvlm.extras import PACKAGES, import_extra
 from rsvlm.files import cache_folder
 from rsvlm.models.features import Features
@@ -79,7 +80,7 @@ def language_tests(by_language: Mapping[str, pd.DataFrame], split: str) -> dict[
     for language, rows in by_language.items():
         for source, own in rows[rows["split"] == split].groupby("source", sort=True):
             ids = list(own["image_id"])
-            how = MADE.get(own["how"].iloc[0], own["how"].iloc[0])
+            how = HOW_NAMES.get(own["how"].iloc[0], own["how"].iloc[0])
             sets = (retrieval_set(ids, list(own[column])) for column in ("captions", "english"))
             tests.setdefault(source, {})[language] = LanguageTest(language, how, *sets)
     if not tests:

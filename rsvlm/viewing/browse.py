@@ -13,6 +13,7 @@ from PIL import Image
 
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, rows_of
+from rsvlm.data.translations import load_translations
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of, load_features
 from rsvlm.models.generation import embed_captions_ret
@@ -27,6 +28,7 @@ from rsvlm.models.inference import (
 )
 from rsvlm.models.language_head import ENGLISH, Languages, has_languages, load_languages
 from rsvlm.models.loading import choose_device
+from rsvlm.models.neighbours import Spoken, spoken_languages
 from rsvlm.models.zoo import load_encoder
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.runs import read_captions
@@ -93,6 +95,13 @@ class Archive:
     def languages(self) -> Languages:
         """What reads other languages into the encoder's space. Raises as ``load_languages``."""
         return load_languages(self.files.languages, self.encoder)
+
+    @cached_property
+    def spoken(self) -> dict[str, Spoken]:
+        """language -> the training images with captions in it; none for a study without translations."""
+        if not self.files.translations.is_file():
+            return {}
+        return spoken_languages(self.features, self.table, load_translations(self.files.translations, self.table))
 
     @cached_property
     def captioner(self) -> Captioner:
