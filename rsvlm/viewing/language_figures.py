@@ -163,6 +163,24 @@ def mixed_table(metrics: Mapping) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["source", "language"]) if rows else pd.DataFrame()
 
 
+def consensus_table(metrics: Mapping) -> pd.DataFrame:
+    """Captions in each language that no model wrote, against the references in it: a row a source and language.
+
+    Args:
+        metrics: what METRICS/score_languages.json holds; its ``consensus``.
+    """
+    rows = []
+    for source, own in metrics["consensus"].items():
+        for language, scores in own.items():
+            row = {"source": source, "language": language, "captions": scores["how"]}
+            row["in the language, %"] = f"{100 * scores['right_language']['value']:.1f}"
+            for name, scale in (("BLEU", 100), ("chrF", 100), ("CIDEr", 1)):
+                value, low, high = (scale * scores[name][key] for key in ("value", "low", "high"))
+                row[name] = f"{value:.3g} [{low:.3g}, {high:.3g}]"
+            rows.append(row)
+    return pd.DataFrame(rows).set_index(["source", "language"]) if rows else pd.DataFrame()
+
+
 def added_result(metrics: Mapping) -> Result:
     """What METRICS/add_languages.json says: which recipe was kept, and how far it stands from English."""
     if not metrics["recipe"]:
