@@ -79,6 +79,10 @@ def test_no_other_instruction_or_prompt_is_taken_for_one():
         "hello",
         "Describe the Chinese temple.",
         "a legend",
+        "houses in Chinese style",
+        "templo chinês junto ao rio",
+        "restaurante chino",
+        "um rio",
         "",
     ):
         assert asked_languages(text) == (), text

@@ -60,6 +60,7 @@ OWN_NAMES = {
     "portugiesisch|葡萄牙语", "ru": "по-русски|русск", "sv": "svenska", "tr": "türkçe", "zh": "中文|汉语|chinês|chino|chinois|"
     "chinesisch",
 }  # fmt: skip
+IN = "(?:em|en|auf|in|in het|på) |用|以"  # before such a name
 
 
 def guess_wish(text: str) -> tuple[str | None, str]:
@@ -86,13 +87,13 @@ def asked_languages(text: str) -> tuple[str, ...]:
     english = re.search(rf"\b(?:in|use|speak) ({'|'.join(_ENGLISH)})\b", text) or re.search(
         rf"\b({'|'.join(_ENGLISH)}) (?:caption|description|sentence|words)\b", text
     )
-    if english:
+    if english and DESCRIBING & set(re.findall(r"[\w']+", text)):
         return (_ENGLISH[english[1]],)
     own = [code for code, words in ASKING.items() if _stands(code, words, text)]
-    named = [code for code, words in OWN_NAMES.items() if _stands(code, words, text)]
-    if named:
-        return tuple(named[:1])
-    return tuple(own)
+    named = [
+        code for code, names in OWN_NAMES.items() if _stands(code, names if own else f"(?:{IN})(?:{names})", text)
+    ]  # a temple may be Chinese, too
+    return tuple(named[:1] or own)
 
 
 def _stands(code: str, words: str, text: str) -> bool:
