@@ -6,6 +6,7 @@ Exit status: 0 done; 1 bad input, told in one line; 2 wrong usage.
 import math
 import re
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,8 +16,12 @@ import typer
 from rsvlm.files import check_place
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from rsvlm.data.rasters.scene import Scene
+    from rsvlm.models.encoders import DualEncoder
     from rsvlm.scenes.archive import SceneArchive
+    from rsvlm.scenes.embedding import SceneEmbeddings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +49,23 @@ Words = Annotated[str | None, typer.Argument(help="What to look for, in words; o
 Example = Annotated[
     Path | None,
     typer.Option("--image", metavar="FILE", help="Look for what is like this image file, instead of words."),
+]
+
+
+Language = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CODE",
+        help="Language of the words: en, pt, zh, ... Default: detected where --languages is there, else English.",
+    ),
+]
+Heads = Annotated[
+    Path | None,
+    typer.Option(
+        "--languages",
+        metavar="FOLDER",
+        help="What reads other languages than English: models/languages of a study; default: beside the encoder.",
+    ),
 ]
 
 
@@ -117,17 +139,20 @@ def search(
     encoder: Annotated[
         str | None, typer.Option(help="The encoder that made the index; default: as it was saved.")
     ] = None,
+    language: Language = None,
+    languages: Heads = None,
     out: Out = None,
     device: Device = "auto",
 ) -> None:
     """Find the images that a text describes, or that look like an image."""
     _check_out(out)
-    _check_query({"a text": query, "--image": image})
+    _check_query({"a text": query, "--image": image}, language, languages)
     from rsvlm.models.index import load_index
     from rsvlm.models.loading import choose_device
 
     loaded = load_index(index, encoder, device=str(choose_device(device)))
-    _write(loaded.search(image if query is None else query, k).drop(columns="query"), out)
+    wanted = image if query is None else _read_words(query, loaded.encoder, language, languages)
+    _write(loaded.search(wanted, k).drop(columns="query"), out)
 
 
 @app.command()
@@ -369,6 +394,8 @@ def search_a_scene(
     outlines: Annotated[
         Path | None, typer.Option(help="File for what reaches --threshold, as polygons: .geojson or .parquet.")
     ] = None,
+    language: Language = None,
+    languages: Heads = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -401,13 +428,15 @@ def search_a_scene(
         if file is not None:
             search_module.check_ending(file, endings)
             check_place(file)
-    _check_query({"a text": query, "--image": image, "--window": window})
+    _check_query({"a text": query, "--image": image, "--window": window}, language, languages)
     if query is not None and Path(query).is_file():
         typer.echo(f"{query}: taken as words; it is a file, too: --image FILE looks for what is like it", err=True)
     if image is not None and search_module.read_as_scene(image):
         typer.echo(f"{image}: read as the scene was, the same bands and stretch", err=True)
     wanted = _window(window) if window is not None else image if query is None else query
     filters = _filters(bbox, start, end, cloud_cover_below, where)
+    from rsvlm.scenes.embedding import load_scene_embeddings
+
     if embeddings.is_dir():
         if surface is not None or outlines is not None or threshold is not None:
             raise ValueError(
@@ -416,6 +445,9 @@ def search_a_scene(
         from rsvlm.scenes.archive import load_archive, rank_scenes, search_archive
 
         archive = _tell(load_archive(embeddings))
+        if query is not None and len(archive):
+            first = load_scene_embeddings(embeddings / archive.scenes["file"].iloc[0])
+            wanted, encoder = _read_scene_words(query, first, encoder, language, languages)
         if scenes:
             places = rank_scenes(archive, wanted, encoder, **filters).head(k)
         else:
@@ -428,10 +460,11 @@ def search_a_scene(
         return
     if filters or scenes:
         raise ValueError(f"{embeddings}: one scene; --scenes and filters are for archives")
-    from rsvlm.scenes.embedding import load_scene_embeddings
-
     loaded = load_scene_embeddings(embeddings)
+    if query is not None:
+        wanted, encoder = _read_scene_words(query, loaded, encoder, language, languages)
     found = search_module.search_scene(loaded, wanted, encoder)
+    found = found if query is None else replace(found, query=query)  # the words, also where their vector was looked for
     if window is not None:
         stands = ",".join(map(str, search_module.nearest_window(loaded, wanted)))
         typer.echo(f"looked for: what is like the embedded window {stands}", err=True)
@@ -529,14 +562,65 @@ def _check_out(out: Path | None) -> None:
         import_extra("pyarrow", "a Parquet file", "give a name that ends in .csv or .jsonl")
 
 
-def _check_query(ways: dict[str, object]) -> None:
-    """Raise where not one of the ways to say what is looked for was given, or its image is not there."""
+def _check_query(ways: dict[str, object], language: str | None, languages: Path | None) -> None:
+    """Raise where not one of the ways to say what is looked for was given, its text is none or its image not there."""
     told = [name for name, value in ways.items() if value is not None]
     if len(told) != 1:
         given = f"given are {' and '.join(told)}" if told else "none is given"
         raise ValueError(f"what to look for: one of {', '.join(ways)} is needed; {given}")
     if told == ["--image"] and not ways["--image"].is_file():
         raise FileNotFoundError(f"--image: {ways['--image']}: no such file")
+    from rsvlm.languages import check_language
+
+    if language is not None:
+        check_language(language, "--language")
+    if told == ["a text"]:
+        from rsvlm.models.index import check_query
+
+        check_query(ways["a text"])
+    elif language is not None or languages is not None:
+        raise ValueError("--language and --languages are for words; take them out, or give words")
+
+
+def _read_words(words: str, encoder: "DualEncoder", language: str | None, languages: Path | None) -> "str | np.ndarray":
+    """What is searched with: English words as they are, the vector (D,) of others; what is to know of them is said."""
+    from rsvlm.languages import language_name
+    from rsvlm.models.language_head import ENGLISH, languages_beside, load_languages
+
+    folder = languages or languages_beside(encoder.name)
+    if language == ENGLISH or (language is None and folder is None):
+        return words
+    if folder is None:
+        raise ValueError(
+            f"--language {language}: nothing here reads {language_name(language)}, as beside the encoder {encoder.name} there is no "
+            "folder languages; give --languages, what a study's stage add_languages leaves"
+        )
+    try:
+        loaded = load_languages(folder, encoder)
+        asked = loaded.ask(words, language)
+    except ModuleNotFoundError as error:
+        if language is not None or languages is not None:
+            raise
+        typer.echo(f"read as English: {error}", err=True)
+        return words
+    for note in asked.notes:
+        typer.echo(note, err=True)
+    if asked.language == ENGLISH:
+        return words
+    if language is None and asked.language is not None:
+        typer.echo(f"read as {language_name(asked.language)}; --language en, if it is English", err=True)
+    return loaded.embed_asked([asked])[0]
+
+
+def _read_scene_words(
+    words: str, embeddings: "SceneEmbeddings", encoder: str | None, language: str | None, languages: Path | None
+) -> "tuple[str | np.ndarray, DualEncoder]":
+    """(what is searched with, as ``_read_words``; the encoder that made a scene's embeddings)."""
+    from rsvlm.models.index import find_encoder
+
+    meta = embeddings.meta
+    model = find_encoder(embeddings.file, encoder, meta["encoder_fingerprint"], "cpu", made_with=meta["encoder"])
+    return _read_words(words, model, language, languages), model
 
 
 def _window(text: str) -> object:

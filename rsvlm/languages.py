@@ -6,6 +6,7 @@ English, Portuguese, Spanish, French, German and Chinese, it is right on all 2,0
 are another matter: it takes "airport" for French.
 """
 
+import math
 import unicodedata
 from collections.abc import Collection
 from functools import cache
@@ -29,6 +30,16 @@ SCRIPTS = {
     "zh": ("CJK",),
 }  # fmt: skip
 WITHOUT_SPACES = ("ja", "th", "zh")  # languages whose words are not set apart by spaces
+# So many times likelier than the likeliest of some languages another one must be, for a text to be in that one. The 12,180
+# texts of UCM-Captions in six languages never reach 5 (Galician for Spanish, Shanghainese for Chinese); of 31 sentences in 14
+# others, short ones among them, 30 exceed 10. On the detector's scale of probabilities, whose temperature is the square root
+# of a text's bytes.
+FOREIGN = 10.0
+
+
+def normal_text(text: str) -> str:
+    """A text as it is compared and kept: single spaces, Unicode's composed form."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def check_language(code: object, where: str) -> str:
@@ -83,8 +94,21 @@ def detect_language(text: str, among: Collection[str]) -> str | None:
     return next(code for code, _ in detector.rank(text) if code in fitting)
 
 
+def other_language(text: str, among: Collection[str]) -> str | None:
+    """The code of a language that is none of some and that a text is far likelier in (FOREIGN); None where there is none.
+
+    Raises:
+        ModuleNotFoundError: py3langid is missing.
+    """
+    text = normal_text(text).lower()
+    likely = dict(_detector().rank(text))  # log-likelihoods
+    best = max(sorted(likely.keys() - set(among)), key=likely.__getitem__)
+    known = max((likely[code] for code in likely.keys() & set(among)), default=-math.inf)
+    return best if likely[best] - known > math.log(FOREIGN) * math.sqrt(len(text.encode())) else None
+
+
 @cache
 def _detector() -> object:
     """The package's detector, unrestricted: ``set_languages`` would change it for everybody."""
-    langid = import_extra("py3langid", "telling languages apart").langid
+    langid = import_extra("py3langid", "telling languages apart", "set the language").langid
     return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)

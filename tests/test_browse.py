@@ -10,6 +10,7 @@ from browse_case import add_captioner, build_study, open_archive
 from PIL import Image
 from test_galleries import NOTEBOOKS, SCRIPT, root  # noqa: F401
 
+from rsvlm.data.translations import save_translations
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.features import load_features
 from rsvlm.study import paths
@@ -263,6 +264,29 @@ def test_the_pane_offers_what_the_model_can_do(study):
     assert pane.setting["examples"][-1] == "Find an image of this: Caption 0"
     said = ask("say", text="How many boats?", wants="words")
     assert "not trained to answer this" in said["note"] and said["images"] == []
+
+
+def test_the_pane_describes_in_the_languages_that_the_study_has_captions_in(study):
+    add_captioner()
+    assert start_dialogue(open_archive()).spoken == {}
+    table = open_archive().table
+    rows = [
+        {"image_id": name, "language": "pt", "captions": [f"Legenda {name[2]}", None], "how": "machine"}
+        for name in table["image_id"]
+    ]
+    save_translations(rows, table.to_dict("records"), paths.TRANSLATIONS)
+    archive = open_archive()
+    talk = start_dialogue(archive, max_new_tokens=4)
+    pane = DialoguePane(talk, archive)
+    assert "Descreva a imagem." in pane.setting["examples"]
+    assert any("A description in Portuguese is a caption of a similar" in line for line in pane.setting["limits"])
+    ask = talk_to(pane)
+    ask("file", [(study / "2.png").read_bytes()], name="outside.png")
+    said = ask("say", text="Descreve a imagem.", wants="auto")
+    assert said["words"] in {f"Legenda {number}" for number in range(4, 8)}  # of a training image
+    assert "in Portuguese (machine-translated)" in said["note"]
+    refused = ask("say", text="Décris l'image.", wants="auto")
+    assert "I can't write French" in refused["unclear"] and refused["offers"] == [{"wants": "words", "text": ""}]
 
 
 def test_an_image_from_outside_is_talked_about(study):

@@ -3,9 +3,10 @@ import pytest
 import torch
 from captioner_case import make_captioner, make_features
 
-from rsvlm.models.dialogue import FREE, IMAGES, WORDS, Conversation, Seen, Unclear, context_length, guess_wish
+from rsvlm.models.dialogue import FREE, Conversation, Seen, Unclear, context_length
 from rsvlm.models.generation import Prompted, beam_captions, embed_captions_ret, embed_images_ret
 from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS, read_visual
+from rsvlm.models.wishes import IMAGES, WORDS, guess_wish
 
 
 @pytest.fixture(scope="module")

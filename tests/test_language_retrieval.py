@@ -1,7 +1,5 @@
 """Search by language: heads by three recipes, their folder, what is asked of them, and the scores."""
 
-import sys
-import types
 import warnings
 
 import numpy as np
@@ -31,7 +29,7 @@ from rsvlm.settings import LanguageSettings
 from rsvlm.study.settings import AddLanguages
 from rsvlm.training import loop
 from rsvlm.training.languages import (
-    best_recipe,
+    choose_recipe,
     curve_table,
     embed_captions,
     gather_captions,
@@ -39,6 +37,7 @@ from rsvlm.training.languages import (
     train_recipes,
 )
 from rsvlm.viewing.language_figures import (
+    NAMES,
     added_result,
     language_figure,
     language_table,
@@ -106,7 +105,7 @@ def test_each_recipe_learns_and_only_english_stays_zero_shot(world):
         assert own.validation["en"]["mean_recall"] > 0.6, recipe
     assert min(results[name].mean_recall for name in ("translated", "distilled")) > 0.6
     assert set(own.english) == {"en", "pt", "de"} and untrained.shape["hidden"] == 32
-    assert best_recipe(results) == max(results, key=lambda name: results[name].mean_recall)
+    assert choose_recipe(results)[1]["best"] == max(results, key=lambda name: results[name].mean_recall)
     assert set(curve_table(results)["recipe"]) == set(results)
 
 
@@ -153,7 +152,7 @@ def test_without_languages_nothing_is_trained(world, tmp_path):
     results = train_recipes(["english"], {"en": by_language["en"]}, features, {}, QUICK)
     save_languages(tmp_path / "languages", {}, None, tower=None, prefix="", encoder_fingerprint="world", trained=["en"],
                    words=[], capitalise=True)  # fmt: skip
-    assert results == {} and best_recipe(results) is None and len(curve_table(results)) == 0
+    assert results == {} and choose_recipe(results) == (None, {}) and len(curve_table(results)) == 0
     assert list((tmp_path / "languages").iterdir()) == [] and load_heads(tmp_path / "languages") == (None, {})
     assert language_head.trained_languages(tmp_path / "languages") == []
     assert "No languages beside English" in added_result({"recipe": None}).text
@@ -199,7 +198,8 @@ def languages(world, tmp_path, monkeypatch):
         found = (code for code, words in WORDS.items() if any(word in text for word in words))
         return next((code for code in found if code in among), None)
 
-    monkeypatch.setitem(sys.modules, "rsvlm.languages", types.SimpleNamespace(detect_language=detect_language))
+    monkeypatch.setattr(language_head, "detect_language", detect_language)
+    monkeypatch.setattr(language_head, "other_language", lambda text, among: None)
     heads = {recipe: own.head for recipe, own in results.items()}
     spoken = set().union(*(language_head.words_of(text) for text in features.texts))
     folder = tmp_path / "languages"
@@ -273,7 +273,7 @@ def test_the_normal_form_and_white_space_of_a_query_do_not_matter(languages):
 
 
 def test_english_words_alone_are_english_whatever_the_detector_says(languages, monkeypatch):
-    monkeypatch.setattr(sys.modules["rsvlm.languages"], "detect_language", lambda text, among: "de")
+    monkeypatch.setattr(language_head, "detect_language", lambda text, among: "de")
     assert languages.ask("a river, the picture shows").language == "en"
     assert languages.ask("a river and Wald").language == "de"
 
@@ -389,8 +389,12 @@ def test_recipes_are_shown_with_english_as_the_mark(world, study_style):
     table = recipe_table(recipes)
     assert len(table) == 4 and table.loc["head: distilled", "kept step"] == results["distilled"].kept_step
     assert len(recipe_curves(curve_table(results), recipes).axes) == 2
-    metrics = {"recipe": "distilled", "recipes": recipes, "languages": ["pt", "de"], "validation_images": 16}
-    assert "Head: distilled was kept" in added_result(metrics).text
+    assert table.loc["head: distilled", "leak"] == round(100 * results["distilled"].mixed["leak"], 1)
+    kept, choice = choose_recipe(results)
+    metrics = {"recipe": kept, "recipes": recipes, "languages": ["pt", "de"], "validation_images": 16, "choice": choice}
+    assert f"of these {NAMES[kept]} was kept, whose language leaks least" in added_result(metrics).text
+    alone = choice | {"recipes": {name: own | {"equal": name == kept} for name, own in choice["recipes"].items()}}
+    assert "was kept: no other comes within a standard error" in added_result(metrics | {"choice": alone}).text
 
 
 def test_portuguese_is_translated_once_and_others_are_not(tmp_path, monkeypatch):

@@ -3,10 +3,15 @@
 import unicodedata
 
 import pytest
+from language_case import make_world
 
+from rsvlm.data.caption_languages import captions_by_language
 from rsvlm.languages import check_language, detect_language, language_name
+from rsvlm.models.neighbours import consensus_captions, spoken_languages
 from rsvlm.scoring.captions import score_captions
-from rsvlm.scoring.languages import caption_language_scores, caption_tokens
+from rsvlm.scoring.language_retrieval import language_tests
+from rsvlm.scoring.languages import caption_language_scores, caption_tokens, score_consensus
+from rsvlm.viewing.language_figures import consensus_table
 
 pytest.importorskip("py3langid")
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -109,3 +114,21 @@ def test_images_that_differ_are_named():
         caption_language_scores({"a": "Um rio."}, {"a": [None]}, "pt")
     with pytest.raises(ValueError, match="without a generated caption"):
         caption_language_scores({"a": "Um rio."}, {"a": ["Um rio."], "b": ["Um lago."]}, "pt")
+
+
+def test_the_consensus_of_the_neighbours_captions_is_scored_in_each_language():
+    table, translations, features = make_world()
+    tests = language_tests(captions_by_language(table, translations, ["pt", "de"]), "test")
+    spoken = spoken_languages(features, table, translations[translations["language"] == "pt"])
+    found = score_consensus(tests, features, spoken, resamples=20)
+    assert list(found["s"]) == ["pt"]  # of German nothing is spoken, English needs nobody
+    ids = tests["s"]["pt"].test.image_ids
+    said = consensus_captions(spoken["pt"].memory, features.image_embeddings[features.rows(ids)], ids)
+    own = translations[translations["language"] == "pt"].set_index("image_id")["captions"]
+    expected = caption_language_scores(said, {image_id: own[image_id] for image_id in ids}, "pt", resamples=20)
+    assert found["s"]["pt"] == expected | {"how": "machine-translated"}
+    assert expected["CIDEr"]["value"] > 0.5 and expected["CIDEr"]["n"] == len(ids)
+    shown = consensus_table({"consensus": found})
+    assert shown.loc[("s", "pt"), "captions"] == "machine-translated"
+    assert shown.loc[("s", "pt"), "CIDEr"].startswith(f"{expected['CIDEr']['value']:.3g} [")
+    assert consensus_table({"consensus": {}}).empty

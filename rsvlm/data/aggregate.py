@@ -104,7 +104,10 @@ def aggregate_sources(
     report["translations"] = []
     for source in parsed:
         own = [row for row in rows if row["source"] == source.name]
-        translated, report["sources"][source.name]["translations"] = _translate(source, own, texts[source.name], run)
+        facts = report["sources"][source.name]
+        translated, facts["translations"] = _translate(
+            source, own, texts[source.name], facts.get("translations", {}), run
+        )
         report["translations"] += translated
     entering = {source.name for source in parsed if source.use == "all"}
     _check_splits({row["split"] for row in rows if row["source"] in entering}, report)
@@ -221,29 +224,52 @@ def _read_source(
 
 def _columns_of(source: Source) -> caption_tables.Columns:
     captions = tuple(source.caption_columns) if source.caption_columns else None
-    return caption_tables.Columns(source.split_column, source.image_column, captions, source.label_column)
+    named = sorted((source.translations or {}).items())
+    translations = tuple((language, tuple(own)) for language, own in named if isinstance(own, list))
+    return caption_tables.Columns(source.split_column, source.image_column, captions, source.label_column, translations)
 
 
 def _read_translations(source: Source, run: "_Run") -> dict[str, tuple[Path, dict[str, str], Counter]]:
     """Language -> the file of a source's translations, English -> translation, and what was met in it."""
     found = {}
     for language, path in sorted((source.translations or {}).items()):
+        if isinstance(path, list):  # columns, which are read with the captions
+            continue
         place, counts = place_of(path, run.data_root, run.root), Counter()
         found[language] = place, read_translation_file(place, counts), counts
     return found
 
 
 def _translate(
-    source: Source, rows: list[dict], texts: dict[str, tuple[Path, dict[str, str], Counter]], run: "_Run"
+    source: Source,
+    rows: list[dict],
+    texts: dict[str, tuple[Path, dict[str, str], Counter]],
+    facts: Mapping[str, dict],
+    run: "_Run",
 ) -> tuple[list[dict], dict[str, dict]]:
     """A source's rows of the table of translations, and by language how many of its captions have one.
 
+    Args:
+        facts: what was met in columns of translations, by language; the rows hold their texts, which are taken out of them.
+
     Raises:
-        ValueError: a file has a translation for not one caption.
+        ValueError: a file, or the columns of a language, have a translation for not one caption.
     """
-    translated, facts = [], {}
+    translated, facts = [], dict(facts)
+    how = HOW_OF[source.translated_by]
+    for row in rows:
+        for language, captions in row.pop("translations", ()):
+            if any(captions):
+                own = {"image_id": row["image_id"], "language": language, "captions": list(captions)}
+                translated.append(own | {"how": how})
+    for language in facts:
+        if rows and not any(row["language"] == language for row in translated):
+            raise ValueError(
+                f"sources: {source.name}: translations: {language}: not one cell of {', '.join(source.translations[language])} "
+                "holds a text; take the language out, or name other columns"
+            )
     for language, (path, known, counts) in texts.items():
-        own = translated_rows(rows, language, known, HOW_OF[source.translated_by])
+        own = translated_rows(rows, language, known, how)
         if rows and not own:
             raise ValueError(
                 f"sources: {source.name}: translations: not one line of {path} is a caption of this source; its first is "
@@ -395,6 +421,11 @@ def _list_files(source: Source, run: _Run) -> _ListedFiles:
     if there or source.use != "audit":
         facts |= {"files_missing": len(missing), "first_files_missing": sorted(missing)[:NAMES_SHOWN]}
     facts |= dict(sorted(listing.counts.items())) | disk_counts | listing.notes
+    if listing.translated and source.use != "audit":
+        facts["translations"] = {
+            code: {"columns": source.translations[code]} | dict(sorted(own.items()))
+            for code, own in listing.translated.items()
+        }
     facts |= {} if there else {"images_on_disk": False}
     facts["fixes"] = fixes_report(listing.counts + Counter(disk_counts), fixes)
     if missing and not allow:
@@ -463,7 +494,7 @@ def _row_of(source: Source, name: str, image: ListedImage) -> dict:
         "split": image.split,
         "captions": list(image.captions),
         "label": image.label,
-    }
+    } | ({"translations": image.translations} if image.translations else {})
 
 
 def _limit(found: list[FoundImage], most: int | None, seed: str) -> list[FoundImage]:

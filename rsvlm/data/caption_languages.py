@@ -4,18 +4,11 @@ Translations come as rows ``{"image_id", "language", "captions": [text | None, .
 of the table's (``rsvlm.data.translations``).
 """
 
-import unicodedata
 from collections.abc import Sequence
 
 import pandas as pd
 
 ENGLISH = "en"
-MADE = {"machine": "machine-translated", "rule": "written by rule", "given": "given by people"}
-
-
-def as_compared(text: str) -> str:
-    """The text in Unicode's normal form C, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def captions_by_language(

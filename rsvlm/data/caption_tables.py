@@ -2,7 +2,8 @@
 
 A row names an image and one caption (long form, several rows an image) or several: in columns ``caption_1``,
 ``caption_2``, ... (wide form) or, in JSON and Parquet, in a list. Columns are known by the names in use (IMAGES,
-CAPTIONS, SPLITS_IN, CLASSES below), or a source names them. So RemoteCLIP's ``Ret-3.csv``, RSITMD's and RSICD's
+CAPTIONS, SPLITS_IN, CLASSES below), or a source names them. Columns of translations are always named by the source, one beside
+each column of captions: the translation of a caption stands in its row, that of a list's third caption is the third of a list. So RemoteCLIP's ``Ret-3.csv``, RSITMD's and RSICD's
 retrieval JSON, and what people save from a spreadsheet are read; the listing's note ``read_as`` says what was taken for
 what. ``read_records`` is below every table of captions that is read here, a study's sources as what is to be scored.
 """
@@ -46,6 +47,7 @@ class Columns:
     image: str | None = None
     captions: tuple[str, ...] | None = None
     label: str | None = None
+    translations: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (language, a column for each one of captions)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Places:
     captions: tuple[Key, ...]
     split: Key | None = None
     label: Key | None = None
+    translations: tuple[tuple[str, tuple[Key, ...]], ...] = ()  # (language, beside each of the captions)
 
 
 def kind_of(path: Path) -> str:
@@ -114,6 +117,7 @@ def read_records(
     parts += [f"captions from {', '.join(repr(names[place]) for place in places.captions)}"]
     parts += [f"splits from {names[places.split]!r}"] if places.split is not None else []
     parts += [f"classes from {names[places.label]!r}"] if places.label is not None else []
+    parts += [f"{code} from {', '.join(repr(names[place]) for place in own)}" for code, own in places.translations]
     return f"{how}; {', '.join(parts)}", places, rows
 
 
@@ -271,12 +275,12 @@ def captions_of(
         label = str(label)  # a class by its number
     if label is not None and not isinstance(label, str):
         raise ValueError(f"{where} ({name}): {places.label!r} must be a text, is {label!r}")
-    texts = []
-    for place in places.captions:
-        value = record.get(place)
-        value = value.tolist() if hasattr(value, "tolist") else value  # Parquet's lists
+    texts: list[tuple[str | None, tuple[tuple[str, str], ...]]] = []
+    for number, place in enumerate(places.captions):
+        value = _value(record, place)
+        own = []
         if isinstance(value, list) and all(isinstance(text, str) for text in value):
-            texts += value
+            own = value
         elif isinstance(value, str):
             if len(places.captions) > 1 and not value.strip():
                 counts["caption_cells_empty"] += 1
@@ -286,11 +290,41 @@ def captions_of(
                     "columns caption_1, caption_2, ..., or JSON lines"
                 )
             else:
-                texts.append(value)
+                own = [value]
         elif value is not None or len(places.captions) == 1:
             raise ValueError(f"{where} ({name}): {place!r} must be a text or a list of texts, is {str(value)[:60]!r}")
-    for text in texts or [None]:
-        yield CaptionRow(name, split or told, text, (label or "").strip() or None, where)
+        beside = [
+            [
+                (language, text)
+                for text in _translations_of(record, columns[number], len(own), f"{where} ({name}): {language}")
+            ]
+            for language, columns in places.translations
+        ]
+        texts += zip(own, zip(*beside)) if beside else [(text, ()) for text in own]
+    for text, translations in texts or [(None, ())]:
+        yield CaptionRow(name, split or told, text, (label or "").strip() or None, where, translations)
+
+
+def _value(record: Mapping, place: Key) -> object:
+    value = record.get(place)
+    return value.tolist() if hasattr(value, "tolist") else value  # Parquet's lists
+
+
+def _translations_of(record: Mapping, place: Key, captions: int, where: str) -> list[str]:
+    """The translations of a cell's captions, as many; "" for one that has none."""
+    value = _value(record, place)
+    found = value if isinstance(value, list) else [] if value is None or value == "" else [value]
+    found = ["" if text is None else text for text in found]
+    if not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{where}: a translation must be a text, a list of texts or empty, is {str(value)[:60]!r}")
+    if not any(map(str.strip, found)):
+        return [""] * captions
+    if len(found) != captions:
+        raise ValueError(
+            f"{where}: {len(found)} translations for {captions} captions; give each caption its own, in their order, and an "
+            "empty text where one has none"
+        )
+    return found
 
 
 def find_places(names: Names, columns: Columns, needs_split: bool, where: str) -> Places:
@@ -335,6 +369,16 @@ def find_places(names: Names, columns: Columns, needs_split: bool, where: str) -
                 f"has {', '.join(names.values())[:200]}; the source's key 'caption_columns' lists others"
             )
         captions = tuple(next(iter(stems.values())))
+    translations = []
+    for language, own in columns.translations:
+        if len(own) != len(captions):
+            has = ", ".join(names[place] for place in captions)
+            raise ValueError(
+                f"{where}: translations: {language}: {len(own)} columns for {len(captions)} of captions ({has}); name one for "
+                "each, in their order"
+            )
+        translations.append((language, tuple(named(name, f"translations: {language}") for name in own)))
+    beside = tuple(translations)
     of_split = [place for place, name in low.items() if name == "split"]
     split = of_split[0] if len(of_split) == 1 else None  # the file's own word against the source's
     if columns.split:
@@ -342,10 +386,10 @@ def find_places(names: Names, columns: Columns, needs_split: bool, where: str) -
     elif needs_split:
         split = usual(SPLITS_IN, "split_column")
     if columns.label:
-        return Places(image, captions, split, named(columns.label, "label_column"))
+        return Places(image, captions, split, named(columns.label, "label_column"), beside)
     values = list(low.values())
     for name in CLASSES:
         place = next((place for place, known in low.items() if known == name), None)
         if values.count(name) == 1 and place not in (image, split):
-            return Places(image, captions, split, place)
-    return Places(image, captions, split)
+            return Places(image, captions, split, place, beside)
+    return Places(image, captions, split, translations=beside)

@@ -18,6 +18,7 @@ from rsvlm.data.images import EXTENSIONS
 from rsvlm.data.names import ALL
 from rsvlm.data.names import check_split as check_split
 from rsvlm.files import open_bytes, read_json, wrong_byte
+from rsvlm.languages import normal_text
 from rsvlm.safe_text import fault_in
 
 LONGEST = 1_000_000  # bytes of a line; longer ones are no annotation but a damaged or a wrong file
@@ -87,6 +88,8 @@ class ListedImage:
     split: str
     captions: tuple[str, ...]
     label: str | None = None
+    # (language, a translation of each caption or None), where columns beside the captions hold them
+    translations: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
 
 @dataclass
@@ -96,6 +99,7 @@ class Listing:
     images: list[ListedImage] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
     notes: dict[str, object] = field(default_factory=dict)
+    translated: dict[str, Counter] = field(default_factory=dict)  # language -> counts of its columns' cells
     # Names without an image, where the annotation files hold the images (rsvlm.data.packed); None: they are files.
     missing: frozenset[str] | None = None
 
@@ -130,7 +134,7 @@ def clean_captions(
         if fault:
             mend = "; the fix 'extra_spaces' makes a space of it" if fault.startswith("a line break") else ""
             raise ValueError(f"{where}: the caption {text[:60]!r} holds {fault}; take it out of the file{mend}")
-        if not any(character.isalnum() for character in text):
+        if not has_words(text):
             if "blank_captions" in fixes:
                 counts["captions_blank_dropped"] += 1
                 continue
@@ -157,30 +161,83 @@ class CaptionRow:
     caption: str | None
     label: str | None
     where: str  # file and line, for error messages
+    translations: tuple[tuple[str, str], ...] = ()  # (language, the caption's translation, "" for none), of columns
 
 
 def gather_captions(rows: Iterable[CaptionRow], fixes: frozenset[str] = ALL) -> Listing:
     """The listing of a file with a row a caption: captions by image, images in the order of their first row.
 
     Raises:
-        ValueError: an image with two splits or two classes; names both places.
+        ValueError: an image with two splits or two classes, names both places; a translation as ``check_encoding``.
     """
     first: dict[str, CaptionRow] = {}
-    released: dict[str, list[str]] = {}
+    released: dict[str, list[CaptionRow]] = {}
     for row in rows:
         known = first.setdefault(row.name, row)
         for what, value, before in (("split", row.split, known.split), ("class", row.label, known.label)):
             if value != before:
                 raise ValueError(f"{row.where}: {row.name!r} has the {what} {value!r}, but {before!r} at {known.where}")
-        texts = released.setdefault(row.name, [])
+        own = released.setdefault(row.name, [])
         if row.caption is not None:
-            texts.append(row.caption)
+            own.append(row)
     listing = Listing()
     for name, row in first.items():
-        captions = clean_captions(released[name], listing.counts, fixes, f"{row.where} ({name})")
-        listing.images.append(ListedImage(name, row.split, captions, row.label))
+        texts = [one.caption for one in released[name]]
+        captions = clean_captions(texts, listing.counts, fixes, f"{row.where} ({name})")
+        kept = [one for one in released[name] if has_words(one.caption) or "blank_captions" not in fixes]
+        translations = tuple(_translations(kept, listing.translated))
+        listing.images.append(ListedImage(name, row.split, captions, row.label, translations))
     note_splits(listing)
     return listing
+
+
+def _translations(
+    rows: list[CaptionRow], translated: dict[str, Counter]
+) -> Iterator[tuple[str, tuple[str | None, ...]]]:
+    """(language, a text or None for each caption) of one image's captions; what was met is added to the counts:
+
+    ``cells``, ``cells_without_translation``, ``cells_in_another_normal_form`` (composed), ``cells_doubled`` (the same
+    caption and translation again) and ``cells_doubled_with_another_text`` (both are kept).
+    """
+    for language in dict.fromkeys(language for row in rows for language, _ in row.translations):
+        counts, found = translated.setdefault(language, Counter()), []
+        seen: dict[str, set[str]] = {}
+        for row in rows:
+            text = dict(row.translations).get(language, "")
+            check_encoding(text, f"{row.where} ({row.name}): {language}")
+            counts["cells"] += 1
+            counts["cells_in_another_normal_form"] += not unicodedata.is_normalized("NFC", text)
+            counts["cells_without_translation"] += not has_words(text)
+            found.append(normal_text(text) if has_words(text) else None)
+            before = seen.setdefault(normal_text(row.caption), set())
+            if found[-1] is not None:
+                counts["cells_doubled"] += found[-1] in before
+                counts["cells_doubled_with_another_text"] += bool(before) and found[-1] not in before
+                before.add(found[-1])
+        yield language, tuple(found)
+
+
+def has_words(text: str) -> bool:
+    """Whether a letter or a digit stands in a text."""
+    return any(map(str.isalnum, text))
+
+
+def check_encoding(text: str, where: str) -> None:
+    """ValueError where a text was read in a wrong encoding and then saved as UTF-8: ``Ã©`` for ``é``."""
+    if "\N{REPLACEMENT CHARACTER}" in text:
+        raise ValueError(
+            f"{where}: holds the replacement character (U+FFFD): letters were lost when the file was read in a wrong "
+            "encoding; go back to the file it was made from"
+        )
+    for encoding in () if text.isascii() else ("cp1252", "latin-1"):
+        try:
+            meant = text.encode(encoding).decode("utf-8")
+        except UnicodeError:
+            continue
+        raise ValueError(
+            f"{where}: {text[:60]!r} was UTF-8 that something read as {encoding}: it means {meant[:60]!r}; save the "
+            "file it was made from as UTF-8"
+        )
 
 
 def note_splits(listing: Listing) -> None:

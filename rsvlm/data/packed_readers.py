@@ -61,8 +61,11 @@ def read_webdataset(
 def _rows_of_shards(
     base: Path, shards: list[tuple[Path, str | None]], columns: Columns, missing: list[str], counts: Counter
 ) -> Iterator[CaptionRow]:
-    parts = Places(NAME, columns.captions or (TEXT,), columns.split, columns.label)
-    fields = [field for field in (*(columns.captions or ()), columns.split, columns.label) if field is not None]
+    parts = Places(NAME, columns.captions or (TEXT,), columns.split, columns.label, columns.translations)
+    beside = [field for _, own in columns.translations for field in own]
+    fields = [
+        field for field in (*(columns.captions or ()), columns.split, columns.label, *beside) if field is not None
+    ]
     for path, split in shards:
         if split is None and columns.split is None:
             raise ValueError(f"{path}: its name tells no split; {TELL_THE_SPLIT}")
@@ -196,7 +199,9 @@ def _rows_of_parquet(
         image = _image_column(schema, columns.image, path)
         names = {name: name for name in schema.names}
         places = _find_columns(names, replace(columns, image=image), split, str(path))
-        parts = [*dict.fromkeys(one for one in (*places.captions, places.split, places.label) if one is not None)]
+        beside = [column for _, own in places.translations for column in own]
+        used = (*places.captions, places.split, places.label, *beside)
+        parts = [*dict.fromkeys(one for one in used if one is not None)]
         captions = ", ".join(map(repr, places.captions))
         taken[f"Parquet; images from {image!r}, captions from {captions}"] += 1
         words = _class_names(schema, parts)

@@ -159,9 +159,10 @@ class Source(Tiles):
     # else. audit: compared with the other sources, enters nothing.
     use: Literal["all", "adapt", "audit"] = "all"
     allow_missing_images: bool | None = None  # as the study's parameter, for this source; None = as the study says
-    # language (ISO 639-1) -> file of lines English<TAB>translation, see rsvlm.data.translations
-    translations: dict[str, str] | None = None
-    translated_by: Translator = "machine"  # who made those files; every table says so
+    # language (ISO 639-1) -> file of lines English<TAB>translation, see rsvlm.data.translations; or, of tables,
+    # caption_table, hf_dataset and webdataset, a list of columns or fields: one beside each of the captions', in their order
+    translations: dict[str, str | list[str]] | None = None
+    translated_by: Translator = "machine"  # who made them; every table says so
     languages: list[str] = []  # blue_marble: languages that captions are written in beside English, by the same rules
 
     @model_validator(mode="after")
@@ -184,6 +185,7 @@ class Source(Tiles):
         for language in self.translations or {}:
             if check_language(language, "translations") == "en":
                 raise ValueError("translations: of the English captions, so into other languages than 'en'")
+            self._check_columns(language)
         for language in self.languages:
             if language not in LAND_LANGUAGES:
                 raise ValueError(
@@ -203,6 +205,21 @@ class Source(Tiles):
         if self.reading is not None:
             recipe_of(self.reading)
         return self
+
+    def _check_columns(self, language: str) -> None:
+        """Whether the columns of a language's translations, where it has such, can be those of the captions."""
+        columns, captions = self.translations[language], self.caption_columns
+        if isinstance(columns, str):
+            return
+        where = f"translations: {language}"
+        if self.format not in TABLE and self.format not in PACKED:
+            raise ValueError(
+                f"{where}: a list names columns of a table ({', '.join((*TABLE, *PACKED))}); format {self.format} takes a file"
+            )
+        if not columns or not all(columns):
+            raise ValueError(f"{where}: must be a file or a list of columns' names, is {columns!r}")
+        if captions and len(captions) != len(columns):
+            raise ValueError(f"{where}: {len(columns)} columns for the {len(captions)} of 'caption_columns': one each")
 
     def _check_needed(self) -> None:
         """Whether the keys are there that the format cannot do without."""
@@ -228,7 +245,8 @@ class Source(Tiles):
         for key in ("annotations", "splits", "translations"):
             value = getattr(self, key) or {}
             prefixes = self.format == "precomputed" and key == "annotations"
-            for path in value.values() if isinstance(value, Mapping) else [value]:
+            given = value.values() if isinstance(value, Mapping) else [value]
+            for path in (one for one in given if not isinstance(one, list)):  # a list: columns of the annotations
                 found += [(key, f"{path}{end}") for end in (("_caps.txt", "_filename.txt") if prefixes else ("",))]
         return found + ([("images", self.images)] if self.images else [])
 

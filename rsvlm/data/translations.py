@@ -3,6 +3,9 @@
 A file of translations has a line ``English<TAB>translation`` for each different caption, UTF-8, in any order. Captions
 are matched as the study uses them, with white space collapsed and in Unicode's composed form (NFC).
 
+A table of captions may hold them instead, in columns beside those of the captions: the translation of each caption stands in
+its row (``rsvlm.data.caption_tables``).
+
 The table, ``translations.jsonl``, has a row an image and language, sorted as the image table is, then by language:
 
 ``{"image_id": "ucm/1.jpg", "language": "pt", "captions": ["Um rio.", null, ...], "how": "machine"}``
@@ -20,20 +23,15 @@ from typing import get_args
 
 import pandas as pd
 
-from rsvlm.data.listings import read_lines
+from rsvlm.data.listings import check_encoding, has_words, read_lines
 from rsvlm.data.sources import Translator
 from rsvlm.files import read_json_lines, write_json_lines
-from rsvlm.languages import check_language
+from rsvlm.languages import check_language, normal_text
 
 COLUMNS = ["image_id", "language", "captions", "how"]
 HOW = ("machine", "given", "rule")
 HOW_NAMES = {"machine": "machine-translated", "given": "given by people", "rule": "written by rule"}
 HOW_OF: dict[Translator, str] = dict(zip(get_args(Translator), HOW))  # who translated a source's files -> how
-
-
-def normal_text(text: str) -> str:
-    """A caption as it is matched and kept: single spaces, Unicode's composed form."""
-    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def read_translation_file(path: Path, counts: Counter | None = None) -> dict[str, str]:
@@ -61,13 +59,13 @@ def read_translation_file(path: Path, counts: Counter | None = None) -> dict[str
                 f"{where}: {len(parts) - 1} tabs, must be one: English<TAB>translation. Did an editor make spaces of tabs, or "
                 f"is it another kind of table? It reads {line[:60]!r}"
             )
-        _check_encoding(line, where)
+        check_encoding(line, where)
         english, translation = map(normal_text, parts)
         if not english:
             raise ValueError(f"{where}: no English before the tab; take the line out or fill it in")
         counts["lines"] += 1
         counts["lines_in_another_normal_form"] += not unicodedata.is_normalized("NFC", line)
-        if not any(character.isalnum() for character in translation):
+        if not has_words(translation):
             counts["lines_without_translation"] += 1
             continue
         if found.setdefault(english, translation) != translation:
@@ -80,24 +78,6 @@ def read_translation_file(path: Path, counts: Counter | None = None) -> dict[str
     if not found:
         raise ValueError(f"{path}: no translation in it; is the file cut off?")
     return found
-
-
-def _check_encoding(line: str, where: str) -> None:
-    """ValueError where a text was read in a wrong encoding and then saved as UTF-8: ``Ã©`` for ``é``."""
-    if "\N{REPLACEMENT CHARACTER}" in line:
-        raise ValueError(
-            f"{where}: holds the replacement character (U+FFFD): letters were lost when the file was read in a wrong "
-            "encoding; go back to the file it was made from"
-        )
-    for encoding in () if line.isascii() else ("cp1252", "latin-1"):
-        try:
-            meant = line.encode(encoding).decode("utf-8")
-        except UnicodeError:
-            continue
-        raise ValueError(
-            f"{where}: {line[:60]!r} was UTF-8 that something read as {encoding}: it means {meant[:60]!r}; save the "
-            "file it was made from as UTF-8"
-        )
 
 
 def translated_rows(rows: Iterable[dict], language: str, texts: Mapping[str, str], how: str) -> list[dict]:

@@ -3,69 +3,42 @@
 Training taught it two wishes: words for one image, and images for one description; and a third where it had instructions:
 their answers. All are read as in training: the last image and the text, or the description alone. Which of them a text
 asks for is said by the person or guessed (``guess_wish``, and for instructions the likeness to those of training); what is
-none of them is refused with what there is instead (``Unclear``). ``free`` gives the model the whole
+none of them is refused with what there is instead (``Unclear``). A description in another language than English comes from
+the captioner where instructions taught it that language, else from the captions of the nearest training images in it
+(``rsvlm.models.neighbours.consensus_captions``), and its note says so. ``free`` gives the model the whole
 dialogue and lets it answer with words or ``[RET]``: the method's promise, for which nothing in training prepares it.
 """
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from rsvlm.data.caption_languages import ENGLISH
 from rsvlm.kernels import similarity_topk
+from rsvlm.languages import check_language, language_name
 from rsvlm.models.answering import CANNOT_TELL, answer_margin, is_uncertain
 from rsvlm.models.capret import ANCHOR, CapRet
 from rsvlm.models.generation import embed_captions_ret, start_rows
-from rsvlm.models.instructions import LIKE, SURE, KnownInstructions
+from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, SURE, KnownInstructions
+from rsvlm.models.neighbours import NEIGHBOURS, TEMPERATURE, Spoken, consensus_captions
 from rsvlm.models.prompts import CAPTION_PROMPT, VISUAL, VisualInput
+from rsvlm.models.wishes import IMAGES, WORDS, asked_languages, guess_wish
 
-WORDS, IMAGES, ANSWER, FREE, AUTO = "words", "images", "answer", "free", "auto"
+ANSWER, FREE, AUTO = "answer", "free", "auto"
 CAN_DO = "The model was trained for two things: to describe an image, and to find images for a description."
 CAN_ANSWER = (
     "The model was trained for three things: to describe an image, to answer instructions like those of training about it, "
     "and to find images for a description."
 )
 UNLIKE = "Training had no instruction like this: take the answer as a guess."
+BY_NEIGHBOURS = (
+    "No model wrote this: of the captions of the most similar training images in {language} ({how}) it is the one that the "
+    "others agree with best."
+)
+DESCRIBE = "Describe the image in {language}."  # stands for no text where a language was chosen
 UNTRAINED = "The model was not trained to answer this: take its words as a caption, not as an answer."
-
-# A text of these words alone, one of them of the first kind, asks for words: it names nothing to search for
-DESCRIBING = frozenset(
-    "caption captions depict depicts describe description explain say see seen sentence show shows summarise summarize "
-    "tell what what's words".split()
-)
-FILLING = frozenset(
-    "a about again aerial an and be brief briefly can could detail do does for give here i image images in is it like "
-    "look looks make me more next now of on one other photo photograph photos picture pictures please satellite scene "
-    "short similar some such that the them then there these this to us we whole with write you".split()
-)
-_NOUN = r"(?:(?:aerial|satellite|remote.sensing) )?(?:image|picture|photo|photograph|scene)s?"
-_COUNT = r"(?:(?:an?|the|some|all|any|more|other|another|similar|one|two|three|\d+) )*"
-_LEADS = (
-    r"(?:show|find|bring|get|give|fetch|search|look|i am looking|i'm looking|i want|i need)\b(?: to see| me| us| for)*"
-    rf"(?: {_COUNT}{_NOUN}\b)?",
-    rf"(?:which|what) {_NOUN} (?:fits?|shows?|has|have)\b",
-    r"more like\b",
-    rf"{_COUNT}{_NOUN}(?= (?:of|with|that|showing|where)\b)",
-)
-ASKS_FOR_IMAGES = re.compile(  # at the start of a text; the description follows
-    rf"(?:(?:please|can you|could you|now|and|then),? )*(?:{'|'.join(_LEADS)})"
-    r"(?: of| with| that shows?| showing| where| like)?(?: this)?(?=\W|$)[\s:.,;?!]*",
-    re.IGNORECASE,
-)
-
-
-def guess_wish(text: str) -> tuple[str | None, str]:
-    """(``words``, ``images`` or None where a text does not tell, what there is in it to search for)."""
-    text = " ".join(text.replace("’", "'").split())
-    lead = ASKS_FOR_IMAGES.match(text)
-    rest = text[lead.end() :] if lead else text
-    words = set(re.findall(r"[\w']+", rest.lower()))
-    names_something = bool(words - DESCRIBING - FILLING)
-    if words & DESCRIBING and not names_something:
-        return WORDS, ""
-    return IMAGES if lead else None, rest.rstrip("?! ") if names_something else ""
 
 
 class Unclear(ValueError):
@@ -87,6 +60,8 @@ class Seen:
     parts: tuple[str | VisualInput, ...]
     warning: str = ""
     upright: VisualInput | None = None  # of the image, for instructions; None: the first one of ``parts``
+    vector: np.ndarray | None = None  # (1, D) in the encoder's space, to find captions of similar images by
+    image_id: str = ""  # of an image that may be a training one, which is not similar to itself
 
     @property
     def image(self) -> VisualInput:
@@ -121,6 +96,7 @@ class Conversation:
         no_repeat: no run of so many tokens comes twice in an answer: small models run in circles. 0: it may.
         tell_from: smallest margin, nats, from which an answer that is one of few is told (see ``rsvlm.answer``); below,
             CANNOT_TELL is. None: all are told.
+        spoken: language -> training images with captions in it, as ``spoken_languages`` gives them.
     """
 
     captioner: CapRet
@@ -132,6 +108,7 @@ class Conversation:
     ret_bias: float = 0.0
     no_repeat: int = 3
     tell_from: float | None = None
+    spoken: Mapping[str, Spoken] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
     _history: list[str | VisualInput] = field(default_factory=list, repr=False)
     _seen: Seen | None = field(default=None, repr=False)  # the last image
@@ -142,7 +119,7 @@ class Conversation:
         self.turns.append(Turn("you", image_ids=(image_id,), note=seen.warning))
         return self.turns[-1]
 
-    def ask(self, text: str, wants: str = AUTO) -> Iterator[Turn]:
+    def ask(self, text: str, wants: str = AUTO, language: str | None = None) -> Iterator[Turn]:
         """The model's turn, again and again while it grows, the whole one last; it is kept even when cut short.
 
         Args:
@@ -150,13 +127,15 @@ class Conversation:
             wants: ``words`` (never answered with images), ``images`` (never with words), ``answer`` (the text alone is the
                 instruction), ``free``, or ``auto``: ``answer`` where the text is like an instruction of training, else
                 what ``guess_wish`` makes of it.
+            language: code of a description's; None: the one that the text names or is in (``asked_languages``).
 
         Raises:
-            Unclear: the text does not say what it asks for, or there is no image to describe, or nothing to search by.
+            Unclear: the text does not say what it asks for, or there is no image to describe, or nothing to search by, or
+                nothing writes the language.
             ValueError: there is nothing to reply to, or the dialogue is longer than the model reads. The text is then
                 not part of the dialogue, nor is it where it is unclear.
         """
-        text, answers = self._answers(text.strip(), wants)
+        text, answers = self._answers(text.strip(), wants, language)
         said = next(answers)  # what is too long is refused here, before anything is kept
         if text:
             self._history.append(text)
@@ -224,11 +203,22 @@ class Conversation:
         _check_length(self.captioner, len(self.captioner.encode_text([description])[0]), 1)
         return self._found(embed_captions_ret(self.captioner, [description]))
 
-    def _answers(self, text: str, wants: str) -> tuple[str, Iterator[Turn]]:
+    def _answers(self, text: str, wants: str, language: str | None) -> tuple[str, Iterator[Turn]]:
         """(the text that is kept, the turns that answer it)."""
         if wants not in (WORDS, IMAGES, ANSWER, FREE, AUTO):
             raise ValueError(f"wants is {wants!r}: give {WORDS}, {IMAGES}, {ANSWER}, {FREE} or {AUTO}")
         guessed, description = guess_wish(text) if text else (WORDS if self._seen else None, "")
+        if language is not None:
+            if wants not in (WORDS, AUTO) or guessed == IMAGES:
+                raise ValueError("language: of a description; leave it out where images or an answer are wanted")
+            asked = (check_language(language, "language"),)
+        else:
+            asked = asked_languages(text) if wants in (WORDS, AUTO) and guessed is None else ()
+        if asked and asked != (ENGLISH,):
+            return text or DESCRIBE.format(language=language_name(asked[0])), self._describe_in(text, asked)
+        prompt = text or CAPTION_PROMPT
+        if asked:  # in English, by words of another language
+            wants, guessed, prompt = WORDS, WORDS, CAPTION_PROMPT
         kind, like = self.known.recognise(text)
         is_known = like >= (LIKE if guessed is None else SURE) and guessed != WORDS
         wish = wants if wants != AUTO else ANSWER if is_known else guessed
@@ -257,10 +247,33 @@ class Conversation:
             return text, iter([self.find(description)])
         if self._seen is None:
             raise Unclear("There is no image to describe yet: give one first.", [(IMAGES, text)] if text else [])
-        text = text or CAPTION_PROMPT
         notes = [self._seen.warning, UNTRAINED if guessed != WORDS else ""]
-        answers = self.stream([*self._seen.parts, text], words_only=True)
-        return text, (replace(turn, note=" ".join(filter(None, notes))) for turn in answers)
+        answers = self.stream([*self._seen.parts, prompt], words_only=True)
+        return text or prompt, (replace(turn, note=" ".join(filter(None, notes))) for turn in answers)
+
+    def _describe_in(self, text: str, asked: Sequence[str]) -> Iterator[Turn]:
+        """The turns that describe the last image in one of some languages, the first that can be written."""
+        if self._seen is None:
+            raise Unclear("There is no image to describe yet: give one first.")
+        trained, seen = self.known.languages, self._seen
+        spoken = self.spoken if seen.vector is not None else {}
+        language = next((code for code in asked if code in trained or code in spoken), None)
+        if language is None:
+            names = [language_name(code) for code in asked]
+            can = sorted(language_name(code) for code in {ENGLISH, *trained, *spoken})
+            raise Unclear(
+                f"I can't write {' or '.join(names)}: nothing was trained in it, and no training image has captions in it. I can "
+                f"write {', '.join(can)}.",
+                [(WORDS, "")],
+            )
+        if language in trained:
+            return self._instructed(text or DESCRIBE.format(language=language_name(language)), LANGUAGE_KIND)
+        own, prompting = spoken[language], self.captioner.config.get("prompting") or {}
+        options = {"k": prompting.get("neighbours", NEIGHBOURS)}
+        options["temperature"] = prompting.get("neighbour_temperature", TEMPERATURE)
+        (said,) = consensus_captions(own.memory, seen.vector, [seen.image_id], **options).values()
+        notes = [BY_NEIGHBOURS.format(language=language_name(language), how=own.how), seen.warning]
+        return iter([Turn("model", said, note=" ".join(filter(None, notes)))])
 
     def _instructed(self, text: str, kind: str | None) -> Iterator[Turn]:
         """The turns that answer an instruction about the last image; CANNOT_TELL at once where it is too uncertain."""

@@ -5,7 +5,6 @@ Exact search by ``similarity_topk``: 100,000 images of 512 numbers are 102 MB. A
 """
 
 import functools
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from rsvlm.progress import log_line, progress
 
 VECTORS, NAMES, CONFIG = "vectors.npy", "images.json", "config.json"
 A_BLOCK = 256  # images in memory at a time
-LONGEST_QUERY = 300  # words; no text tower reads more
+LONGEST_QUERY, LONGEST_LETTERS = 300, 3_000  # words and characters; no text tower reads more
 Picture = str | Path | Image.Image | np.ndarray
 
 
@@ -172,17 +171,17 @@ class ImageIndex:
         return len(self.names)
 
     def search(self, query: Picture | list[Picture], k: int = 10, language: str = "en") -> pd.DataFrame:
-        """The k nearest images to a text, or to an image (a Path, a PIL image or an array), best first.
+        """The k nearest images to a text, an image (a Path, a PIL image or an array) or a vector (D,), best first.
 
         Args:
-            query: a string is a text; a list asks several at once.
+            query: a string is a text, an array of one axis a vector of the encoder's space; a list asks several at once.
             language: of the texts, such as "pt"; "any" detects the language of each. English alone needs no ``languages``.
 
         Returns:
             Columns ``query`` (number, from 0), ``rank`` (from 1), ``image``, ``score`` (cosine).
 
         Raises:
-            ValueError: k below 1, a blank text, or a language that cannot be read.
+            ValueError: k below 1, a text as ``check_query``, or a language that cannot be read.
         """
         queries = query if isinstance(query, list) else [query]
         if k < 1:
@@ -209,12 +208,14 @@ class ImageIndex:
     def _encode(self, queries: list[Picture], language: str) -> np.ndarray:
         vectors = np.zeros((len(queries), self.encoder.embedding_dim), np.float32)
         texts = [place for place, query in enumerate(queries) if isinstance(query, str)]
-        blank = [place for place in texts if not queries[place].strip()]
-        if blank:
-            raise ValueError(f"query {blank[0]} is blank: describe what you look for")
+        for place in texts:
+            check_query(queries[place], f"query {place}")
         if texts:
             vectors[texts] = self._encode_texts([queries[place] for place in texts], language)
-        others = [place for place in range(len(queries)) if place not in set(texts)]
+        made = [place for place, query in enumerate(queries) if isinstance(query, np.ndarray) and query.ndim == 1]
+        for place in made:
+            vectors[place] = unit_vector(queries[place], self.encoder.embedding_dim)
+        others = [place for place in range(len(queries)) if place not in {*texts, *made}]
         if others:
             pictures = [read_picture(queries[place]) for place in others]
             vectors[others] = encode_pictures(
@@ -223,7 +224,7 @@ class ImageIndex:
         return vectors
 
     def _encode_texts(self, texts: list[str], language: str) -> np.ndarray:
-        """(N, D) float32 of length 1; a text that is too long for any tower is told."""
+        """(N, D) float32 of length 1."""
         if language != "en":
             if self.languages is None:
                 raise ValueError(
@@ -231,10 +232,27 @@ class ImageIndex:
                     "rsvlm.load_languages('models/languages', encoder)"
                 )
             return self.languages.embed(texts, None if language == "any" else language)
-        for text in texts:
-            if len(text.split()) > LONGEST_QUERY:
-                warnings.warn(f"a query of {len(text.split())} words: only its beginning is read", stacklevel=4)
         return encode_texts(self.encoder, texts, capitalise=self.capitalise)
+
+
+def unit_vector(vector: np.ndarray, dim: int) -> np.ndarray:
+    """(dim,) float32 of length 1. ValueError where it has another shape, or is nothing but 0 or not finite."""
+    length = float(np.linalg.norm(vector.astype(np.float64))) if vector.dtype.kind == "f" else 0.0
+    if vector.shape != (dim,) or not np.isfinite(length) or length == 0:
+        raise ValueError(f"a vector of {dim} finite numbers, not all 0, is needed; got {vector.dtype} {vector.shape}")
+    return (vector / length).astype(np.float32)
+
+
+def check_query(text: str, name: str = "the query") -> None:
+    """ValueError where a text that is looked for is blank, or longer than any text tower reads."""
+    words = len(text.split())
+    if not words:
+        raise ValueError(f"{name} is blank: describe what you look for")
+    if words > LONGEST_QUERY or len(text) > LONGEST_LETTERS:
+        raise ValueError(
+            f"{name} has {words:,} words and {len(text):,} characters, at most {LONGEST_QUERY} and {LONGEST_LETTERS:,} are "
+            "looked for: say it in a sentence"
+        )
 
 
 def build_index(

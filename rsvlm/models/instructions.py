@@ -19,6 +19,7 @@ from rsvlm.files import read_json_lines
 from rsvlm.models.capret import CapRet
 
 CONFIG_KEY = "instructions"  # of config.json
+LANGUAGE_KIND = "language"  # the kind that asks for a description in a language
 MOST_CHOICES = 12  # different training answers of a kind whose answers are chosen from
 # Likeness from which a text is taken for a known instruction: where it asks for nothing else, and in any case
 LIKE, SURE = 0.45, 0.7
@@ -60,14 +61,17 @@ def asked_of(path: Path, split: str) -> list[Asked]:
 
 
 def describe_kinds(asked: Iterable[Asked]) -> dict[str, dict]:
-    """kind -> ``{"examples", "forms", "filled", "choices"}`` of training instructions, for a captioner's config.json.
+    """kind -> ``{"examples", "forms", "filled", "choices", "languages"}`` of training instructions, for config.json.
 
     ``examples``: one of each wording; ``forms``: the words that all of a wording share; ``filled``: the other words;
-    ``choices``: the kind's answers, the commonest first, or None where they are more than MOST_CHOICES.
+    ``choices``: the kind's answers, the commonest first, or None where they are more than MOST_CHOICES; ``languages``: codes of
+    the answers' languages.
     """
     wordings: dict[str, dict[tuple[int, str], list[str]]] = {}
     answers: dict[str, Counter] = {}
+    languages: dict[str, set[str]] = {}
     for one in asked:
+        languages.setdefault(one.kind, set()).add(one.language)
         wordings.setdefault(one.kind, {}).setdefault((one.wording, one.language), []).append(one.instruction)
         answers.setdefault(one.kind, Counter())[one.answer] += 1
     described = {}
@@ -81,6 +85,7 @@ def describe_kinds(asked: Iterable[Asked]) -> dict[str, dict]:
             "forms": [sorted(form) for form in forms],
             "filled": sorted(words.difference(*forms)),
             "choices": [answer for answer, _ in counts] if 2 <= len(counts) <= MOST_CHOICES else None,
+            "languages": sorted(languages[kind]),
         }
     return described
 
@@ -99,6 +104,11 @@ class KnownInstructions:
     def of(cls, captioner: CapRet) -> "KnownInstructions":
         """Those of a captioner, from its config.json."""
         return cls(captioner.config.get(CONFIG_KEY) or {})
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that descriptions were asked for in."""
+        return tuple((self.kinds.get(LANGUAGE_KIND) or {}).get("languages") or ())
 
     def choices(self, kind: str | None) -> list[str]:
         """The answers that a kind's is one of; none where they are free, or the kind unknown."""

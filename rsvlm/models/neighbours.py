@@ -20,13 +20,17 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from rsvlm.data.caption_languages import captions_by_language
+from rsvlm.data.translations import HOW_NAMES
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.features import Features
 
 ORDERS = 4
 SIGMA = 6.0  # words, of the Gaussian length penalty
 SCALE = 10.0
-WORD = re.compile(r"\w+(?:['’]\w+)*")
+# A word; of Chinese, Japanese and Thai, which set no spaces between words, a letter
+_LETTERS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{_LETTERS}]|[^\W{_LETTERS}]+(?:['’][^\W{_LETTERS}]+)*")
 NEIGHBOURS = 20
 TEMPERATURE = 0.05  # of the cosine; with 20 neighbours measured on UCM-Captions: 5 to 50 neighbours all score alike
 
@@ -269,6 +273,48 @@ def training_memory(features: Features, table: pd.DataFrame) -> Memory:
         raise ValueError("the split 'train' holds no image: there are no neighbours to take captions from")
     captions = dict(zip(training["image_id"], training["captions"]))
     return Memory(captions, features.image_embeddings[features.rows(list(captions))].astype(np.float16))
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """The training images that have captions in a language.
+
+    Attributes:
+        memory: their captions in it, and their vectors in the encoder's space.
+        how: how the captions came about: "machine-translated", "written by rule", "given by people", or several.
+    """
+
+    memory: Memory
+    how: str
+
+
+def spoken_languages(features: Features, table: pd.DataFrame, translations: pd.DataFrame) -> dict[str, Spoken]:
+    """language -> the training images with captions in it; English is not among them.
+
+    Args:
+        features: of the table's images.
+        translations: as ``rsvlm.data.translations.load_translations`` gives them.
+    """
+    codes = sorted(set(translations["language"]))
+    spoken = {}
+    for code, rows in captions_by_language(table, translations, codes).items():
+        training = rows[rows["split"] == "train"]
+        if code in codes and len(training):
+            how = " or ".join(sorted({HOW_NAMES[how] for how in training["how"]}))
+            spoken[code] = Spoken(training_memory(features, training), how)
+    return spoken
+
+
+def consensus_captions(
+    memory: Memory, vectors: np.ndarray, image_ids: Sequence[str], **options: float
+) -> dict[str, str]:
+    """image id -> of the captions of its nearest images in a memory, the one that the others agree with best.
+
+    Args:
+        vectors: (n, D) of the images, in the encoder's space.
+        options: of ``Memory.pools``.
+    """
+    return {image_id: own[0] for image_id, own in memory.pools(vectors, image_ids, **options).top(1).items()}
 
 
 def training_pools(features: Features, table: pd.DataFrame, image_ids: Sequence[str], **options: float) -> Pools:

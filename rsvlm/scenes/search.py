@@ -27,7 +27,7 @@ from rsvlm.data.rasters.windows import Window
 from rsvlm.files import read_json, whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_pictures, encode_texts
-from rsvlm.models.index import find_encoder, read_picture
+from rsvlm.models.index import check_query, find_encoder, read_picture, unit_vector
 from rsvlm.safe_text import read_csv
 from rsvlm.scenes.embedding import GRID, SceneEmbeddings, reading_size
 from rsvlm.scenes.footprints import footprints
@@ -335,12 +335,11 @@ def encode_queries(
     pictures = []
     for place, query in enumerate(queries):
         if isinstance(query, str):
-            if not query.strip():
-                raise ValueError(f"query {place} is blank: describe what you look for")
+            check_query(query, f"query {place}")
         elif isinstance(query, Window):
             vectors[place] = embeddings.vectors[_nearest(embeddings, query)]
         elif isinstance(query, np.ndarray) and query.ndim == 1:
-            vectors[place] = _unit(query, D)
+            vectors[place] = unit_vector(query, D)
         elif isinstance(query, Path | Image.Image | np.ndarray):
             pictures.append(place)
         else:
@@ -452,13 +451,6 @@ def _nearest(embeddings: SceneEmbeddings, window: Window) -> int:
     if not share.max() > 0:
         raise ValueError(f"the window {tuple(window)} (left, top, width, height) overlaps no window that was embedded")
     return int(np.lexsort((level, -share))[0])
-
-
-def _unit(vector: np.ndarray, dim: int) -> np.ndarray:
-    length = float(np.linalg.norm(vector.astype(np.float64))) if vector.dtype.kind == "f" else 0.0
-    if vector.shape != (dim,) or not np.isfinite(length) or length == 0:
-        raise ValueError(f"a vector of {dim} finite numbers, not all 0, is needed; got {vector.dtype} {vector.shape}")
-    return (vector / length).astype(np.float32)
 
 
 def _name(query: Query) -> str:

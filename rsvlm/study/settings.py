@@ -124,7 +124,7 @@ class AddLanguages(Machine, LanguageSettings):
     )
     tower: str = setting("packaged:use-multilingual", "text tower: packaged, Hugging Face name or folder")
     prefix: str = setting("", 'put before each text of a tower by name or folder, such as "query: " for e5')
-    recipes: list[str] = setting(list(RECIPES), "to try; the best on validation is kept")
+    recipes: list[str] = setting(list(RECIPES), "to try; the best on validation is kept, or its equal")
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

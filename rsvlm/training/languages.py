@@ -11,6 +11,7 @@ Captions of an image in any of its languages are positives of it. Data order der
 (seed, step).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from rsvlm.files import fingerprint_values
 from rsvlm.kernels import contrastive_loss, hits, two_way_ranks
 from rsvlm.models.features import Features
 from rsvlm.models.language_head import LanguageHead, project
+from rsvlm.models.mixed_gallery import first_shares, leak_of
 from rsvlm.models.multilingual import TextTower, embed_texts
 from rsvlm.progress import log_line
 from rsvlm.settings import LanguageSettings
@@ -136,9 +138,37 @@ def train_recipes(
     return {recipe: train_head(recipe, parts["train"], parts["val"], settings, **options) for recipe in recipes}
 
 
-def best_recipe(results: Mapping[str, "HeadResult"]) -> str | None:
-    """The recipe with the highest mean recall over the languages on validation images, of equal ones the first."""
-    return max(results, key=lambda recipe: results[recipe].mean_recall) if results else None
+def choose_recipe(results: Mapping[str, "HeadResult"]) -> tuple[str | None, dict]:
+    """(the recipe to keep, the figures that say why), all on validation images; (None, {}) without recipes.
+
+    Recipes whose mean recall over the languages is not below the best one's by more than a standard error of that difference,
+    paired over the images, count as equal. Of these the one is kept whose language leaks least into a gallery of all
+    languages; of several like it, the better, then the first. Where no image has captions in all languages nothing is known
+    of leaks, and the best is kept.
+
+    Returns:
+        Figures: ``best`` and ``recipes``: recipe -> ``mean_recall``, ``below_best`` and its ``standard_error`` (fractions),
+        ``equal``, ``leak`` (see ``rsvlm.models.mixed_gallery``; None where it is not known).
+    """
+    if not results:
+        return None, {}
+    best = max(results, key=lambda recipe: results[recipe].mean_recall)
+    figures = {}
+    for recipe, own in results.items():
+        parts = [results[best].per_image[image_id] - value for image_id, value in own.per_image.items()]
+        below = results[best].mean_recall - own.mean_recall
+        error = math.sqrt(len(parts)) * float(np.std(parts, ddof=1)) if len(parts) > 1 else 0.0
+        known = own.mixed["leak"] if own.mixed else None
+        figures[recipe] = {
+            "mean_recall": own.mean_recall,
+            "below_best": round(below, 6),
+            "standard_error": round(error, 6),
+            "equal": below <= error,
+            "leak": known,
+        }
+    equal = [recipe for recipe, own in figures.items() if own["equal"] and own["leak"] is not None]
+    kept = min(equal, key=lambda recipe: (figures[recipe]["leak"], figures[recipe]["below_best"]), default=best)
+    return kept, {"best": best, "recipes": figures}
 
 
 def curve_table(results: Mapping[str, "HeadResult"]) -> pd.DataFrame:
@@ -158,11 +188,14 @@ class HeadResult:
     steps: int
     rows: list[dict]  # one a measurement: step and mean recall a language
     curve: list[dict]
+    per_image: dict[str, float]  # image id -> what it adds to the mean recall; they sum to it
+    mixed: dict | None  # see ``mix_captions``
 
     def metrics(self) -> dict:
-        """All but the head and the curve, as JSON values."""
+        """All but the head, the curve and the images' parts, as JSON values."""
         own = {"mean_recall": self.mean_recall, "kept_step": self.kept_step, "steps": self.steps}
-        return own | {"languages": self.validation, "encoder_in_english": self.english, "measured": self.rows}
+        own |= {"languages": self.validation, "encoder_in_english": self.english, "measured": self.rows}
+        return own | {"mixed": self.mixed}
 
 
 def train_head(
@@ -196,8 +229,10 @@ def train_head(
     remove_checkpoints(folder)
     kept = {language: measure_language(task.model.head, own) for language, own in validation.items()}
     english = {language: measure_language(None, own)["mean_recall"] for language, own in validation.items()}
+    head = task.model.head.eval()
+    shown = (per_image(head, validation), mix_captions(head, validation))
     return HeadResult(
-        task.model.head.eval(), kept, english, mean_over(kept), now.kept_step, task.steps, now.validation, now.curve
+        head, kept, english, mean_over(kept), now.kept_step, task.steps, now.validation, now.curve, *shown
     )
 
 
@@ -213,11 +248,55 @@ def measure_language(head: LanguageHead | None, captions: Captions) -> dict[str,
     Args:
         head: None: the encoder's own English captions, of which these are translations.
     """
-    texts = captions.teacher if head is None else project(head, captions.vectors)[captions.text]
-    to_text, to_image = two_way_ranks(captions.images, texts, captions.positives(), normalize=False)
-    recalls = {f"image_to_text_recall_at_{k}": float(hits(to_text, k).mean()) for k in DEPTHS}
-    recalls |= {f"text_to_image_recall_at_{k}": float(hits(to_image, k).mean()) for k in DEPTHS}
+    to_text, to_image = _hits(head, captions)
+    recalls = {f"image_to_text_recall_at_{k}": float(own.mean()) for k, own in zip(DEPTHS, to_text)}
+    recalls |= {f"text_to_image_recall_at_{k}": float(own.mean()) for k, own in zip(DEPTHS, to_image)}
     return {"mean_recall": sum(recalls.values()) / len(recalls), **recalls}
+
+
+def per_image(head: LanguageHead, validation: Mapping[str, Captions]) -> dict[str, float]:
+    """image id -> what it adds to the mean recall over the languages, ``mean_over``; the sum over the images is that."""
+    languages = [language for language in validation if language != ENGLISH] or [ENGLISH]
+    found: dict[str, float] = {}
+    for own in (validation[language] for language in languages):
+        to_text, to_image = (np.sum(hit, axis=0, dtype=np.float64) for hit in _hits(head, own))
+        N, C = len(own.image_ids), len(own.owner)
+        added = to_text / N + np.bincount(own.owner, weights=to_image, minlength=N) / C
+        for image_id, value in zip(own.image_ids, added / (2 * len(DEPTHS) * len(languages)), strict=True):
+            found[image_id] = found.get(image_id, 0.0) + float(value)
+    return found
+
+
+def mix_captions(head: LanguageHead, validation: Mapping[str, Captions]) -> dict | None:
+    """``leak`` and ``shares`` (language -> of the first places, of the gallery) of a gallery with the captions of all
+    languages, English ones as the encoder's own tower gives them; None where no image has captions in all languages.
+    """
+    shared = set.intersection(*(set(own.image_ids) for own in validation.values()))
+    if not shared:
+        return None
+    vectors, kinds = [], []
+    for number, (language, own) in enumerate(validation.items()):
+        there = np.array([image_id in shared for image_id in own.image_ids])[own.owner]
+        texts, first = np.unique(own.text[there], return_index=True)
+        vectors.append(own.teacher[there][first] if language == ENGLISH else project(head, own.vectors[texts]))
+        kinds += [number] * len(texts)
+    one, kind, L = next(iter(validation.values())), np.array(kinds), len(validation)
+    images = one.images[[row for row, image_id in enumerate(one.image_ids) if image_id in shared]]
+    shares = first_shares(images, np.concatenate(vectors), kind, L).mean(0)
+    gallery = np.bincount(kind, minlength=L) / len(kind)
+    told = {
+        language: {"first": round(float(shares[number]), 6), "gallery": round(float(gallery[number]), 6)}
+        for number, language in enumerate(validation)
+    }
+    return {"leak": round(leak_of(shares, gallery), 6), "shares": told}
+
+
+def _hits(head: LanguageHead | None, captions: Captions) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """At each of DEPTHS (N,) whether an image finds one of its captions, and (C,) whether a caption finds its image."""
+    texts = captions.teacher if head is None else project(head, captions.vectors)[captions.text]
+    ranks = two_way_ranks(captions.images, texts, captions.positives(), normalize=False)
+    to_text, to_image = ([np.asarray(hits(own, k)) for k in DEPTHS] for own in ranks)
+    return to_text, to_image
 
 
 class _Model(nn.Module):

@@ -13,9 +13,11 @@ from PIL import Image
 
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, rows_of
+from rsvlm.data.translations import load_translations
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of, load_features
 from rsvlm.models.generation import embed_captions_ret
+from rsvlm.models.index import check_query
 from rsvlm.models.inference import (
     Captioner,
     choose_captions,
@@ -26,6 +28,7 @@ from rsvlm.models.inference import (
 )
 from rsvlm.models.language_head import ENGLISH, Languages, has_languages, load_languages
 from rsvlm.models.loading import choose_device
+from rsvlm.models.neighbours import Spoken, spoken_languages
 from rsvlm.models.zoo import load_encoder
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.runs import read_captions
@@ -92,6 +95,13 @@ class Archive:
     def languages(self) -> Languages:
         """What reads other languages into the encoder's space. Raises as ``load_languages``."""
         return load_languages(self.files.languages, self.encoder)
+
+    @cached_property
+    def spoken(self) -> dict[str, Spoken]:
+        """language -> the training images with captions in it; none for a study without translations."""
+        if not self.files.translations.is_file():
+            return {}
+        return spoken_languages(self.features, self.table, load_translations(self.files.translations, self.table))
 
     @cached_property
     def captioner(self) -> Captioner:
@@ -171,11 +181,12 @@ def search_text(
 
     Raises:
         FileNotFoundError: the method's index, the captioner or what reads other languages was not made.
-        ValueError: no such split, or a language that cannot be read.
+        ValueError: no such split, a text that is too long, or a language that cannot be read.
     """
     text = query.strip()
     if not text:
         return Search([])
+    check_query(text)
     if language != ENGLISH:
         asked = archive.languages.ask(text, None if language == ANY else language)
         if asked.language != ENGLISH:

@@ -115,13 +115,18 @@ def translations_table(report: dict) -> pd.DataFrame:
             "captions": facts["captions"],
             "captions translated": facts["translated"],
             "distinct translations": facts["distinct"],
-            "lines of the file without translation": facts.get("lines_without_translation", 0),
-            "lines of another normal form": facts.get("lines_in_another_normal_form", 0),
+            "lines or cells without translation": _met(facts, "without_translation"),
+            "of another normal form": _met(facts, "in_another_normal_form"),
         }
         for name, source in report["sources"].items()
         for code, facts in sorted(source.get("translations", {}).items())
     ]
     return pd.DataFrame(rows).set_index(["source", "language"]) if rows else pd.DataFrame()
+
+
+def _met(facts: dict, what: str) -> int:
+    """How many lines of a file of translations, or cells of their columns, were so."""
+    return facts.get(f"lines_{what}", facts.get(f"cells_{what}", 0))
 
 
 def draw_captions(table: pd.DataFrame, most_words: int = 40) -> Figure:

@@ -8,6 +8,7 @@ from pathlib import Path
 from IPython.display import HTML, DisplayHandle, display
 
 from rsvlm.files import read_json, whole_folder, write_text
+from rsvlm.languages import language_name
 from rsvlm.models.answering import ABSTENTION
 from rsvlm.models.dialogue import AUTO, Conversation, Seen, Turn, Unclear, context_length
 from rsvlm.models.features import Features
@@ -49,7 +50,7 @@ def start_dialogue(
     found = [image_id for image_id in space.image_ids if split_of.get(image_id) in wanted] if space else []
     return Conversation(
         captioner, found, space.images(found) if found else None, look=lambda image_id: look_at(archive, image_id),
-        images=images, max_new_tokens=max_new_tokens, ret_bias=ret_bias, tell_from=tell_from,
+        images=images, max_new_tokens=max_new_tokens, ret_bias=ret_bias, tell_from=tell_from, spoken=archive.spoken,
     )  # fmt: skip
 
 
@@ -85,7 +86,8 @@ def _look(captioner: Captioner, features: Features, image_id: str) -> Seen:
     told = captioner.config["prompting"]["neighbour_captions"]
     if told:
         parts.append(caption_prompt("", captioner.pools(vectors, [image_id]).top(told)[image_id]).strip())
-    return Seen(tuple(parts), captioner.warning(training_distances(captioner.memory, vectors)[0]), upright)
+    warning = captioner.warning(training_distances(captioner.memory, vectors)[0])
+    return Seen(tuple(parts), warning, upright, vectors, image_id)
 
 
 def limits_of(talk: Conversation) -> list[str]:
@@ -107,6 +109,7 @@ def limits_of(talk: Conversation) -> list[str]:
         "training."
         if told
         else "It sees the image and nothing else.",
+        *_spoken(talk),
         *([TOLD_ALL if talk.tell_from is None else f"{TOLD_FROM} {talk.tell_from:.2f} nats."] if kinds else []),
         f"A wish for images brings up to {talk.images} of {len(talk.image_ids)}."
         if len(talk.image_ids)
@@ -115,20 +118,34 @@ def limits_of(talk: Conversation) -> list[str]:
     ]
 
 
+def _spoken(talk: Conversation) -> list[str]:
+    """In which languages a dialogue describes an image, and who writes them."""
+    trained = [language_name(code) for code in talk.known.languages]
+    others = [language_name(code) for code in talk.spoken if code not in talk.known.languages]
+    told = [f"It was trained to describe an image in {', '.join(trained)}, too."] if trained else []
+    if others:
+        told.append(
+            f"A description in {', '.join(others)} is a caption of a similar training image: no model wrote it."
+        )
+    return told
+
+
 def show_image_turn(talk: Conversation, archive: Archive, image_id: str) -> HTML:
     """The turn that shows an image of the archive to the model."""
     return _show_turns([talk.give_image(image_id, look_at(archive, image_id))], archive)
 
 
-def show_answer(talk: Conversation, archive: Archive, text: str, wants: str = AUTO) -> None:
+def show_answer(
+    talk: Conversation, archive: Archive, text: str, wants: str = AUTO, language: str | None = None
+) -> None:
     """Show the model's answer to a text in a notebook, while it is being made; or why there is none.
 
     Args:
-        wants: as ``Conversation.ask`` takes it.
+        wants, language: as ``Conversation.ask`` takes them.
     """
     handle: DisplayHandle | None = None
     try:
-        for turn in talk.ask(text, wants):
+        for turn in talk.ask(text, wants, language):
             shown = _show_turns([Turn("you", text), turn], archive)
             if handle is None:
                 handle = display(shown, display_id=True)

@@ -24,7 +24,7 @@ NONE = "No languages beside English in this study (add_languages.languages is em
 
 
 def recipe_table(results: Mapping[str, Mapping]) -> pd.DataFrame:
-    """Mean recall in percent on validation images, a row a recipe, a column a language; last the encoder in English.
+    """Mean recall and leak in percent on validation images, a row a recipe, a column a language; last the encoder in English.
 
     Args:
         results: what METRICS/add_languages.json holds under "recipes".
@@ -34,6 +34,8 @@ def recipe_table(results: Mapping[str, Mapping]) -> pd.DataFrame:
         rows[NAMES[recipe]] = {"mean of languages": own["mean_recall"], "kept step": own["kept_step"]} | {
             language: found["mean_recall"] for language, found in own["languages"].items()
         }
+        if own["mixed"]:
+            rows[NAMES[recipe]]["leak"] = own["mixed"]["leak"]
         english = own["encoder_in_english"]
     if rows:
         mean = float(np.mean([value for language, value in english.items() if language != ENGLISH]))
@@ -161,6 +163,24 @@ def mixed_table(metrics: Mapping) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["source", "language"]) if rows else pd.DataFrame()
 
 
+def consensus_table(metrics: Mapping) -> pd.DataFrame:
+    """Captions in each language that no model wrote, against the references in it: a row a source and language.
+
+    Args:
+        metrics: what METRICS/score_languages.json holds; its ``consensus``.
+    """
+    rows = []
+    for source, own in metrics["consensus"].items():
+        for language, scores in own.items():
+            row = {"source": source, "language": language, "captions": scores["how"]}
+            row["in the language, %"] = f"{100 * scores['right_language']['value']:.1f}"
+            for name, scale in (("BLEU", 100), ("chrF", 100), ("CIDEr", 1)):
+                value, low, high = (scale * scores[name][key] for key in ("value", "low", "high"))
+                row[name] = f"{value:.3g} [{low:.3g}, {high:.3g}]"
+            rows.append(row)
+    return pd.DataFrame(rows).set_index(["source", "language"]) if rows else pd.DataFrame()
+
+
 def added_result(metrics: Mapping) -> Result:
     """What METRICS/add_languages.json says: which recipe was kept, and how far it stands from English."""
     if not metrics["recipe"]:
@@ -170,8 +190,27 @@ def added_result(metrics: Mapping) -> Result:
     english = [value for language, value in recipes[kept]["encoder_in_english"].items() if language != ENGLISH]
     return Result(
         f"Mean recall over {listed(sorted(set(metrics['languages'])))} on {metrics['validation_images']:,} validation images: "
-        f"{listed(means)}; the first is zero-shot. {NAMES[kept].capitalize()} was kept, chosen on these same images. The "
-        f"encoder reaches {percent(float(np.mean(english)))} with the same captions in English."
+        f"{listed(means)}; English only is zero-shot. {_chosen(metrics)} The encoder reaches {percent(float(np.mean(english)))} with the same captions in English."
+    )
+
+
+def _chosen(metrics: Mapping) -> str:
+    """Which recipe was kept, and why."""
+    kept, best, figures = metrics["recipe"], metrics["choice"]["best"], metrics["choice"]["recipes"]
+    equal = [recipe for recipe, own in figures.items() if own["equal"]]
+    if len(equal) == 1:
+        return (
+            f"{NAMES[kept].capitalize()} was kept: no other comes within a standard error of it on these same images."
+        )
+    leaks = [
+        f"{NAMES[recipe]} {100 * own['below_best']:.1f} points below (standard error {100 * own['standard_error']:.1f}), leak "
+        f"{'not known' if own['leak'] is None else percent(own['leak'])}"
+        for recipe, own in figures.items()
+        if own["equal"]
+    ]
+    return (
+        f"Within a standard error of the best, {NAMES[best]}, stand on these same images {listed(leaks)}; of these "
+        f"{NAMES[kept]} was kept, whose language leaks least into a gallery of all."
     )
 
 

@@ -42,6 +42,7 @@ class StudyFiles:
 
     root: Path = Path()  # relative paths of the image table start here
     table: Path = Path("images.jsonl")  # the image table
+    translations: Path = Path("translations.jsonl")  # its captions in other languages
     generated: Path = Path("generated")  # captions, a JSON-lines file a run
     others: Path = Path("others")  # other models' captions, likewise
     scores: Path = Path("scores")  # scores of each image: captions.csv

@@ -15,6 +15,7 @@ import anywidget
 import numpy as np
 import traitlets
 
+from rsvlm.data.instructions import wordings
 from rsvlm.data.table import evenly_spaced, rows_of
 from rsvlm.files import fingerprint_values
 from rsvlm.models.dialogue import Conversation, Turn, Unclear
@@ -301,7 +302,8 @@ class DialoguePane(AnsweringWidget):
         described = [archive.table.loc[name, "captions"][0] for name in talk.image_ids[:1]]
         asked = [own["examples"][0] for own in list(talk.known.kinds.values())[:ASKED]]
         found = [f"{RETRIEVAL_PROMPTS[1]} {text}" for text in described]
-        examples = [CAPTION_PROMPTS[0], CAPTION_PROMPTS[4], *asked, *found]
+        told = [own for code in talk.spoken if (own := wordings().get(f"language:{code}"))]
+        examples = [CAPTION_PROMPTS[0], CAPTION_PROMPTS[4], *(own["train"][0] for own in told[:1]), *asked, *found]
         super().__init__(setting={"limits": limits_of(talk), "examples": examples, "prompt": CAPTION_PROMPT})
 
     def answer_turns(self) -> list[dict]:
