@@ -38,7 +38,7 @@ ASKS_FOR_IMAGES = re.compile(  # at the start of a text; the description follows
 
 LONGEST_WISH, LONGEST_LETTERS = 14, 110  # words and characters; a longer text asks for more than a description
 # Beginnings of the words, or the phrases, that ask for a description, letters composed and small; English is not among them:
-# ``rsvlm.models.dialogue.guess_wish`` knows it. Of languages that a study has captions in there are questions, too.
+# ``guess_wish`` knows it. Of languages that a study has captions in there are questions, too.
 ASKING = {
     "ar": "صف|أوصف|وصف", "bg": "опиши", "bn": "বর্ণনা", "ca": "descriu", "cs": "popiš", "da": "beskriv",
     "de": "beschreib|beschrift|bildunterschrift|was (?:zeigt|siehst du|sieht man|ist)\\b.*(?:bild|foto|hier)",
