@@ -129,6 +129,8 @@ def test_stopped_at_a_step_it_ends_with_the_same_weights(features, examples, tmp
     again, result = train(features, examples, tmp_path / "broken", log=lines.append)
     assert any("continuing from step 3" in line for line in lines) == (stopped == 5)
     assert same_weights(whole, again) and result == whole_result
+    for rows, expected in ((result.curve, whole_result.curve), (result.validation, whole_result.validation)):
+        assert [list(row) for row in rows] == [list(row) for row in expected]  # columns, in order
 
 
 def same_weights(one, other) -> bool:

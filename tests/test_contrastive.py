@@ -141,6 +141,7 @@ def test_killed_and_run_again_is_bit_equal(tiny_models, table, monkeypatch, kill
     assert any("continuing from step" in line for line in lines)
     assert again.fingerprint() == whole.fingerprint()
     assert result == expected
+    assert [list(row) for row in result.validation] == [list(row) for row in expected.validation]  # columns, in order
 
 
 def test_the_running_mean_of_the_weights_is_kept(tiny_models, table, monkeypatch):

@@ -4,6 +4,7 @@ What a step sees derives from (seed, step), and a checkpoint holds all else: a r
 of an unbroken one, bit for bit. Checkpoints are safetensors and JSON, no pickle, whole or absent.
 """
 
+import json
 import math
 import shutil
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_json
+from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_text
 from rsvlm.progress import progress
 
 LAYOUT = 2  # of a checkpoint; one of another layout is not continued from
@@ -284,7 +285,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
         # safetensors refuses tensors that share memory or have gaps: tied weights, views, channels_last
         whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
         save_file(dict(sorted(whole.items())), scratch / "tensors.safetensors")
-        write_json(scratch / "state.json", {"step": step, "state": state})
+        # Not sorted: rows of a curve keep the order of their columns
+        write_text(scratch / "state.json", json.dumps({"step": step, "state": state}, indent=2, allow_nan=False) + "\n")
     for old in _steps(folder)[:-KEEP]:
         shutil.rmtree(old)
     return target
