@@ -10,7 +10,7 @@ from PIL import Image
 
 from rsvlm.files import read_json, read_json_lines
 from rsvlm.models.dialogue import AUTO, CANNOT_TELL, UNLIKE, WORDS, Conversation, Seen, Unclear
-from rsvlm.models.instructions import CONFIG_KEY, KnownInstructions
+from rsvlm.models.instructions import CONFIG_KEY, KnownInstructions, as_instruction
 from rsvlm.models.prompts import read_visual
 from rsvlm.scoring.instruction_study import (
     NEVER,
@@ -185,6 +185,16 @@ def test_a_known_instruction_is_answered_by_the_image_and_the_text_alone(caption
     *_, expected = alone.stream([read_visual(features, [0]), "Is there a river?"], words_only=True, plain=True)
     assert said.text == expected.text and said.note == ""
     assert [turn.who for turn in talk.turns] == ["you", "you", "model"]
+
+
+def test_an_instruction_ends_with_a_mark_as_in_training(captioner, features):
+    *_, said = talk_about(captioner, features).ask("Is there a river", "answer")
+    alone = Conversation(captioner, max_new_tokens=4, no_repeat=0)
+    *_, expected = alone.stream([read_visual(features, [0]), "Is there a river."], words_only=True, plain=True)
+    *_, without = alone.stream([read_visual(features, [0]), "Is there a river"], words_only=True, plain=True)
+    assert said.text == expected.text != without.text
+    ends = ("Answer in five words", "Is it?", "什么。", "Give (two)", " ")
+    assert [as_instruction(text) for text in ends] == ["Answer in five words.", "Is it?", "什么。", "Give (two)", ""]
 
 
 def test_an_answer_below_the_margin_is_not_told(captioner, features):

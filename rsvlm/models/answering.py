@@ -22,7 +22,7 @@ from rsvlm.models.features import Features
 from rsvlm.models.generation import Hypothesis, Prompted, row_log_likelihoods, search_beams
 from rsvlm.models.index import Picture, read_picture
 from rsvlm.models.inference import Captioner, training_distances
-from rsvlm.models.instructions import LIKE, KnownInstructions
+from rsvlm.models.instructions import LIKE, KnownInstructions, as_instruction
 from rsvlm.models.prompts import Row
 
 CANNOT_TELL = "I can't tell."
@@ -179,7 +179,7 @@ def answer(
         raise ValueError(
             "this captioner was trained to caption, not to answer: train one with finetune_lora.instruction_share above 0"
         )
-    instruction = instruction.strip()
+    instruction = as_instruction(instruction)
     if not instruction:
         raise ValueError("the instruction is blank: say what is to be answered")
     longest = int(model.language_model.config.max_position_embeddings)

@@ -21,7 +21,7 @@ from rsvlm.languages import check_language, language_name
 from rsvlm.models.answering import CANNOT_TELL, answer_margin, is_uncertain
 from rsvlm.models.capret import ANCHOR, CapRet
 from rsvlm.models.generation import embed_captions_ret, start_rows
-from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, SURE, KnownInstructions
+from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, SURE, KnownInstructions, as_instruction
 from rsvlm.models.neighbours import NEIGHBOURS, TEMPERATURE, Spoken, consensus_captions
 from rsvlm.models.prompts import CAPTION_PROMPT, VISUAL, VisualInput
 from rsvlm.models.wishes import IMAGES, WORDS, asked_languages, guess_wish
@@ -277,7 +277,7 @@ class Conversation:
 
     def _instructed(self, text: str, kind: str | None) -> Iterator[Turn]:
         """The turns that answer an instruction about the last image; CANNOT_TELL at once where it is too uncertain."""
-        seen, choices = self._seen, self.known.choices(kind)
+        text, seen, choices = as_instruction(text), self._seen, self.known.choices(kind)
         note = " ".join(filter(None, [seen.warning, "" if kind else UNLIKE]))
         turns = self.stream([seen.image, text], words_only=True, plain=True)
         if not choices or self.tell_from is None:

@@ -7,6 +7,7 @@ a wording is filled with, things and numbers mostly, tells nothing of what is as
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -151,6 +152,16 @@ class KnownInstructions:
     def _unknown(self) -> float:
         """Of a word that no instruction has: as likely another thing, which tells nothing, as another wish."""
         return float(np.median(list(self._weights.values()))) / 2 if self._weights else 1.0
+
+
+def as_instruction(text: str) -> str:
+    """The text as instructions of training end: with a mark of punctuation. Behind none the captioner would write one first.
+
+    >>> as_instruction("Answer in five words")
+    'Answer in five words.'
+    """
+    text = text.strip()
+    return text if not text or unicodedata.category(text[-1]).startswith("P") else f"{text}."
 
 
 def _words(text: str) -> frozenset[str]:
