@@ -197,6 +197,12 @@ def test_an_instruction_ends_with_a_mark_as_in_training(captioner, features):
     assert [as_instruction(text) for text in ends] == ["Answer in five words.", "Is it?", "什么。", "Give (two)", ""]
 
 
+def test_an_answer_less_likely_than_another_is_said_to_be(captioner, features, monkeypatch):
+    monkeypatch.setattr("rsvlm.models.dialogue.answer_margin", lambda *given: -0.05)
+    *_, said = talk_about(captioner, features, tell_from=1.0).ask("Is there a river?")
+    assert said.text == CANNOT_TELL and "is less likely than another answer by 0.05 nats" in said.note
+
+
 def test_an_answer_below_the_margin_is_not_told(captioner, features):
     *_, plain = talk_about(captioner, features).ask("Is there a river?")
     turns = list(talk_about(captioner, features, tell_from=NEVER).ask("Is there a river?"))

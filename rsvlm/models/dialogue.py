@@ -287,7 +287,8 @@ class Conversation:
         (prefix,), visual = _read_history(self.captioner, [seen.image, text], self.max_new_tokens)
         margin = answer_margin(self.captioner, prefix, visual[None], said.text, choices)
         if is_uncertain(margin, self.tell_from):
-            why = f"“{said.text}” is likelier than other answers by {margin:.2f} nats; told from {self.tell_from:.2f}."
+            than = "likelier than other answers" if margin >= 0 else "less likely than another answer"
+            why = f"“{said.text}” is {than} by {abs(margin):.2f} nats; told from {self.tell_from:.2f}."
             said, note = replace(said, text=CANNOT_TELL, cut_off=False), " ".join(filter(None, [why, note]))
         yield replace(said, note=note)
 
