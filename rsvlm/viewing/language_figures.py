@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rsvlm.data.caption_languages import ENGLISH
 from rsvlm.scoring.language_retrieval import ENCODER, NO_TRANSLATOR, TRANSLATE_FIRST
 from rsvlm.scoring.published import RECALLS
 from rsvlm.viewing.figures import label_recalls
 from rsvlm.viewing.plots import GREEN, MARKERS, figure, series_colours
 from rsvlm.viewing.results import Result, listed, percent
 
-ENGLISH = "en"
 NAMES = {
     ENCODER: "encoder, fed the language",
     "english": "head: English only",
