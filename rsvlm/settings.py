@@ -289,11 +289,16 @@ class EarthWindows(Settings):
     precision: Precision = setting("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
 
 
-class Prompting(Settings):
-    """Which captions of the nearest training images a captioner reads."""
+class Pooling(Settings):
+    """Which training images' captions form the pool of an image, and their weights."""
 
     neighbours: int = setting(20, "nearest training images whose captions form an image's pool", NEIGHBOURS)
     neighbour_temperature: float = setting(0.05, "of their weights exp(cosine difference / temperature)", TEMPERATURE)
+
+
+class Prompting(Pooling):
+    """Which captions of the pool a captioner reads."""
+
     neighbour_captions: int = setting(
         1,
         "most consensual captions of the pool in the prompt; 0: none",

@@ -120,10 +120,11 @@ def test_the_consensus_of_the_neighbours_captions_is_scored_in_each_language():
     table, translations, features = make_world()
     tests = language_tests(captions_by_language(table, translations, ["pt", "de"]), "test")
     spoken = spoken_languages(features, table, translations[translations["language"] == "pt"])
-    found = score_consensus(tests, features, spoken, resamples=20)
+    pooling = {"k": 3, "temperature": 0.05}
+    found = score_consensus(tests, features, spoken, pooling, resamples=20)
     assert list(found["s"]) == ["pt"]  # of German nothing is spoken, English needs nobody
     ids = tests["s"]["pt"].test.image_ids
-    said = consensus_captions(spoken["pt"].memory, features.image_embeddings[features.rows(ids)], ids)
+    said = consensus_captions(spoken["pt"].memory, features.image_embeddings[features.rows(ids)], ids, **pooling)
     own = translations[translations["language"] == "pt"].set_index("image_id")["captions"]
     expected = caption_language_scores(said, {image_id: own[image_id] for image_id in ids}, "pt", resamples=20)
     assert found["s"]["pt"] == expected | {"how": "machine-translated"}

@@ -103,6 +103,7 @@ def score_consensus(
     tests: Mapping[str, Mapping[str, LanguageTest]],
     features: Features,
     spoken: Mapping[str, Spoken],
+    pooling: Mapping[str, float],
     *,
     seed: int = 0,
     resamples: int = 1000,
@@ -114,6 +115,7 @@ def score_consensus(
     Args:
         tests: as ``language_tests`` gives them; their captions are the references.
         spoken: as ``rsvlm.models.neighbours.spoken_languages`` gives it; languages that it lacks are left out.
+        pooling: ``k`` and ``temperature`` of ``Memory.pools``.
     """
     made: dict[str, dict[str, dict]] = {}
     for source, own in tests.items():
@@ -125,7 +127,7 @@ def score_consensus(
             for row, text in zip(test.row_image, test.captions, strict=True):
                 references[ids[row]].append(text)
             vectors = np.asarray(features.image_embeddings[features.rows(ids)])
-            said = consensus_captions(spoken[language].memory, vectors, ids)
+            said = consensus_captions(spoken[language].memory, vectors, ids, **pooling)
             scores = caption_language_scores(said, references, language, seed=seed, resamples=resamples)
             made.setdefault(source, {})[language] = scores | {"how": one.how}
     return made

@@ -19,6 +19,8 @@ from rsvlm.settings import (
     Generation,
     LanguageSettings,
     Precision,
+    Pooling,
+    Pooling,
     Prompting,
     RewardSettings,
     Settings,
@@ -244,7 +246,7 @@ class ScoreInstructions(Machine):
     seed: int = setting(0, "of the other images, the turns and the resampling", SEED)
 
 
-class ScoreLanguages(Settings):
+class ScoreLanguages(Pooling):
     """71_score_languages."""
 
     split: Split = setting("test", "which split to score")
