@@ -503,6 +503,6 @@ def test_freed_memory_is_kept_once_a_notebook_chose_its_threads(given, keeps):
     ],
 )  # fmt: skip
 def test_messages_name_the_options_of_the_shell(python, shell):
-    from rsvlm.cli import _by_options
+    from rsvlm.cli.options import by_options
 
-    assert _by_options(python) == shell
+    assert by_options(python) == shell

@@ -14,7 +14,7 @@ from jinja2 import nodes
 from ruamel.yaml import YAML
 from test_marks import MARK
 
-from rsvlm.cli import _write
+from rsvlm.cli.options import write
 from rsvlm.data import cards
 from rsvlm.data.caption_tables import read_caption_table
 from rsvlm.files import read_json
@@ -97,11 +97,11 @@ def test_marks_are_no_formulas(tmp_path):
 
 def test_a_table_of_the_command_is_read_back_by_what_scores_it(tmp_path, capsys):
     said = pd.DataFrame({"image": ["-1.png", "2.png"], "caption": ["=HYPERLINK(1)", "- a river"], "split": "test"})
-    _write(said, tmp_path / "said.csv")
+    write(said, tmp_path / "said.csv")
     assert (tmp_path / "said.csv").read_text().count("'") == 3
     assert read_caption_lists(tmp_path / "said.csv") == {"-1.png": ["=HYPERLINK(1)"], "2.png": ["- a river"]}
     assert [image.name for image in read_caption_table(tmp_path / "said.csv").images] == ["-1.png", "2.png"]
-    _write(said, None)
+    write(said, None)
     assert capsys.readouterr().out == (tmp_path / "said.csv").read_text()
 
 

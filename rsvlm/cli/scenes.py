@@ -1,11 +1,7 @@
-"""The command ``rsvlm``: caption, embed, search and score without a study, scenes, and the doors to data and study.
-
-Exit status: 0 done; 1 bad input, told in one line; 2 wrong usage.
-"""
+"""The commands ``rsvlm scene``: archives listed, scenes embedded, searched and captioned."""
 
 import math
 import re
-import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rsvlm.cli.options import (
+    Batch,
+    Device,
+    Example,
+    Heads,
+    Keep,
+    Language,
+    Unreadable,
+    Words,
+    by_options,
+    check_ways,
+    read_words,
+    write,
+)
 from rsvlm.files import check_place
 
 if TYPE_CHECKING:
@@ -23,195 +33,9 @@ if TYPE_CHECKING:
     from rsvlm.scenes.archive import SceneArchive
     from rsvlm.scenes.embedding import SceneEmbeddings
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Caption and retrieve remote sensing images with vision-language models.",
-)
-# What the library calls a setting in its messages, and the option that it is here.
-OPTIONS = {
-    name: f"--{name.replace('_', '-')}"
-    for name in (
-        "asset", "bands", "batch_size", "bbox", "cloud_cover_below", "end", "min_valid", "missing", "most_windows", "online",
-        "overlap", "precision", "size", "start", "stretch", "unreadable", "views",
-    )
-} | {"sizes": "--size", "most_sentences": "--sentences"}  # fmt: skip
-OTHER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-Out = Annotated[
-    Path | None, typer.Option("--out", help="File for the table: .csv, .jsonl or .parquet; without it CSV is printed.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Batch = Annotated[int, typer.Option(min=1, max=4096, help="Images at a time.")]
-
-
-Words = Annotated[str | None, typer.Argument(help="What to look for, in words; or instead --image FILE.")]
-Example = Annotated[
-    Path | None,
-    typer.Option("--image", metavar="FILE", help="Look for what is like this image file, instead of words."),
-]
-
-
-Language = Annotated[
-    str | None,
-    typer.Option(
-        metavar="CODE",
-        help="Language of the words: en, pt, zh, ... Default: detected where --languages is there, else English.",
-    ),
-]
-Heads = Annotated[
-    Path | None,
-    typer.Option(
-        "--languages",
-        metavar="FOLDER",
-        help="What reads other languages than English: models/languages of a study; default: beside the encoder.",
-    ),
-]
-
-
-class Unreadable(StrEnum):
-    """What to do with a file that is no whole image."""
-
-    stop = "raise"
-    keep = "keep"
-
-
-Keep = Annotated[
-    Unreadable, typer.Option(help="'raise' stops at a file that is no whole image; 'keep' goes on and tells of it.")
-]
-
-
-@app.command()
-def caption(
-    captioner: Annotated[Path, typer.Argument(help="Folder of a captioner: models/captioner of a study.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
-    encoder: Annotated[str | None, typer.Option(help="The encoder it was trained with; default: beside it.")] = None,
-    out: Out = None,
-    device: Device = "auto",
-    batch_size: Batch = 32,
-    unreadable: Keep = Unreadable.stop,
-) -> None:
-    """Say what images show."""
-    _check_out(out)
-    from rsvlm.models import inference
-
-    loaded = inference.load_captioner(captioner, encoder, device=device)
-    table = inference.caption(loaded, images, batch_size=batch_size, unreadable=unreadable.value)
-    _write(table, out)
-    if guessed := int(table["unlike_training"].eq(True).sum()):
-        typer.echo(
-            f"{guessed} of {len(table)} images are unlike anything in training, their captions are guesses; the column "
-            "'unlike_training' says which",
-            err=True,
-        )
-    if unreadable is Unreadable.keep and (bad := int(table["trouble"].notna().sum())):
-        typer.echo(f"{bad} of {len(table)} images could not be read; the column 'trouble' says why", err=True)
-
-
-@app.command()
-def embed(
-    encoder: Annotated[str, typer.Argument(help="Folder or name of an encoder.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the index: vectors.npy, images.json, config.json.")],
-    device: Device = "auto",
-    batch_size: Batch = 32,
-    unreadable: Keep = Unreadable.stop,
-) -> None:
-    """Make an index of images that `rsvlm search` searches."""
-    if out.exists() and not (out / "config.json").is_file():
-        raise ValueError(f"{out}: is there already and holds no index; give another folder")
-    from rsvlm.models import index
-    from rsvlm.models.loading import choose_device
-    from rsvlm.models.zoo import load_encoder
-
-    model = load_encoder(encoder, choose_device(device))
-    made = index.build_index(model, images, batch_size=batch_size, unreadable=unreadable.value)
-    made.save(out)
-    typer.echo(f"{len(made)} images in {out}", err=True)
-
-
-@app.command()
-def search(
-    index: Annotated[Path, typer.Argument(help="Folder that `rsvlm embed` made.")],
-    query: Words = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many images.")] = 10,
-    image: Example = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="The encoder that made the index; default: as it was saved.")
-    ] = None,
-    language: Language = None,
-    languages: Heads = None,
-    out: Out = None,
-    device: Device = "auto",
-) -> None:
-    """Find the images that a text describes, or that look like an image."""
-    _check_out(out)
-    _check_query({"a text": query, "--image": image}, language, languages)
-    from rsvlm.models.index import load_index
-    from rsvlm.models.loading import choose_device
-
-    loaded = load_index(index, encoder, device=str(choose_device(device)))
-    wanted = image if query is None else _read_words(query, loaded.encoder, language, languages)
-    _write(loaded.search(wanted, k).drop(columns="query"), out)
-
-
-@app.command()
-def score(
-    captions: Annotated[Path, typer.Argument(help="One caption an image: CSV, JSON, JSON Lines, Parquet.")],
-    references: Annotated[Path, typer.Argument(help="References of the same images: the same formats, or COCO.")],
-    spice_jars: Annotated[
-        Path | None, typer.Option(help="Folder with SPICE's jars; without it SPICE is left out.")
-    ] = None,
-    per_image: Annotated[bool, typer.Option("--per-image", help="A row an image instead of the set's scores.")] = False,
-    out: Out = None,
-) -> None:
-    """Score captions against references: BLEU, METEOR, ROUGE_L, CIDEr and, with its jars, SPICE."""
-    _check_out(out)
-    import pandas as pd
-
-    from rsvlm.scoring.caption_files import one_caption_each, read_caption_lists
-    from rsvlm.scoring.captions import ScoringTools, score_captions
-
-    said, truth = one_caption_each(read_caption_lists(captions), captions), read_caption_lists(references)
-    extra = len(truth.keys() - said.keys())
-    if extra:
-        typer.echo(f"{extra} of {len(truth)} images with references have no caption; the others are scored", err=True)
-    scores = score_captions(
-        said, {image: truth[image] for image in said if image in truth}, tools=ScoringTools(spice_jars=spice_jars)
-    )
-    corpus = pd.DataFrame(
-        [{"metric": name, "score": value, "n": len(said)} for name, value in scores.corpus.items() if value is not None]
-    )
-    _write(scores.per_image if per_image else corpus, out)
-
-
-models = typer.Typer(
-    no_args_is_help=True, help="The field's published encoders: what is known of them, and how to get them."
-)
-app.add_typer(models, name="models")
-
-
-@models.command("list")
-def list_models(out: Out = None) -> None:
-    """Show the known weights: architecture, training data, licence, address, and whether they are here."""
-    _check_out(out)
-    from rsvlm.models import zoo
-
-    _write(zoo.list_models(), out)
-
-
-@models.command("get")
-def get_model(name: Annotated[str, typer.Argument(help="A name of `rsvlm models list`.")]) -> None:
-    """Fetch weights and check them; needs the network."""
-    from rsvlm.models import zoo
-
-    typer.echo(zoo.get_model(name, lambda line: typer.echo(line, err=True)))
-
-
 scene = typer.Typer(
     no_args_is_help=True, help="Scenes: georeferenced images of any size, captioned, and searched by text or picture."
 )
-app.add_typer(scene, name="scene")
 Bands = Annotated[
     str | None, typer.Option(help="Red, green and blue: 3,2,1 (from 1), or names, or a preset such as sentinel-2.")
 ]
@@ -283,7 +107,7 @@ def list_archive(
     if out is not None:
         found.save(out)
     else:
-        _write(found.scenes.drop(columns=found.scenes.geometry.name), None)
+        write(found.scenes.drop(columns=found.scenes.geometry.name), None)
     counts = found.count()
     systems = [f"{count} in {name.removeprefix('crs ')}" for name, count in counts.items() if name.startswith("crs ")]
     text = f"{counts['scenes']} scenes, {counts['without_date']} without a date, {counts['skipped']} skipped"
@@ -428,7 +252,7 @@ def search_a_scene(
         if file is not None:
             search_module.check_ending(file, endings)
             check_place(file)
-    _check_query({"a text": query, "--image": image, "--window": window}, language, languages)
+    check_ways({"a text": query, "--image": image, "--window": window}, language, languages)
     if query is not None and Path(query).is_file():
         typer.echo(f"{query}: taken as words; it is a file, too: --image FILE looks for what is like it", err=True)
     if image is not None and search_module.read_as_scene(image):
@@ -456,7 +280,7 @@ def search_a_scene(
             search_module.write_places(places, out)
             typer.echo(f"{len(places)} places in {out}", err=True)
         else:
-            _write(places.drop(columns=places.geometry.name), None)
+            write(places.drop(columns=places.geometry.name), None)
         return
     if filters or scenes:
         raise ValueError(f"{embeddings}: one scene; --scenes and filters are for archives")
@@ -477,7 +301,7 @@ def search_a_scene(
         search_module.write_places(places, out)
         typer.echo(f"{len(places)} places in {out}", err=True)
     else:
-        _write(search_module.add_centres(places), None)
+        write(search_module.add_centres(places), None)
 
 
 @scene.command("caption")
@@ -536,91 +360,15 @@ def caption_a_scene(
         search_module.write_places(said.places(), out)
 
 
-@app.command(context_settings=OTHER, add_help_option=False)
-def data(context: typer.Context) -> None:
-    """List, get and audit the known sources, and render their cards (rsvlm data --help)."""
-    from rsvlm.data.__main__ import main as run
-
-    raise typer.Exit(run(context.args))
-
-
-@app.command(context_settings=OTHER, add_help_option=False)
-def study(context: typer.Context) -> None:
-    """The study of this project: its results, or what `rsvlm study --help` lists, such as use, diff and experiments."""
-    from rsvlm.study import studies, summary
-
-    raise typer.Exit(studies.main(context.args) if context.args else summary.main([]))
-
-
-def _check_out(out: Path | None) -> None:
-    """Say now rather than after the work that a table cannot be written."""
-    if out is not None and out.suffix not in (".csv", ".jsonl", ".parquet"):
-        raise ValueError(f"{out}: the table is written as .csv, .jsonl or .parquet")
-    if out is not None and out.suffix == ".parquet":
-        from rsvlm.extras import import_extra
-
-        import_extra("pyarrow", "a Parquet file", "give a name that ends in .csv or .jsonl")
-
-
-def _check_query(ways: dict[str, object], language: str | None, languages: Path | None) -> None:
-    """Raise where not one of the ways to say what is looked for was given, its text is none or its image not there."""
-    told = [name for name, value in ways.items() if value is not None]
-    if len(told) != 1:
-        given = f"given are {' and '.join(told)}" if told else "none is given"
-        raise ValueError(f"what to look for: one of {', '.join(ways)} is needed; {given}")
-    if told == ["--image"] and not ways["--image"].is_file():
-        raise FileNotFoundError(f"--image: {ways['--image']}: no such file")
-    from rsvlm.languages import check_language
-
-    if language is not None:
-        check_language(language, "--language")
-    if told == ["a text"]:
-        from rsvlm.models.index import check_query
-
-        check_query(ways["a text"])
-    elif language is not None or languages is not None:
-        raise ValueError("--language and --languages are for words; take them out, or give words")
-
-
-def _read_words(words: str, encoder: "DualEncoder", language: str | None, languages: Path | None) -> "str | np.ndarray":
-    """What is searched with: English words as they are, the vector (D,) of others; what is to know of them is said."""
-    from rsvlm.languages import language_name
-    from rsvlm.models.language_head import ENGLISH, languages_beside, load_languages
-
-    folder = languages or languages_beside(encoder.name)
-    if language == ENGLISH or (language is None and folder is None):
-        return words
-    if folder is None:
-        raise ValueError(
-            f"--language {language}: nothing here reads {language_name(language)}, as beside the encoder {encoder.name} there is no "
-            "folder languages; give --languages, what a study's stage add_languages leaves"
-        )
-    try:
-        loaded = load_languages(folder, encoder)
-        asked = loaded.ask(words, language)
-    except ModuleNotFoundError as error:
-        if language is not None or languages is not None:
-            raise
-        typer.echo(f"read as English: {error}", err=True)
-        return words
-    for note in asked.notes:
-        typer.echo(note, err=True)
-    if asked.language == ENGLISH:
-        return words
-    if language is None and asked.language is not None:
-        typer.echo(f"read as {language_name(asked.language)}; --language en, if it is English", err=True)
-    return loaded.embed_asked([asked])[0]
-
-
 def _read_scene_words(
     words: str, embeddings: "SceneEmbeddings", encoder: str | None, language: str | None, languages: Path | None
 ) -> "tuple[str | np.ndarray, DualEncoder]":
-    """(what is searched with, as ``_read_words``; the encoder that made a scene's embeddings)."""
+    """(what is searched with, as ``read_words``; the encoder that made a scene's embeddings)."""
     from rsvlm.models.index import find_encoder
 
     meta = embeddings.meta
     model = find_encoder(embeddings.file, encoder, meta["encoder_fingerprint"], "cpu", made_with=meta["encoder"])
-    return _read_words(words, model, language, languages), model
+    return read_words(words, model, language, languages), model
 
 
 def _window(text: str) -> object:
@@ -663,25 +411,11 @@ def _numbers(text: str) -> list[float | bool]:
         return []
 
 
-def _by_options(text: object) -> str:
-    """A message of the library, which speaks of the settings of Python, with the options that they are on the shell."""
-    names, long = "|".join(OPTIONS), "|".join(name for name in OPTIONS if "_" in name)
-
-    def given(found: re.Match) -> str:
-        value = (found["text"] or found["list"] or "").replace(", ", ",")
-        return f"{OPTIONS[found['name']]} {value}".rstrip()
-
-    text = re.sub(rf"\b(?P<name>{names})=(?:'(?P<text>[^']*)'|\[(?P<list>[^]]*)\]|True\b)", given, str(text))
-    text = re.sub(rf"(?<![\w./=-])(?:{long})(?![\w./=-])", lambda found: OPTIONS[found[0]], text)
-    text = re.sub(rf"^(?:{names})(?=:)", lambda found: OPTIONS[found[0]], text)
-    return text.replace("low,high", "LOW,HIGH").replace("[low, high]", "LOW,HIGH")
-
-
 def _log(line: str) -> None:
-    """A line on how far the work is, said as ``_by_options`` says it."""
+    """A line on how far the work is, said as ``by_options`` says it."""
     from rsvlm.progress import log_line
 
-    log_line(_by_options(line))
+    log_line(by_options(line))
 
 
 def _tell(archive: "SceneArchive") -> "SceneArchive":
@@ -689,7 +423,7 @@ def _tell(archive: "SceneArchive") -> "SceneArchive":
     for note in archive.notes:
         typer.echo(note, err=True)
     for name, why in archive.skipped[:5]:
-        typer.echo(f"skipped: {name}: {_by_options(why)}", err=True)
+        typer.echo(f"skipped: {name}: {by_options(why)}", err=True)
     if len(archive.skipped) > 5:
         typer.echo(f"skipped: {len(archive.skipped) - 5} more", err=True)
     return archive
@@ -698,7 +432,7 @@ def _tell(archive: "SceneArchive") -> "SceneArchive":
 def _show(scene: "Scene") -> None:
     """How a scene is read: which bands are red, green and blue, and what becomes black and white."""
     for note in scene.notes:
-        typer.echo(f"{scene.path}: {_by_options(note)}", err=True)
+        typer.echo(f"{scene.path}: {by_options(note)}", err=True)
     low, high = (", ".join(f"{value:,.6g}" for value in values) for values in (scene.low, scene.high))
     bands = ", ".join(map(str, scene.bands))
     typer.echo(f"{scene.path}: red, green, blue are bands {bands}; black is {low}, white {high}", err=True)
@@ -726,49 +460,3 @@ def _stretch(text: str) -> str | list[float]:
     raise ValueError(
         f"--stretch: auto, percentile, none, or LOW,HIGH, two numbers with the lower first, such as 0,3000; got {text!r}"
     )
-
-
-def _write(table: object, out: Path | None) -> None:
-    """A table to a file, whole or not at all, or to the screen as CSV."""
-    from rsvlm.safe_text import csv_text
-
-    if out is None:
-        typer.echo(csv_text(table), nl=False)
-        return
-    from rsvlm.files import whole_file
-
-    with whole_file(out) as scratch:
-        if out.suffix == ".csv":
-            scratch.write_text(csv_text(table), encoding="utf-8")
-        elif out.suffix == ".jsonl":
-            table.to_json(scratch, orient="records", lines=True, force_ascii=False)
-        else:
-            table.to_parquet(scratch, index=False)
-
-
-def _usage(error: typer.TyperException) -> str:
-    """What is wrong with a command line, in one line: the option, what it takes, what was given."""
-    given, option = error.__cause__, getattr(error, "param", None)
-    if option is not None and hasattr(given, "errors"):  # pydantic's, of a value
-        found, lowest, highest = given.errors()[0], getattr(option, "min", None), getattr(option, "max", None)
-        name = option.opts[0] if option.opts[0].startswith("-") else option.human_readable_name
-        if lowest is not None:
-            upto = "" if highest is None else f" to {highest}"
-            return f"{name}: a whole number from {lowest}{upto} is needed; got {found['input']}"
-        why = found["msg"].removeprefix("Value error, ").rstrip(".")
-        return f"{name}: {why}" if str(found["input"]) in why else f"{name}: {why}; got {found['input']}"
-    command = getattr(getattr(error, "ctx", None), "command_path", "rsvlm")
-    return f"{error.format_message().rstrip('.?')}; `{command} --help` tells what there is"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit."""
-    try:
-        sys.exit(app(arguments, prog_name="rsvlm", standalone_mode=False))
-    except typer.TyperException as error:
-        if error.format_message():  # none: the help was asked for and shown
-            typer.echo(f"rsvlm: {_usage(error)}", err=True)
-        sys.exit(error.exit_code)
-    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:  # JavaNotFound is a RuntimeError
-        typer.echo(f"rsvlm: {_by_options(error)}", err=True)
-        sys.exit(1)
