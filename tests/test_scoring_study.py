@@ -1,19 +1,25 @@
 """The whole scoring path on fabricated runs: both notebooks' cells, the files they write, and the record of a run."""
 
+import base64
 import csv
+import io
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from rsvlm.files import read_json, write_json, write_json_lines
 from rsvlm.scoring.caption_study import paired_table, score_study, text_table
 from rsvlm.scoring.captions import class_names, describe_texts, hallucinated_classes
 from rsvlm.scoring.runs import read_captions, read_runs
+from rsvlm.study.recording import slim_pictures
 from rsvlm.study.studies import study_text
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -161,6 +167,20 @@ def test_notebooks_write_scores_table_and_record(study):
     assert read_json(folder / "metrics.json") == metrics
     assert (folder / "table.md").read_text() == markdown
     assert set(read_json(folder / "provenance.json")["sha256"]) == {"metrics.json", "params.yaml", "table.md"}
+
+
+def test_a_record_keeps_large_pictures_as_jpeg_and_leaves_the_rest():
+    photograph = np.random.default_rng(0).integers(0, 256, (300, 300, 3)).astype(np.uint8)
+    outputs = []
+    for picture in (photograph, np.zeros_like(photograph)):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        png = base64.b64encode(file.getvalue()).decode()
+        outputs.append(nbformat.v4.new_output("display_data", {"image/png": png, "text/plain": "a figure"}))
+    cells = [nbformat.v4.new_markdown_cell("Words."), nbformat.v4.new_code_cell("draw()", outputs=outputs)]
+    large, small = slim_pictures(nbformat.v4.new_notebook(cells=cells)).cells[1].outputs
+    assert set(large.data) == {"image/jpeg", "text/plain"} and small == outputs[1]
+    assert Image.open(io.BytesIO(base64.b64decode(large.data["image/jpeg"]))).size == (300, 300)
 
 
 @pytest.mark.parametrize(("name", "message"), [("../up", "letters, digits"), ("fine", "run the study first")])

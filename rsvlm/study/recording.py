@@ -4,8 +4,10 @@ Record a finished run for git: ``python -m rsvlm.study.recording NAME`` copies i
 """
 
 import argparse
+import base64
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -15,7 +17,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rsvlm.files import fingerprint_file, read_json, whole_folder, write_json
+import nbformat
+from PIL import Image
+
+from rsvlm.files import fingerprint_file, read_json, whole_folder, write_json, write_text
 from rsvlm.study import paths
 
 PACKAGES = (
@@ -117,13 +122,14 @@ def _source_of(path: Path) -> str:
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+LARGE = 150_000  # bytes of a picture in a notebook
 
 
 def record_run(name: str) -> Path:
     """The folder results/NAME, after metrics.json, table.md, params.yaml, provenance.json and the executed notebooks were
     put there, whole; and the leaderboard, where other models were measured.
 
-    An earlier record of the same name is replaced; git has it.
+    Large pictures in the notebooks become JPEG: git keeps every record for good. An earlier record of the same name is replaced; git has it.
 
     Raises:
         ValueError: the name is no plain folder name, or the metrics hold no provenance.
@@ -153,15 +159,33 @@ def record_run(name: str) -> Path:
             f"{sources['metrics.json']}: made by hand in {', '.join(metrics['tries'])}; only the study is recorded (`make study`)"
         )
     details = {path.stem: fingerprint_file(path) for path in sorted(paths.METRICS.glob("*.json"))}
-    files = {target: fingerprint_file(path) for target, path in sources.items()}
     with whole_folder(paths.RESULTS / name) as folder:
         for target, path in sources.items():
             (folder / target).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / target)
+            if path.suffix == ".ipynb":
+                write_text(folder / target, nbformat.writes(slim_pictures(nbformat.read(path, as_version=4))) + "\n")
+            else:
+                shutil.copyfile(path, folder / target)
+        files = {target: fingerprint_file(folder / target) for target in sources}
         write_json(
             folder / "provenance.json", metrics["provenance"] | {"sha256": files, "stage_metrics_sha256": details}
         )
     return paths.RESULTS / name
+
+
+def slim_pictures(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook with JPEG in place of each PNG above ``LARGE`` that it makes smaller: figures full of photographs."""
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        data = output.get("data", {})
+        png = base64.b64decode(data.get("image/png", ""))
+        if len(png) <= LARGE:
+            continue
+        jpeg = io.BytesIO()
+        Image.open(io.BytesIO(png)).convert("RGB").save(jpeg, "JPEG", quality=85, optimize=True)
+        if len(jpeg.getvalue()) < len(png):
+            del data["image/png"]
+            data["image/jpeg"] = base64.b64encode(jpeg.getvalue()).decode()
+    return notebook
 
 
 def main() -> int:
