@@ -6,6 +6,7 @@
     captions  = rsvlm.caption(captioner, ["a.tif", "folder/"])     # a DataFrame: image, caption, log_probability
     said      = rsvlm.answer(captioner, "a.tif", "Is there a river?")  # said.text; trained with instructions
     index     = rsvlm.build_index(encoder, "folder/")              # then index.search("two planes beside a hangar", k=10)
+    fields    = index.search(rsvlm.Without("farmland", "houses"))  # a text that says "without" finds the houses first
     languages = rsvlm.load_languages("models/languages", encoder)  # build_index(..., languages=languages): any language
     scene     = rsvlm.open_scene("scene.tif")                      # a georeferenced image of any size
     windows   = rsvlm.embed_scene(encoder, scene, "scene.parquet") # then rsvlm.search_scene(windows, "a harbour", encoder)
@@ -35,6 +36,7 @@ _ROOMS = {  # name -> the module it comes from; nothing is imported before it is
     "answer": "rsvlm.models.answering",
     "build_index": "rsvlm.models.index",
     "load_index": "rsvlm.models.index",
+    "Without": "rsvlm.models.queries",
     "load_languages": "rsvlm.models.language_head",
     "open_scene": "rsvlm.data.rasters.scene",
     "embed_scene": "rsvlm.scenes.embedding",

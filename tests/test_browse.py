@@ -97,6 +97,9 @@ def test_search_and_similar_images(study):
     assert len(found.hits) == 4 and found.searched == 8
     assert [score for _, score in found.hits] == sorted((score for _, score in found.hits), reverse=True)
     assert browse.search_text(archive, "  ").hits == []
+    less = browse.search_text(archive, "a river without boats", results=4)
+    assert less.notes == ("“boats” was subtracted: an encoder reads “without” much as “with”",) and not found.notes
+    assert less.hits != found.hits and len(less.hits) == 4
     right = browse.search_text(archive, " caption 2 ", split="test")
     assert right.right == {"s/2.png"} and right.searched == 4
     assert browse.search_text(archive, "Caption 6").right == frozenset()  # a training caption has no right answer

@@ -279,6 +279,10 @@ def test_an_index_finds_its_own_images_and_survives_the_disk(house, other, tmp_p
     )
     with pytest.raises(ValueError, match="'skip' is neither 'raise' nor 'keep'"):
         rsvlm.build_index(encoder, folder / "pictures", unreadable="skip")
+    both = index.search([rsvlm.Without("a river", "a forest"), rsvlm.Without(pictures[0], pictures[1])], k=9)
+    assert both["score"].between(-1, 1).all() and list(both["query"].unique()) == [0, 1]
+    assert both[both["query"] == 1].iloc[0]["image"].endswith("0.png")
+    assert both.iloc[-1]["image"].endswith("1.png")  # what is left out comes last
     with pytest.raises(ValueError, match="query 1 is blank"):
         index.search(["a", " "])
     with pytest.raises(ValueError, match="made with another encoder"):
@@ -344,6 +348,11 @@ def test_embed_then_search(house, tmp_path):
     )
     done = run("search", tmp_path / "index", "--image", house[0] / "pictures" / "1.png", "-k", 1)
     assert "1.png" in done.stdout
+    done = run("search", tmp_path / "index", "a river without boats", "-k", 1)
+    assert "an encoder reads “without” much as “with”; to leave it out: --without 'boats'\n" in done.stderr
+    less = run("search", tmp_path / "index", "a river", "--without", "boats", "-k", 1)
+    assert less.exit_code == 0 and "“without”" not in less.stderr and less.stdout != done.stdout
+    assert run("search", tmp_path / "index", "a river", "--without", "a river").exit_code == 1
     for wrong in ((), ("a river", "--image", house[0] / "pictures" / "1.png"), ("--image", "none.png")):
         assert run("search", tmp_path / "index", *wrong).exit_code == 1
 

@@ -18,6 +18,7 @@ from scene_case import TURNED, UTM, ColourEncoder, green_with_red, write_raster
 from rsvlm import cli
 from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
+from rsvlm.models.queries import Without
 from rsvlm.scenes import search
 from rsvlm.scenes.embedding import embed_scene, place_windows
 from rsvlm.scenes.search import (
@@ -142,6 +143,8 @@ def test_queries_of_every_kind_find_the_same(found, tmp_path):
     encoder, red = ColourEncoder(), np.full((9, 9, 3), (250, 0, 0), np.uint8)
     Image.fromarray(red).save(tmp_path / "red.png")
     vector = np.array([2.0, 0, 0], np.float32)
+    left_out = search_scene(found.embeddings, Without("red", "green"), encoder)
+    assert left_out.query == "red without green" and left_out.scores.argmax() == found.scores.argmax()
     queries = ["red", Image.fromarray(red), red, tmp_path / "red.png", vector, Window(*SQUARE), Window(97, 30, 30, 33)]
     surfaces = search_scene(found.embeddings, queries, encoder)
     assert all(np.allclose(one.values, found.values, atol=1e-6) for one in surfaces) and len(surfaces) == 7

@@ -16,12 +16,14 @@ from rsvlm.cli.options import (
     Heads,
     Keep,
     Language,
+    LeftOut,
     Out,
     Unreadable,
     Words,
     by_options,
     check_out,
     check_ways,
+    leave_out,
     read_words,
     write,
 )
@@ -95,6 +97,7 @@ def search(
     encoder: Annotated[
         str | None, typer.Option(help="The encoder that made the index; default: as it was saved.")
     ] = None,
+    without: LeftOut = None,
     language: Language = None,
     languages: Heads = None,
     out: Out = None,
@@ -107,7 +110,11 @@ def search(
     from rsvlm.models.loading import choose_device
 
     loaded = load_index(index, encoder, device=str(choose_device(device)))
-    wanted = image if query is None else read_words(query, loaded.encoder, language, languages)
+
+    def read(words: str) -> object:
+        return read_words(words, loaded.encoder, language, languages)
+
+    wanted = leave_out(image if query is None else read(query), query, without, read)
     write(loaded.search(wanted, k).drop(columns="query"), out)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from rsvlm.models.encoders import DualEncoder
@@ -47,6 +49,16 @@ Heads = Annotated[
 ]
 
 
+LeftOut = Annotated[
+    str | None,
+    typer.Option(
+        "--without",
+        metavar="WORDS",
+        help="What the images are not to show; in the words themselves 'a lake without boats' finds boats first.",
+    ),
+]
+
+
 class Unreadable(StrEnum):
     """What to do with a file that is no whole image."""
 
@@ -82,7 +94,7 @@ def check_ways(ways: dict[str, object], language: str | None, languages: Path | 
     if language is not None:
         check_language(language, "--language")
     if told == ["a text"]:
-        from rsvlm.models.index import check_query
+        from rsvlm.models.queries import check_query
 
         check_query(ways["a text"])
     elif language is not None or languages is not None:
@@ -117,6 +129,26 @@ def read_words(words: str, encoder: "DualEncoder", language: str | None, languag
     if language is None and asked.language is not None:
         typer.echo(f"read as {language_name(asked.language)}; --language en, if it is English", err=True)
     return loaded.embed_asked([asked])[0]
+
+
+def leave_out(
+    wanted: object, query: str | None, without: str | None, read: "Callable[[str], str | np.ndarray]"
+) -> "object":
+    """What is searched with, less what is to be left out; where the words themselves say "without", that is told.
+
+    Args:
+        query: the words that ``wanted`` was read from, None where it is no words.
+        read: what makes a query of the words ``without``.
+    """
+    from rsvlm.models.queries import Without, check_query, split_without
+
+    if without is None:
+        unwanted = split_without(query)[1] if query is not None else ""
+        if unwanted:
+            typer.echo(f"an encoder reads “without” much as “with”; to leave it out: --without '{unwanted}'", err=True)
+        return wanted
+    check_query(without, "--without")
+    return Without(wanted, read(without))
 
 
 def by_options(text: object) -> str:

@@ -16,10 +16,12 @@ from rsvlm.cli.options import (
     Heads,
     Keep,
     Language,
+    LeftOut,
     Unreadable,
     Words,
     by_options,
     check_ways,
+    leave_out,
     read_words,
     write,
 )
@@ -218,6 +220,7 @@ def search_a_scene(
     outlines: Annotated[
         Path | None, typer.Option(help="File for what reaches --threshold, as polygons: .geojson or .parquet.")
     ] = None,
+    without: LeftOut = None,
     language: Language = None,
     languages: Heads = None,
     threshold: Annotated[
@@ -269,9 +272,9 @@ def search_a_scene(
         from rsvlm.scenes.archive import load_archive, rank_scenes, search_archive
 
         archive = _tell(load_archive(embeddings))
-        if query is not None and len(archive):
+        if len(archive):
             first = load_scene_embeddings(embeddings / archive.scenes["file"].iloc[0])
-            wanted, encoder = _read_scene_words(query, first, encoder, language, languages)
+            wanted, encoder = _read_scene_query(wanted, query, without, first, encoder, language, languages)
         if scenes:
             places = rank_scenes(archive, wanted, encoder, **filters).head(k)
         else:
@@ -285,12 +288,13 @@ def search_a_scene(
     if filters or scenes:
         raise ValueError(f"{embeddings}: one scene; --scenes and filters are for archives")
     loaded = load_scene_embeddings(embeddings)
-    if query is not None:
-        wanted, encoder = _read_scene_words(query, loaded, encoder, language, languages)
+    example = wanted
+    wanted, encoder = _read_scene_query(wanted, query, without, loaded, encoder, language, languages)
     found = search_module.search_scene(loaded, wanted, encoder)
-    found = found if query is None else replace(found, query=query)  # the words, also where their vector was looked for
+    if query is not None:  # the words, also where their vector was looked for
+        found = replace(found, query=query if without is None else f"{query} without {without}")
     if window is not None:
-        stands = ",".join(map(str, search_module.nearest_window(loaded, wanted)))
+        stands = ",".join(map(str, search_module.nearest_window(loaded, example)))
         typer.echo(f"looked for: what is like the embedded window {stands}", err=True)
     places = search_module.find_peaks(found, k, threshold=threshold)
     if surface is not None:
@@ -360,15 +364,27 @@ def caption_a_scene(
         search_module.write_places(said.places(), out)
 
 
-def _read_scene_words(
-    words: str, embeddings: "SceneEmbeddings", encoder: str | None, language: str | None, languages: Path | None
-) -> "tuple[str | np.ndarray, DualEncoder]":
-    """(what is searched with, as ``read_words``; the encoder that made a scene's embeddings)."""
+def _read_scene_query(
+    wanted: object,
+    query: str | None,
+    without: str | None,
+    embeddings: "SceneEmbeddings",
+    encoder: str | None,
+    language: str | None,
+    languages: Path | None,
+) -> "tuple[object, DualEncoder | str | None]":
+    """(what is searched with; the encoder that made a scene's embeddings, where words are to be read)."""
+    if query is None and without is None:
+        return wanted, encoder
     from rsvlm.models.index import find_encoder
 
     meta = embeddings.meta
     model = find_encoder(embeddings.file, encoder, meta["encoder_fingerprint"], "cpu", made_with=meta["encoder"])
-    return read_words(words, model, language, languages), model
+
+    def read(words: str) -> "str | np.ndarray":
+        return read_words(words, model, language, languages)
+
+    return leave_out(wanted if query is None else read(query), query, without, read), model
 
 
 def _window(text: str) -> object:

@@ -19,12 +19,12 @@ from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts
+from rsvlm.models.queries import Without, check_query, encode_parts, unit_vector
 from rsvlm.models.zoo import load_encoder
 from rsvlm.progress import log_line, progress
 
 VECTORS, NAMES, CONFIG = "vectors.npy", "images.json", "config.json"
 A_BLOCK = 256  # images in memory at a time
-LONGEST_QUERY, LONGEST_LETTERS = 300, 3_000  # words and characters; no text tower reads more
 Picture = str | Path | Image.Image | np.ndarray
 
 
@@ -170,11 +170,14 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self.names)
 
-    def search(self, query: Picture | list[Picture], k: int = 10, language: str = "en") -> pd.DataFrame:
+    def search(
+        self, query: Picture | Without | list[Picture | Without], k: int = 10, language: str = "en"
+    ) -> pd.DataFrame:
         """The k nearest images to a text, an image (a Path, a PIL image or an array) or a vector (D,), best first.
 
         Args:
-            query: a string is a text, an array of one axis a vector of the encoder's space; a list asks several at once.
+            query: a string is a text, an array of one axis a vector of the encoder's space; ``Without("farmland", "houses")``
+                leaves out, which "farmland without houses" does not; a list asks several at once.
             language: of the texts, such as "pt"; "any" detects the language of each. English alone needs no ``languages``.
 
         Returns:
@@ -186,7 +189,8 @@ class ImageIndex:
         queries = query if isinstance(query, list) else [query]
         if k < 1:
             raise ValueError(f"k = {k}: expected at least 1")
-        scores, places = similarity_topk(self._encode(queries, language), self.vectors, min(k, max(len(self), 1)))
+        vectors = encode_parts(queries, lambda plain: self._encode(plain, language))
+        scores, places = similarity_topk(vectors, self.vectors, min(k, max(len(self), 1)))
         rows = [
             {"query": number, "rank": rank, "image": self.names[place], "score": round(score, 6)}
             for number in range(len(queries))
@@ -233,26 +237,6 @@ class ImageIndex:
                 )
             return self.languages.embed(texts, None if language == "any" else language)
         return encode_texts(self.encoder, texts, capitalise=self.capitalise)
-
-
-def unit_vector(vector: np.ndarray, dim: int) -> np.ndarray:
-    """(dim,) float32 of length 1. ValueError where it has another shape, or is nothing but 0 or not finite."""
-    length = float(np.linalg.norm(vector.astype(np.float64))) if vector.dtype.kind == "f" else 0.0
-    if vector.shape != (dim,) or not np.isfinite(length) or length == 0:
-        raise ValueError(f"a vector of {dim} finite numbers, not all 0, is needed; got {vector.dtype} {vector.shape}")
-    return (vector / length).astype(np.float32)
-
-
-def check_query(text: str, name: str = "the query") -> None:
-    """ValueError where a text that is looked for is blank, or longer than any text tower reads."""
-    words = len(text.split())
-    if not words:
-        raise ValueError(f"{name} is blank: describe what you look for")
-    if words > LONGEST_QUERY or len(text) > LONGEST_LETTERS:
-        raise ValueError(
-            f"{name} has {words:,} words and {len(text):,} characters, at most {LONGEST_QUERY} and {LONGEST_LETTERS:,} are "
-            "looked for: say it in a sentence"
-        )
 
 
 def build_index(

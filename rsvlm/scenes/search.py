@@ -27,7 +27,8 @@ from rsvlm.data.rasters.windows import Window
 from rsvlm.files import read_json, whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_pictures, encode_texts
-from rsvlm.models.index import check_query, find_encoder, read_picture, unit_vector
+from rsvlm.models.index import find_encoder, read_picture
+from rsvlm.models.queries import Without, check_query, encode_parts, unit_vector
 from rsvlm.safe_text import read_csv
 from rsvlm.scenes.embedding import GRID, SceneEmbeddings, reading_size
 from rsvlm.scenes.footprints import footprints
@@ -44,7 +45,7 @@ PLACES, RASTERS = (".geojson", ".json", ".parquet"), (".tif", ".tiff")  # ending
 IN_PIXELS = "pixels of the scene: column, row"
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # files that are pictures, however many bits they have
 HITS = (".geojson", ".json", ".parquet", ".csv")  # of files that a hit is read from
-Query = str | Path | Image.Image | np.ndarray | Window  # or the row of a hit, a pandas Series
+Query = str | Path | Image.Image | np.ndarray | Window | Without  # or the row of a hit, a pandas Series
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def search_scene(
             encoder's space; or a Window of the scene, or the row of an earlier hit (``hits.iloc[0]``), for which the
             embedded window that it overlaps most stands (among equals the one of the lowest level). A file that is
             a raster of other than 8-bit red, green and blue or grey (GeoTIFF, COG, JPEG 2000, VRT) is read as the scene was:
-            the same bands, the same stretch.
+            the same bands, the same stretch. ``Without("farmland", "houses")`` leaves out.
         encoder: the one that made the embeddings, loaded or by name; needed for texts and pictures, and taken by the name
             in ``embeddings.meta`` where it is not given.
         cell: side of a cell, pixels; None: half of the smallest step between windows, larger where that would be more
@@ -324,12 +325,17 @@ def encode_queries(
     embeddings: SceneEmbeddings, queries: list[Query], encoder: DualEncoder | str | Path | None
 ) -> np.ndarray:
     """float32 (queries, D) of length 1."""
-    own = embeddings.meta["scene"]["name"]
+    return encode_parts(queries, lambda plain: _encode_plain(embeddings, plain, encoder))
+
+
+def _encode_plain(
+    embeddings: SceneEmbeddings, queries: list[Query], encoder: DualEncoder | str | Path | None
+) -> np.ndarray:
+    meta, D, own = embeddings.meta, embeddings.vectors.shape[1], embeddings.meta["scene"]["name"]
     for query in queries:
         if is_hit(query) and query.get("scene", own) != own:
             raise ValueError(f"query: a hit in the scene {query['scene']!r}, and the embeddings are of {own!r}")
     queries = [_as_window(query) for query in queries]
-    meta, D = embeddings.meta, embeddings.vectors.shape[1]
     vectors = np.zeros((len(queries), D), np.float32)
     texts = [place for place, query in enumerate(queries) if isinstance(query, str)]
     pictures = []
@@ -457,6 +463,8 @@ def _name(query: Query) -> str:
     query = _as_window(query)
     if isinstance(query, str):
         return query
+    if isinstance(query, Without):
+        return f"{_name(query.wanted)} without {_name(query.unwanted)}"
     if isinstance(query, Path):
         return query.name
     if isinstance(query, Window):

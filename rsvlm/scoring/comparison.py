@@ -119,6 +119,7 @@ def study_metrics(stages: Mapping[str, Mapping], provenance: Mapping, *, made_in
         },
         "paired": captions.get("paired", {}),
         "paired_retrieval": retrieval.get("paired", {}),
+        "negation": retrieval.get("negation", {}),
         "protocol": protocol,
         "generation": {k: v for k, v in stages.get("generate_captions", {}).items() if k not in RESERVED},
         "parameters": {stage: numbers["parameters"] for stage, numbers in stages.items() if "parameters" in numbers},

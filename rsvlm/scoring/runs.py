@@ -65,7 +65,13 @@ METHODS = {  # likewise
     ),
 }
 STUDY_RUNS = tuple(run for run in RUNS if run != HUMAN)  # the outs of generate_captions
-RESERVED = ("protocol", "paired", "parameters", "try")  # keys of the metrics files that are no runs and no methods
+RESERVED = (
+    "protocol",
+    "paired",
+    "negation",
+    "parameters",
+    "try",
+)  # keys of the metrics files that are no runs and no methods
 # In another model's folder: what it is and cost, or why it could not be measured; and its scores
 ABOUT, SCORES = "about.json", "metrics.json"
 Runs = dict[str, dict[str, dict[str, str]]]  # run -> source -> image_id -> caption

@@ -17,7 +17,6 @@ from rsvlm.data.translations import load_translations
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of, load_features
 from rsvlm.models.generation import embed_captions_ret
-from rsvlm.models.index import check_query
 from rsvlm.models.inference import (
     Captioner,
     choose_captions,
@@ -29,6 +28,7 @@ from rsvlm.models.inference import (
 from rsvlm.models.language_head import ENGLISH, Languages, has_languages, load_languages
 from rsvlm.models.loading import choose_device
 from rsvlm.models.neighbours import Spoken, spoken_languages
+from rsvlm.models.queries import check_query, split_without
 from rsvlm.models.zoo import load_encoder
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.runs import read_captions
@@ -40,6 +40,7 @@ NO_CAPTIONER = (
     "no captioner yet: run the stages finetune_lora and generate_captions (`make study`), then this cell again"
 )
 ANY = "any"  # of a query: its language is detected
+LEFT_OUT = "“{}” was subtracted: an encoder reads “without” much as “with”"
 BY_ENCODER = "found by the dual encoder, as [RET] and the combination read English alone"
 LARGEST_FILE = 64_000_000  # bytes of a file from outside
 
@@ -172,7 +173,7 @@ def search_text(
     split: str | None = None,
     language: str = ENGLISH,
 ) -> Search:
-    """The images nearest to a text; nothing for a blank one.
+    """The images nearest to a text; nothing for a blank one. Of "A without B" B is subtracted, and a note says so.
 
     Args:
         method: dual_encoder, ret or combined; a text that is not English is searched by the dual encoder.
@@ -195,12 +196,14 @@ def search_text(
             found = _search(archive, "dual_encoder", vector, results, split, (), time.perf_counter() - start)
             notes = (*asked.notes, BY_ENCODER) if method != "dual_encoder" else asked.notes
             return replace(found, language=asked.language, notes=notes)
-    index = archive.index(method)
+    index, known = archive.index(method), archive.images_of_caption.get(_plain(text), ())
+    wanted, unwanted = (text, "") if known else split_without(text)
     start = time.perf_counter()
-    vector = index.query(query_parts(archive, text, index.weights))
-    encode_seconds = time.perf_counter() - start
-    known = archive.images_of_caption.get(_plain(text), ())
-    return _search(archive, method, vector, results, split, known, encode_seconds)
+    vector = index.query(query_parts(archive, wanted, index.weights))
+    if unwanted:
+        vector = vector - index.query(query_parts(archive, unwanted, index.weights))
+    found = _search(archive, method, vector, results, split, known, time.perf_counter() - start)
+    return replace(found, notes=(LEFT_OUT.format(unwanted),)) if unwanted else found
 
 
 def similar_images(archive: Archive, image_id: str, results: int = 12, *, split: str | None = None) -> Search:

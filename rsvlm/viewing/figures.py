@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from rsvlm.files import read_json
+from rsvlm.scoring.negation import WAYS
 from rsvlm.scoring.published import RECALLS
 from rsvlm.scoring.runs import HUMAN, METHODS, RESERVED, RUNS, named
 from rsvlm.viewing.plots import (
@@ -218,6 +219,20 @@ def difference_table(metrics: dict) -> pd.DataFrame:
             points = {key: round(100 * entry[key], 2) for key in ("value", "low", "high")}
             rows.append({"source": source, "pair": pair, **points, "p": round(entry["p"], 4), "images": entry["n"]})
     return pd.DataFrame(rows).set_index(["source", "pair"])
+
+
+def negation_table(metrics: Mapping) -> pd.DataFrame:
+    """How images stand under queries that leave a thing out: shares of pairs in the right order, percent, with intervals."""
+    says = {way: metrics["negation"]["protocol"][way] for way in WAYS} if "negation" in metrics else {}
+    rows = [
+        {"source": source, "query": text, **{key: round(100 * own[way][key], 1) for key in ("value", "low", "high")}}
+        | {"pairs of things": len(own["pairs"]), "images": own[way]["n"]}
+        for source, own in metrics.get("negation", {}).items()
+        if source != "protocol"
+        for way, text in says.items()
+    ]
+    columns = ["source", "query", "value", "low", "high", "pairs of things", "images"]
+    return pd.DataFrame(rows, columns=columns).set_index(["source", "query"])
 
 
 def _scored(metrics: Mapping) -> Iterator[tuple[str, str, Mapping]]:

@@ -68,6 +68,12 @@ def retrieval_result(metrics: Mapping) -> Result:
         if "combined" in recalls and "dual_encoder" in recalls:
             gain = _difference(metrics["paired"].get(source, {}), "combined", "dual_encoder", "mean_recall")
             line += f". What combining adds to the dual encoder: {_judged(gain, 100, ' points')}"
+        if denied := metrics.get("negation", {}).get(source):
+            line += (
+                f". Of images with one thing, those without another one come first in {percent(denied['without']['value'])} of "
+                f"pairs when the query says “without”, in {percent(denied['subtracted']['value'])} when the other thing's "
+                "vector is subtracted (a half is chance)"
+            )
         lines.append(f"{line}.")
     return Result(" ".join(lines))
 
