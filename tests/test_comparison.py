@@ -291,9 +291,12 @@ def test_runs_stand_by_size_and_both_test_sets_of_rsicd_in_one_picture(metrics):
         metrics["captions"]["captioner"]["ucm"][metric] = {"value": 0.7, "low": 0.6, "high": 0.8, "n": 210}
     drawn = standing_figure(metrics | {"weights": weights}, ["ucm"])
     line, sizes = drawn.axes
-    assert [text.get_text() for text in line.texts if "7B" in text.get_text()] == ["RS-CapRet 7B"] * 2
+    named = ["RS-CapRet 7B, fine-tuned", "RS-CapRet 7B, trained on Cap-4"]
+    assert [text.get_text() for text in line.texts if "7B" in text.get_text()] == named
+    hollow = [mark for mark in (*line.lines, *sizes.lines) if mark.get_markerfacecolor() == "none"]
+    assert len(hollow) >= 4 and all(mark.get_markeredgewidth() > 0 for mark in hollow)  # 0 in the study's look
     assert not any("RSGPT" in text.get_text() for text in line.texts)  # its BLEU-4 is not known
-    assert {"captioner", "RS-CapRet 7B"} <= {text.get_text() for text in sizes.texts}
+    assert {"captioner", named[0]} <= {text.get_text() for text in sizes.texts}
     matplotlib.pyplot.close(drawn)
 
 

@@ -100,18 +100,14 @@ def run_weights(weights: Mapping, run: str) -> float | None:
 def _draw_pairs(axes: Axes, own: Mapping, published: list[Published], source: str, marker: str) -> None:
     points = {run: (entry["BLEU-4"]["value"], entry["CIDEr"]["value"]) for run, entry in own.items()}
     colours = series_colours(points)
-    names: dict[tuple[float, float], str] = {}  # runs that stand in one place share a label
     for run, (x, y) in points.items():
         axes.plot([x], [y], marker=marker, color=colours[run], linestyle="", zorder=3)
-        at = next((near for near in names if abs(near[0] - x) < 0.01 and abs(near[1] - y) < 0.05), (x, y))
-        names[at] = f"{names[at]}, {run_label(run, source)}" if at in names else run_label(run, source)
-    for (x, y), text in names.items():
-        _name(axes, x, y, text, left=x > 0.3)
+    _name_together(axes, {run_label(run, source): point for run, point in points.items()})
     axes.plot([], [], marker=marker, color=INK, linestyle="", label=f"{source}: runs of this study")
-    pairs = [row for row in published if {"BLEU-4", "CIDEr"} <= set(row.values)]
-    for row in pairs:
-        axes.plot([row.values["BLEU-4"]], [row.values["CIDEr"]], **_published_look(marker), zorder=4)
-        _name(axes, row.values["BLEU-4"], row.values["CIDEr"], row.model, left=True)
+    pairs = {row.name: row.values for row in published if {"BLEU-4", "CIDEr"} <= set(row.values)}
+    for name, values in pairs.items():
+        axes.plot([values["BLEU-4"]], [values["CIDEr"]], **_published_look(marker), zorder=4)
+        _name(axes, values["BLEU-4"], values["CIDEr"], name, left=True)
     if pairs:
         axes.plot([], [], **_published_look(marker), label=f"{source}: published")
 
@@ -119,22 +115,34 @@ def _draw_pairs(axes: Axes, own: Mapping, published: list[Published], source: st
 def _draw_sizes(
     axes: Axes, own: Mapping, published: list[Published], source: str, weights: Mapping, marker: str
 ) -> None:
-    colours = series_colours(own)
+    colours, points = series_colours(own), {}
     for run, entry in own.items():
         size = run_weights(weights, run)
         if size is not None:
             x, cider = max(size, NO_WEIGHTS_AT), entry["CIDEr"]
             spread = interval_lengths([cider])
             axes.errorbar([x], [cider["value"]], yerr=spread, fmt=marker, color=colours[run], capsize=2.5)
-            _name(axes, x, cider["value"], run_label(run, source))
+            points[run_label(run, source)] = (x, cider["value"])
+    _name_together(axes, points)
     for row in published:
         if row.weights and "CIDEr" in row.values:
             axes.plot([row.weights], [row.values["CIDEr"]], **_published_look(marker))
-            _name(axes, row.weights, row.values["CIDEr"], row.model, left=True)
+            _name(axes, row.weights, row.values["CIDEr"], row.name, left=True)
 
 
 def _published_look(marker: str) -> dict:
-    return {"marker": marker, "color": ORANGE, "markerfacecolor": "none", "markersize": 9, "linestyle": ""}
+    hollow = {"color": ORANGE, "markerfacecolor": "none", "markeredgewidth": 1.6}
+    return {"marker": marker, "markersize": 9, "linestyle": ""} | hollow
+
+
+def _name_together(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write names beside points; those that nearly stand in one place share a label."""
+    shared: dict[tuple[float, float], str] = {}
+    for name, (x, y) in points.items():
+        at = next((near for near in shared if abs(near[0] - x) < 0.01 and abs(near[1] - y) < 0.1), (x, y))
+        shared[at] = f"{shared[at]}, {name}" if at in shared else name
+    for (x, y), text in shared.items():
+        _name(axes, x, y, text, left=0.3 < x < 1)
 
 
 def _name(axes: Axes, x: float, y: float, text: str, *, left: bool = False) -> None:
