@@ -909,3 +909,12 @@ def test_the_command_embeds_and_searches_an_archive(collection, tiny_models, tmp
         run("search", out, "A river.", "--surface", tmp_path / "a.tif")
     with pytest.raises(ValueError, match="for archives"):
         run("search", next(out.glob("east*.parquet")), "A river.", "--scenes")
+
+
+def test_what_is_odd_about_a_scene_is_told_while_an_archive_is_embedded(tmp_path):
+    raster(tmp_path / "scenes" / "plain.tif")
+    with rasterio.open(raster(tmp_path / "scenes" / "odd.tif", crs=None), "r+") as file:
+        file.transform = Affine(10, 0, 500_000, 0, -10, 5_000_000)  # coordinates of no system
+    lines = []
+    embed_archive(MeanColour(), tmp_path / "scenes", tmp_path / "out", **SMALL | {"log": lines.append})
+    assert [line for line in lines if "does not tell of which reference system" in line][0].startswith("odd: ")

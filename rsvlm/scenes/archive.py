@@ -298,6 +298,8 @@ def embed_archive(
         log(f"scene {row + 1} of {len(frame)}: {name}")
         try:
             with archive.open(name, bands=bands, stretch=stretch, percentiles=percentiles) as scene:
+                for note in scene.notes:
+                    log(f"{name}: {note}")
                 windows[row] = len(embed_scene(encoder, scene, folder / file, log=log, **options))
         except (SceneError, FileNotFoundError, PermissionError) as error:
             troubles[row] = str(error)

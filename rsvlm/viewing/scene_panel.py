@@ -24,7 +24,14 @@ from rsvlm.viewing.page import read_template
 from rsvlm.viewing.scene_frames import DEGREES, Frame, Plane, choose_frame
 from rsvlm.viewing.scene_layers import OPACITY, SceneLayers
 from rsvlm.viewing.scene_models import SceneModels, ScenePart
-from rsvlm.viewing.scene_pictures import ground_text, hit_entries, legend_colours, place_text, window_picture
+from rsvlm.viewing.scene_pictures import (
+    describe_scene,
+    ground_text,
+    hit_entries,
+    legend_colours,
+    place_text,
+    window_picture,
+)
 from rsvlm.viewing.widgets import AnsweringWidget
 
 if TYPE_CHECKING:
@@ -75,7 +82,7 @@ class ScenePanel(AnsweringWidget):
         self.given = embeddings
         if embeddings is not None:
             self.options["sizes"] = tuple(embeddings.meta["sizes"])
-        self.setting = self.setting | {"scene": self._describe(scene), "trouble": ""}
+        self.setting = self.setting | {"scene": describe_scene(scene, own_pixels=self.frame.crs is None), "trouble": ""}
         self._draw_map(self.frame.plane)
 
     def show_archive(self, archive: SceneArchive | None = None) -> None:
@@ -333,27 +340,6 @@ class ScenePanel(AnsweringWidget):
         if self.surface is None:
             raise ValueError("Search first: there is no surface yet.")
         return self.surface
-
-    def _describe(self, scene: Scene) -> dict:
-        metres, crs = scene.ground_size(), scene.crs
-        facts = [f"{scene.width:,} × {scene.height:,} pixels"]
-        if metres:
-            facts.append(f"{metres:,.0f} m a pixel" if metres >= 10 else f"{metres:.2g} m a pixel")
-        if crs is None:
-            facts.append("no coordinate system: positions are pixels")
-        else:
-            code = crs.to_epsg()
-            facts.append(f"EPSG:{code}" if code else "own coordinate system")
-        shown = "red, green and blue are bands " + ", ".join(map(str, scene.bands))
-        if len(set(scene.bands)) == 1:
-            shown = f"band {scene.bands[0]} as grey"
-        facts.append(shown)
-        if scene.date is not None:
-            facts.append(scene.date.date().isoformat())
-        notes = list(getattr(scene, "notes", ()))
-        if crs is not None and self.frame.crs is None:
-            notes.append("it crosses the date line or a pole, so the map shows it in its own pixels")
-        return {"name": scene.name, "facts": facts, "notes": notes}
 
     # The map
 

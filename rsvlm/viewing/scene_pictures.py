@@ -176,3 +176,30 @@ def _scene_axes(scene: Scene, width: float) -> tuple[Figure, Axes]:
     axes.imshow(scene.overview(1400).pixels, extent=(0, scene.width, scene.height, 0), interpolation="antialiased")
     without_axes(axes)
     return drawn, axes
+
+
+def describe_scene(scene: Scene, *, own_pixels: bool) -> dict:
+    """``{"name", "facts", "notes"}`` of a scene: size, ground, coordinate system, bands, date, and what else to know.
+
+    Args:
+        own_pixels: the map shows it in its own pixels.
+    """
+    metres, crs = scene.ground_size(), scene.crs
+    facts = [f"{scene.width:,} × {scene.height:,} pixels"]
+    if metres:
+        facts.append(f"{metres:,.0f} m a pixel" if metres >= 10 else f"{metres:.2g} m a pixel")
+    if crs is None:
+        facts.append("no coordinate system: positions are pixels")
+    else:
+        code = crs.to_epsg()
+        facts.append(f"EPSG:{code}" if code else "own coordinate system")
+    shown = "red, green and blue are bands " + ", ".join(map(str, scene.bands))
+    if len(set(scene.bands)) == 1:
+        shown = f"band {scene.bands[0]} as grey"
+    facts.append(shown)
+    if scene.date is not None:
+        facts.append(scene.date.date().isoformat())
+    notes = list(getattr(scene, "notes", ()))
+    if crs is not None and own_pixels:
+        notes.append("it crosses the date line or a pole, so the map shows it in its own pixels")
+    return {"name": scene.name, "facts": facts, "notes": notes}
