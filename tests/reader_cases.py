@@ -406,16 +406,13 @@ def parameters(folder: Path) -> Case:
 
 @case
 def scene(folder: Path) -> Case:
+    from rasterio.transform import Affine
     from scene_case import write_raster
 
     from rsvlm.data.rasters.scene import open_scene
 
-    place = {"crs": "EPSG:4326", "transform": (0.1, 0, 10, 0, -0.1, 50)}
-    from affine import Affine
-
-    file = write_raster(
-        folder / "a.tif", np.moveaxis(PIXELS, -1, 0), crs=place["crs"], transform=Affine(*place["transform"])
-    )
+    place = {"crs": "EPSG:4326", "transform": Affine(0.1, 0, 10, 0, -0.1, 50)}
+    file = write_raster(folder / "a.tif", np.moveaxis(PIXELS, -1, 0), **place)
 
     def read() -> None:
         with open_scene(file) as opened:
