@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: study check test lab use spice strip clean help
+.PHONY: study check test fuzz lab use spice strip clean help
 
 PYTHON ?= python3
 # `make study TORCH_INDEX=https://download.pytorch.org/whl/cpu` saves gigabytes on Linux without a GPU.
@@ -38,6 +38,9 @@ check: $(READY) $(TESTING) ## one format and lint, as ruff has them; `ruff forma
 test: $(READY) $(TESTING) ## the whole test suite
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --maxfail=10  # who waits leaves the core to the other
 
+fuzz: $(READY) $(TESTING) ## broken files of every format for ten minutes, for every night: make fuzz FOR=600 FIRST=0
+	@RSVLM_FUZZ_SECONDS=$(or $(FOR),600) RSVLM_FUZZ_FIRST=$(or $(FIRST),0) $(BIN)/python -m pytest -q -rP tests/test_fuzz.py | grep -av '^[-_]'
+
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
@@ -60,14 +63,14 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 # The environment: the exact versions, whose hashes pip checks, by two installers with half of the list each, which takes
-# half the time; then torch, for CPU or CUDA as the machine has; then what this machine needs.
+# half the time: where one fails or Ctrl-C comes, both are stopped, each with all that it started (a process group); then torch, for CPU or CUDA as the machine has; then what this machine needs.
 $(READY): requirements.lock extras.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make study PYTHON=python3.12" % sys.version_info[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv: 1/3 the exact versions of requirements.lock (the first time, all of it takes some minutes)"
 	@half() { awk "/^[a-z]/ { n++ } n % 2 == $$1" requirements.lock; }; \
-	  $(PIP) --no-deps --only-binary=:all: -r <(half 0) & other=$$!; \
-	  $(PIP) --no-deps --only-binary=:all: -r <(half 1) && wait $$other
+	  set -m; trap 'exit 1' INT TERM; trap 'kill -TERM -- $$(jobs -p | sed s/^/-/) 2>/dev/null || true; wait' EXIT; \
+	  for n in 0 1; do { $(PIP) --no-deps --only-binary=:all: -r <(half $$n) || kill $$$$; } & done; wait
 	@echo "Installing into .venv: 2/3 torch"
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -om1 'torch==[^ ]*' requirements.lock)"
 	@echo "Installing into .venv: 3/3 what this machine needs, and the project itself"

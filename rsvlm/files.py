@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -167,8 +168,11 @@ def read_json(path: Path) -> object:
 
     Raises:
         FileNotFoundError: with the path.
-        ValueError: the file is not UTF-8 JSON (names line and column), no whole gzip, or a key stands twice in an object.
+        ValueError: the file is not UTF-8 JSON (names line and column), a folder, no whole gzip, or a key stands twice in an
+            object.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, and a file of JSON is needed")
     try:
         with open_bytes(path) as file:
             content = file.read()
@@ -182,6 +186,9 @@ def read_json(path: Path) -> object:
         raise ValueError(f"{path}: line {line} is not UTF-8 text: {wrong_byte(error)}; save it as UTF-8") from error
 
 
+LONG_NUMBER = f"a whole number of more than {sys.get_int_max_str_digits():,} digits"
+
+
 class RepeatedKey(ValueError):
     """A key that stands twice in an object of JSON."""
 
@@ -190,10 +197,20 @@ def parse_json(text: str) -> object:
     """The value of a JSON text.
 
     Raises:
-        json.JSONDecodeError: it is none.
+        json.JSONDecodeError: it is none, is nested too deep, or holds a number too long to be one.
         RepeatedKey: an object has a key twice, of which a reader would silently take the last.
     """
-    return json.loads(text, object_pairs_hook=_once_each)
+    try:
+        return json.loads(text, object_pairs_hook=_once_each)
+    except RecursionError as error:
+        raise json.JSONDecodeError("nested too deep", text, 0) from error
+    except (json.JSONDecodeError, RepeatedKey):
+        raise
+    except ValueError as error:
+        longest = re.search(rf"\d{{{sys.get_int_max_str_digits() + 1}}}", text)
+        if longest is None:
+            raise
+        raise json.JSONDecodeError(LONG_NUMBER, text, longest.start()) from error
 
 
 def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -238,12 +255,14 @@ def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """The objects of a JSON-lines file, in order. ValueError names the file and the line that is not JSON, or has a key twice."""
+    """The objects of a JSON-lines file, in order. ValueError names file and line of what is no UTF-8 JSON, or has a key twice."""
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                rows.append(parse_json(line))
+                rows.append(parse_json(line.decode("utf-8")))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: line {number} is not UTF-8 text: {wrong_byte(error)}") from error
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}: line {number} is not valid JSON: {error.msg}") from error
             except RepeatedKey as error:

@@ -4,14 +4,24 @@ Defaults are those of the default study. A stage of the study takes several of t
 params.yaml (``rsvlm.study.settings``); its notebook's parameters cell and the files of parameters are written from them.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from reprlib import Repr
 from types import GenericAlias, UnionType
 from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from rsvlm.safe_text import fault_in
+
+LONGEST_PART, LONGEST_TEXT = (
+    255,
+    4096,
+)  # bytes of a name between two slashes, on most disks; characters of a path, or of words
+DEEPEST, MOST_VALUES = 16, 10_000  # of lists and mappings in a value; the longest are lists of classes
+LARGEST = 10**18  # of a whole number; no setting comes near
 LONGEST_LIST = 32  # values of a list of numbers: each is tried with each of the other lists'
 
 
@@ -36,15 +46,18 @@ class Within:
         return f"{low} {self.low:,} and {high} {self.high:,}"
 
 
-def setting(default: object, meaning: str, within: Within | None = None, *, quick: object = None) -> Any:
+def setting(
+    default: object, meaning: str, within: Within | None = None, *, quick: object = None, words: bool = False
+) -> Any:
     """A field of ``Settings``.
 
     Args:
         meaning: with its unit; a line.
         within: the bounds of a number; every number has them.
         quick: the notebook's own value, where the default would take more than a minute by hand.
+        words: a text that is read, and no name or path, whose parts a disk limits.
     """
-    extra = {"within": within, "quick": default if quick is None else quick}
+    extra = {"within": within, "quick": default if quick is None else quick, "words": words}
     return Field(default=default, description=meaning, json_schema_extra=extra)
 
 
@@ -57,7 +70,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
-    def __init__(self, **values: object) -> None:
+    def __init__(self, /, **values: object) -> None:
+        faults = [fault for name, value in values.items() if (fault := self._fault_in(name, value))]
+        if faults:
+            raise ValueError("\n  ".join(faults))
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -80,6 +96,38 @@ class Settings(BaseModel):
         return value
 
     @classmethod
+    def _fault_in(cls, name: str, value: object) -> str | None:
+        """Where in a value something stands that can be no setting, whatever its type, and what; None: nowhere."""
+        field = cls.model_fields.get(name)
+        words = field is not None and (field.json_schema_extra or {}).get("words")
+        waiting, count = [(value, 0, shown(name))], 0
+        while waiting:
+            one, depth, place = waiting.pop()
+            count += 1
+            if isinstance(one, str):
+                if fault := fault_in(one, breaks=True):
+                    return f"{place} holds {fault}: {shown(one)}; take it out"
+                if len(one) > LONGEST_TEXT or not words and len(max(one.split("/"), key=len).encode()) > LONGEST_PART:
+                    kind = f"text here ({LONGEST_TEXT:,})" if words else f"path, or a name in it ({LONGEST_PART} bytes)"
+                    return f"{place} holds {len(one):,} characters, {shown(one)}, more than any {kind}: shorten it"
+            elif isinstance(one, int) and abs(one) > LARGEST:
+                within = bounds(cls, name) if field else None
+                return f"{place} is {shown(one)}, but must be {within or f'below {LARGEST:,}'}"
+            elif isinstance(one, list | tuple):
+                waiting += [(part, depth + 1, f"{place}[{number}]") for number, part in enumerate(one[:MOST_VALUES])]
+            elif isinstance(one, Mapping):
+                waiting += [(key, depth + 1, f"{place}, a key in it,") for key in one]
+                waiting += [(part, depth + 1, f"{place}[{shown(key)}]") for key, part in one.items()]
+            if depth > DEEPEST or count + len(waiting) > MOST_VALUES:
+                return f"{place} is nested too deep, or holds more than {MOST_VALUES:,} values: take some out"
+        return None
+
+    @classmethod
+    def of_mapping(cls, values: Mapping) -> Self:
+        """These settings of a mapping as a file has it, whose names may be anything, also no texts."""
+        return cls(**{name if isinstance(name, str) else shown(name): value for name, value in values.items()})
+
+    @classmethod
     def of(cls, names: Mapping[str, object]) -> Self:
         """These settings among other names: a notebook's ``globals()``, or settings of a class that has all of these."""
         values = dict(names)
@@ -100,6 +148,17 @@ def type_text(annotation: object) -> str:
     if isinstance(annotation, GenericAlias):
         return f"{annotation.__origin__.__name__}[{', '.join(type_text(one) for one in get_args(annotation))}]"
     return "None" if annotation is type(None) else annotation.__name__
+
+
+def shown(value: object) -> str:
+    """A value for an error message: as Python writes it, in the middle of what is long left out."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"about {'-' * (value < 0)}10 ** {int(value.bit_length() * math.log10(2))}"
+    return _SHORT.repr(value)
+
+
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 4, 32, 8, 120, 120
 
 
 def closest_name(name: object, known: Iterable[str], older: Mapping[str, str] | None = None) -> str:
@@ -133,10 +192,10 @@ def _problems(error: ValidationError, kind: type[Settings], values: Mapping) -> 
         elif problem["type"] == "value_error":
             lines[name] = str(problem["ctx"]["error"])
         elif problem["type"] == "literal_error":
-            lines[name] = f"{name!r} must be {problem['ctx']['expected']}, but is {problem['input']!r}"
+            lines[name] = f"{name!r} must be {problem['ctx']['expected']}, but is {shown(problem['input'])}"
         else:
             value, wanted = values[name], type_text(kind.model_fields[name].annotation)
-            lines[name] = f"{name!r} must be {wanted}, but is {value!r} ({type(value).__name__})"
+            lines[name] = f"{name!r} must be {wanted}, but is {shown(value)} ({type(value).__name__})"
     return list(lines.values())
 
 
@@ -456,7 +515,7 @@ class TaskSettings(Settings):
 class Generation(Settings):
     """How captions are made."""
 
-    prompt: str = setting("Caption:", "instruction behind the image")
+    prompt: str = setting("Caption:", "instruction behind the image", words=True)
     view: Literal["mean", "upright"] = setting(
         "mean", "features averaged over an image's turned and mirrored views, or upright"
     )
@@ -518,7 +577,9 @@ class VlmSettings(Settings):
         "as given; null: none is run",
     )
     prompt: str = setting(
-        "Describe the satellite image in one short sentence.", "instruction beside the picture; empty for BLIP and GIT"
+        "Describe the satellite image in one short sentence.",
+        "instruction beside the picture; empty for BLIP and GIT",
+        words=True,
     )
     image_size: int | None = setting(
         None,
@@ -586,6 +647,7 @@ class OtherModel(VlmSettings):
     finetune: dict | None = setting(
         None,
         "trains the captioner on the study's captions first: rsvlm.settings.VlmLoraSettings; {} takes its defaults",
+        words=True,
     )
     embeddings: str | None = setting(None, "file or folder of vectors of images and texts, made elsewhere")
     captions: str | None = setting(None, "file of captions made elsewhere: JSON, JSON Lines, CSV, COCO's results")
@@ -603,7 +665,7 @@ class OtherModel(VlmSettings):
             if stray and owner != given[0]:
                 raise ValueError(f"{', '.join(map(repr, stray))}: for {owner!r} alone, which is not given")
         if self.finetune is not None:
-            VlmLoraSettings(**self.finetune)
+            VlmLoraSettings.of_mapping(self.finetune)
             if self.adapter:
                 raise ValueError("'finetune' makes adapters and 'adapter' brings some; give one of them")
         return self

@@ -4,12 +4,17 @@ import ast
 import email
 import importlib.metadata
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
+import psutil
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -315,3 +320,48 @@ def test_uncommitted_edits_are_not_overwritten(use):
     assert use("ucm").returncode == 0, "committed: nothing is lost"
     use.params.write_text("a: {x: 4}\n")
     assert use("default").returncode == 1
+
+
+FAKE_PIP = """#!/bin/bash
+list="$(cat "${@: -1}")"
+echo $$ > "pid_$list"
+case "$list" in "$FAILS") sleep 0.5; exit 3;; esac
+exec sleep 60
+"""
+
+
+@pytest.mark.parametrize("fails", ["a==1", "b==1", None])
+def test_an_installer_that_fails_stops_the_other_and_ctrl_c_stops_both(tmp_path, fails):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name, text in (("requirements.lock", "a==1\nb==1\n"), ("extras.lock", ""), ("pyproject.toml", "")):
+        (tmp_path / name).write_text(text)
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(FAKE_PIP)
+    python.chmod(0o755)
+    command = ["make", ".venv/ready", f"PYTHON={sys.executable}"]
+    make = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"FAILS": fails or ""},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    files = [tmp_path / f"pid_{name}" for name in ("a==1", "b==1")]
+    ends = time.monotonic() + 60
+    while not all(file.is_file() and file.read_text().strip() for file in files) and time.monotonic() < ends:
+        time.sleep(0.05)
+    pids = [int(file.read_text()) for file in files]
+    if fails is None:
+        os.killpg(make.pid, signal.SIGINT)
+    told = make.communicate(timeout=50)[1]  # less than an installer left to itself takes
+    assert make.returncode != 0 and not (tmp_path / ".venv/ready").exists(), told
+    assert not psutil.wait_procs([psutil.Process(pid) for pid in pids if _runs(pid)], timeout=5)[1]
+
+
+def _runs(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE  # nobody may be there to bury it
+    except psutil.NoSuchProcess:
+        return False

@@ -21,6 +21,7 @@ from rsvlm.files import read_json, read_json_lines
 from rsvlm.scoring.caption_files import read_caption_lists
 from rsvlm.scoring.image_matching import match_images
 from rsvlm.scoring.runs import read_captions
+from rsvlm.study.config import read_params
 
 TWICE = '{"image": "1.png", "caption": "a river", "split": "train", "caption": "a lake"}'
 COMPOSED, APART = (unicodedata.normalize(form, "côte/forêt_é.png") for form in ("NFC", "NFD"))
@@ -56,6 +57,45 @@ def test_a_key_that_stands_twice_in_a_shard_is_refused(tmp_path):
             tar.addfile(info, BytesIO(data))
     with pytest.raises(ValueError, match=r"train\.tar::a\.json: the key 'text' stands twice"):
         read_webdataset(tmp_path / "train.tar", ALL, Columns(captions=("text",)))
+
+
+# JSON and YAML that Python cannot follow
+
+DEEP, LONG = "[" * 200_000, "1" * 5000
+
+
+@pytest.mark.parametrize("reader", [read_json, read_json_lines, read_caption_table, read_caption_lists])
+@pytest.mark.parametrize("text", [DEEP, f'[{{"image": "a.png", "caption": {DEEP}}}]', f"[{LONG}]"])
+def test_json_too_deep_or_with_too_long_a_number_is_refused(tmp_path, reader, text):
+    path = tmp_path / ("a.jsonl" if reader is read_json_lines else "a.json")
+    path.write_text(text)
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl?: .*line 1.*(nested too deep|a whole number of more than 4,300 digits)$"
+    ):
+        reader(path)
+
+
+def test_json_lines_that_are_no_text_are_refused_by_their_line(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"{}\n\xff\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 2 is not UTF-8 text: byte 0 is 0xFF"):
+        read_json_lines(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"a: " + b"[" * 2000, "nested too deep"),
+        (b"a: {b: " + b"[" * 500 + b"]" * 500 + b"}", "nested too deep"),
+        (b"a:\n  b: " + LONG.encode(), "a whole number of more than 4,300 digits(?s:.*)line 2, column 6"),
+        (b"a:\n  b: 2001-13-45", "month must be in 1..12(?s:.*)line 2"),
+        (b"a:\n  b: !!float x", "no value: could not convert(?s:.*)line 2"),
+        (b"a:\n  b: \xff", "line 2 is not UTF-8 text"),
+    ],
+)
+def test_yaml_that_holds_no_value_is_refused_by_its_line(tmp_path, text, told):
+    (tmp_path / "params.yaml").write_bytes(text)
+    with pytest.raises(ValueError, match=rf"params\.yaml: .*{told}"):
+        read_params(tmp_path / "params.yaml")
 
 
 def test_json_with_each_key_once_is_what_it_was(tmp_path):
@@ -132,7 +172,9 @@ def test_names_of_people_are_names(name):
 )  # fmt: skip
 def test_a_source_is_called_by_a_plain_name(name):
     settings = {"format": "karpathy", "annotations": "a.json", "images": "i"}
-    with pytest.raises(ValueError, match="sources: .*'name' must be letters, digits, spaces") as raised:
+    with pytest.raises(
+        ValueError, match="sources: .*'name' (must be letters, digits, spaces|holds a control character)"
+    ) as raised:
         parse_source(settings | {"name": name})
     assert repr(name) in str(raised.value)
 

@@ -31,6 +31,7 @@ from rsvlm.data.images import EXTENSIONS, ImageError, NotByPillow, open_file, ra
 from rsvlm.data.listings import NAMES_SHOWN, check_split, read_lines
 from rsvlm.data.names import ALL, check_name, is_area
 from rsvlm.extras import import_extra
+from rsvlm.safe_text import fault_in
 from rsvlm.settings import closest_name
 
 Colour = int | tuple[int, int, int]
@@ -77,7 +78,7 @@ class Classes:
         """The word for a class; None leaves it out.
 
         Raises:
-            ValueError: the class has no word; names the closest.
+            ValueError: the class has no word (names the closest), or its name is none.
         """
         if name not in self.words and "*" not in self.words:
             raise ValueError(
@@ -85,7 +86,14 @@ class Classes:
                 "or the key '*' for all others"
             )
         word = self.words.get(name, self.words.get("*"))
-        return name.replace("-", " ").replace("_", " ").strip().lower() if word == "*" else word
+        if word != "*":
+            return word
+        word = name.replace("-", " ").replace("_", " ").strip().lower()
+        if not word or (fault := fault_in(word)):
+            raise ValueError(
+                f"{where}: the class {name[:60]!r} {f'holds {fault}' if word else 'is no word'}; mend its name"
+            )
+        return word
 
 
 @dataclass

@@ -16,11 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from rsvlm.data.listings import CaptionRow, Listing, check_there, gather_captions, read_annotations, read_lines
 from rsvlm.data.names import ALL, SPLITS, check_name, check_split
-from rsvlm.extras import import_extra
+from rsvlm.data.packed import open_parquet, read_columns
 from rsvlm.files import RepeatedKey, parse_json
 from rsvlm.safe_text import from_cell
 from rsvlm.settings import closest_name
@@ -101,10 +99,14 @@ def read_records(
         elif kind in LINES:
             how, entries = "JSON lines", list(_json_lines(path))
         else:
-            import_extra("pyarrow", "reading Parquet")
-            table = pd.read_parquet(path).astype(object)
-            listed = table.where(table.notna(), None).to_dict("records")
-            how, entries = "Parquet", [(f"{path}: row {number}", row) for number, row in enumerate(listed, start=1)]
+            with open_parquet(path) as file:
+                groups = (read_columns(file, path, group, None).to_pylist() for group in range(file.num_row_groups))
+                listed = [row for rows in groups for row in rows]
+            how = "Parquet"
+            entries = [
+                (f"{path}: row {number}", {key: None if value != value else value for key, value in row.items()})  # NaN
+                for number, row in enumerate(listed, start=1)
+            ]
         if not entries:
             raise ValueError(f"{path}: needs a non-empty list of objects with 'image' and 'caption'")
         names = {}

@@ -168,7 +168,8 @@ def gather_captions(rows: Iterable[CaptionRow], fixes: frozenset[str] = ALL) -> 
     """The listing of a file with a row a caption: captions by image, images in the order of their first row.
 
     Raises:
-        ValueError: an image with two splits or two classes, names both places; a translation as ``check_encoding``.
+        ValueError: an image with two splits or two classes, names both places; a class that is no text of one line; a
+            caption as ``clean_captions``, a translation as ``check_encoding``.
     """
     first: dict[str, CaptionRow] = {}
     released: dict[str, list[CaptionRow]] = {}
@@ -182,6 +183,10 @@ def gather_captions(rows: Iterable[CaptionRow], fixes: frozenset[str] = ALL) -> 
             own.append(row)
     listing = Listing()
     for name, row in first.items():
+        if row.label and (fault := fault_in(row.label)):
+            raise ValueError(
+                f"{row.where} ({name}): the class {row.label[:60]!r} holds {fault}; take it out of the file"
+            )
         texts = [one.caption for one in released[name]]
         captions = clean_captions(texts, listing.counts, fixes, f"{row.where} ({name})")
         kept = [one for one in released[name] if has_words(one.caption) or "blank_captions" not in fixes]

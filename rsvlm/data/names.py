@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rsvlm.safe_text import fault_in
-from rsvlm.settings import closest_name
+from rsvlm.settings import LONGEST_PART, closest_name, shown
 
 SPLITS = ("train", "val", "test")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -143,7 +143,7 @@ def check_name(name: object, where: str) -> str:
     """A file name that stays inside its folder.
 
     Raises:
-        ValueError: no text, blank, absolute, one that climbs out with ``..``, or with control characters.
+        ValueError: no text, blank, absolute, too long, one that climbs out with ``..``, or with control characters.
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where}: the file name must be a non-empty text, is {name!r}")
@@ -151,6 +151,13 @@ def check_name(name: object, where: str) -> str:
     if name[0] == "/" or "\\" in name or "\0" in name or _DRIVE.match(name) or ".." in name.split("/"):
         raise ValueError(
             f"{where}: the file name {name!r} leads out of the images' folder; only names inside it are read"
+        )
+    if (
+        len(name) > LONGEST_PART // 4
+        and max(len(part.encode("utf-8", "replace")) for part in name.split("/")) > LONGEST_PART
+    ):
+        raise ValueError(
+            f"{where}: the file name {shown(name)} is longer than a disk takes, {LONGEST_PART} bytes a part"
         )
     fault = fault_in(name)
     if fault:

@@ -182,8 +182,10 @@ def open_parquet(path: Path) -> "pyarrow.parquet.ParquetFile":
         raise ValueError(f"{path}: not a whole Parquet file ({error}); fetch it again") from error
 
 
-def read_columns(file: "pyarrow.parquet.ParquetFile", path: Path, group: int, columns: list[str]) -> "pyarrow.Table":
-    """Some columns of a row group.
+def read_columns(
+    file: "pyarrow.parquet.ParquetFile", path: Path, group: int, columns: list[str] | None
+) -> "pyarrow.Table":
+    """Some columns of a row group; None: all.
 
     Raises:
         ImageError: it is damaged; names the file and the group.

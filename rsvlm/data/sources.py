@@ -91,7 +91,7 @@ class CaptionSettings(Settings):
         "counts above it may be told in general terms",
         Within(1, len(NUMBERS) - 1, "larger numbers have no word here"),
     )
-    general_terms: list[str] = setting(["many", "a lot of"], "the paper's examples")
+    general_terms: list[str] = setting(["many", "a lot of"], "the paper's examples", words=True)
     counted: int = setting(
         3,  # not in the paper
         "classes that a counting caption names at least, where there are so many",
@@ -137,7 +137,7 @@ class Source(Tiles):
     fixes: list[str] | None = None  # fixes that may be applied, see rsvlm.data.names; None = all, [] = none
     # boxes and masks: a preset's name, or name, number or colour "r,g,b" -> word; null leaves it out; see class_words
     classes: str | dict | list | None = None
-    captions: dict | None = None  # boxes and masks: see CaptionSettings
+    captions: dict | None = setting(None, "boxes and masks: see CaptionSettings", words=True)
     suffix: str = ""  # masks: behind the image's name in the mask's
     min_pixels: int = setting(
         64, "masks: smallest part of an object that counts, pixels", Within(0, 2**31, "no image has more pixels")
@@ -258,7 +258,7 @@ def settings_of(values: dict | None) -> CaptionSettings:
         ValueError: an unknown field, or a value that cannot be.
     """
     try:
-        return CaptionSettings(**(values or {}))
+        return CaptionSettings.of_mapping(values or {})
     except ValueError as error:
         raise ValueError(f"captions: {error}") from error
 
@@ -280,7 +280,7 @@ def parse_source(settings: object) -> Source:
         if key not in settings:
             raise ValueError(f"sources: a source lacks the key {key!r}: {settings}")
     try:
-        return Source(**settings)
+        return Source.of_mapping(settings)
     except ValueError as error:
         raise ValueError("\n".join(f"{where}: {line.strip()}" for line in str(error).splitlines())) from error
 

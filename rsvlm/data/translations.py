@@ -127,6 +127,8 @@ def load_translations(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         if not isinstance(row, dict) or sorted(row) != sorted(COLUMNS):
             raise ValueError(f"{where}: needs exactly the keys {', '.join(COLUMNS)}")
         image_id, language, captions = row["image_id"], check_language(row["language"], where), row["captions"]
+        if not isinstance(image_id, str):
+            raise ValueError(f"{where}: image_id must be a text, is {image_id!r}")
         if row["how"] not in HOW:
             raise ValueError(f"{where}: how must be one of {', '.join(HOW)}, is {row['how']!r}")
         if (image_id, language) in seen:

@@ -21,6 +21,7 @@ from functools import cached_property
 from io import FileIO
 from itertools import islice
 from pathlib import Path
+from tokenize import TokenError
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -38,6 +39,7 @@ from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder, Preprocessing, resize_images
 from rsvlm.models.loading import autocast, choose_precision
 from rsvlm.progress import log_line, progress
+from rsvlm.safe_text import fault_in
 
 BLOCK = 256  # images between two marks of progress: what a kill loses
 TEXT_BATCH = 128
@@ -248,6 +250,11 @@ def load_features(folder: Path) -> Features:
         listed = meta["image_list_fingerprint"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'meta.json'}: the key {error} is missing: {remedy}") from error
+    for place, names in (("texts.json", texts), ("meta.json", image_ids)):
+        if not isinstance(names, list) or not all(isinstance(name, str) and not fault_in(name) for name in names):
+            raise ValueError(f"{folder / place}: no list of {'texts' if names is texts else 'image_ids'}: {remedy}")
+    if not all(isinstance(number, int) for number in (V, G, P, D)):
+        raise ValueError(f"{folder / 'meta.json'}: views, grid and dims must be whole numbers: {remedy}")
     if fingerprint_values(image_ids) != listed:
         raise ValueError(f"{folder / 'meta.json'}: image_ids are not those the features were made of: {remedy}")
     shapes = {
@@ -263,8 +270,8 @@ def load_features(folder: Path) -> Features:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing: {remedy}")
         try:
-            arrays[name] = np.load(path, mmap_mode="r")
-        except (ValueError, OSError, EOFError) as error:
+            arrays[name] = np.lib.format.open_memmap(path, mode="r")
+        except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:  # a head is read as Python's literals
             raise ValueError(f"{path}: damaged ({error}): {remedy}") from error
         if arrays[name].shape != shape:
             raise ValueError(f"{path}: shape {arrays[name].shape}, but meta.json tells of {shape}: {remedy}")

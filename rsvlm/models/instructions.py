@@ -50,6 +50,7 @@ def asked_of(path: Path, split: str) -> list[Asked]:
         raise FileNotFoundError(f"{path}: no instructions; run the stage make_instructions (15_make_instructions)")
     asked, keys = [], ("image_id", "kind", "instruction", "answer", "language")
     for number, task in enumerate(read_json_lines(path), start=1):
+        task = task if isinstance(task, dict) else {}
         missing = [key for key in ("split", *keys) if not isinstance(task.get(key), str) or not task[key]]
         missing += [] if isinstance(task.get("wording"), int) else ["wording"]
         if missing:

@@ -247,10 +247,13 @@ def read_checkpoint(path: Path, what: str) -> dict[str, Tensor]:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            asked = re.search(r"GLOBAL ([\w.]+) was", str(error))
+            asked = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise ValueError(
-                f"{what}: {path}: refused: a pickle that asks for {asked.group(1) if asked else 'code'} to be run when it is "
-                "read; only tensors are read from a .pt file. Where you trust its source, save its weights as safetensors"
+                f"{what}: {path}: refused: a pickle that asks for {asked[1]} to be run when it is read; only tensors are read "
+                "from a .pt file. Where you trust its source, save its weights as safetensors"
+                if asked
+                else f"{what}: {path}: neither a whole checkpoint nor a pickle of tensors alone, {path.stat().st_size:,} bytes "
+                f"are there: {REMEDY}"
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError) as error:
             raise ValueError(

@@ -64,10 +64,16 @@ def one_caption_each(captions: Mapping[str, list[str]], path: str | Path) -> dic
 
 def _coco_rows(content: dict, path: Path) -> list[dict]:
     """Rows of COCO's annotations, by file name where images have one."""
-    names = {image.get("id"): image.get("file_name", image.get("id")) for image in content.get("images", [])}
+    images = content.get("images", [])
+    for number, image in enumerate(images if isinstance(images, list) else [images]):
+        if not isinstance(image, dict) or not all(
+            isinstance(image.get(key, ""), int | str) for key in ("id", "file_name")
+        ):
+            raise ValueError(f"{path}: images[{number}]: expected id and file_name, is {str(image)[:80]!r}")
+    names = {image.get("id"): image.get("file_name", image.get("id")) for image in images}
     rows = []
     for number, entry in enumerate(content["annotations"]):
-        if not isinstance(entry, dict) or "image_id" not in entry or "caption" not in entry:
+        if not isinstance(entry, dict) or "caption" not in entry or not isinstance(entry.get("image_id"), int | str):
             raise ValueError(f"{path}: annotation {number}: expected image_id and caption")
         rows.append({"image_id": names.get(entry["image_id"], entry["image_id"]), "caption": entry["caption"]})
     return rows

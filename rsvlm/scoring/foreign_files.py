@@ -208,7 +208,11 @@ def _read_npz(path: Path) -> tuple[Vectors, Vectors]:
     """As ``_read_vectors``, of one file."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: not a whole .npz file; write it with numpy.savez")
-    with np.load(path, allow_pickle=False) as file:
+    try:
+        opened = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole .npz file ({error}); write it with numpy.savez") from error
+    with opened as file:
         has = [any(name in file.files for name in names) for names in (IMAGE_ARRAYS, TEXT_ARRAYS)]
         if any(has):
             _check_both(path, *has, f"add arrays named {TEXT_NAMES[0]} and {TEXT_ARRAYS[0]}, as for images")

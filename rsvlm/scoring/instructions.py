@@ -165,7 +165,7 @@ def _f1(items: Sequence[str], value: Sequence[str], there: Iterable[str]) -> flo
 def _json(text: str, truth: Mapping, detect: Detect | None) -> tuple:
     try:
         said = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also numbers too long and lists too deep for Python
         return 0.0, False, None
     value = truth["value"]
     if not isinstance(said, dict) or set(said) != set(value):

@@ -254,7 +254,7 @@ def _use_captioner(
     vlm = load_vlm(settings, device, adapter=entry.adapter and root / entry.adapter)
     tuned = {}
     if entry.finetune is not None:
-        lora = VlmLoraSettings(**entry.finetune)
+        lora = VlmLoraSettings.of_mapping(entry.finetune)
         learnt, held = (_captioned(table, split) for split in ("train", "val"))
         result = train_vlm_lora(vlm, learnt, held, lora, save_to=adapters, checkpoints=checkpoints, log=log)
         known = _training(entry)

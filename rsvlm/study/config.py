@@ -15,8 +15,12 @@ from pathlib import Path
 from nbformat import NotebookNode
 from pydantic import create_model
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import Node
 
+from rsvlm.files import LONG_NUMBER, wrong_byte
+from rsvlm.safe_text import as_yaml
 from rsvlm.settings import Settings, closest_name, setting, type_text
 from rsvlm.study.settings import SECTIONS
 
@@ -48,13 +52,34 @@ def read_params(path: Path) -> dict:
         raise FileNotFoundError(
             f"{path}: no such parameter file; `make use STUDY=default` puts the default study in place"
         )
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
+        content = path.read_bytes()
+        content = yaml.load(content.decode("utf-8-sig")) or {}
     except YAMLError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(
+            f"{path}: nested too deep; a section has `key: value` lines, lists and mappings in these"
+        ) from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}: line {line} is not UTF-8 text: {wrong_byte(error)}; save it as UTF-8") from error
     if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
         raise ValueError(f"{path}: the top level must be sections of `key: value` lines, one section a notebook")
     return content
+
+
+class _Constructor(SafeConstructor):
+    """As ruamel's own, which says the line of no value that Python cannot make: a 13th month, too long a number."""
+
+    def construct_object(self, node: Node, deep: bool = False) -> object:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+            what = LONG_NUMBER if "digits" in str(error) else f"{error}"
+            raise ConstructorError(problem=f"no value: {what}", problem_mark=node.start_mark) from error
 
 
 def read_section(path: Path, section: str) -> dict:
@@ -114,7 +139,7 @@ def check_section(values: Mapping, kind: type[Settings], *, file: str, section: 
         if key not in values
     ]
     try:
-        checked = kind(**{str(key): value for key, value in values.items()})
+        checked = kind.of_mapping(values)
     except ValueError as error:
         problems.insert(0, str(error))
     if problems:
@@ -227,7 +252,13 @@ def as_python(value: object) -> str:
     """A value as a parameters cell has it."""
     if isinstance(value, float):
         return float_text(value)
-    return json.dumps(value) if isinstance(value, str) else repr(value).replace("'", '"')
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_python, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{as_python(key)}: {as_python(one)}' for key, one in value.items())}}}"
+    return repr(value)
 
 
 def _as_block(entries: list | dict) -> list[str]:
@@ -242,7 +273,10 @@ def _as_block(entries: list | dict) -> list[str]:
 def _as_yaml(value: object) -> str:
     """A value on one line of YAML, numbers with a point."""
     if isinstance(value, str):
-        return value if PLAIN.fullmatch(value) and value.lower() not in NO_TEXT else json.dumps(value)
+        if PLAIN.fullmatch(value) and value.lower() not in NO_TEXT:
+            return value
+        plain = value.isascii() or value.isprintable()  # else line breaks of Unicode, which YAML takes for its own
+        return json.dumps(value, ensure_ascii=False) if plain else as_yaml(value)
     if isinstance(value, float):
         return float_text(value)
     if isinstance(value, list):

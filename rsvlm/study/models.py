@@ -38,7 +38,7 @@ def model_entry(models: Mapping[str, Mapping], name: str) -> OtherModel:
     if not isinstance(entry, Mapping):
         raise ValueError(f"models: {name}: expected settings such as `{{encoder: remoteclip-vit-b-32}}`, is {entry!r}")
     try:
-        checked = OtherModel(**entry)
+        checked = OtherModel.of_mapping(entry)
         leak_flags(checked.trained_on, "", name, "test")  # refuses what is no part of a source
         return checked
     except ValueError as error:

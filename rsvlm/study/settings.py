@@ -60,6 +60,7 @@ class AggregateData(Settings):
     sources: list[dict] = setting(
         [{"name": "blue_marble", "format": "blue_marble", "tiles": 1600, "languages": ["pt", "es", "fr", "de", "zh"]}],
         "see rsvlm.data.sources.Source",
+        words=True,
         quick=[{"name": "blue_marble", "format": "blue_marble", "tiles": 300}],
     )
     allow_missing_images: bool = setting(
@@ -124,7 +125,7 @@ class AddLanguages(Machine, LanguageSettings):
         quick=["pt"],
     )
     tower: str = setting("packaged:use-multilingual", "text tower: packaged, Hugging Face name or folder")
-    prefix: str = setting("", 'put before each text of a tower by name or folder, such as "query: " for e5')
+    prefix: str = setting("", 'put before each text of a tower by name or folder, such as "query: " for e5', words=True)
     recipes: list[str] = setting(list(RECIPES), "to try; the best on validation is kept, or its equal")
 
     @model_validator(mode="after")
@@ -270,6 +271,7 @@ class RunModel(Machine):
     models: dict[str, dict] = setting(
         {},
         "see rsvlm.settings.OtherModel",
+        words=True,
         quick={"lite2": {"encoder": "packaged:efficientnet-lite2-minilm"}},
     )
     split: Split = setting("test", "which split to measure on")
@@ -349,6 +351,7 @@ class SearchEarth(Machine, EarthWindows):
         ],
         "texts to look for; each is a map on the page",
         quick=["hot desert beside the sea", "snow and ice"],
+        words=True,
     )
     hits: int = setting(8, "places shown for each text", Within(1, 100, "each is a picture beside the map"))
     apart_km: float = setting(

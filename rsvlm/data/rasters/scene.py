@@ -29,8 +29,10 @@ import rasterio
 import shapely
 from pyproj import Geod, Transformer
 from pyproj.exceptions import ProjError
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 
 from rsvlm.data.rasters.bands import alpha_of, choose_bands
@@ -215,7 +217,10 @@ class Scene:
         with self._own_lock(), rasterio.Env(**GDAL_OPTIONS):
             if self._open is None:
                 self._open = open_raster(self.path, self._data)
-            yield self._open
+            try:
+                yield self._open
+            except (RasterioError, CPLE_BaseError) as error:  # a damaged head shows when a part of it is asked for
+                raise SceneError(f"{self.path}: damaged, or not whole ({error}); fetch it again") from error
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in vars(self).items() if key not in ("_lock", "_open", "_pid")}
