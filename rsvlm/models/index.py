@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Protocol
 
 import numpy as np
@@ -295,12 +296,14 @@ def load_index(
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder}: no index here ({CONFIG} is missing); `rsvlm embed` makes one")
     config, names = read_json(folder / CONFIG), read_json(folder / NAMES)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{folder / NAMES}: no list of names; make the index again with `rsvlm embed`")
     try:
         vectors = np.load(folder / VECTORS, allow_pickle=False)
         name, wanted, capitalise, views = (
             config[key] for key in ("encoder", "encoder_fingerprint", "capitalise", "views")
         )
-    except (KeyError, ValueError, OSError, EOFError) as error:
+    except (KeyError, TypeError, ValueError, OSError, EOFError, SyntaxError, TokenError) as error:  # a head is Python's
         raise ValueError(f"{folder}: the index is damaged ({error}); make it again with `rsvlm embed`") from error
     encoder = find_encoder(
         folder, encoder or (languages.encoder if languages else None), wanted, device, made_with=name

@@ -19,6 +19,7 @@ import geopandas
 import numpy as np
 import pandas as pd
 import shapely
+from pyarrow import ArrowException
 
 from rsvlm.data.rasters.bands import find_band
 from rsvlm.data.rasters.files import SceneError
@@ -334,7 +335,7 @@ def load_archive(folder: Path | str) -> SceneArchive:
         raise FileNotFoundError(f"{path}: no such file; `rsvlm scene embed` writes it when all scenes are done")
     try:
         frame = geopandas.read_parquet(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError, ArrowException) as error:
         raise SceneError(f"{path}: no list of scenes that can be read ({error}); embed the archive again") from error
     if lacking := [name for name in (*COLUMNS, "file", "windows", "trouble") if name not in frame]:
         raise SceneError(f"{path}: no list of an embedded archive, it lacks the columns {', '.join(lacking)}")

@@ -218,10 +218,10 @@ def load_scene_embeddings(path: Path | str) -> SceneEmbeddings:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a Parquet file, or not one of ``embed_scene``.
+        ValueError: not a Parquet file, not one of ``embed_scene``, or a damaged one.
     """
-    import geopandas
-    import pyarrow.parquet as parquet
+
+    from pyarrow import ArrowException
 
     path = Path(path)
     if not path.is_file():
@@ -231,15 +231,26 @@ def load_scene_embeddings(path: Path | str) -> SceneEmbeddings:
         raise ValueError(
             f"{path}: no embeddings of a scene in the form that this version reads; make them anew with `rsvlm scene embed`"
         )
+    try:
+        return SceneEmbeddings(*_read_windows(path, meta["dim"]), meta, path)
+    except (LookupError, ValueError, TypeError, AttributeError, OSError, ArrowException) as error:  # of three libraries
+        raise ValueError(f"{path}: damaged ({error}); make it anew with `rsvlm scene embed`") from error
+
+
+def _read_windows(path: Path, dim: int) -> tuple["geopandas.GeoDataFrame", np.ndarray]:
+    """(the windows, their vectors (n, dim) float32)."""
+    import geopandas
+    import pyarrow.parquet as parquet
+
     with parquet.ParquetFile(path, memory_map=True) as file:
         columns = [name for name in file.schema_arrow.names if name != "embedding"]
-        vectors = np.empty((file.metadata.num_rows, meta["dim"]), np.float32)
+        vectors = np.empty((file.metadata.num_rows, dim), np.float32)
         start = 0
         for batch in file.iter_batches(batch_size=A_GROUP, columns=["embedding"]):
             part = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-            vectors[start : start + len(batch)] = part.reshape(-1, meta["dim"])
+            vectors[start : start + len(batch)] = part.reshape(-1, dim)
             start += len(batch)
-    return SceneEmbeddings(geopandas.read_parquet(path, columns=columns), vectors, meta, path)
+    return geopandas.read_parquet(path, columns=columns), vectors
 
 
 def place_windows(rows: np.ndarray, transform: Affine) -> np.ndarray:
@@ -463,7 +474,7 @@ def _read_meta(path: Path) -> dict | None:
     try:
         text = (parquet.read_metadata(path).metadata or {}).get(META)
         return None if text is None else json.loads(text)
-    except (pyarrow.ArrowException, ValueError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise ValueError(
             f"{path}: not a whole Parquet file ({error}), so no embeddings of a scene, which `rsvlm scene embed` writes"
         ) from error
