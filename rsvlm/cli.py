@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rsvlm.files import check_place
+from rsvlm.files import check_place, disk_trouble
 
 if TYPE_CHECKING:
     import numpy as np
@@ -770,5 +770,6 @@ def main(arguments: list[str] | None = None) -> None:
             typer.echo(f"rsvlm: {_usage(error)}", err=True)
         sys.exit(error.exit_code)
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:  # JavaNotFound is a RuntimeError
-        typer.echo(f"rsvlm: {_by_options(error)}", err=True)
+        trouble = None if isinstance(error, ValueError) else disk_trouble(str(error), Path.cwd())
+        typer.echo(f"rsvlm: {f'{trouble}, then run the command again' if trouble else _by_options(error)}", err=True)
         sys.exit(1)

@@ -147,6 +147,20 @@ def test_a_dead_kernel_is_an_error(run):
     assert done.returncode == 1 and "kernel died" in done.stderr and not run.executed.exists()
 
 
+def test_a_full_or_closed_disk_is_told_in_one_line_with_what_to_do(run, scratch_root):
+    for error, told in (
+        ("OSError(28, 'No space left on device', '/a/b.npy')", r"/a/b.npy: the disk is full: .* are free; make room"),
+        ("RuntimeError('I/O error: No space left on device (os error 28)')", r"study root: the disk is full"),
+        ("OSError(30, 'Read-only file system', '/a/b.npy')", r"/a/b.npy: the disk is read-only; change that"),
+    ):
+        done = run(toy(f"raise {error}"))
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        line = done.stderr.strip().splitlines()[-1]
+        assert re.search(
+            rf"\[toy\] notebooks/10_toy.ipynb, cell \d: .*{told}.*`dvc repro` again: finished stages are", line
+        )
+
+
 # One run at a time, which ends with the dvc that started it
 
 SLOW = """import os, time
@@ -230,8 +244,11 @@ def test_a_second_run_is_refused_at_once_and_a_killed_one_bars_nobody(run, scrat
     first = subprocess.Popen(run.command, cwd=scratch_root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         kernel, runner = kernel_and_runner(scratch_root)
+        assert (
+            scratch_root / ".rsvlm" / "locks" / "toy.json"
+        ).is_file()  # the kernel's ports: not in the system's /tmp
         second = run(toy(SLOW), SHORT)
-        assert second.returncode == 1 and f"process {first.pid} " in second.stderr and "[toy]" in second.stderr
+        assert second.returncode == 1 and f"(process {first.pid}, since " in second.stderr and "[toy]" in second.stderr
         assert not gone(kernel) and runner == first.pid
         assert (scratch_root / "out.txt").read_text().startswith("100000 "), "the first goes on"
     finally:
@@ -241,6 +258,7 @@ def test_a_second_run_is_refused_at_once_and_a_killed_one_bars_nobody(run, scrat
     third = run(toy(SLOW), SHORT)
     assert third.returncode == 0, third.stderr
     assert (scratch_root / "out.txt").read_text() == "2 1"
+    assert list((scratch_root / ".rsvlm" / "locks").iterdir()) == [], "nor does it leave its connection file"
 
 
 def test_only_the_stages_own_kernel_is_the_study(run, scratch_root):
