@@ -554,9 +554,12 @@ def study(context: typer.Context) -> None:
 
 def _check_out(out: Path | None) -> None:
     """Say now rather than after the work that a table cannot be written."""
-    if out is not None and out.suffix not in (".csv", ".jsonl", ".parquet"):
+    if out is None:
+        return
+    if out.suffix not in (".csv", ".jsonl", ".parquet"):
         raise ValueError(f"{out}: the table is written as .csv, .jsonl or .parquet")
-    if out is not None and out.suffix == ".parquet":
+    check_place(out)
+    if out.suffix == ".parquet":
         from rsvlm.extras import import_extra
 
         import_extra("pyarrow", "a Parquet file", "give a name that ends in .csv or .jsonl")

@@ -54,8 +54,13 @@ def check_place(path: Path) -> None:
     above = _there(path.absolute().parent)
     if not above.is_dir():
         raise ValueError(f"{path}: {above} is a file, so nothing can be written below it; give another name")
-    if not os.access(above, os.W_OK | os.X_OK):
+    if not is_open(above):
         raise ValueError(f"{path}: the folder {above} cannot be written to; give a name in another folder")
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process may write into a folder that is there, or make it."""
+    return os.access(_there(path), os.W_OK | os.X_OK)
 
 
 NO_ROOM, CLOSED = {errno.ENOSPC, errno.EDQUOT}, {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -82,7 +87,7 @@ def disk_trouble(told: str, place: Path) -> str | None:
     number = next((number for number, signs in SIGNS.items() if any(sign in told for sign in signs)), None)
     if number is None:
         return None
-    named = re.findall(r"'([^'\n]*/[^'\n]*)'", told)
+    named = re.findall(r"'([^'\n]*/[^'\n]*)'", told) or re.findall(r"^\[Errno \d+\] .*: '([^'\n]+)'$", told)
     path = Path(named[-1]) if named else place
     if number not in NO_ROOM:
         why = "the disk is read-only" if number == errno.EROFS else "you may not write there, or not read it"
@@ -178,11 +183,11 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of the disk that name no file are raised as ones of ``path``."""
+    """Errors of the disk that name no file, or the scratch one, are raised as ones of ``path``."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in NO_ROOM | CLOSED:
+        if error.errno in NO_ROOM | CLOSED and (error.filename is None or ".part" in str(error.filename)):
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
 

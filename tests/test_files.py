@@ -155,4 +155,5 @@ def test_a_full_or_closed_disk_is_told_in_one_line_with_its_path(tmp_path):
     assert "tables need 1,000,000.0 GB, " in disk_trouble(str(raised.value), tmp_path)
     with pytest.raises(OSError) as raised, whole_file(tmp_path / "a.txt"):
         raise OSError(errno.ENOSPC, "No space left on device")  # as libraries raise it, without a path
+    assert disk_trouble(str(OSError(errno.EROFS, os.strerror(errno.EROFS), "a.csv")), tmp_path).startswith("a.csv: ")
     assert raised.value.filename == str(tmp_path / "a.txt")
