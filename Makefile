@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: study check test lab use spice strip clean help
+.PHONY: study check test chaos lab use spice strip clean help
 
 PYTHON ?= python3
 # `make study TORCH_INDEX=https://download.pytorch.org/whl/cpu` saves gigabytes on Linux without a GPU.
@@ -37,6 +37,9 @@ check: $(READY) $(TESTING) ## one format and lint, as ruff has them; `ruff forma
 
 test: $(READY) $(TESTING) ## the whole test suite
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --maxfail=10  # who waits leaves the core to the other
+
+chaos: $(READY) $(TESTING) ## kills, full disks, two at once, other locales: do the bytes stay? 20 minutes; EACH=5 tries less
+	@$(BIN)/python tests/chaos.py --each $(or $(EACH),20)
 
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks

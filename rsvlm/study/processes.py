@@ -43,6 +43,8 @@ def end_with_dvc() -> None:
         elders.append(elder)
         if elder.name() not in SHELLS:
             break
+    if not elders or elders[-1].pid == 1 and "dvc" not in " ".join(elders[-1].cmdline()):
+        os._exit(1)  # DVC was killed before this line, and what it started went to the system
     threading.Thread(target=_watch, args=(elders,), daemon=True, name="end-with-dvc").start()
 
 
