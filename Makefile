@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: study check test fuzz lab use spice strip clean help
+.PHONY: study check test fuzz chaos lab use spice strip clean help
 
 PYTHON ?= python3
 # `make study TORCH_INDEX=https://download.pytorch.org/whl/cpu` saves gigabytes on Linux without a GPU.
@@ -40,6 +40,9 @@ test: $(READY) $(TESTING) ## the whole test suite
 
 fuzz: $(READY) $(TESTING) ## broken files of every format for ten minutes, for every night: make fuzz FOR=600 FIRST=0
 	@RSVLM_FUZZ_SECONDS=$(or $(FOR),600) RSVLM_FUZZ_FIRST=$(or $(FIRST),0) $(BIN)/python -m pytest -q -rP tests/test_fuzz.py | grep -av '^[-_]'
+
+chaos: $(READY) $(TESTING) ## kills, full disks, two at once, other locales: do the bytes stay? 20 minutes; EACH=5 tries less
+	@$(BIN)/python tests/chaos.py --each $(or $(EACH),20)
 
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks

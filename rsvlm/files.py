@@ -3,9 +3,12 @@
 Every result of a stage is written beside its final place and moved there in one step, so that a killed run or a full
 disk never leaves half a file under a result's name. What a killed run was writing stays beside it, as a hidden ``.part``
 that carries its process; the next process that writes into the folder removes it. What a person adds line by line goes through ``append_line``.
-What can be made anew at any time is kept in ``cache_folder()``.
+What can be made anew at any time is kept in ``cache_folder()``. Where two processes would write the same files, ``only_process``
+lets one in.
 """
 
+import ctypes
+import errno
 import fcntl
 import functools
 import gzip
@@ -16,12 +19,16 @@ import platform
 import re
 import shutil
 import sys
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV}  # the system, or this file system, knows none
 
 
 def cache_folder() -> Path:
@@ -44,39 +51,145 @@ def check_place(path: Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: a folder; give the name of a file")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
+    above = _there(path.absolute().parent)
     if not above.is_dir():
         raise ValueError(f"{path}: {above} is a file, so nothing can be written below it; give another name")
-    if not os.access(above, os.W_OK | os.X_OK):
+    if not is_open(above):
         raise ValueError(f"{path}: the folder {above} cannot be written to; give a name in another folder")
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process may write into a folder that is there, or make it."""
+    return os.access(_there(path), os.W_OK | os.X_OK)
+
+
+NO_ROOM, CLOSED = {errno.ENOSPC, errno.EDQUOT}, {errno.EROFS, errno.EACCES, errno.EPERM}
+SIGNS = {number: [os.strerror(number)] for number in (*NO_ROOM, *CLOSED)}
+SIGNS[errno.ENOSPC] += ["No space left on device", "database or disk is full"]  # Rust's and SQLite's words
+SIGNS[errno.EROFS] += ["attempt to write a readonly database"]
+
+
+def check_free_space(folder: Path, size: int, what: str) -> None:
+    """Raise OSError when the disk under ``folder`` has less than ``size`` bytes left for ``what``."""
+    free = shutil.disk_usage(_there(folder)).free
+    if free < size:
+        needed = f"{what} need {shown_size(size)}, {shown_size(free)} are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed}", str(folder))
+
+
+def disk_trouble(told: str, place: Path) -> str | None:
+    """One line on a full or closed disk, where an error's text tells of it: the path, what is wrong, what is free, what to do.
+
+    Args:
+        told: an error's text, of whatever library.
+        place: where it was, if the text has no path.
+    """
+    number = next((number for number, signs in SIGNS.items() if any(sign in told for sign in signs)), None)
+    if number is None:
+        return None
+    named = re.findall(r"'([^'\n]*/[^'\n]*)'", told) or re.findall(r"^\[Errno \d+\] .*: '([^'\n]+)'$", told)
+    path = Path(named[-1]) if named else place
+    if number not in NO_ROOM:
+        why = "the disk is read-only" if number == errno.EROFS else "you may not write there, or not read it"
+        return f"{path}: {why}; change that, or work on a copy in a place of your own"
+    usage, needed = shutil.disk_usage(_there(path)), re.search(r": (.* need .* are free)", told)
+    why = "the disk is full" if number == errno.ENOSPC else "the quota of the disk is used up"
+    free = needed[1] if needed else f"{shown_size(usage.free)} of {shown_size(usage.total)} are free"
+    return f"{path}: {why}: {free}; make room"
+
+
+def shown_size(size: float) -> str:
+    """Bytes for a reader: 12 B, 3.4 kB, 120.0 MB, 1.2 GB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"
+
+
+def _there(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A scratch path to write to; it takes the name ``path`` when the block ends without an error."""
+    """A scratch path to write to; it takes the name ``path`` when the block ends without an error.
+
+    Raises:
+        OSError: the disk is full or closed; names a file also where the library that wrote did not.
+    """
     scratch = _scratch(path)
     try:
-        yield scratch
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        with _naming(path):
+            yield scratch
+            with scratch.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A scratch folder to fill; it replaces the folder ``path`` when the block ends without an error."""
+    """A scratch folder to fill; it replaces the folder ``path`` when the block ends without an error.
+
+    Whoever looks finds the old folder or the new one, whole, whenever the process is killed. (Where a file system cannot
+    exchange two names, neither has the name for a moment: a process killed just then leaves the old one under a hidden
+    name, and the next process that writes into the parent folder puts it back.)
+
+    Raises:
+        OSError: as ``whole_file``.
+    """
     scratch = _scratch(path)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        yield scratch
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(scratch, path)
+        with _naming(path):
+            yield scratch
+            _put_in_place(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _put_in_place(scratch: Path, path: Path) -> None:
+    """Give the folder ``scratch`` the name ``path``; what had it goes."""
+    if not path.is_dir() or path.is_symlink():
+        os.replace(scratch, path)
+        return
+    if not _exchange(scratch, path):
+        old = scratch.with_suffix(".old")
+        os.rename(path, old)
+        try:
+            os.rename(scratch, path)
+        except OSError:
+            os.rename(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether two folders have each other's name now, in one step; False: that is not possible here."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    why = ctypes.get_errno()
+    if why in NO_EXCHANGE:
+        return False
+    raise OSError(why, os.strerror(why), str(other))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the disk that name no file, or the scratch one, are raised as ones of ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM | CLOSED and (error.filename is None or ".part" in str(error.filename)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
 
 
 def _scratch(path: Path) -> Path:
@@ -98,16 +211,56 @@ def _machine() -> str:
 
 @functools.cache  # once a process and folder: listing a large one for each of its files would take long
 def _sweep(_process: int, folder: Path) -> None:
-    """Remove the scratch files and folders that killed processes of this machine left in a folder."""
-    for scratch in folder.glob(f".*-{_machine()}.part"):
-        owner = re.search(r"\.(\d+)-\w+\.part$", scratch.name)
-        if owner is None or _is_alive(int(owner[1])):
+    """Remove the scratch files and folders that killed processes of this machine left in a folder.
+
+    An old folder whose name a killed process had not yet given to the new one gets it back.
+    """
+    for scratch in [*folder.glob(f".*-{_machine()}.part"), *folder.glob(f".*-{_machine()}.old")]:
+        owner = re.fullmatch(r"\.(.+)\.(\d+)-\w+\.(part|old)", scratch.name)
+        if owner is None or _is_alive(int(owner[2])):
             continue
-        if scratch.is_dir() and not scratch.is_symlink():
-            shutil.rmtree(scratch, ignore_errors=True)
-        else:
-            with suppress(OSError):  # another process was faster, or the folder is closed
+        with suppress(OSError):  # another process was faster, or the folder is closed
+            if owner[3] == "old" and not (folder / owner[1]).exists():
+                scratch.rename(folder / owner[1])
+            elif scratch.is_dir() and not scratch.is_symlink():
+                shutil.rmtree(scratch, ignore_errors=True)
+            else:
                 scratch.unlink()
+
+
+class InUse(RuntimeError):
+    """Another process works there. The message names it, since when, and what to do."""
+
+
+@contextmanager
+def only_process(lock: Path, what: str) -> Iterator[None]:
+    """Holds the file ``lock``, which goes with the block. The system frees it when this process ends, however it ends.
+
+    Args:
+        what: what one process at a time may do, for the message.
+
+    Raises:
+        InUse: another process holds it; at once.
+    """
+    from filelock import FileLock, Timeout  # here: most commands need none
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        holder = re.match(r"(\d+) (.+)", lock.read_text(encoding="utf-8") if lock.is_file() else "")
+        who, end = (f"process {holder[1]}, since {holder[2]}", f" (`kill {holder[1]}`)") if holder else ("unknown", "")
+        raise InUse(
+            f"{what}: another process is at it ({who}; it holds {lock}). Wait for its end, or end it{end}, then try again"
+        ) from None
+    try:
+        lock.write_text(f"{os.getpid()} {time.strftime('%Y-%m-%d %H:%M:%S')}\n", encoding="utf-8")
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink()  # who opened it meanwhile sees that it went, and makes a new one
+        held.release()
 
 
 def _is_alive(process: int) -> bool:

@@ -2,6 +2,7 @@ import math
 import multiprocessing
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_killed_hard_in_the_middle_it_continues(features, examples, tmp_path):
 
 
 def test_other_settings_start_afresh(features, examples, tmp_path, monkeypatch):
-    monkeypatch.setattr("rsvlm.training.captioning.remove_checkpoints", lambda folder: None)
+    monkeypatch.setattr("rsvlm.training.loop.shutil", SimpleNamespace(rmtree=lambda *_, **__: None))  # they stay
     train(features, examples, tmp_path, steps=3)
     lines = []
     train(features, examples, tmp_path, steps=3, lora_lr=2e-3, log=lines.append)

@@ -1,15 +1,18 @@
 """Checkpoints: whole or absent, the newest readable one is used, an optimizer comes back bit by bit."""
 
 import errno
+import os
+import subprocess
 
 import pytest
 import torch
 
+from rsvlm import files
 from rsvlm.training import loop
 from rsvlm.training.loop import (
+    checkpoints_of,
     flatten_optimizer,
     load_last_checkpoint,
-    remove_checkpoints,
     save_checkpoint,
     unflatten_optimizer,
 )
@@ -33,17 +36,17 @@ def test_keeps_the_newest_two(tmp_path):
     for step in (5, 50, 500):
         save_checkpoint(tmp_path, step, {"a": torch.zeros(1)}, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000050", "step_00000500"]
-    remove_checkpoints(tmp_path)
-    assert not tmp_path.exists()
 
 
 def test_damaged_newest_falls_back_and_says_so(tmp_path):
     save_checkpoint(tmp_path, 1, {"a": torch.zeros(1)}, {})
     torn = save_checkpoint(tmp_path, 2, {"a": torch.ones(1)}, {})
-    (torn / "tensors.safetensors").write_bytes(b"\x08")
-    lines = []
-    assert load_last_checkpoint(tmp_path, lines.append).step == 1
-    assert len(lines) == 1 and "step_00000002" in lines[0]
+    written = (torn / "tensors.safetensors").read_bytes()
+    for damaged in (b"\x08", written[:-1] + b"\x40"):  # torn, and another value of the right length
+        (torn / "tensors.safetensors").write_bytes(damaged)
+        lines = []
+        assert load_last_checkpoint(tmp_path, lines.append).step == 1
+        assert len(lines) == 1 and "step_00000002" in lines[0]
 
 
 def test_full_disk_leaves_the_last_good_one(tmp_path, monkeypatch):
@@ -59,8 +62,25 @@ def test_full_disk_leaves_the_last_good_one(tmp_path, monkeypatch):
     assert load_last_checkpoint(tmp_path).step == 1
 
 
+def test_one_process_trains_and_its_checkpoints_go_at_the_end(tmp_path):
+    with pytest.raises(ZeroDivisionError), checkpoints_of(tmp_path, "toy", 1) as folder:
+        save_checkpoint(folder, 1, {"a": torch.zeros(1)}, {})
+        with pytest.raises(files.InUse, match=rf"toy: one process for one training: .*process {os.getpid()}, since"):
+            with checkpoints_of(tmp_path, "toy", 1):
+                pass
+        with checkpoints_of(tmp_path, "toy", 2) as other:
+            assert other != folder
+        1 / 0
+    assert load_last_checkpoint(folder).step == 1, "what failed goes on from there"
+    with checkpoints_of(tmp_path, "toy", 1):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_leftovers_of_a_killed_write_are_no_checkpoint(tmp_path):
-    (tmp_path / ".step_00000009.123.part").mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f".step_00000009.{ended.pid}-{files._machine()}.part").mkdir()
     assert load_last_checkpoint(tmp_path) is None
     save_checkpoint(tmp_path, 10, {"a": torch.zeros(1)}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000010"]

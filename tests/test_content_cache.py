@@ -1,5 +1,6 @@
 """The one cache by content: what is kept is found again, whole, by several processes, after a kill and after damage."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -52,6 +53,25 @@ def test_a_damaged_cache_is_put_aside_with_a_warning(tmp_path):
         cache = ContentCache(tmp_path)
     cache.keep("one", {"a": "b"})
     assert ContentCache(tmp_path).find("one", ["a"]) == {"a": "b"}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_pages_are_made_anew_with_a_line_and_nothing_wrong_is_given(tmp_path, seed):
+    """Anywhere in the file: pages of keys, which SQLite notices, and of values, which it does not."""
+    generator = random.Random(seed)
+    made = {str(number): generator.randbytes(9000) for number in range(60)}
+    with ContentCache(tmp_path) as cache:
+        cache.keep("one", made)
+    size = (tmp_path / FILE).stat().st_size
+    with (tmp_path / FILE).open("r+b") as file:
+        file.seek(generator.randrange(4096, size - 4096))
+        file.write(generator.randbytes(4096))
+    with ContentCache(tmp_path) as cache:
+        with pytest.warns(UserWarning, match=rf"{FILE}: .*damaged"):
+            lacking = cache.lacks("one", made)
+        assert lacking
+        cache.keep("one", {content: made[content] for content in lacking})
+        assert cache.find("one", made) == made
 
 
 def test_several_processes_share_a_cache(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rsvlm.files import InUse, cache_folder, only_process
 from rsvlm.models import features as features_module
 from rsvlm.models.features import (
     encode_images,
@@ -132,12 +134,35 @@ def test_killed_and_run_again(encoder, table, tmp_path, monkeypatch):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name
 
 
+def test_what_a_killed_run_left_damaged_is_made_anew_and_two_at_once_are_refused(encoder, table, tmp_path, monkeypatch):
+    encode(encoder, table, tmp_path / "whole")
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(features_module, "whole_folder", stop)  # all blocks are there
+        encode(encoder, table, tmp_path / "broken")
+    (scratch,) = cache_folder().glob("features_*")
+    (scratch / "pooled.npy").write_bytes(b"torn")
+    with (
+        only_process(scratch.with_suffix(".lock"), "x"),
+        pytest.raises(InUse, match=rf"10 images: .*{os.getpid()}, since"),
+    ):
+        encode(encoder, table, tmp_path / "broken")
+    lines = []
+    encode(encoder, table, tmp_path / "broken", log=lines.append)
+    assert any(str(scratch) in line and "starting anew" in line for line in lines)
+    for name in ("pooled.npy", "image_embeddings.npy"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name
+
+
 def test_full_disk(encoder, table, tmp_path, monkeypatch):
     class Usage:
         free = 100
 
-    monkeypatch.setattr(features_module.shutil, "disk_usage", lambda path: Usage)
-    with pytest.raises(OSError, match="features of 10 images need"):
+    monkeypatch.setattr("rsvlm.files.shutil.disk_usage", lambda path: Usage)
+    with pytest.raises(OSError, match=r"features of 10 images need \d+\.\d kB, 100 B are free"):
         encode(encoder, table, tmp_path / "features")
     assert not (tmp_path / "features").exists()
 

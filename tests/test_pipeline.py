@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import chaos
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -380,6 +382,21 @@ def test_a_second_run_has_nothing_to_do(smoke_study):
     said = dvc(smoke_study, "repro")
     assert "Running stage" not in said and "up to date" in said
     assert (smoke_study / "dvc.lock").read_bytes() == lock
+
+
+def test_a_stage_killed_while_it_trains_ends_with_every_byte_of_an_unbroken_run(smoke_study):
+    before = chaos.bytes_of(smoke_study)
+    study = chaos.Study(smoke_study, before, {}, smoke_study)
+    running = study.repro("finetune_lora", "--force")
+    checkpoints = smoke_study / ".rsvlm" / "checkpoints"
+    while not list(checkpoints.rglob("step_*/state.json")):
+        assert running.poll() is None
+        time.sleep(0.002)
+    chaos.find_child(running, chaos.VICTIMS["stage"]).kill()
+    assert running.wait() != 0 and not (smoke_study / "models" / "finetuned" / "config.json").exists()
+    study.check("finetune_lora")
+    assert "continuing from step" in study.said.read_text()
+    assert not list(smoke_study.rglob("*.part")) and not list(checkpoints.rglob("*.*"))
 
 
 def test_the_summary_and_dvc_show_the_result(smoke_study):

@@ -1,11 +1,15 @@
 """Tries and the study: where a notebook writes, which values it works with, and what is taken over into params.yaml."""
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from rsvlm.files import cache_folder, read_json, write_json
+from rsvlm.files import InUse, cache_folder, read_json, write_json
 from rsvlm.study import paths
 from rsvlm.study.config import check_params, params_text, quick_values, read_params
 from rsvlm.study.recording import record_run
@@ -195,3 +199,39 @@ def test_all_sections_are_checked_before_the_first_stage(tmp_path):
     path.write_text(params_text({}, "").split("\nretrieval_gallery:")[0] + "\n")
     with pytest.raises(ValueError, match="the section 'retrieval_gallery' is missing"):
         check_params(path, paths.find_root())
+
+
+def test_a_second_kernel_of_a_notebook_run_by_hand_is_refused(project, monkeypatch):
+    names = quick_values(SECTIONS["aggregate_data"])
+    code = (
+        "import sys; from pathlib import Path; from rsvlm.study import paths; from rsvlm.study.workspace import begin\n"
+        "from rsvlm.study.config import quick_values; from rsvlm.study.settings import SECTIONS\n"
+        "for _ in range(2): begin('aggregate_data', quick_values(SECTIONS['aggregate_data']))\n"  # its cell twice: fine
+        "print('begun', flush=True); sys.stdin.read()"
+    )
+    settings = os.environ | {"RSVLM_ROOT": str(project), "PYTHONPATH": str(PROJECT)}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", code], env=settings, cwd=project, **pipes) as first:
+        while "begun" not in first.stdout.readline():
+            assert first.poll() is None
+        told = (
+            rf"scratch/10_aggregate_data/: one kernel of 10_aggregate_data.ipynb at a time.*process {first.pid}, since"
+        )
+        with pytest.raises(InUse, match=told):
+            begin("aggregate_data", names)
+        begin("score_captions", quick_values(SECTIONS["score_captions"]))
+        first.stdin.close()
+    begin("aggregate_data", names)
+    assert {one.name for one in (project / paths.PLACES["LOCKS"]).iterdir()} == {
+        "10_aggregate_data.lock",
+        "60_score_captions.lock",
+    }
+
+
+def test_a_closed_project_is_told_in_a_line(project, monkeypatch):
+    def closed(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(project / "scratch"))
+
+    monkeypatch.setattr(Path, "mkdir", closed)
+    with pytest.raises(ValueError, match=r"scratch: the disk is read-only; change that, or work on a copy"):
+        begin("aggregate_data", quick_values(SECTIONS["aggregate_data"]))

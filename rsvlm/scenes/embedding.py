@@ -24,9 +24,9 @@ from torch import Tensor
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import Scene
 from rsvlm.data.rasters.windows import Window
-from rsvlm.files import cache_folder, fingerprint_values, whole_file
+from rsvlm.files import cache_folder, check_free_space, fingerprint_values, only_process, whole_file
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import BLOCK, VIEWS, check_free_space, encode_batch, prefetch
+from rsvlm.models.features import BLOCK, VIEWS, encode_batch, prefetch
 from rsvlm.models.loading import choose_precision
 from rsvlm.progress import log_line, progress
 
@@ -156,6 +156,7 @@ def embed_scene(
         SceneError: no window is left to embed, or a part of the scene cannot be read.
         ValueError: a setting is out of range, or an embedding is not finite (the window is named).
         OSError: the disk is full.
+        rsvlm.files.InUse: another process embeds this scene with these settings.
     """
     out = Path(out)
     if out.suffix != ".parquet":
@@ -195,21 +196,22 @@ def embed_scene(
     log(
         f"{scene.name}: {len(asked)} windows of {len(rows)}, {views} view{'s' * (views > 1)}, {precision} on {encoder.device}"
     )
-    _fill(encoder, scene, asked, scratch, min_valid, batch_size, views, precision)
-    kept = sum(map(len, _blocks(scratch, len(asked))))
-    skipped = {"nodata": len(asked) - kept, "outside": len(rows) - len(asked)}
-    if not kept:
+    with only_process(scratch.with_suffix(".lock"), f"{scene.name}: embedding it so"):
+        _fill(encoder, scene, asked, scratch, min_valid, batch_size, views, precision)
+        kept = sum(map(len, _blocks(scratch, len(asked))))
+        skipped = {"nodata": len(asked) - kept, "outside": len(rows) - len(asked)}
+        if not kept:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise SceneError(
+                f"{scene.path}: none of its {len(rows)} windows is left to embed: {skipped['nodata']} have less than "
+                f"{min_valid:.0%} of valid pixels, {skipped['outside']} lie outside of what was asked for; give a smaller "
+                "min_valid, or another scene"
+            )
+        meta = {"format": FORMAT, "key": key, "encoder": encoder.name, "encoder_fingerprint": fingerprint}
+        meta |= {"dim": D, "scene": _describe(scene), **settings, "planned": len(rows), "skipped": skipped}
+        with whole_file(out) as file:
+            _write(file, scene, meta, asked, scratch)
         shutil.rmtree(scratch, ignore_errors=True)
-        raise SceneError(
-            f"{scene.path}: none of its {len(rows)} windows is left to embed: {skipped['nodata']} have less than "
-            f"{min_valid:.0%} of valid pixels, {skipped['outside']} lie outside of what was asked for; give a smaller "
-            "min_valid, or another scene"
-        )
-    meta = {"format": FORMAT, "key": key, "encoder": encoder.name, "encoder_fingerprint": fingerprint}
-    meta |= {"dim": D, "scene": _describe(scene), **settings, "planned": len(rows), "skipped": skipped}
-    with whole_file(out) as file:
-        _write(file, scene, meta, asked, scratch)
-    shutil.rmtree(scratch, ignore_errors=True)
     return load_scene_embeddings(out)
 
 

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rsvlm.files import is_open
+
 if TYPE_CHECKING:
     from rsvlm.viewing.records import StudyFiles
 
@@ -116,5 +118,10 @@ def finished_study() -> "StudyFiles":
 
 
 def use_own_cache() -> None:
-    """Let the library of this process, and of those that it starts, keep its copies in the study's cache."""
-    os.environ["RSVLM_CACHE"] = str(find_root() / PLACES["CACHE"])
+    """Let the library of this process, and of those that it starts, keep its copies in the study's cache.
+
+    Those of a project that is read-only lie where the user's do, so that its galleries open.
+    """
+    own = find_root() / PLACES["CACHE"]
+    if is_open(own):
+        os.environ["RSVLM_CACHE"] = str(own)

@@ -9,12 +9,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import psutil
-from filelock import FileLock, Timeout
 
+from rsvlm.files import only_process
 from rsvlm.study import paths
 
 SHELLS = {"sh", "ash", "bash", "busybox", "dash", "fish", "ksh", "zsh"}  # DVC runs a command through one of them
@@ -22,33 +21,13 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LOOK_EVERY = 0.5  # seconds
 
 
-class StageRuns(RuntimeError):
-    """Another process runs this stage. The message names it and what to do."""
-
-
-@contextmanager
-def only_run(stage: str) -> Iterator[None]:
-    """Holds the stage's lock. The system frees it when this process ends, however it ends.
+def only_run(stage: str) -> AbstractContextManager[None]:
+    """Holds the stage's lock.
 
     Raises:
-        StageRuns: another process holds it; at once.
+        rsvlm.files.InUse: another process runs this stage; at once.
     """
-    file = paths.LOCKS / f"{stage}.lock"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        holder = file.read_text(encoding="utf-8").strip() or "unknown"
-        raise StageRuns(
-            f"[{stage}] another run of this stage is under way: process {holder} holds {file}."
-            f" Wait for its end, or end it (`kill {holder}`), then try again"
-        ) from None
-    try:
-        file.write_text(f"{os.getpid()}\n", encoding="utf-8")
-        yield
-    finally:
-        lock.release()
+    return only_process(paths.LOCKS / f"{stage}.lock", f"[{stage}] one run at a time")
 
 
 def end_with_dvc() -> None:
@@ -64,6 +43,8 @@ def end_with_dvc() -> None:
         elders.append(elder)
         if elder.name() not in SHELLS:
             break
+    if not elders or elders[-1].pid == 1 and "dvc" not in " ".join(elders[-1].cmdline()):
+        os._exit(1)  # DVC was killed before this line, and what it started went to the system
     threading.Thread(target=_watch, args=(elders,), daemon=True, name="end-with-dvc").start()
 
 

@@ -12,6 +12,7 @@ import argparse
 import html
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +23,9 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
-from rsvlm.files import write_text
+from rsvlm.files import InUse, disk_trouble, shown_size, write_text
 from rsvlm.progress import LOG_LINE, SECONDS, seconds_between
 from rsvlm.study import paths
 from rsvlm.study.config import (
@@ -37,10 +39,12 @@ from rsvlm.study.config import (
 from rsvlm.study.memory import check_memory
 from rsvlm.study.models import STAGE as OTHER
 from rsvlm.study.models import leave_reason, model_entry
-from rsvlm.study.processes import StageRuns, end_with_dvc, only_run
+from rsvlm.study.processes import end_with_dvc, only_run
 from rsvlm.study.settings import SECTIONS
 
+AGAIN = ", then `dvc repro` again: finished stages are kept"
 RESULT_TAG = "result"  # of the cells that say what came out: in the executed notebook they stand below the title
+NEARLY_FULL = 10e6  # bytes
 INJECTED = "injected-parameters"  # papermill's tag
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Set for the notebook's kernel. The first four are there for equal bytes on a rerun, whoever runs it and how.
@@ -205,6 +209,8 @@ def _execute(stage: str, source: Path, target: Path, values: dict) -> None:
         progress_bar=False,
         stdout_file=sys.stdout,
         stderr_file=sys.stderr,
+        # One file for each stage, which the next run writes anew: a killed one leaves no more than that
+        config=Config(KernelManager={"connection_file": str(paths.LOCKS / f"{stage}.json")}),
         start_timeout=300,  # a cold, busy machine takes its time to start a kernel
         extra_arguments=[
             "--IPKernelApp.log_level=ERROR",  # it warns of its own transport at every start
@@ -242,10 +248,14 @@ def _joined(outputs) -> list[NotebookNode]:
 def _explain(stage: str, shown: str, error: BaseException, kept: Path) -> str:
     place = f"; the copy with its outputs: {kept}" if kept.is_file() else ""
     if isinstance(error, PapermillExecutionError):
+        if trouble := disk_trouble(error.evalue, paths.ROOT):
+            return f"[{stage}] {shown}, cell {error.cell_index + 1}: {trouble}{AGAIN}{place}"
         return f"{error}\n[{stage}] {shown}, cell {error.cell_index + 1}: {error.ename}: {error.evalue}{place}"
     if isinstance(error, KeyboardInterrupt):
         return f"[{stage}] {shown}: stopped by hand{place}"
-    return f"[{stage}] {shown}: the kernel died (out of memory?): {error}{place}"
+    free = shutil.disk_usage(paths.ROOT).free  # a write into a mapped file ends a process when there is no room for it
+    why = "out of memory?" if free > NEARLY_FULL else f"the disk has {shown_size(free)} left"
+    return f"[{stage}] {shown}: the kernel died ({why}): {error}{place}"
 
 
 def main() -> int:
@@ -263,8 +273,11 @@ def main() -> int:
                 run_other_model(arguments.model, arguments.params)
             else:
                 run_notebook(arguments.stage, arguments.params)
-    except (ValueError, FileNotFoundError, NotebookFailed, StageRuns) as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError, NotebookFailed, InUse) as error:
+        trouble = disk_trouble(str(error), paths.ROOT) if isinstance(error, OSError) else None
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and trouble is None:
+            raise
+        print(f"[{arguments.stage}] {trouble}{AGAIN}" if trouble else error, file=sys.stderr)
         return 1
     return 0
 

@@ -5,21 +5,24 @@ A notebook of a stage begins with ``settings, places = begin("finetune_lora", gl
 changed in its parameters cell over into params.yaml.
 """
 
+import atexit
 import html
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from rsvlm.files import read_json, write_json
+from rsvlm.files import disk_trouble, only_process, read_json, write_json
 from rsvlm.settings import Settings
 from rsvlm.study import paths
 from rsvlm.study.config import as_python, check_section, defaults, quick_values, read_section
 from rsvlm.study.settings import SECTIONS
 
 VALUES = "parameters.json"  # of a try, in its folder
+_taken: dict[Path, ExitStack] = {}  # folders of tries that this process has to itself, until it ends
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,9 @@ def begin(stage: str, names: Mapping[str, object]) -> tuple[Settings, Workspace]
         names: the notebook's ``globals()``, which hold its parameters.
 
     Raises:
-        ValueError: a parameter of a wrong type or outside its bounds, or what ``workspace`` raises.
+        ValueError: a parameter of a wrong type or outside its bounds, a project that is closed or on a full disk, or what
+            ``workspace`` raises.
+        rsvlm.files.InUse: another kernel runs this notebook by hand.
     """
     from IPython.display import display  # here: the command `rsvlm study adopt` needs neither
 
@@ -220,9 +225,27 @@ def begin(stage: str, names: Mapping[str, object]) -> tuple[Settings, Workspace]
     places = workspace(stage, names)
     use_style()
     if places.is_try:
-        write_json(places.home / VALUES, {"stage": stage, "used": places.values.used, "changed": places.values.changed})
+        try:
+            _take(places)
+            used, changed = places.values.used, places.values.changed
+            write_json(places.home / VALUES, {"stage": stage, "used": used, "changed": changed})
+        except OSError as error:
+            raise ValueError(disk_trouble(str(error), places.home) or error) from None
     display(places)
     return SECTIONS[stage](**places.values.used), places
+
+
+def _take(places: Workspace) -> None:
+    """Keep other kernels out of a try's folder as long as this one lives: it reads there what it wrote."""
+    if places.home in _taken:
+        return
+    lock = places.root / paths.PLACES["LOCKS"] / f"{places.notebook}.lock"
+    with ExitStack() as stack:
+        stack.enter_context(
+            only_process(lock, f"{places.shown_home}/: one kernel of {places.notebook}.ipynb at a time")
+        )
+        _taken[places.home] = stack.pop_all()
+    atexit.register(_taken[places.home].close)
 
 
 def changes_of(folder: Path) -> tuple[str, dict]:

@@ -16,6 +16,7 @@ place of the references, and each counts by how much higher its CIDEr is than th
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from rsvlm.training.caption_batches import (
     instruction_batches,
     validation_batches,
 )
-from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
+from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, train
 
 LOSSES = ("loss", "caption_loss", "retrieval_loss", "ret_token_loss")
 INSTRUCTION_LOSS = "instruction_loss"  # beside them where there are instructions
@@ -140,6 +141,7 @@ def train_captioner(
     Raises:
         ValueError: a batch larger than the training set, an image without features, an instruction about another image.
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
+        rsvlm.files.InUse: another process is at this training.
     """
     settings, reward = CaptioningSettings.of(settings), RewardSettings.of(reward or RewardSettings())
     check_batch(settings.batch_size, len(training))
@@ -147,25 +149,24 @@ def train_captioner(
     data = [asdict(example) for example in (*training, *validation, *asked[0], *asked[1])]
     shape = (captioner.settings.model_dump(), captioner.config, captioner.device.type, features.meta, data)
     task = _Captioning(captioner, features, training, validation, settings, log, asked)
-    folder = checkpoint_folder(checkpoints, task.name, settings.model_dump(), *shape)
     counts = {group["name"]: sum(p.numel() for p in group["params"]) for group in task.optimizer.param_groups}
-    try:
-        now = train(task, folder, log)
-        result = CaptioningResult(now.kept_step, settings.steps, counts, now.validation, now.curve)
-        if reward.reward_steps:
-            check_batch(reward.reward_batch_size, len(training))
-            critical = _SelfCritical(captioner, features, training, validation, settings, reward, log)
-            own = checkpoint_folder(checkpoints, critical.name, settings.model_dump(), reward.model_dump(), *shape)
-            now = train(critical, own, log)
-            result = replace(result, reward=RewardResult(now.kept_step, reward.reward_steps, now.validation, now.curve))
-    finally:
-        captioner.eval()
-    if save_to is not None:
-        how = {"training": settings.model_dump() | reward.model_dump(), "kept_step": result.kept_step}
-        save_capret(captioner, save_to, **(notes or {}), **how)
-    remove_checkpoints(folder)
-    if reward.reward_steps:
-        remove_checkpoints(own)
+    with ExitStack() as stack:
+        folder = stack.enter_context(checkpoints_of(checkpoints, task.name, settings.model_dump(), *shape))
+        try:
+            now = train(task, folder, log)
+            result = CaptioningResult(now.kept_step, settings.steps, counts, now.validation, now.curve)
+            if reward.reward_steps:
+                check_batch(reward.reward_batch_size, len(training))
+                critical = _SelfCritical(captioner, features, training, validation, settings, reward, log)
+                shape = (settings.model_dump(), reward.model_dump(), *shape)
+                now = train(critical, stack.enter_context(checkpoints_of(checkpoints, critical.name, *shape)), log)
+                rewarded = RewardResult(now.kept_step, reward.reward_steps, now.validation, now.curve)
+                result = replace(result, reward=rewarded)
+        finally:
+            captioner.eval()
+        if save_to is not None:
+            how = {"training": settings.model_dump() | reward.model_dump(), "kept_step": result.kept_step}
+            save_capret(captioner, save_to, **(notes or {}), **how)
     return result
 
 

@@ -7,8 +7,8 @@ equal texts included, is a positive of it. Data order derives from (seed, epoch)
 
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsvlm.files import cache_folder, whole_file
+from rsvlm.files import cache_folder, check_free_space, whole_file
 from rsvlm.kernels import contrastive_loss, hits, two_way_ranks
 from rsvlm.models.encoders import DualEncoder, Preprocessing
 from rsvlm.models.features import (
-    check_free_space,
     decode_images,
     encode_texts,
     fingerprint_images,
@@ -34,7 +33,7 @@ from rsvlm.models.features import (
 from rsvlm.models.loading import autocast, choose_precision
 from rsvlm.progress import log_line
 from rsvlm.settings import AdaptSettings, Augmentation
-from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
+from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, train
 
 WARMUP_SHARE = 0.1  # of the steps, in which the learning rates rise
 MAX_LOGIT_SCALE = 100.0  # CLIP's
@@ -131,9 +130,7 @@ def adapt_encoder(
     else:
         training = training.iloc[:0]
     task = _Adaptation(encoder, training, validation, settings, cache_gigabytes, log)
-    folder = checkpoint_folder(
-        checkpoints,
-        task.name,
+    shaping = (
         settings.model_dump(),
         task.precision,
         str(encoder.device.type),
@@ -144,13 +141,13 @@ def adapt_encoder(
         fingerprint_images(validation["path"].tolist()),
     )
     parameters = sum(p.numel() for p in task.trained.values()) if settings.epochs else 0
-    try:
-        now = train(task, folder, log)
-    finally:
-        encoder.requires_grad_(True).eval()
-    if save_to is not None:
-        encoder.save(save_to)
-    remove_checkpoints(folder)
+    with checkpoints_of(checkpoints, task.name, *shaping) as folder:
+        try:
+            now = train(task, folder, log)
+        finally:
+            encoder.requires_grad_(True).eval()
+        if save_to is not None:
+            encoder.save(save_to)
     best_epoch = now.kept_step // task.steps_per_epoch
     rows = {row["epoch"]: {key: value for key, value in row.items() if key != "epoch"} for row in now.validation}
     return AdaptResult(
@@ -211,27 +208,42 @@ def open_pixels(
             )
         return Pixels(image_paths, preprocessing)
     cache = cache_folder() / f"pixels_{fingerprint_images(image_paths, *preprocessing.geometry)[:20]}.npy"
-    if not cache.is_file():
+    pixels = _kept_pixels(cache, (len(image_paths), 3, size, size), log)
+    if pixels is None:
         _drop_old_caches(cache_gigabytes * 1e9 - needed)
         check_free_space(cache.parent, needed, f"{len(image_paths)} decoded images")
         with whole_file(cache) as scratch, open_rows(scratch, (len(image_paths), 3, size, size), "uint8") as file:
             blocks = [image_paths[start : start + DECODED] for start in range(0, len(image_paths), DECODED)]
             for block in prefetch(lambda part: decode_images(part, preprocessing), blocks):
                 write_rows(file, block.numpy())
-    os.utime(cache)  # the oldest use goes first when room is needed
-    return Pixels(image_paths, preprocessing, np.load(cache, mmap_mode="r"))
+        pixels = _kept_pixels(cache, (len(image_paths), 3, size, size), log)
+    return Pixels(image_paths, preprocessing, pixels)  # without an array, where another process dropped the cache
+
+
+def _kept_pixels(cache: Path, shape: tuple[int, ...], log: Callable[[str], None]) -> np.ndarray | None:
+    """The pixels in a cache, memory-mapped; None where there is none, or, with a line, where it is damaged."""
+    try:
+        os.utime(cache)  # the oldest use goes first when room is needed
+        pixels = np.load(cache, mmap_mode="r")
+        if pixels.shape != shape:
+            raise ValueError(f"shape {pixels.shape} instead of {shape}")
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError) as error:
+        log(f"{cache}: damaged ({error}): made anew")
+        return None
+    return pixels
 
 
 def _drop_old_caches(allowed: float) -> None:
-    """Remove torn caches a day old, and the caches used longest ago until the rest takes ``allowed`` bytes."""
-    folder = cache_folder()
-    for torn in folder.glob(".pixels_*.part"):
-        if time.time() - torn.stat().st_mtime > 86400:
-            torn.unlink(missing_ok=True)
-    caches = sorted(folder.glob("pixels_*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
+    """Remove the caches used longest ago until the rest takes ``allowed`` bytes. Other processes may do so, too."""
+    stats = {}
+    for cache in cache_folder().glob("pixels_*.npy"):
+        with suppress(FileNotFoundError):
+            stats[cache] = cache.stat()
     total = 0
-    for cache in caches:
-        total += cache.stat().st_size
+    for cache, stat in sorted(stats.items(), key=lambda own: own[1].st_mtime, reverse=True):
+        total += stat.st_size
         if total > allowed:
             cache.unlink(missing_ok=True)
 

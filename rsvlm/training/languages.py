@@ -31,7 +31,7 @@ from rsvlm.models.multilingual import TextTower, embed_texts
 from rsvlm.progress import log_line
 from rsvlm.settings import LanguageSettings
 from rsvlm.training.contrastive import DEPTHS, MAX_LOGIT_SCALE, one_cycle
-from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
+from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, train
 
 WARMUP_SHARE = 0.1
 INITIAL_SCALE = 14.0  # factor on cosines, CLIP's
@@ -222,11 +222,9 @@ def train_head(
     parts = [training, validation]
     shaping = [fingerprint_values([[own.image_ids, own.text.tolist()] for own in part.values()]) for part in parts]
     sums = [float(own.vectors.sum(dtype=np.float64)) for part in parts for own in part.values()]
-    folder = checkpoint_folder(
-        checkpoints, "add_languages", recipe, settings.model_dump(), sorted(training), shaping, sums
-    )
-    now = train(task, folder, log)
-    remove_checkpoints(folder)
+    shaping = (recipe, settings.model_dump(), sorted(training), shaping, sums)
+    with checkpoints_of(checkpoints, "add_languages", *shaping) as folder:
+        now = train(task, folder, log)
     kept = {language: measure_language(task.model.head, own) for language, own in validation.items()}
     english = {language: measure_language(None, own)["mean_recall"] for language, own in validation.items()}
     head = task.model.head.eval()

@@ -19,10 +19,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_folder, write_text
+from rsvlm.files import (
+    cache_folder,
+    fingerprint_file,
+    fingerprint_values,
+    only_process,
+    read_json,
+    whole_folder,
+    write_text,
+)
 from rsvlm.progress import progress
 
-LAYOUT = 2  # of a checkpoint; one of another layout is not continued from
+LAYOUT = 3  # of a checkpoint; one of another layout is not continued from
 KEEP = 2  # checkpoints: the newest, and one before it in case the newest cannot be read
 
 
@@ -107,7 +115,7 @@ def train(task: Task, folder: Path, log: Callable[[str], None]) -> Progress:
     """The finished training of ``task.model``, which ends with the kept weights; torch's random state is left alone.
 
     Args:
-        folder: where its checkpoints lie; see ``checkpoint_folder``.
+        folder: where its checkpoints lie; see ``checkpoints_of``.
 
     Raises:
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
@@ -226,14 +234,23 @@ def check_batch(batch_size: int, images: int) -> None:
         raise ValueError(f"batch_size: {batch_size} is more than the {images} training images; take {images} or less")
 
 
-def checkpoint_folder(parent: Path | None, name: str, *shaping: object) -> Path:
+@contextmanager
+def checkpoints_of(parent: Path | None, name: str, *shaping: object) -> Iterator[Path]:
     """A training's own folder of checkpoints, named after all that shapes it: a changed setting starts afresh.
+
+    One process at a time has it. It goes when the block ends without an error: results are saved inside.
 
     Args:
         parent: default: below ``cache_folder()``.
         shaping: settings, data, model, as JSON values.
+
+    Raises:
+        rsvlm.files.InUse: another process is at the same training; at once.
     """
-    return (parent or cache_folder() / "checkpoints" / name) / fingerprint_values(LAYOUT, *shaping)[:16]
+    folder = (parent or cache_folder() / "checkpoints" / name) / fingerprint_values(LAYOUT, *shaping)[:16]
+    with only_process(folder.with_suffix(".lock"), f"{name}: one process for one training"):
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _save(task: Task, now: Progress, folder: Path) -> None:
@@ -279,14 +296,13 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
         state: JSON values only (no NaN).
     """
     target = Path(folder) / f"step_{step:08d}"
-    for torn in Path(folder).glob(".step_*.part"):  # left by a run that was killed while it wrote
-        shutil.rmtree(torn)
     with whole_folder(target) as scratch:
         # safetensors refuses tensors that share memory or have gaps: tied weights, views, channels_last
         whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
         save_file(dict(sorted(whole.items())), scratch / "tensors.safetensors")
+        saved = {"step": step, "tensors": fingerprint_file(scratch / "tensors.safetensors"), "state": state}
         # Not sorted: rows of a curve keep the order of their columns
-        write_text(scratch / "state.json", json.dumps({"step": step, "state": state}, indent=2, allow_nan=False) + "\n")
+        write_text(scratch / "state.json", json.dumps(saved, indent=2, allow_nan=False) + "\n")
     for old in _steps(folder)[:-KEEP]:
         shutil.rmtree(old)
     return target
@@ -300,17 +316,14 @@ def load_last_checkpoint(folder: Path, log: Callable[[str], None] | None = None)
     """
     for path in reversed(_steps(folder)):
         try:
-            saved = read_json(path / "state.json")
-            return Checkpoint(saved["step"], load_file(path / "tensors.safetensors"), saved["state"], path)
+            saved, tensors = read_json(path / "state.json"), path / "tensors.safetensors"
+            if fingerprint_file(tensors) != saved["tensors"]:
+                raise ValueError(f"{tensors.name} is not what was written")
+            return Checkpoint(saved["step"], load_file(tensors), saved["state"], path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             if log is not None:
                 log(f"checkpoint {path} cannot be read ({error}): trying the one before")
     return None
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove a finished training's checkpoints."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict]]:

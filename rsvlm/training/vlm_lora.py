@@ -21,7 +21,7 @@ from rsvlm.models.vlm_adapters import adapter_weights, add_adapters, save_adapte
 from rsvlm.progress import log_line
 from rsvlm.settings import VlmLoraSettings
 from rsvlm.training.captioning import schedule
-from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoint_folder, remove_checkpoints, train
+from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, train
 
 NOT_LEARNT = -100  # label of what has no part in the loss, as F.cross_entropy has it
 
@@ -79,19 +79,17 @@ def train_vlm_lora(
     data = [[str(one.path), *one.captions] for one in (*training, *validation)]
     shaping = (len(training), data, base, vlm.prompt, vlm.settings.image_size, str(vlm.model.dtype))
     task = _VlmLora(vlm, training, validation, settings, log)
-    folder = checkpoint_folder(checkpoints, task.name, settings.model_dump(), vlm.model.device.type, *shaping)
-    try:
-        now = train(task, folder, log)
-    finally:
-        vlm.model.eval()
-    count = sum(parameter.numel() for parameter in adapter_weights(vlm.model).values())
-    result = VlmLoraResult(now.kept_step, settings.steps, count, now.validation, now.curve)
-    if save_to is not None:
-        notes = {"captioner": vlm.settings.captioner, "base_fingerprint": base, "prompt": vlm.prompt}
-        notes |= {"training": settings.model_dump(), "kept_step": result.kept_step}
-        save_adapters(save_to, vlm.model, config, **notes)
-    remove_checkpoints(folder)
-    return result
+    with checkpoints_of(checkpoints, task.name, settings.model_dump(), vlm.model.device.type, *shaping) as folder:
+        try:
+            now = train(task, folder, log)
+        finally:
+            vlm.model.eval()
+        count = sum(parameter.numel() for parameter in adapter_weights(vlm.model).values())
+        if save_to is not None:
+            notes = {"captioner": vlm.settings.captioner, "base_fingerprint": base, "prompt": vlm.prompt}
+            notes |= {"training": settings.model_dump(), "kept_step": now.kept_step}
+            save_adapters(save_to, vlm.model, config, **notes)
+    return VlmLoraResult(now.kept_step, settings.steps, count, now.validation, now.curve)
 
 
 def caption_loss(vlm: VisionLanguageModel, examples: Sequence[tuple[Path, str]]) -> Tensor:

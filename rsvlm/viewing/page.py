@@ -11,7 +11,9 @@ import hashlib
 import io
 import math
 import re
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -219,7 +221,10 @@ class ThumbnailCache:
     def __init__(self, pixels: int = 192, most_bytes: int = 12_000, folder: Path | None = None) -> None:
         self.pixels, self.most_bytes = _check_pixels(pixels), most_bytes
         self.kind = f"thumbnail-{READING}-{ENLARGED}-{pixels}-{most_bytes}"
-        self._kept = ContentCache(folder or cache_folder())
+        try:
+            self._kept = ContentCache(folder or cache_folder())
+        except (OSError, sqlite3.OperationalError):  # a full or closed disk keeps nobody from looking
+            self._kept = ContentCache()
 
     def find(self, paths: Iterable[str]) -> dict[str, str]:
         """Those data URIs that are there already, by path; pictures that cannot be found have none."""
@@ -241,7 +246,8 @@ class ThumbnailCache:
         found = self.find(paths)
         states = {path: _state_of(path) for path in paths if path not in found}
         made = {path: _encode_small(path, self.pixels, self.most_bytes) for path in states}
-        self._kept.keep(self.kind, {states[path]: jpeg for path, jpeg in made.items()})
+        with suppress(sqlite3.OperationalError):  # a full or closed disk: they are shown all the same
+            self._kept.keep(self.kind, {states[path]: jpeg for path, jpeg in made.items()})
         return found | {path: _as_uri(jpeg) for path, jpeg in made.items()}
 
 

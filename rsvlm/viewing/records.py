@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.data.table import load_table, rows_of
-from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_file
+from rsvlm.files import cache_folder, fingerprint_values, is_open, read_json, whole_file
 from rsvlm.safe_text import read_csv
 from rsvlm.scoring.runs import RUNS, in_order, read_captions, run_files
 from rsvlm.viewing.page import format_score, read_reported
@@ -291,7 +291,7 @@ def open_records(
         os.utime(kept)  # those used longest ago go first when there are too many
         return _load_records(kept)
     records = read_records(files, runs, split=split, references=references)
-    if len(records) >= LARGE:
+    if len(records) >= LARGE and is_open(kept.parent):
         _save_records(kept, records)
         by_use = sorted(kept.parent.glob("records_*.npz"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
         for old in by_use[KEPT:]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 
 import anywidget
 import numpy as np
@@ -17,7 +18,7 @@ import traitlets
 
 from rsvlm.data.instructions import wordings
 from rsvlm.data.table import evenly_spaced, rows_of
-from rsvlm.files import fingerprint_values
+from rsvlm.files import disk_trouble, fingerprint_values
 from rsvlm.models.dialogue import Conversation, Turn, Unclear
 from rsvlm.models.language_head import ENGLISH, trained_languages
 from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS
@@ -88,7 +89,8 @@ class AnsweringWidget(anywidget.AnyWidget):
             result = answer(**given)
         except Exception as error:
             told = isinstance(error, TOLD)
-            self.send({"ask": ask, "error": str(error) if told else f"{type(error).__name__}: {error}"})
+            said = disk_trouble(str(error), Path.cwd()) or str(error)
+            self.send({"ask": ask, "error": said if told else f"{type(error).__name__}: {error}"})
             if not told:
                 raise  # a fault of the program: into the log, too
         else:
