@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rsvlm.files import InUse, check_free_space, disk_trouble, only_process, whole_file, whole_folder, write_text
+from rsvlm.disks import check_free_space, disk_trouble
+from rsvlm.files import InUse, only_process, whole_file, whole_folder, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITES = """

@@ -28,7 +28,7 @@ from rsvlm.cli.options import (
     write,
 )
 from rsvlm.cli.scenes import scene
-from rsvlm.files import disk_trouble
+from rsvlm.disks import disk_trouble
 
 app = typer.Typer(
     no_args_is_help=True,

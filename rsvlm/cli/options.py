@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rsvlm.files import check_place
+from rsvlm.disks import check_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable

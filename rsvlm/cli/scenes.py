@@ -25,7 +25,7 @@ from rsvlm.cli.options import (
     read_words,
     write,
 )
-from rsvlm.files import check_place
+from rsvlm.disks import check_place
 
 if TYPE_CHECKING:
     import numpy as np

@@ -34,15 +34,8 @@ from torch import Tensor
 
 from rsvlm.data.images import READING, open_image
 from rsvlm.data.packed import stat_of
-from rsvlm.files import (
-    cache_folder,
-    check_free_space,
-    fingerprint_values,
-    only_process,
-    read_json,
-    whole_folder,
-    write_json,
-)
+from rsvlm.disks import check_free_space
+from rsvlm.files import cache_folder, fingerprint_values, only_process, read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder, Preprocessing, resize_images
 from rsvlm.models.loading import autocast, choose_precision

@@ -24,7 +24,8 @@ from torch import Tensor
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import Scene
 from rsvlm.data.rasters.windows import Window
-from rsvlm.files import cache_folder, check_free_space, fingerprint_values, only_process, whole_file
+from rsvlm.disks import check_free_space
+from rsvlm.files import cache_folder, fingerprint_values, only_process, whole_file
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import BLOCK, VIEWS, encode_batch, prefetch
 from rsvlm.models.loading import choose_precision

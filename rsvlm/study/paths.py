@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rsvlm.files import is_open
+from rsvlm.disks import is_open
 
 if TYPE_CHECKING:
     from rsvlm.viewing.records import StudyFiles

@@ -25,7 +25,8 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from rsvlm.files import InUse, disk_trouble, shown_size, write_text
+from rsvlm.disks import disk_trouble, shown_size
+from rsvlm.files import InUse, write_text
 from rsvlm.progress import LOG_LINE, SECONDS, seconds_between
 from rsvlm.study import paths
 from rsvlm.study.config import (

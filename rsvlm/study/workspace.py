@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from rsvlm.files import disk_trouble, only_process, read_json, write_json
+from rsvlm.disks import disk_trouble
+from rsvlm.files import only_process, read_json, write_json
 from rsvlm.settings import Settings
 from rsvlm.study import paths
 from rsvlm.study.config import as_python, check_section, defaults, quick_values, read_section

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsvlm.files import cache_folder, check_free_space, whole_file
+from rsvlm.disks import check_free_space
+from rsvlm.files import cache_folder, whole_file
 from rsvlm.kernels import contrastive_loss, hits, two_way_ranks
 from rsvlm.models.encoders import DualEncoder, Preprocessing
 from rsvlm.models.features import (

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.data.table import load_table, rows_of
-from rsvlm.files import cache_folder, fingerprint_values, is_open, read_json, whole_file
+from rsvlm.disks import is_open
+from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_file
 from rsvlm.safe_text import read_csv
 from rsvlm.scoring.runs import RUNS, in_order, read_captions, run_files
 from rsvlm.viewing.page import format_score, read_reported

@@ -18,7 +18,8 @@ import traitlets
 
 from rsvlm.data.instructions import wordings
 from rsvlm.data.table import evenly_spaced, rows_of
-from rsvlm.files import disk_trouble, fingerprint_values
+from rsvlm.disks import disk_trouble
+from rsvlm.files import fingerprint_values
 from rsvlm.models.dialogue import Conversation, Turn, Unclear
 from rsvlm.models.language_head import ENGLISH, trained_languages
 from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS
