@@ -15,7 +15,14 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parents[1]
 # A change of these never makes a stage run again: they decide how a notebook is run and where its files lie, not what
 # is in them. (A folder that moves changes dvc.yaml itself, a setting changes params.yaml: they do.)
-NEVER = ("rsvlm/__init__.py", "rsvlm/files.py", "rsvlm/progress.py", "rsvlm/settings.py", "rsvlm/study/")
+NEVER = (
+    "rsvlm/__init__.py",
+    "rsvlm/disks.py",
+    "rsvlm/files.py",
+    "rsvlm/progress.py",
+    "rsvlm/settings.py",
+    "rsvlm/study/",
+)
 # A change of a plot must not train again: the figures in these stages' notebooks are drawn anew when they next run.
 EXPENSIVE = {"adapt_encoder", "encode_images", "finetune_lora", "generate_captions", "run_model"}
 PICTURES = "rsvlm/viewing/"
