@@ -44,10 +44,14 @@ class _Told(tqdm):
             _listeners[-1](self.desc.removesuffix(": "), self.n, self.total)
 
 
+class Passing(str):
+    """A line that depends on what earlier runs left, caches and checkpoints: told, but no part of the executed notebook."""
+
+
 def log_line(text: str) -> None:
     """Write a line above a progress bar if there is one: to stderr, and in JupyterLab, which paints that red, to stdout."""
     tqdm.write(text, file=sys.stdout if in_lab() else sys.stderr)
-    if os.environ.get(SECONDS) and "ipykernel" in sys.modules:
+    if os.environ.get(SECONDS) and "ipykernel" in sys.modules and not isinstance(text, Passing):
         from IPython.display import display
 
         display({LOG_LINE: text}, raw=True)

@@ -78,9 +78,9 @@ class Study:
     def said(self) -> Path:
         return self.source.with_name(f"{self.root.name}.txt")  # never on a disk that is filled
 
-    def repro(self, stage: str, *options: str, **environment: str) -> subprocess.Popen:
-        """DVC on one stage, which computes rather than to take an earlier run's outs."""
-        return self.start("-m", "dvc", "repro", "--single-item", "--no-run-cache", *options, stage, **environment)
+    def repro(self, stage: str, **environment: str) -> subprocess.Popen:
+        """DVC on one stage, which computes: without ``--force`` it would take the unbroken run's outs from its cache."""
+        return self.start("-m", "dvc", "repro", "--single-item", "--no-run-cache", "--force", stage, **environment)
 
     def check(self, stage: str) -> None:
         """Run the stage as someone does after a disturbance, and compare everything.
@@ -107,7 +107,7 @@ def kill(who: str) -> Callable[[Study, str, random.Random], bool]:
 
     def trial(study: Study, stage: str, generator: random.Random) -> bool:
         moment = generator.uniform(0, study.seconds[stage] + (3 if who == "dvc" else 0))
-        running = study.repro(stage, "--force")
+        running = study.repro(stage)
         victim = psutil.Process(running.pid) if who == "dvc" else find_child(running, VICTIMS[who])
         try:
             if victim is not None:
@@ -199,7 +199,7 @@ def run_twice(study: Study, stage: str, generator: random.Random) -> bool:
 def move(study: Study, stage: str, generator: random.Random) -> bool:
     """A trial: the stage under another locale, hash seed and time zone."""
     names = {"LC_ALL": generator.choice(LOCALES), "TZ": generator.choice(ZONES)}
-    if study.repro(stage, "--force", PYTHONHASHSEED=str(generator.randrange(2**32)), **names).wait() != 0:
+    if study.repro(stage, PYTHONHASHSEED=str(generator.randrange(2**32)), **names).wait() != 0:
         raise Lost(f"it does not run with {names}")
     study.check(stage)
     return True

@@ -12,6 +12,7 @@ from captioner_case import KINDS, make_captioner, make_features, make_table
 from rsvlm.models.captioner import load_capret, save_capret
 from rsvlm.models.generation import Hypothesis, Prompted, caption_log_likelihoods
 from rsvlm.models.prompts import CAPTION_PROMPT
+from rsvlm.progress import Passing
 from rsvlm.settings import CaptioningSettings, RewardSettings
 from rsvlm.training.caption_batches import Example, TrainingBatches, examples_of
 from rsvlm.training.captioning import _SelfCritical, schedule, train_captioner
@@ -112,7 +113,8 @@ def test_feature_statistics_are_the_same_in_blocks(features, monkeypatch):
 
 @pytest.mark.parametrize("stopped", [1, 5, 8])
 def test_stopped_at_a_step_it_ends_with_the_same_weights(features, examples, tmp_path, monkeypatch, stopped):
-    whole, whole_result = train(features, examples, tmp_path / "whole")
+    told = []
+    whole, whole_result = train(features, examples, tmp_path / "whole", log=told.append)
     steps = iter(range(100))
     step = torch.optim.AdamW.step
 
@@ -129,6 +131,7 @@ def test_stopped_at_a_step_it_ends_with_the_same_weights(features, examples, tmp
     lines = []
     again, result = train(features, examples, tmp_path / "broken", log=lines.append)
     assert any("continuing from step 3" in line for line in lines) == (stopped == 5)
+    assert [line for line in lines if not isinstance(line, Passing)] == told and told, "the notebook shows the same"
     assert same_weights(whole, again) and result == whole_result
     for rows, expected in ((result.curve, whole_result.curve), (result.validation, whole_result.validation)):
         assert [list(row) for row in rows] == [list(row) for row in expected]  # columns, in order

@@ -387,7 +387,7 @@ def test_a_second_run_has_nothing_to_do(smoke_study):
 def test_a_stage_killed_while_it_trains_ends_with_every_byte_of_an_unbroken_run(smoke_study):
     before = chaos.bytes_of(smoke_study)
     study = chaos.Study(smoke_study, before, {}, smoke_study)
-    running = study.repro("finetune_lora", "--force")
+    running = study.repro("finetune_lora")
     checkpoints = smoke_study / ".rsvlm" / "checkpoints"
     while not list(checkpoints.rglob("step_*/state.json")):
         assert running.poll() is None

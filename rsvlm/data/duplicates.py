@@ -36,6 +36,7 @@ from rsvlm.data.images import FULL_SIZE, READING, ImageError, check_file, open_i
 from rsvlm.data.packed import digest_of
 from rsvlm.extras import import_extra
 from rsvlm.files import cache_folder
+from rsvlm.progress import Passing
 
 VERSION = f"2-{READING}"  # of what is kept: raise the first number when what a fingerprint holds changes
 KINDS = ("equal_files", "copy", "same_ground")  # a copy is of the same shot and shows all or nearly all of it
@@ -208,7 +209,7 @@ def keep_missing(
         faults |= {content: value for content, value in results.items() if isinstance(value, ImageError)}
         cache.keep(kind, {content: value for content, value in results.items() if content not in faults})
         if number % 100 == 0:
-            log(f"{min(number * size, len(todo)):,} of {len(todo):,} {what}")
+            log(Passing(f"{min(number * size, len(todo)):,} of {len(todo):,} {what}"))
     return faults
 
 

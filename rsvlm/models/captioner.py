@@ -34,7 +34,7 @@ from rsvlm.models.loading import (
 )
 from rsvlm.models.prompts import MEAN, UPRIGHT, read_visual
 from rsvlm.models.tiny import make_tiny_llama
-from rsvlm.progress import log_line
+from rsvlm.progress import Passing, log_line
 from rsvlm.settings import CapRetSettings
 
 FORMAT = 1
@@ -289,5 +289,5 @@ def _is_what_was_unpacked(folder: Path) -> bool:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass  # not there, without digests as older versions left it, or damaged
     if folder.exists():
-        log_line(f"{folder}: damaged, or of an older version: made anew")
+        log_line(Passing(f"{folder}: damaged, or of an older version: made anew"))
     return False

@@ -39,7 +39,7 @@ from rsvlm.files import cache_folder, fingerprint_values, only_process, read_jso
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder, Preprocessing, resize_images
 from rsvlm.models.loading import autocast, choose_precision
-from rsvlm.progress import log_line, progress
+from rsvlm.progress import Passing, log_line, progress
 from rsvlm.safe_text import fault_in
 
 BLOCK = 256  # images between two marks of progress: what a kill loses
@@ -370,7 +370,7 @@ def _images_done(mark: Path, layout: dict, log: Callable[[str], None]) -> int:
         for name, (shape, dtype) in layout.items():
             open_rows(mark.with_name(f"{name}.npy"), shape, dtype, done).close()
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-        log(f"{mark.parent}: what an earlier run left cannot be continued ({error}): starting anew")
+        log(Passing(f"{mark.parent}: what an earlier run left cannot be continued ({error}): starting anew"))
         return 0
     return done
 

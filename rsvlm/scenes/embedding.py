@@ -29,7 +29,7 @@ from rsvlm.files import cache_folder, fingerprint_values, only_process, whole_fi
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import BLOCK, VIEWS, encode_batch, prefetch
 from rsvlm.models.loading import choose_precision
-from rsvlm.progress import log_line, progress
+from rsvlm.progress import Passing, log_line, progress
 
 if TYPE_CHECKING:
     import geopandas
@@ -180,7 +180,7 @@ def embed_scene(
     if there is None:
         raise ValueError(f"{out}: is there already and holds no embeddings of a scene; give another name")
     if there.get("key") == key:
-        log(f"{out}: done already, with these settings")
+        log(Passing(f"{out}: done already, with these settings"))
         found = load_scene_embeddings(out)
         return replace(found, meta=found.meta | {"scene": found.meta["scene"] | {"path": str(scene.path)}})
 

@@ -28,7 +28,7 @@ from rsvlm.models.features import encode_images, encode_pictures, encode_texts
 from rsvlm.models.loading import choose_device, choose_precision
 from rsvlm.models.vlm import VisionLanguageModel, caption_pictures, load_vlm
 from rsvlm.models.zoo import PRESETS, load_encoder
-from rsvlm.progress import log_line, progress
+from rsvlm.progress import Passing, log_line, progress
 from rsvlm.safe_text import write_csv
 from rsvlm.scoring.caption_study import score_study
 from rsvlm.scoring.captions import ScoringTools
@@ -303,7 +303,7 @@ def _caption(
                 cache.keep(kind, {contents[image_id]: known[contents[image_id]] for image_id in new})
             said |= {image_id: known[content] for image_id, content in contents.items()}
             bar.update(len(block))
-    log(f"{len(said)} captions, {made} of them made now")
+    log(Passing(f"{len(said)} captions, {made} of them made now"))
     return said, round(spent / made, 4) if made else None
 
 

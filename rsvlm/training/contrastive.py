@@ -32,7 +32,7 @@ from rsvlm.models.features import (
     write_rows,
 )
 from rsvlm.models.loading import autocast, choose_precision
-from rsvlm.progress import log_line
+from rsvlm.progress import Passing, log_line
 from rsvlm.settings import AdaptSettings, Augmentation
 from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, train
 
@@ -231,7 +231,7 @@ def _kept_pixels(cache: Path, shape: tuple[int, ...], log: Callable[[str], None]
     except FileNotFoundError:
         return None
     except (ValueError, EOFError) as error:
-        log(f"{cache}: damaged ({error}): made anew")
+        log(Passing(f"{cache}: damaged ({error}): made anew"))
         return None
     return pixels
 

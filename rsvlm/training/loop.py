@@ -28,7 +28,7 @@ from rsvlm.files import (
     whole_folder,
     write_text,
 )
-from rsvlm.progress import progress
+from rsvlm.progress import Passing, progress
 
 LAYOUT = 3  # of a checkpoint; one of another layout is not continued from
 KEEP = 2  # checkpoints: the newest, and one before it in case the newest cannot be read
@@ -41,6 +41,7 @@ class Task(ABC):
         name: of the stage.
         model, optimizer: see ``build_optimizer``.
         settings: with seed, batch_size and checkpoint_every.
+        log: takes a line about a measurement; ``train`` puts one here that remembers it.
         steps: in all.
         clip_norm: largest norm of all gradients together.
         dropout: whether the model is in training mode.
@@ -55,6 +56,7 @@ class Task(ABC):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     settings: object
+    log: Callable[[str], None]
     steps: int
     clip_norm: float
     remedy: str
@@ -107,6 +109,7 @@ class Progress:
     validation: list[dict] = field(default_factory=list)  # one row a measurement
     curve: list[dict] = field(default_factory=list)
     losses: list[dict[str, float]] = field(default_factory=list)  # of the steps behind the curve's last row
+    said: list[str] = field(default_factory=list)  # what the task logged: a continued training logs it again
     kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
     average: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -123,6 +126,9 @@ def train(task: Task, folder: Path, log: Callable[[str], None]) -> Progress:
     settings, trained, optimizer = task.settings, task.trained, task.optimizer
     device = next(iter(trained.values())).device
     now = _restore(task, folder, log) or Progress(average=_copy(trained, device) if task.average_decay else {})
+    for line in now.said:
+        log(line)
+    task.log = lambda line: (now.said.append(line), log(line))
     steps, size = range(now.step, task.steps), settings.batch_size
     bar = progress(total=task.steps * size, initial=now.step * size, unit="img", desc=task.name)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar:
@@ -274,7 +280,7 @@ def _restore(task: Task, folder: Path, log: Callable[[str], None]) -> Progress |
     _put(weights["model"], trained)
     unflatten_optimizer(task.optimizer, found.tensors, found.state["optimizer"])
     average = {name: tensor.to(trained[name].device) for name, tensor in weights["average"].items()}
-    log(f"continuing from step {found.step}: {found.folder}")
+    log(Passing(f"continuing from step {found.step}: {found.folder}"))
     return Progress(**found.state["progress"], kept=weights["kept"], average=average)
 
 
@@ -322,7 +328,7 @@ def load_last_checkpoint(folder: Path, log: Callable[[str], None] | None = None)
             return Checkpoint(saved["step"], load_file(tensors), saved["state"], path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             if log is not None:
-                log(f"checkpoint {path} cannot be read ({error}): trying the one before")
+                log(Passing(f"checkpoint {path} cannot be read ({error}): trying the one before"))
     return None
 
 
