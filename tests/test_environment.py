@@ -347,6 +347,7 @@ def test_an_installer_that_fails_stops_the_other_and_ctrl_c_stops_both(tmp_path,
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it for good
     )
     files = [tmp_path / f"pid_{name}" for name in ("a==1", "b==1")]
     ends = time.monotonic() + 60

@@ -69,7 +69,7 @@ def test_an_experiment_changes_only_the_lines_of_its_values(name, tmp_path, monk
     assert not restore_layout(params)
     apply_overrides(
         params,
-        ["adapt_encoder.epochs=77", "generate_captions.pool_weights=[0,0.5]", "score_captions.spice_jars=null"],
+        ["adapt_encoder.epochs=77", "generate_captions.pool_weights=[0,0.5]", "adapt_encoder.weights=null"],
     )
     assert len(changed_lines(before, params.read_text())) > 50  # what DVC makes of it
     assert restore_layout(params)
