@@ -38,7 +38,9 @@ def test_without_brings_what_it_names_and_subtracting_keeps_it_away():
     }  # fmt: skip
     assert own["without"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 2 * LEAST}
     assert own["without - plain"]["value"] == -1 and own["without - plain"]["p"] < 0.05
-    assert list(negation_table({"negation": scored})["value"]) == [100.0, 0.0, 100.0, 100.0]
+    shown = negation_table({"negation": scored})
+    assert list(shown["value"]) == [100.0, 0.0, 100.0, 100.0]
+    assert all(len(text) < 50 for _, text in shown.index) and shown.index[1][1].endswith("with A but without B")
 
 
 def test_equal_scores_count_a_half_and_the_interval_is_of_images():

@@ -20,14 +20,15 @@ MOST = 40  # pairs of a source, those with the most images
 WAYS = {
     "plain": "an aerial image with {wanted}",
     "without": "an aerial image with {wanted} but without {unwanted}",
-    "subtracted": "the similarity to 'an aerial image with {wanted}' less that to 'an aerial image with {unwanted}'",
-    "with": "an aerial image with {wanted} and {unwanted}; counted the other way round: images with both before the others",
+    "subtracted": "similarity to {wanted} less that to {unwanted}",
+    "with": "an aerial image with {wanted} and {unwanted}, reversed",
 }
 PROTOCOL = {
     "value": "share of pairs of images, one with the first thing alone and one with both, that stand in the right order (ROC-AUC), "
     "mean over pairs of things; a half is chance",
     "there": "a thing is there where a caption names it, by the closed list; left out are only things that a caption names "
     "where they are (told), and no kin of the first",
+    "reversed": "right are the images with both before the others",
     "interval": "95 % bootstrap over images; the pairs of things stay as they are",
 }
 

@@ -222,8 +222,8 @@ def difference_table(metrics: dict) -> pd.DataFrame:
 
 
 def negation_table(metrics: Mapping) -> pd.DataFrame:
-    """How images stand under queries that leave a thing out: shares of pairs in the right order, percent, with intervals."""
-    says = {way: metrics["negation"]["protocol"][way] for way in WAYS} if "negation" in metrics else {}
+    """How images stand under queries that leave thing B out: shares of pairs in the right order, percent, with intervals."""
+    says = {way: text.format(wanted="A", unwanted="B") for way, text in WAYS.items()}
     rows = [
         {"source": source, "query": text, **{key: round(100 * own[way][key], 1) for key in ("value", "low", "high")}}
         | {"pairs of things": len(own["pairs"]), "images": own[way]["n"]}
