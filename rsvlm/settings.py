@@ -16,10 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from rsvlm.safe_text import fault_in
 
-LONGEST_PART, LONGEST_TEXT = (
-    255,
-    4096,
-)  # bytes of a name between two slashes, on most disks; characters of a path, or of words
+LONGEST_PART = 255  # bytes of a name between two slashes, on most disks
+LONGEST_TEXT = 4096  # characters of a path, or of words
 DEEPEST, MOST_VALUES = 16, 10_000  # of lists and mappings in a value; the longest are lists of classes
 LARGEST = 10**18  # of a whole number; no setting comes near
 LONGEST_LIST = 32  # values of a list of numbers: each is tried with each of the other lists'

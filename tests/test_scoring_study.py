@@ -19,7 +19,7 @@ from rsvlm.files import read_json, write_json, write_json_lines
 from rsvlm.scoring.caption_study import paired_table, score_study, text_table
 from rsvlm.scoring.captions import class_names, describe_texts, hallucinated_classes
 from rsvlm.scoring.runs import read_captions, read_runs
-from rsvlm.study.recording import slim_pictures
+from rsvlm.study.recording import recorded_text, slim_pictures
 from rsvlm.study.studies import study_text
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -169,7 +169,7 @@ def test_notebooks_write_scores_table_and_record(study):
     assert set(read_json(folder / "provenance.json")["sha256"]) == {"metrics.json", "params.yaml", "table.md"}
 
 
-def test_a_record_keeps_large_pictures_as_jpeg_and_leaves_the_rest():
+def test_a_record_has_large_pictures_as_jpeg_and_no_path_of_its_machine():
     photograph = np.random.default_rng(0).integers(0, 256, (300, 300, 3)).astype(np.uint8)
     outputs = []
     for picture in (photograph, np.zeros_like(photograph)):
@@ -179,6 +179,9 @@ def test_a_record_keeps_large_pictures_as_jpeg_and_leaves_the_rest():
         outputs.append(nbformat.v4.new_output("display_data", {"image/png": png, "text/plain": "a figure"}))
     cells = [nbformat.v4.new_markdown_cell("Words."), nbformat.v4.new_code_cell("draw()", outputs=outputs)]
     large, small = slim_pictures(nbformat.v4.new_notebook(cells=cells)).cells[1].outputs
+    log = nbformat.v4.new_output("stream", text="continuing from /a b/root/.rsvlm/checkpoints, of /a b/rooted/x\n")
+    text = recorded_text(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[log])]), Path("/a b/root"))
+    assert "continuing from .rsvlm/checkpoints, of /a b/rooted/x" in text and nbformat.reads(text, as_version=4).cells
     assert set(large.data) == {"image/jpeg", "text/plain"} and small == outputs[1]
     assert Image.open(io.BytesIO(base64.b64decode(large.data["image/jpeg"]))).size == (300, 300)
 

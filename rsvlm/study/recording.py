@@ -129,7 +129,7 @@ def record_run(name: str) -> Path:
     """The folder results/NAME, after metrics.json, table.md, params.yaml, provenance.json and the executed notebooks were
     put there, whole; and the leaderboard, where other models were measured.
 
-    Large pictures in the notebooks become JPEG: git keeps every record for good. An earlier record of the same name is replaced; git has it.
+    In the notebooks large pictures become JPEG, as git keeps every record for good, and paths start from the root. An earlier record of the same name is replaced; git has it.
 
     Raises:
         ValueError: the name is no plain folder name, or the metrics hold no provenance.
@@ -163,7 +163,7 @@ def record_run(name: str) -> Path:
         for target, path in sources.items():
             (folder / target).parent.mkdir(exist_ok=True)
             if path.suffix == ".ipynb":
-                write_text(folder / target, nbformat.writes(slim_pictures(nbformat.read(path, as_version=4))) + "\n")
+                write_text(folder / target, recorded_text(nbformat.read(path, as_version=4), paths.ROOT))
             else:
                 shutil.copyfile(path, folder / target)
         files = {target: fingerprint_file(folder / target) for target in sources}
@@ -171,6 +171,11 @@ def record_run(name: str) -> Path:
             folder / "provenance.json", metrics["provenance"] | {"sha256": files, "stage_metrics_sha256": details}
         )
     return paths.RESULTS / name
+
+
+def recorded_text(notebook: nbformat.NotebookNode, root: Path) -> str:
+    """A notebook as a record has it: ``slim_pictures``, and paths below ``root``, which lies elsewhere for others, from there."""
+    return nbformat.writes(slim_pictures(notebook)).replace(f"{json.dumps(str(root))[1:-1]}/", "") + "\n"
 
 
 def slim_pictures(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
