@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from rsvlm.data.image_facts import Facts
 from rsvlm.data.names import SPLITS
-from rsvlm.viewing.plots import figure, plain_text, show_picture, without_axes
+from rsvlm.viewing.plots import INK, figure, plain_text, show_picture, without_axes
 from rsvlm.viewing.results import Result, counted, listed, percent
 
 NO_TASKS = "No instructions: `kinds` is empty."
@@ -62,14 +62,17 @@ def draw_tasks(
     paths = dict(zip(table["image_id"], table["path"], strict=True))
     columns = min(4, len(chosen))
     rows = -(-len(chosen) // columns)
-    drawn, axes = figure(2.7 * columns, 3.3 * rows, rows=rows, columns=columns, squeeze=False)
+    drawn, axes = figure(2.7 * columns, 3.6 * rows, rows=rows, columns=columns, squeeze=False)
     without_axes(axes)
     for own, task in zip(axes.flat, chosen):
         show_picture(own, paths[task["image_id"]], pixels)
         asked = textwrap.fill(task["instruction"], 38)
         said = "\n".join(textwrap.fill(line, 38) for line in task["answer"].splitlines()[:6])
         own.set_title(plain_text(f"{task['kind']}\n{asked}"), fontsize=7.5, fontweight="normal", loc="left")
-        own.text(0, -0.03, plain_text(said), transform=own.transAxes, va="top", fontsize=7.5, fontweight="bold")
+        own.set_axis_on()  # a label below has room of its own, a text has none
+        own.set(xticks=[], yticks=[])
+        own.spines[:].set_visible(False)
+        own.set_xlabel(plain_text(said), fontsize=7.5, fontweight="bold", loc="left", color=INK)
     return drawn
 
 
