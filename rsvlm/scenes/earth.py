@@ -72,12 +72,14 @@ def embed_earth(
     land_share: float,
     batch_size: int = 64,
     precision: str = "auto",
+    root: Path | None = None,
 ) -> Earth:
     """The globe, written to ``folder`` as ``blue_marble.tif``, with its windows as vectors in ``windows.parquet``.
 
     Args:
         tiles: as ``study_tiles`` reads them.
         land_share: windows with less land are left out.
+        root: as ``embed_scene`` takes it.
     """
     maps = load_maps()
     globe = open_scene(make_globe(Path(folder) / "blue_marble.tif", maps), stretch="none")
@@ -91,6 +93,7 @@ def embed_earth(
         min_valid=land_share,
         batch_size=batch_size,
         precision=precision,
+        root=root,
     )
     return Earth(globe, windows, describe_windows(windows.table, maps, tiles))
 
