@@ -116,7 +116,6 @@ def test_a_read_only_project_says_what_it_found_and_in_a_line_why_nothing_is_wri
         for command in (
             lambda: summary.main(["headline"]),
             lambda: studies.main(["use", "ucm"]),
-            lambda: studies.main(["check", "--out", str(root / "build" / "checked")]),
             strip.main,
             pages.main,
         ):

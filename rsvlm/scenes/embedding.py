@@ -46,6 +46,10 @@ FINER = (
 )
 
 
+class NoWindow(SceneError):
+    """None of a scene's windows is left to embed."""
+
+
 @dataclass(frozen=True, eq=False)
 class SceneEmbeddings:
     """A scene's windows and their embeddings.
@@ -159,7 +163,7 @@ def embed_scene(
             finds what it was made of, wherever that folder lies; None: paths stay as they were given.
 
     Raises:
-        SceneError: no window is left to embed, or a part of the scene cannot be read.
+        SceneError: no window is left to embed (NoWindow), or a part of the scene cannot be read.
         ValueError: a setting is out of range, or an embedding is not finite (the window is named).
         OSError: the disk is full.
         rsvlm.files.InUse: another process embeds this scene with these settings.
@@ -209,7 +213,7 @@ def embed_scene(
         skipped = {"nodata": len(asked) - kept, "outside": len(rows) - len(asked)}
         if not kept:
             shutil.rmtree(scratch, ignore_errors=True)
-            raise SceneError(
+            raise NoWindow(
                 f"{scene.path}: none of its {len(rows)} windows is left to embed: {skipped['nodata']} have less than "
                 f"{min_valid:.0%} of valid pixels, {skipped['outside']} lie outside of what was asked for; give a smaller "
                 "min_valid, or another scene"
