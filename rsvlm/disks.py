@@ -1,9 +1,12 @@
 """Disks and folders that are full, read-only or closed: found out before the work, or told in a line after it."""
 
 import errno
+import functools
 import os
 import re
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 NO_ROOM, CLOSED = {errno.ENOSPC, errno.EDQUOT}, {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -60,6 +63,23 @@ def disk_trouble(told: str, place: Path) -> str | None:
     why = "the disk is full" if number == errno.ENOSPC else "the quota of the disk is used up"
     free = needed[1] if needed else f"{shown_size(usage.free)} of {shown_size(usage.total)} are free"
     return f"{path}: {why}: {free}; make room"
+
+
+def told_in_a_line(main: Callable[..., int | None]) -> Callable[..., int]:
+    """A command's ``main``: where it fails on bad input, a missing file, a full or a closed disk, that is a line and 1."""
+
+    @functools.wraps(main)
+    def told(*arguments: object, **options: object) -> int:
+        try:
+            return main(*arguments, **options) or 0
+        except (ValueError, OSError) as error:
+            trouble = disk_trouble(str(error), Path.cwd()) if isinstance(error, OSError) else None
+            if trouble is None and not isinstance(error, ValueError | FileNotFoundError):
+                raise
+            print(trouble or error, file=sys.stderr)
+            return 1
+
+    return told
 
 
 def shown_size(size: float) -> str:

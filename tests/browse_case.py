@@ -1,5 +1,8 @@
 """A tiny finished study to browse: pictures, captions that want to be code, random models, indexes."""
 
+from pathlib import Path
+
+import nbformat
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -17,6 +20,7 @@ from rsvlm.study.paths import finished_study
 from rsvlm.viewing import browse
 from rsvlm.viewing.retrieval_gallery import save_indexes
 
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 SCRIPT = "<script>document.title='taken'</script>"
 NASTY_NAME = "a\"b'<i>&c.png"
 
@@ -107,3 +111,14 @@ def add_captioner() -> None:
 def open_archive() -> browse.Archive:
     """The archive of the study in place."""
     return browse.open_archive(finished_study())
+
+
+def run_cells(name: str, **parameters: object) -> dict:
+    """The names of a notebook after all its cells ran in this process, with these parameters."""
+    scope: dict = {}
+    for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, name, "exec"), scope)
+            if "parameters" in cell.metadata.get("tags", []):
+                scope |= parameters
+    return scope

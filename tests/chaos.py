@@ -6,7 +6,6 @@ where something was lost; what was said in a lost trial stays in the folder that
 """
 
 import argparse
-import hashlib
 import os
 import random
 import re
@@ -24,8 +23,6 @@ from pathlib import Path
 from queue import Queue
 
 import psutil
-import pyarrow
-import pyarrow.parquet as parquet
 from ruamel.yaml import YAML
 from study_case import ROOT, copy_with_study, dvc
 
@@ -99,26 +96,10 @@ class Study:
 
 
 def bytes_of(root: Path) -> dict[str, str]:
-    """Path -> SHA-256 of every file that stages made, without those that hold measured times.
-
-    Of a table in Parquet, of its rows: beside them the windows of a scene tell where on this machine the scene lies.
-    """
+    """Path -> SHA-256 of every file that stages made, without those that hold measured times."""
     files = [path for folder in MADE for path in sorted((root / folder).rglob("*")) if path.is_file()]
     names = {path.relative_to(root).as_posix(): path for path in files}
-    return {
-        name: fingerprint_rows(path) if path.suffix == ".parquet" else fingerprint_file(path)
-        for name, path in names.items()
-        if name not in TIMED
-    }
-
-
-def fingerprint_rows(path: Path) -> str:
-    """SHA-256 of a Parquet file's columns."""
-    table = parquet.read_table(path).replace_schema_metadata(None)
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    return hashlib.sha256(sink.getvalue()).hexdigest()
+    return {name: fingerprint_file(path) for name, path in names.items() if name not in TIMED}
 
 
 def kill(who: str) -> Callable[[Study, str, random.Random], bool]:

@@ -4,14 +4,18 @@ import numpy as np
 import pytest
 
 from rsvlm.models.neighbours import (
+    NEIGHBOURS,
+    TEMPERATURE,
     CiderSpace,
     Memory,
     Pools,
     baseline_captions,
     constant_caption,
     count_ngrams,
+    pool_options,
     shuffled_captions,
 )
+from rsvlm.settings import Pooling
 
 TRAINING = {
     "1": ["many planes are at the airport", "planes parked at the airport", "many planes are at the airport"],
@@ -155,3 +159,9 @@ def test_consensus_of_a_class_on_ucm(shared_data):
     first = [captions[images[0]][0] for images in neighbours]
     baseline = np.mean([space.similarity([text], captions[name]).mean() for text, name in zip(first, tested)])
     assert own > baseline > 1
+
+
+def test_what_an_older_record_leaves_out_is_as_it_was():
+    assert pool_options({"neighbours": 5, "neighbour_temperature": 0.1}) == {"k": 5, "temperature": 0.1}
+    assert pool_options(dict(Pooling(neighbours=3))) == {"k": 3, "temperature": TEMPERATURE}
+    assert pool_options({}) == {"k": NEIGHBOURS, "temperature": TEMPERATURE}

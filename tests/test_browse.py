@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 
-import nbformat
 import numpy as np
 import pytest
 import torch
-from browse_case import add_captioner, build_study, open_archive
+from browse_case import add_captioner, build_study, open_archive, run_cells
 from PIL import Image
-from test_galleries import NOTEBOOKS, SCRIPT, root  # noqa: F401
+from test_galleries import SCRIPT, root  # noqa: F401
 
 from rsvlm.data.translations import save_translations
 from rsvlm.kernels import similarity_topk
@@ -346,11 +345,7 @@ def test_a_dialogue_is_exported_only_whole(study, tmp_path):
 
 def test_notebook_runs(study):
     add_captioner()
-    scope: dict = {}
-    for cell in nbformat.read(NOTEBOOKS / "90_browse.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, "90_browse", "exec"), scope)
-    assert len(scope["talk"].turns) == 3
+    assert len(run_cells("90_browse")["talk"].turns) == 3
 
 
 def test_the_search_box_reads_other_languages(study, monkeypatch):

@@ -1,6 +1,8 @@
 """Real disks that are full or read-only: what is there opens, all else says in one line where it stopped and what to do."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,15 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from browse_case import build_study
+from browse_case import NOTEBOOKS, add_captioner, build_study, run_cells
+from scene_case import UTM, green_with_red, write_raster
 from test_browse import root, talk_to  # noqa: F401
 from test_run_notebook import SECTION, run, toy  # noqa: F401
 
 from rsvlm.data.table import load_table
+from rsvlm.disks import told_in_a_line
+from rsvlm.files import write_json, write_text
 from rsvlm.models.features import encode_images
 from rsvlm.models.index import build_index
 from rsvlm.models.zoo import load_encoder
-from rsvlm.study import paths
+from rsvlm.study import pages, paths, strip, studies, summary
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing.widgets import CaptionGallery
 
@@ -57,6 +62,24 @@ def test_a_read_only_study_is_browsed_and_a_mark_says_why_it_is_not_kept(root, t
         ), error
 
 
+def test_the_notebooks_that_only_look_run_to_their_end_in_a_read_only_project(
+    root,  # noqa: F811
+    tmp_path_factory,
+    monkeypatch,
+    capsys,
+):
+    build_study(root)
+    add_captioner()
+    monkeypatch.setenv("RSVLM_CACHE", str(tmp_path_factory.mktemp("of the user")))
+    scene = write_raster(root / "a.tif", green_with_red(200, 120, 96, 32, 32), crs="EPSG:32633", transform=UTM)
+    with read_only(root):
+        assert len(run_cells("90_browse")["talk"].turns) == 3
+        run_cells("91_scenes", scene=str(scene), window=64)
+        told = capsys.readouterr().out.splitlines()
+        assert "scratch/91_scenes/places.geojson and similarity.tif: not written, the project is read-only" in told
+    assert not (root / "scratch").exists()
+
+
 def test_an_index_on_a_read_only_disk_is_searched(root, tmp_path):  # noqa: F811
     rows = build_study(root)
     build_index(load_encoder(str(paths.ENCODER)), [Path(row["path"]) for row in rows]).save(root / "index")
@@ -76,6 +99,42 @@ def test_a_stage_of_a_read_only_project_says_so_in_a_line(run, scratch_root):  #
         done = subprocess.run(run.command, cwd=scratch_root, capture_output=True, text=True)
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 1 and line.startswith("[toy] ") and ": the disk is read-only; change that" in line
+
+
+def test_a_read_only_project_says_what_it_found_and_in_a_line_why_nothing_is_written(root, monkeypatch, capsys):  # noqa: F811
+    shutil.copytree(NOTEBOOKS.parent / "params", root / "params")
+    shutil.copytree(NOTEBOOKS, root / "notebooks")
+    rows = ["task,source,name,kind,metric,value,low,high", "captions,s,captioner,this study,CIDEr,1.5,1.4,1.6"]
+    write_text(paths.TABLES / "comparison.csv", "\n".join(rows))
+    write_json(paths.REPORTS / "metrics.json", {"captions": {}, "retrieval": {}})
+    write_json(paths.METRICS / "aggregate_data.json", {})
+    paths.EXECUTED.mkdir()
+    shutil.copy(NOTEBOOKS / "00_study_map.ipynb", paths.EXECUTED)
+    monkeypatch.setattr(sys, "argv", ["python"])
+    with read_only(root):
+        assert summary.main([]) == 0 and "this study  1.500 [1.400, 1.600]" in capsys.readouterr().out
+        for command in (
+            lambda: summary.main(["headline"]),
+            lambda: studies.main(["use", "ucm"]),
+            strip.main,
+            pages.main,
+        ):
+            assert command() == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"{root}/") and ": the disk is read-only; change that, or work on a copy" in line
+
+
+def test_what_is_no_trouble_of_a_disk_is_not_told_as_one(capsys):
+    @told_in_a_line
+    def main(error):
+        raise error
+
+    for number in (errno.ENOSPC, errno.EACCES):
+        assert main(OSError(number, os.strerror(number), "/a/b.json")) == 1
+        assert capsys.readouterr().err.startswith("/a/b.json: ")
+    assert main(ValueError("params.yaml: no key")) == 1 and capsys.readouterr().err == "params.yaml: no key\n"
+    with pytest.raises(OSError, match="Input/output"):
+        main(OSError(errno.EIO, os.strerror(errno.EIO), "/a/b.json"))
 
 
 @pytest.mark.parametrize("megabytes", [0, 2])

@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from browse_case import NOTEBOOKS
 from PIL import Image
 
 from rsvlm.data.table import save_table
@@ -33,7 +34,6 @@ NASTY = (
     "line\u2028separator \u202eright to left",
 )
 NAME = "a\"b'<i>&c.png"
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
 @dataclass

@@ -4,10 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
+from browse_case import run_cells
 
 from rsvlm.study import paths
 from rsvlm.viewing import figures as kernel_figures
@@ -88,10 +88,5 @@ def test_the_notebook_runs(monkeypatch, measured, tmp_path):
         "command": "python benchmarks/kernels.py",
         "provenance": {"device": "cpu", "device_name": "a CPU", "threads": 1, "packages": {"torch": torch.__version__}},
     }))  # fmt: skip
-    scope: dict = {}
-    for cell in nbformat.read(ROOT / "notebooks" / "95_kernel_benchmark.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, "95_kernel_benchmark", "exec"), scope)
-            if "parameters" in cell.metadata.get("tags", []):
-                scope |= TINY._asdict() | {"growing": [50, 100], "repeats": 1}
+    scope = run_cells("95_kernel_benchmark", **TINY._asdict() | {"growing": [50, 100], "repeats": 1})
     assert "here" in scope["records"] and len(scope["drawn"]) == 2

@@ -341,6 +341,30 @@ def test_files_that_are_no_embeddings(tmp_path):
         load_scene_embeddings(tmp_path / "b.parquet")
 
 
+def test_a_file_told_from_a_root_has_the_same_bytes_wherever_that_lies(red_square, tmp_path):
+    """Moved as a whole it finds scene and encoder; one that was written without a root keeps its paths as they are."""
+    written = []
+    for root in (tmp_path / "here", tmp_path / "far" / "away ü"):
+        (root / "models").mkdir(parents=True)
+        shutil.copy2(red_square, root / "scene.tif")
+        encoder = ColourEncoder()
+        encoder.name = str(root / "models")
+        out = root / "data" / "earth" / "windows.parquet"
+        with open_scene(root / "scene.tif") as scene:
+            found = embed_scene(encoder, scene, out, sizes=(32,), root=root)
+            assert embed_scene(encoder, scene, out, sizes=(32,), root=root).meta == found.meta
+            plain = embed_scene(encoder, scene, root / "plain.parquet", sizes=(32,))
+        assert (found.meta["encoder"], found.meta["scene"]["path"]) == (encoder.name, str(root / "scene.tif"))
+        assert load_scene_embeddings(root / "plain.parquet").meta == plain.meta
+        assert plain.meta["encoder"] == encoder.name and "root" not in plain.meta
+        assert os.fsencode(root) in (root / "plain.parquet").read_bytes()
+        written.append(out.read_bytes())
+    assert written[0] == written[1] and os.fsencode(tmp_path) not in written[0]
+    moved = (tmp_path / "here").rename(tmp_path / "moved")
+    meta = load_scene_embeddings(moved / "data" / "earth" / "windows.parquet").meta
+    assert (meta["encoder"], meta["scene"]["path"]) == (str(moved / "models"), str(moved / "scene.tif"))
+
+
 def test_rows_are_written_and_read_by_groups(encoder, red_square, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "BLOCK", 16)
     with open_scene(red_square) as scene:

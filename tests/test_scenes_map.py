@@ -3,14 +3,13 @@
 from types import SimpleNamespace
 
 import geopandas
-import nbformat
 import numpy as np
 import pytest
 import rasterio
-from browse_case import add_captioner, build_study
+from browse_case import add_captioner, build_study, run_cells
 from rasterio import Affine
 from scene_case import TURNED, UTM, ColourEncoder, green_with_red, write_raster
-from test_galleries import NOTEBOOKS, root  # noqa: F401
+from test_galleries import root  # noqa: F401
 
 from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
@@ -362,15 +361,11 @@ def test_bands_are_named_in_a_line(text, bands):
     assert scene_map.read_bands(text) == bands
 
 
-def test_notebook_runs(root, red_square, tmp_path):  # noqa: F811
+def test_notebook_runs(root, red_square, capsys):  # noqa: F811
     build_study(root)
     add_captioner()
-    scope: dict = {}
-    for cell in nbformat.read(NOTEBOOKS / "91_scenes.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, "91_scenes", "exec"), scope)
-            if "parameters" in cell.metadata.get("tags", []):
-                scope |= {"scene": str(red_square), "window": 64}
+    scope = run_cells("91_scenes", scene=str(red_square), window=64)
+    assert "scratch/91_scenes/places.geojson and similarity.tif: written\n" in capsys.readouterr().out
     out = root / "scratch" / "91_scenes"
     assert sorted(path.name for path in out.iterdir()) == ["places.geojson", "similarity.tif"]
     assert (

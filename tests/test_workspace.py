@@ -16,7 +16,7 @@ from rsvlm.study.recording import record_run
 from rsvlm.study.settings import SECTIONS
 from rsvlm.study.studies import main as studies
 from rsvlm.study.studies import study_params, study_text
-from rsvlm.study.workspace import begin, workspace
+from rsvlm.study.workspace import begin, own_scratch, workspace
 
 PROJECT = Path(__file__).resolve().parents[1]
 TEXT = study_text("default")
@@ -201,31 +201,34 @@ def test_all_sections_are_checked_before_the_first_stage(tmp_path):
         check_params(path, paths.find_root())
 
 
-def test_a_second_kernel_of_a_notebook_run_by_hand_is_refused(project, monkeypatch):
-    names = quick_values(SECTIONS["aggregate_data"])
+@pytest.mark.parametrize(
+    ("notebook", "start"),
+    [
+        ("10_aggregate_data", "begin('aggregate_data', quick_values(SECTIONS['aggregate_data']))"),
+        ("91_scenes", "own_scratch('91_scenes')"),  # of no stage
+    ],
+)
+def test_a_second_kernel_of_a_notebook_run_by_hand_is_refused(project, notebook, start):
     code = (
-        "import sys; from pathlib import Path; from rsvlm.study import paths; from rsvlm.study.workspace import begin\n"
+        "import sys; from pathlib import Path; from rsvlm.study import paths; from rsvlm.study.workspace import *\n"
         "from rsvlm.study.config import quick_values; from rsvlm.study.settings import SECTIONS\n"
-        "for _ in range(2): begin('aggregate_data', quick_values(SECTIONS['aggregate_data']))\n"  # its cell twice: fine
+        f"for _ in range(2): {start}\n"  # its cell twice: fine
         "print('begun', flush=True); sys.stdin.read()"
     )
     settings = os.environ | {"RSVLM_ROOT": str(project), "PYTHONPATH": str(PROJECT)}
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    names = {"begin": begin, "own_scratch": own_scratch, "quick_values": quick_values, "SECTIONS": SECTIONS}
     with subprocess.Popen([sys.executable, "-c", code], env=settings, cwd=project, **pipes) as first:
         while "begun" not in first.stdout.readline():
             assert first.poll() is None
-        told = (
-            rf"scratch/10_aggregate_data/: one kernel of 10_aggregate_data.ipynb at a time.*process {first.pid}, since"
-        )
+        told = rf"scratch/{notebook}/: one kernel of {notebook}.ipynb at a time.*process {first.pid}, since"
         with pytest.raises(InUse, match=told):
-            begin("aggregate_data", names)
+            eval(start, names)
         begin("score_captions", quick_values(SECTIONS["score_captions"]))
         first.stdin.close()
-    begin("aggregate_data", names)
-    assert {one.name for one in (project / paths.PLACES["LOCKS"]).iterdir()} == {
-        "10_aggregate_data.lock",
-        "60_score_captions.lock",
-    }
+    eval(start, names)
+    locks = {one.name for one in (project / paths.PLACES["LOCKS"]).iterdir()}
+    assert locks == {f"{notebook}.lock", "60_score_captions.lock"}
 
 
 def test_a_closed_project_is_told_in_a_line(project, monkeypatch):

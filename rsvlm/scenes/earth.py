@@ -12,12 +12,13 @@ import pandas as pd
 from rsvlm.data.blue_marble import load_maps
 from rsvlm.data.images import open_image
 from rsvlm.data.land_captions import GROUPS, WATER
+from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import Scene, open_scene
 from rsvlm.files import read_json, whole_folder
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_texts
 from rsvlm.safe_text import write_csv
-from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene
+from rsvlm.scenes.embedding import NoWindow, SceneEmbeddings, embed_scene
 from rsvlm.scenes.globe import LAND_SHARE, class_texts, describe_windows, land_of, make_globe
 from rsvlm.scenes.search import (
     Surface,
@@ -72,26 +73,38 @@ def embed_earth(
     land_share: float,
     batch_size: int = 64,
     precision: str = "auto",
+    root: Path | None = None,
 ) -> Earth:
     """The globe, written to ``folder`` as ``blue_marble.tif``, with its windows as vectors in ``windows.parquet``.
 
     Args:
         tiles: as ``study_tiles`` reads them.
         land_share: windows with less land are left out.
+        root: as ``embed_scene`` takes it.
+
+    Raises:
+        SceneError: no window has so much land.
     """
     maps = load_maps()
     globe = open_scene(make_globe(Path(folder) / "blue_marble.tif", maps), stretch="none")
-    windows = embed_scene(
-        encoder,
-        globe,
-        Path(folder) / "windows.parquet",
-        sizes=[window_pixels],
-        overlap=overlap,
-        within=land_of(maps),
-        min_valid=land_share,
-        batch_size=batch_size,
-        precision=precision,
-    )
+    try:
+        windows = embed_scene(
+            encoder,
+            globe,
+            Path(folder) / "windows.parquet",
+            sizes=[window_pixels],
+            overlap=overlap,
+            within=land_of(maps),
+            min_valid=land_share,
+            batch_size=batch_size,
+            precision=precision,
+            root=root,
+        )
+    except NoWindow as error:
+        raise SceneError(
+            f"land_share: no window of {window_pixels} pixels has {100 * land_share:g} % of land; give less, or a smaller "
+            "window_pixels"
+        ) from error
     return Earth(globe, windows, describe_windows(windows.table, maps, tiles))
 
 

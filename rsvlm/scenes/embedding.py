@@ -8,6 +8,7 @@ by row, a bit each; missing where all of it is valid), and its embedding, a list
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,10 @@ FINER = (
 )
 
 
+class NoWindow(SceneError):
+    """None of a scene's windows is left to embed."""
+
+
 @dataclass(frozen=True, eq=False)
 class SceneEmbeddings:
     """A scene's windows and their embeddings.
@@ -55,7 +60,8 @@ class SceneEmbeddings:
         vectors: (n, D) float32, of length 1.
         meta: ``encoder`` (its name), ``encoder_fingerprint``, ``scene`` (path, name, width, height, transform as six
             numbers or None, crs as WKT or None, bands, low, high, fingerprint), ``sizes``, ``overlap``, ``min_valid``,
-            ``views``, ``precision``, ``planned`` (number of windows) and ``skipped`` (why -> how many).
+            ``views``, ``precision``, ``planned`` (number of windows) and ``skipped`` (why -> how many). In the file the
+            encoder's and the scene's path may be told from a ``root``; here they are paths of this machine.
         file: where they were read from.
     """
 
@@ -137,6 +143,7 @@ def embed_scene(
     batch_size: int = 32,
     views: int = 1,
     precision: str = "auto",
+    root: Path | None = None,
     log: Callable[[str], None] = log_line,
 ) -> SceneEmbeddings:
     """The embeddings of a scene's windows, now in the file ``out`` (GeoParquet).
@@ -152,9 +159,11 @@ def embed_scene(
             array laid over the whole scene, of any resolution; windows with less than ``min_valid`` of their area in it
             are left out.
         views, precision: as ``rsvlm.models.features.encode_images`` takes them.
+        root: a folder above ``out``: the file tells paths below it from there, so that it has the same bytes, and still
+            finds what it was made of, wherever that folder lies; None: paths stay as they were given.
 
     Raises:
-        SceneError: no window is left to embed, or a part of the scene cannot be read.
+        SceneError: no window is left to embed (NoWindow), or a part of the scene cannot be read.
         ValueError: a setting is out of range, or an embedding is not finite (the window is named).
         OSError: the disk is full.
         rsvlm.files.InUse: another process embeds this scene with these settings.
@@ -176,10 +185,11 @@ def embed_scene(
     key = fingerprint_values(
         FORMAT, NATIVE, FINER, fingerprint, scene.fingerprint, settings, _identify(within), batch_size
     )
+    from_root = {} if root is None else {"root": _told_from(out.parent, root)}
     there = _read_meta(out) if out.exists() else {}
     if there is None:
         raise ValueError(f"{out}: is there already and holds no embeddings of a scene; give another name")
-    if there.get("key") == key:
+    if there.get("key") == key and there.get("root") == from_root.get("root"):
         log(Passing(f"{out}: done already, with these settings"))
         found = load_scene_embeddings(out)
         return replace(found, meta=found.meta | {"scene": found.meta["scene"] | {"path": str(scene.path)}})
@@ -203,13 +213,16 @@ def embed_scene(
         skipped = {"nodata": len(asked) - kept, "outside": len(rows) - len(asked)}
         if not kept:
             shutil.rmtree(scratch, ignore_errors=True)
-            raise SceneError(
+            raise NoWindow(
                 f"{scene.path}: none of its {len(rows)} windows is left to embed: {skipped['nodata']} have less than "
                 f"{min_valid:.0%} of valid pixels, {skipped['outside']} lie outside of what was asked for; give a smaller "
                 "min_valid, or another scene"
             )
-        meta = {"format": FORMAT, "key": key, "encoder": encoder.name, "encoder_fingerprint": fingerprint}
+        meta = {"format": FORMAT, "key": key, "encoder": encoder.name, "encoder_fingerprint": fingerprint, **from_root}
         meta |= {"dim": D, "scene": _describe(scene), **settings, "planned": len(rows), "skipped": skipped}
+        if root is not None:
+            meta["scene"]["path"] = _below(root, meta["scene"]["path"])
+            meta["encoder"] = _below(root, encoder.name) if Path(encoder.name).is_dir() else encoder.name
         with whole_file(out) as file:
             _write(file, scene, meta, asked, scratch)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -235,9 +248,29 @@ def load_scene_embeddings(path: Path | str) -> SceneEmbeddings:
             f"{path}: no embeddings of a scene in the form that this version reads; make them anew with `rsvlm scene embed`"
         )
     try:
-        return SceneEmbeddings(*_read_windows(path, meta["dim"]), meta, path)
+        return SceneEmbeddings(*_read_windows(path, meta["dim"]), _with_paths(meta, path), path)
     except (LookupError, ValueError, TypeError, AttributeError, OSError, ArrowException) as error:  # of three libraries
         raise ValueError(f"{path}: damaged ({error}); make it anew with `rsvlm scene embed`") from error
+
+
+def _told_from(folder: Path, place: Path | str) -> str:
+    """A place as seen from a folder, the same text on each system."""
+    return Path(os.path.relpath(Path(place).resolve(), folder.resolve())).as_posix()
+
+
+def _below(root: Path, place: str) -> str:
+    """A path from ``root``; one that does not lie below it stays as it is."""
+    return _told_from(root, place) if Path(place).resolve().is_relative_to(Path(root).resolve()) else place
+
+
+def _with_paths(meta: dict, file: Path) -> dict:
+    """What a file says with the paths that it tells from a root, if it does, as ones of this machine."""
+    if "root" not in meta:
+        return meta
+    root = Path(os.path.normpath(file.absolute().parent / meta["root"]))
+    encoder = root / meta["encoder"]
+    found = {"encoder": str(encoder)} if encoder.is_dir() else {}
+    return meta | found | {"scene": meta["scene"] | {"path": str(root / meta["scene"]["path"])}}
 
 
 def _read_windows(path: Path, dim: int) -> tuple["geopandas.GeoDataFrame", np.ndarray]:

@@ -186,7 +186,7 @@ def plan_mosaics(
         return [], (
             f"No mosaics: of {len(rows):,} images {len(fitting):,} are smaller than a mosaic, and none leaves "
             f"{LEAST_DISTRACTORS} others without a caption of its own."
-            if count
+            if count and along
             else "No mosaics were asked for."
         )
     few = f"; {count} were asked for, more would share captions or leave too few others" if len(needles) < count else ""

@@ -35,7 +35,7 @@ from rsvlm.models.captioner import load_capret
 from rsvlm.models.features import Features
 from rsvlm.models.generation import Prompted, caption_log_likelihoods
 from rsvlm.models.index import caption_encoder
-from rsvlm.models.neighbours import training_pools
+from rsvlm.models.neighbours import pool_options, training_pools
 from rsvlm.scoring.retrieval import KS, EmbeddingSpace, RetrievalSet, rank_retrieval, recalls, unit_rows
 from rsvlm.scoring.retrieval_study import Method, Reordering, precision_scores
 
@@ -341,9 +341,7 @@ def captioner_likelihood(
     """
     captioner = load_capret(folder, device, features=features)
     prompting = captioner.config["prompting"]
-    pools = training_pools(
-        features, table, image_ids, k=prompting["neighbours"], temperature=prompting["neighbour_temperature"]
-    )
+    pools = training_pools(features, table, image_ids, **pool_options(prompting))
     near = pools.top(prompting["neighbour_captions"])
 
     def likelihood(asked: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:

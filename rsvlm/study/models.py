@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rsvlm.disks import told_in_a_line
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.scoring.leak_flags import leak_flags
 from rsvlm.scoring.runs import ABOUT
@@ -99,16 +100,13 @@ def _state(path: Path) -> list[int]:
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
+@told_in_a_line
 def main() -> int:
     """Write build/model_files/NAME.json."""
     parser = argparse.ArgumentParser(description="Write down what the files of a model's entry are like.")
     parser.add_argument("name", help="an entry of `models` in the section run_model of params.yaml")
     name = parser.parse_args().name
-    try:
-        entry = model_entry(read_section(paths.PARAMS, STAGE)["models"], name)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
+    entry = model_entry(read_section(paths.PARAMS, STAGE)["models"], name)
     about = paths.OTHER_MODELS / name / ABOUT
     tries = read_json(about).get("failed_tries", 0) if about.is_file() else 0
     write_json(paths.MODEL_FILES / f"{name}.json", {"files": describe_files(entry, paths.ROOT), "failed_tries": tries})

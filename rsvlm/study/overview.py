@@ -22,6 +22,7 @@ from ruamel.yaml.error import YAMLError
 
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.table import SPLITS
+from rsvlm.disks import told_in_a_line
 from rsvlm.files import read_json, write_text
 from rsvlm.safe_text import as_code, as_markdown, as_yaml
 from rsvlm.scoring.runs import METHODS, RUNS
@@ -266,14 +267,11 @@ def _changes(entries: Sequence) -> list[tuple[str, str, str]]:
     return changes
 
 
+@told_in_a_line
 def main(card: Path | None = None) -> int:
     """Write the card of the study in place."""
-    try:
-        metrics, data = read_json(paths.REPORTS / "metrics.json"), read_json(paths.METRICS / "aggregate_data.json")
-        write_text(card or paths.REPORTS / "model_card.md", model_card(metrics, data))
-    except (FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    metrics, data = read_json(paths.REPORTS / "metrics.json"), read_json(paths.METRICS / "aggregate_data.json")
+    write_text(card or paths.REPORTS / "model_card.md", model_card(metrics, data))
     return 0
 
 

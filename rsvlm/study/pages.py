@@ -13,6 +13,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
+from rsvlm.disks import told_in_a_line
 from rsvlm.files import whole_folder, write_text
 from rsvlm.study import paths
 from rsvlm.study.config import PARAMETERS_TAG
@@ -97,13 +98,10 @@ def _page(template: str, **values: object) -> str:
     return render_page(template, (), ("notebooks.css",), terms={}, code_style=code, **values)
 
 
+@told_in_a_line
 def main() -> int:
     """Make the pages of the study in place."""
-    try:
-        publish(paths.EXECUTED)
-    except (FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    publish(paths.EXECUTED)
     return 0
 
 

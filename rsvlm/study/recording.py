@@ -20,6 +20,7 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
+from rsvlm.disks import told_in_a_line
 from rsvlm.files import fingerprint_file, read_json, whole_folder, write_json, write_text
 from rsvlm.study import paths
 
@@ -193,16 +194,12 @@ def slim_pictures(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+@told_in_a_line
 def main() -> int:
     """Record the run in place under the name on the command line; 0 when it was copied."""
     parser = argparse.ArgumentParser(description="Copy the finished run's results to results/NAME.")
     parser.add_argument("name", help="such as ucm_cpu")
-    try:
-        folder = record_run(parser.parse_args().name)
-    except (ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"recorded in {folder}")
+    print(f"recorded in {record_run(parser.parse_args().name)}")
     return 0
 
 

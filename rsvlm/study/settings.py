@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from rsvlm.models.queries import check_query
 from rsvlm.settings import (
     BATCH,
     IMAGES,
@@ -361,6 +362,14 @@ class SearchEarth(Machine, EarthWindows):
         1000, "resamples of the blocks of land for the 95 % intervals", RESAMPLES, quick=200
     )
     seed: int = setting(0, "of the resampling", SEED)
+
+    @model_validator(mode="after")
+    def _check_queries(self) -> Self:
+        if self.search and not self.queries:
+            raise ValueError("'queries' is empty: give one text at least, or leave the search out by search: false")
+        for number, query in enumerate(self.queries):
+            check_query(query, f"'queries': text {number + 1}")
+        return self
 
 
 class SearchMosaics(Machine):

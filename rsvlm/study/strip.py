@@ -6,11 +6,13 @@ opening or running the notebook in JupyterLab changes the file, but not this cop
 """
 
 import argparse
+import sys
 
 import nbformat
 from nbformat import NotebookNode
 from nbstripout import strip_output
 
+from rsvlm.disks import told_in_a_line
 from rsvlm.files import write_text
 from rsvlm.study import paths
 
@@ -35,6 +37,7 @@ def as_text(notebook: NotebookNode) -> str:
     return nbformat.writes(notebook, version=4) + "\n"
 
 
+@told_in_a_line
 def main() -> None:
     """Strip one notebook into the build folder, or all of them where they are."""
     parser = argparse.ArgumentParser(description="Write stripped copies of notebooks.")
@@ -51,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 
+from rsvlm.disks import told_in_a_line
 from rsvlm.files import write_text
 from rsvlm.settings import closest_name
 from rsvlm.study import paths
@@ -187,6 +188,7 @@ def _committed(path: Path) -> bool:
     return known.returncode == 0 and same.returncode == 0
 
 
+@told_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """``use NAME``, ``diff [NAME]``, ``check``, ``adopt FOLDER``, ``sync`` or ``experiments ...``."""
     parser = argparse.ArgumentParser(prog="rsvlm study", description="The studies of params/ and params.yaml.")
@@ -206,29 +208,25 @@ def main(arguments: list[str] | None = None) -> int:
     chosen, rest = parser.parse_known_args(arguments)
     if rest and chosen.command != "experiments":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    try:
-        if chosen.command == "experiments":
-            from rsvlm.study.experiments import main as show_experiments  # here: it asks DVC, which takes seconds
+    if chosen.command == "experiments":
+        from rsvlm.study.experiments import main as show_experiments  # here: it asks DVC, which takes seconds
 
-            return show_experiments(rest)
-        if chosen.command == "use":
-            source = use_study(chosen.study)
-            print(f"params.yaml now holds params/{source.name} whole: `make study` runs it")
-        elif chosen.command == "diff":
-            print("\n".join(show_differences(chosen.study)))
-        elif chosen.command == "check":
-            restore_layout(paths.PARAMS)  # in an experiment, whose `-S` has spoilt it
-            check_params(paths.PARAMS, paths.ROOT)
-            if chosen.out:
-                write_text(chosen.out, FITS + "\n")
-            print(FITS)
-        elif chosen.command == "adopt":
-            print("\n".join([*adopt(chosen.folder), "params.yaml holds them now; `make study` runs what they change"]))
-        else:
-            print("\n".join(str(path.relative_to(paths.ROOT)) for path in sync()) or "all up to date")
-    except (ValueError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        return show_experiments(rest)
+    if chosen.command == "use":
+        source = use_study(chosen.study)
+        print(f"params.yaml now holds params/{source.name} whole: `make study` runs it")
+    elif chosen.command == "diff":
+        print("\n".join(show_differences(chosen.study)))
+    elif chosen.command == "check":
+        restore_layout(paths.PARAMS)  # in an experiment, whose `-S` has spoilt it
+        check_params(paths.PARAMS, paths.ROOT)
+        if chosen.out:
+            write_text(chosen.out, FITS + "\n")
+        print(FITS)
+    elif chosen.command == "adopt":
+        print("\n".join([*adopt(chosen.folder), "params.yaml holds them now; `make study` runs what they change"]))
+    else:
+        print("\n".join(str(path.relative_to(paths.ROOT)) for path in sync()) or "all up to date")
     return 0
 
 

@@ -10,6 +10,7 @@ import csv
 import sys
 from collections.abc import Iterable, Mapping
 
+from rsvlm.disks import told_in_a_line
 from rsvlm.files import read_json, write_json
 from rsvlm.safe_text import from_cell
 from rsvlm.scoring.published import RECALLS as PUBLISHED_RECALLS
@@ -134,6 +135,7 @@ def _aligned(cells: list[list[str]]) -> list[str]:
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
+@told_in_a_line
 def main(arguments: list[str] | None = None) -> int:
     """Print the summary, or write the headline."""
     parser = argparse.ArgumentParser(description="Show what the study in place has found.")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from rsvlm.disks import disk_trouble
+from rsvlm.disks import disk_trouble, is_open
 from rsvlm.files import only_process, read_json, write_json
 from rsvlm.settings import Settings
 from rsvlm.study import paths
@@ -23,7 +23,7 @@ from rsvlm.study.config import as_python, check_section, defaults, quick_values,
 from rsvlm.study.settings import SECTIONS
 
 VALUES = "parameters.json"  # of a try, in its folder
-_taken: dict[Path, ExitStack] = {}  # folders of tries that this process has to itself, until it ends
+_taken: dict[Path, ExitStack] = {}  # folders below scratch/ that this process has to itself, until it ends
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def begin(stage: str, names: Mapping[str, object]) -> tuple[Settings, Workspace]
     use_style()
     if places.is_try:
         try:
-            _take(places)
+            _take(places.root, places.home)
             used, changed = places.values.used, places.values.changed
             write_json(places.home / VALUES, {"stage": stage, "used": used, "changed": changed})
         except OSError as error:
@@ -236,17 +236,29 @@ def begin(stage: str, names: Mapping[str, object]) -> tuple[Settings, Workspace]
     return SECTIONS[stage](**places.values.used), places
 
 
-def _take(places: Workspace) -> None:
-    """Keep other kernels out of a try's folder as long as this one lives: it reads there what it wrote."""
-    if places.home in _taken:
+def own_scratch(notebook: str) -> Path:
+    """``scratch/NOTEBOOK``, which other kernels of the notebook leave alone as long as this one lives.
+
+    Of a project that is read-only it is named only: who looks around there opens it all the same.
+
+    Raises:
+        rsvlm.files.InUse: another kernel runs this notebook.
+    """
+    folder = paths.SCRATCH / notebook
+    if is_open(folder):
+        _take(paths.find_root(), folder)
+    return folder
+
+
+def _take(root: Path, folder: Path) -> None:
+    """Keep other kernels out of a notebook's folder as long as this one lives: it reads there what it wrote."""
+    if folder in _taken:
         return
-    lock = places.root / paths.PLACES["LOCKS"] / f"{places.notebook}.lock"
+    shown, lock = folder.relative_to(root).as_posix(), root / paths.PLACES["LOCKS"] / f"{folder.name}.lock"
     with ExitStack() as stack:
-        stack.enter_context(
-            only_process(lock, f"{places.shown_home}/: one kernel of {places.notebook}.ipynb at a time")
-        )
-        _taken[places.home] = stack.pop_all()
-    atexit.register(_taken[places.home].close)
+        stack.enter_context(only_process(lock, f"{shown}/: one kernel of {folder.name}.ipynb at a time"))
+        _taken[folder] = stack.pop_all()
+    atexit.register(_taken[folder].close)
 
 
 def changes_of(folder: Path) -> tuple[str, dict]:

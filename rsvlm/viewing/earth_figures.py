@@ -111,7 +111,7 @@ def earth_result(metrics: Mapping) -> Result:
         return Result("The Earth was not searched: `search` is False, for models that were not trained on Blue Marble.")
     land, parts = metrics["land"], metrics["windows"]
     lines = [
-        f"{parts['embedded']:,} windows of the Earth were searched, {parts['test']:,} of them land far from any training tile."
+        f"{parts['embedded']:,} windows of the Earth were searched, {parts.get('test', 0):,} of them land far from any training tile."
     ]
     if land["scored"]:
         means = {method: land["mean"][method]["average_precision"] for method in METHODS}
