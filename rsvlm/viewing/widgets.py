@@ -47,8 +47,16 @@ from rsvlm.viewing.caption_gallery import (
     standing_marks,
 )
 from rsvlm.viewing.dialogues import export_dialogue, give_file, limits_of, look_at, words_of
+from rsvlm.viewing.language_marks import how_captions_came, language_marks
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail, read_template
-from rsvlm.viewing.records import BASELINES, Query, StudyFiles, draw_order, open_records, select_rows
+from rsvlm.viewing.records import (
+    BASELINES,
+    Query,
+    StudyFiles,
+    draw_order,
+    open_records,
+    select_rows,
+)
 from rsvlm.viewing.retrieval_gallery import NO_INDEX
 
 TOLD = (ValueError, OSError, RuntimeError, ImportError)  # errors with a message for the reader
@@ -253,6 +261,7 @@ class SearchBox(AnsweringWidget):
         examples = list(dict.fromkeys(own[0].strip() for own in spread))
         setting = {"methods": methods, "splits": archive.splits, "split": archive.split or "", "examples": examples}
         languages = [ANY, *trained_languages(archive.files.languages), ENGLISH] if archive.has_languages else []
+        setting |= {"named": language_marks(how_captions_came(archive.translations))}
         super().__init__(setting=setting | {"captions": archive.has_captioner, "languages": languages})
 
     def answer_search(self, text: str, method: str, split: str, language: str = ENGLISH) -> dict:
