@@ -24,7 +24,7 @@ from rsvlm.models.generation import embed_captions_ret, start_rows
 from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, SURE, KnownInstructions, as_instruction
 from rsvlm.models.neighbours import NEIGHBOURS, TEMPERATURE, Spoken, consensus_captions
 from rsvlm.models.prompts import CAPTION_PROMPT, VISUAL, VisualInput
-from rsvlm.models.wishes import IMAGES, WORDS, asked_languages, guess_wish
+from rsvlm.models.wishes import DESCRIBE, IMAGES, WORDS, asked_languages, guess_wish
 
 ANSWER, FREE, AUTO = "answer", "free", "auto"
 CAN_DO = "The model was trained for two things: to describe an image, and to find images for a description."
@@ -37,7 +37,6 @@ BY_NEIGHBOURS = (
     "No model wrote this: of the captions of the most similar training images in {language} ({how}) it is the one that the "
     "others agree with best."
 )
-DESCRIBE = "Describe the image in {language}."  # stands for no text where a language was chosen
 UNTRAINED = "The model was not trained to answer this: take its words as a caption, not as an answer."
 
 
