@@ -20,6 +20,7 @@ from rsvlm.data.instructions import wordings
 from rsvlm.data.table import evenly_spaced, rows_of
 from rsvlm.disks import disk_trouble
 from rsvlm.files import fingerprint_values
+from rsvlm.languages import language_name
 from rsvlm.models.dialogue import Conversation, Turn, Unclear
 from rsvlm.models.language_head import ENGLISH, trained_languages
 from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS
@@ -362,4 +363,5 @@ class DialoguePane(AnsweringWidget):
         images = [show_image(self.archive, self.cache, image_id) for image_id in turn.image_ids]
         for image, score in zip(images, turn.scores, strict=False):
             image["score"] = round(score, 4)
-        return {"who": turn.who, "words": words_of(turn), "images": images, "note": turn.note}
+        shown = {"who": turn.who, "words": words_of(turn), "images": images, "note": turn.note}
+        return shown | {"language": turn.language, "named": {turn.language: [language_name(turn.language)]}}
