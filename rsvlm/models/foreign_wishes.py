@@ -1,7 +1,7 @@
 """Questions and searches in Portuguese, Spanish, French, German and Chinese, read as the English ones that training had.
 
 By rule: how a question begins in a language (``foreign_questions.json``) and which thing it names
-(``foreign_things.tsv``) give the kind and the English instruction; the answer, one of few, goes back by the same tables.
+(``foreign_things.txt``) give the kind and the English instruction; the answer, one of few, goes back by the same tables.
 Nothing is translated freely: what no rule reads is refused with what is read (``can_ask``). No speaker has reviewed the tables.
 """
 
@@ -20,7 +20,7 @@ from rsvlm.languages import WITHOUT_SPACES, detect_language, language_name, norm
 from rsvlm.models.wishes import IMAGES
 
 QUESTIONS = Path(__file__).with_name("foreign_questions.json")
-THINGS = Path(__file__).with_name("foreign_things.tsv")
+THINGS = Path(__file__).with_name("foreign_things.txt")
 WITH_THING = ("presence", "count", "where")
 READ_IN_ORDER = (IMAGES, "count", "where", "climate", "largest", "presence")  # "how many are there" is no "are there"
 SHORTEST = 3  # words of a text whose language is told; shorter ones are taken for any

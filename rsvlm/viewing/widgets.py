@@ -16,12 +16,12 @@ import anywidget
 import numpy as np
 import traitlets
 
-from rsvlm.data.instructions import wordings
 from rsvlm.data.table import evenly_spaced, rows_of
 from rsvlm.disks import disk_trouble
 from rsvlm.files import fingerprint_values
 from rsvlm.languages import language_name
 from rsvlm.models.dialogue import Conversation, Turn, Unclear
+from rsvlm.models.foreign_wishes import examples_in, languages_read
 from rsvlm.models.language_head import ENGLISH, trained_languages
 from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS
 from rsvlm.scoring.runs import METHODS
@@ -315,8 +315,9 @@ class DialoguePane(AnsweringWidget):
         described = [archive.table.loc[name, "captions"][0] for name in talk.image_ids[:1]]
         asked = [own["examples"][0] for own in list(talk.known.kinds.values())[:ASKED]]
         found = [f"{RETRIEVAL_PROMPTS[1]} {text}" for text in described]
-        told = [own for code in talk.spoken if (own := wordings().get(f"language:{code}"))]
-        examples = [CAPTION_PROMPTS[0], CAPTION_PROMPTS[4], *(own["train"][0] for own in told[:1]), *asked, *found]
+        told = [code for code in talk.spoken if code in languages_read()][:1]
+        foreign = [text for code in told for text in examples_in(code)[: 2 if "presence" in talk.known.kinds else 1]]
+        examples = [CAPTION_PROMPTS[0], CAPTION_PROMPTS[4], *foreign, *asked, *found]
         super().__init__(setting={"limits": limits_of(talk), "examples": examples, "prompt": CAPTION_PROMPT})
 
     def answer_turns(self) -> list[dict]:
