@@ -114,6 +114,11 @@ def test_what_no_rule_reads_is_not_read(text):
     assert read_wish(text) is None
 
 
+def test_an_accent_tells_words_apart():
+    assert read_wish("Y a-t-il une maison à côté ou près d'ici ?").instruction == "Is there a house in the image?"
+    assert read_wish("Y a-t-il une foret ?").instruction == "Is there forest in the image?"
+
+
 def test_english_is_never_taken_for_another_language():
     english = [
         text
@@ -195,10 +200,16 @@ def test_images_are_found_by_the_thing_or_by_what_reads_the_language(captioner, 
     assert said.image_ids == talk.find("a harbor").image_ids and "searched as “a harbor”" in said.note
     with pytest.raises(Unclear, match=r"\[RET\] reads English alone, and nothing here reads Portuguese"):
         list(talk.ask("Mostra imagens de coisas bonitas"))
+    with pytest.raises(Unclear, match="nothing here reads Portuguese"):  # the button: the text is the description
+        list(talk.ask("um porto com muitos barcos brancos", IMAGES))
     asked = []
     talk = Conversation(captioner, search=lambda *given: asked.append(given) or (["a"], [0.5], "by the head"), **found)
     *_, said = talk.ask("Zeige mir Bilder von schönen Dingen am Hafen")
     assert asked == [("schönen Dingen am Hafen", "de")] and (said.image_ids, said.note) == (("a",), "by the head")
+    *_, said = talk.ask("um porto com muitos barcos brancos", IMAGES)
+    assert asked[1] == ("um porto com muitos barcos brancos", "pt") and said.image_ids == ("a",)
+    *_, said = talk.ask("a harbor with many white boats", IMAGES)
+    assert len(asked) == 2 and said.image_ids == talk.find("a harbor with many white boats").image_ids
 
 
 # rsvlm.answer

@@ -21,7 +21,15 @@ from rsvlm.kernels import similarity_topk
 from rsvlm.languages import check_language, language_name
 from rsvlm.models.answering import CANNOT_TELL, answer_margin, is_uncertain
 from rsvlm.models.capret import ANCHOR, CapRet
-from rsvlm.models.foreign_wishes import ForeignWish, can_ask, cannot_tell, foreign_language, read_wish, say_answer
+from rsvlm.models.foreign_wishes import (
+    ForeignWish,
+    can_ask,
+    cannot_tell,
+    foreign_language,
+    read_wish,
+    say_answer,
+    search_wish,
+)
 from rsvlm.models.generation import embed_captions_ret, start_rows
 from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, SURE, KnownInstructions, as_instruction
 from rsvlm.models.neighbours import NEIGHBOURS, TEMPERATURE, Spoken, consensus_captions
@@ -230,6 +238,8 @@ class Conversation:
         kind, like = self.known.recognise(text)
         if foreign is None and guessed is None and not asked and wants in (ANSWER, AUTO):
             foreign = read_wish(text)
+        elif foreign is None and wants == IMAGES and guessed is None:
+            foreign = search_wish(text)
         if foreign:
             return text, self._answer_foreign(foreign)
         is_known = like >= (LIKE if guessed is None else SURE) and guessed != WORDS

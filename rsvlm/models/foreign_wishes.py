@@ -87,7 +87,9 @@ def foreign_language(text: str) -> str | None:
     if words < SHORTEST:
         return None
     try:
-        return other_language(text, [ENGLISH])
+        if other_language(text, [ENGLISH]) is None:
+            return None
+        return other_language(text, [ENGLISH, *_forms()]) or detect_language(text, [*_forms()])
     except ModuleNotFoundError:
         return None
 
@@ -120,12 +122,12 @@ def _read(text: str, code: str) -> ForeignWish | None:
             continue
         if kind == IMAGES:
             description = _described(text, code, lead.end())
-            named = _named(_plain(description), code)
+            named = _named(description, code)
             english = things()[named[0]].one if len(named) == 1 else ""
             return ForeignWish(code, kind, english, description) if description else None
         if kind not in WITH_THING:
             return ForeignWish(code, kind, wordings()[kind]["train"][0])
-        named = _named(plain, code)
+        named = _named(text, code)
         if len(named) != 1:
             return None
         thing = things()[named[0]]
@@ -142,21 +144,37 @@ def _described(text: str, code: str, end: int) -> str:
     return rest.strip(" .?!'\u2019\u3002\uff1f\uff01")
 
 
-def _named(plain: str, code: str) -> list[str]:
-    """The things that a plain text names, the longest forms first; a form within another does not count."""
-    found = {}
+def _named(text: str, code: str) -> list[str]:
+    """The things that a text names, with their accents or without any; the longest forms first, none within another."""
+    text, found = _small(text), {}
     for form, name in _patterns(code):
-        at = form.search(plain)
-        if at:
-            found.setdefault(name, at.start())
-            plain = form.sub("\n", plain)
-    return sorted(found, key=found.get)
+        if form.search(text):
+            found[name] = None
+            text = form.sub("\n", text)
+    return list(found)
+
+
+def search_wish(text: str) -> ForeignWish | None:
+    """A text in another language that asks for images, or that describes them; None for English and where no rule reads it."""
+    wish = read_wish(text)
+    if wish and wish.kind == IMAGES:
+        return wish
+    code = foreign_language(text)
+    if code not in _forms():
+        return None
+    named = _named(text, code)
+    return ForeignWish(code, IMAGES, things()[named[0]].one if len(named) == 1 else "", normal_text(text))
+
+
+def _small(text: str) -> str:
+    """Small letters, single spaces, one kind of apostrophe."""
+    return normal_text(normal_text(text).casefold()).replace("’", "'")
 
 
 def _plain(text: str) -> str:
-    """Small letters without accents, single spaces, no mark at the beginning."""
-    text = unicodedata.normalize("NFD", normal_text(text).casefold().replace("’", "'"))
-    return "".join(letter for letter in text if unicodedata.category(letter) != "Mn").lstrip("¿¡ ")
+    """The same without accents and without a mark at the beginning."""
+    parts = unicodedata.normalize("NFD", _small(text))
+    return "".join(letter for letter in parts if unicodedata.category(letter) != "Mn").lstrip("¿¡ ")
 
 
 @cache
@@ -174,8 +192,8 @@ def _things(code: str) -> dict[str, list[str]]:
 
 @cache
 def _patterns(code: str) -> list[tuple[re.Pattern, str]]:
-    """(form as it stands in a plain text, English name), the longest first."""
-    bound = r"{}" if code in WITHOUT_SPACES else r"(?<!\w){}(?!\w)"
-    forms = [(_plain(form), name) for name, own in _things(code).items() for form in own]
+    """(form with its accents or without any, English name), the longest first: "près" is no "prés"."""
+    bound = r"(?:{}|{})" if code in WITHOUT_SPACES else r"(?<!\w)(?:{}|{})(?!\w)"
+    forms = [(_small(form), name) for name, own in _things(code).items() for form in own]
     forms.sort(key=lambda pair: (-len(pair[0]), pair))
-    return [(re.compile(bound.format(re.escape(form))), name) for form, name in forms]
+    return [(re.compile(bound.format(re.escape(form), re.escape(_plain(form)))), name) for form, name in forms]
