@@ -313,8 +313,9 @@ class Conversation:
         if self._seen is None:
             raise Unclear("There is not an image to answer about yet: give one first.")
         *_, said = self._instructed(wish.instruction, wish.kind)
-        told = cannot_tell(wish.language) if said.text == CANNOT_TELL else say_answer(said.text, wish)
-        note = f"Read as “{wish.instruction}”, answered “{said.text}”."
+        told, note = cannot_tell(wish.language), f"Read as “{wish.instruction}”."
+        if said.text != CANNOT_TELL:
+            told, note = say_answer(said.text, wish), f"Read as “{wish.instruction}”, answered “{said.text}”."
         yield replace(said, text=told, note=" ".join(filter(None, [note, said.note])), language=wish.language)
 
     def _find_foreign(self, wish: ForeignWish) -> Turn:
