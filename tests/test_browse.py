@@ -283,6 +283,8 @@ def test_the_pane_describes_in_the_languages_that_the_study_has_captions_in(stud
     assert "Descreva a imagem." in pane.setting["examples"]
     assert any("A description in Portuguese is a caption of a similar" in line for line in pane.setting["limits"])
     ask = talk_to(pane)
+    assert ask("find", words="2.png")[0]["languages"] == {"pt": ["Legenda 2"]}
+    assert SearchBox(archive).setting["named"]["pt"] == ["Portuguese", "machine-translated"]
     ask("file", [(study / "2.png").read_bytes()], name="outside.png")
     said = ask("say", text="Descreve a imagem.", wants="auto")
     assert said["words"] in {f"Legenda {number}" for number in range(4, 8)}  # of a training image

@@ -24,9 +24,16 @@ from rsvlm.scoring.instruction_study import (
     thin_tasks,
     wrong_images,
 )
+from rsvlm.scoring.instructions import chair_rs
 from rsvlm.viewing.answer_figures import accuracy_table
-from rsvlm.viewing.answer_results import abstention_table, answer_examples, answers_result, tables_of
-from rsvlm.viewing.dialogue_page import draw_turns, record_turns, render_dialogue_page
+from rsvlm.viewing.answer_results import (
+    abstention_table,
+    answer_examples,
+    answers_result,
+    hallucination_table,
+    tables_of,
+)
+from rsvlm.viewing.dialogue_page import draw_turns, record_turns, render_dialogue_page, turns_table
 
 KNOWN = {
     "presence": {
@@ -119,7 +126,28 @@ def test_answers_that_see_are_told_from_those_that_do_not(tasks):
     metrics["abstention"] = calibrate(test, answers["captioner"], scores, 0.2)[0]
     assert tables_of(metrics["accuracy"], accuracy_table).loc[("made", "presence"), "right, %"] == 100
     assert answer_examples(test, scores, answers["blind"]).loc["list", "without the image"] == "glacier"
-    assert "100.0 % right on average over 2 kinds" in answers_result(metrics).text
+    metrics["dialogue"] = {"turns": 20, "not_told": 4, "asked_again": 5, "right_of_told": 0.375}
+    said = answers_result(metrics).text
+    assert "100.0 % right on average over 2 kinds" in said and "the others are right by 37.5 %" in said
+    assert "0.0 % (0.0 to 0.0 %) are not there (CHAIR-RS, results/closed_list.md)" in said
+
+
+def test_hallucination_is_shown_with_the_things_that_are_said_wrongly():
+    wrong = chair_rs(
+        {"a": "a river and a lake", "b": "a forest"}, {"a": ["river"], "b": ["forest"]}, seed=0, resamples=50
+    )
+    table = hallucination_table(wrong)
+    assert table.loc["things named that are not there", "most often"].startswith("lake (1)")
+    assert table.loc["answers that name one", "%"] == "50.0" and hallucination_table(None).empty
+
+
+def test_an_answer_in_another_language_is_judged_by_it(tasks):
+    own = split_of(tasks, "test")[0] | {"kind": "language", "truth": {"value": "pt", "references": ["Um rio."]}}
+    turns = [{"task": own, "text": "Um rio.", "said": "Um rio.", "note": "", "asked_again": False}]
+    assert judge_turns(turns)[0]["right"] is None and summarise_turns(judge_turns(turns))["right_of_told"] is None
+    assert judge_turns(turns, lambda text: "pt")[0]["right"] == 1
+    shown = turns_table(judge_turns(turns, lambda text: "en"))
+    assert shown.loc[0, "model"] == "Um rio." and shown.loc[0, "right"] == 0
 
 
 def test_nothing_to_answer_is_said():

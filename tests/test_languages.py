@@ -2,16 +2,27 @@
 
 import unicodedata
 
+import pandas as pd
 import pytest
+from captioner_case import KINDS, make_captioner, make_features, make_table
 from language_case import make_world
 
 from rsvlm.data.caption_languages import captions_by_language
 from rsvlm.languages import check_language, detect_language, language_name
+from rsvlm.models.answering import answer_tasks
+from rsvlm.models.instructions import CONFIG_KEY, Asked, describe_kinds
 from rsvlm.models.neighbours import consensus_captions, spoken_languages
 from rsvlm.scoring.captions import score_captions
 from rsvlm.scoring.language_retrieval import language_tests
-from rsvlm.scoring.languages import caption_language_scores, caption_tokens, score_consensus
-from rsvlm.viewing.language_figures import consensus_table
+from rsvlm.scoring.languages import (
+    caption_language_scores,
+    caption_tokens,
+    said_table,
+    say_captioner,
+    say_consensus,
+    score_said,
+)
+from rsvlm.viewing.language_figures import spoken_table
 
 pytest.importorskip("py3langid")
 sacrebleu = pytest.importorskip("sacrebleu")
@@ -121,7 +132,7 @@ def test_the_consensus_of_the_neighbours_captions_is_scored_in_each_language():
     tests = language_tests(captions_by_language(table, translations, ["pt", "de"]), "test")
     spoken = spoken_languages(features, table, translations[translations["language"] == "pt"])
     pooling = {"k": 3, "temperature": 0.05}
-    found = score_consensus(tests, features, spoken, pooling, resamples=20)
+    found = score_said(tests, say_consensus(tests, features, spoken, pooling), resamples=20)
     assert list(found["s"]) == ["pt"]  # of German nothing is spoken, English needs nobody
     ids = tests["s"]["pt"].test.image_ids
     said = consensus_captions(spoken["pt"].memory, features.image_embeddings[features.rows(ids)], ids, **pooling)
@@ -129,7 +140,39 @@ def test_the_consensus_of_the_neighbours_captions_is_scored_in_each_language():
     expected = caption_language_scores(said, {image_id: own[image_id] for image_id in ids}, "pt", resamples=20)
     assert found["s"]["pt"] == expected | {"how": "machine-translated"}
     assert expected["CIDEr"]["value"] > 0.5 and expected["CIDEr"]["n"] == len(ids)
-    shown = consensus_table({"consensus": found})
-    assert shown.loc[("s", "pt"), "captions"] == "machine-translated"
-    assert shown.loc[("s", "pt"), "CIDEr"].startswith(f"{expected['CIDEr']['value']:.3g} [")
-    assert consensus_table({"consensus": {}}).empty
+    shown = spoken_table({"consensus": found})
+    assert shown.loc[("s", "pt", "consensus"), "references"] == "machine-translated"
+    assert shown.loc[("s", "pt", "consensus"), "CIDEr"].startswith(f"{expected['CIDEr']['value']:.3g} [")
+    assert spoken_table({"consensus": {}}).empty
+
+
+def test_a_captioner_is_asked_in_the_languages_that_it_was_taught():
+    features = make_features()
+    table, captioner = make_table(features), make_captioner(features).eval()
+    own = dict(zip(KINDS, ("Um rio.", "Muitos aviões.", "Duas quadras.", "Uma floresta.")))
+    translations = pd.DataFrame(
+        {"image_id": row.image_id, "language": code, "captions": [own[row.label], None, None], "how": "machine"}
+        for row in table.itertuples(index=False)
+        for code in ("fr", "pt")
+    )
+    tests = language_tests(captions_by_language(table, translations, ["fr", "pt"]), "test")
+    options = {"max_new_tokens": 4, "batch_size": 3}
+    assert say_captioner(tests, features, captioner, **options) == say_captioner(tests, features, None) == {}
+    captioner.config[CONFIG_KEY] = describe_kinds([Asked("made/00.png", "language", "Descreva.", "Um rio.", 0, "pt")])
+    said = say_captioner(tests, features, captioner, **options)
+    ((source, languages),) = said.items()
+    ids = tests[source]["pt"].test.image_ids
+    answers = answer_tasks(captioner, features, ids, ["Describe the image in Portuguese."] * len(ids), **options)
+    assert languages == {"pt": dict(zip(ids, answers["answer"]))}  # of French nothing was taught, English is no wish
+    scores = score_said(tests, said, resamples=10)
+    assert scores[source]["pt"]["how"] == "machine-translated" and scores[source]["pt"]["CIDEr"]["n"] == len(ids)
+    perfect = {source: {"pt": {image_id: own[table.set_index("image_id").loc[image_id, "label"]] for image_id in ids}}}
+    right = score_said(tests, perfect, resamples=10)
+    assert right[source]["pt"]["chrF"]["value"] == pytest.approx(1)
+    shown = spoken_table({"consensus": right, "captioner": scores})
+    assert list(shown.index) == [(source, "pt", "consensus"), (source, "pt", "captioner")]
+    table_of_captions = said_table({"consensus": perfect, "captioner": said})
+    assert len(table_of_captions) == 2 * len(ids) and list(table_of_captions["run"].unique()) == [
+        "consensus",
+        "captioner",
+    ]

@@ -10,6 +10,7 @@ from browser_case import PROJECT, SCREENSHOTS, in_a_browser, playwright, serious
 from nbformat.v4 import new_code_cell, new_notebook
 from nbformat.v4 import new_output as output
 
+from rsvlm.data.translations import save_translations
 from rsvlm.files import read_json, write_json
 from rsvlm.scoring.published import RECALLS
 from rsvlm.study import paths
@@ -34,7 +35,14 @@ def pages(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "find_root", lambda: root)
         patch.setenv("RSVLM_CACHE", str(paths.CACHE))
-        build_study(root, test=30, train=6, scored=True)
+        rows = build_study(root, test=30, train=6, scored=True)
+        translated = [
+            {"image_id": row["image_id"], "language": code, "captions": [f"{word} {number}", None], "how": "machine"}
+            for number, row in enumerate(rows)
+            for code, word in (("pt", "Legenda"), ("zh", "说明"))
+            if code == "pt" or number == 3
+        ]
+        save_translations(translated, rows, paths.TRANSLATIONS)
         figures = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30}
         recalls = dict.fromkeys(RECALLS, figures)
         kinds = {"by_image": recalls, "by_text": {"mean_recall": figures}, "ceiling": recalls}
@@ -166,3 +174,19 @@ def test_a_page_of_two_opens_compared_and_ordered_by_what_changed(show):
     first.locator(".open").click()
     playwright.expect(page.locator("dialog .near")).to_contain_text("By the features of the first.")
     playwright.expect(page.locator("dialog .near .copied").first).to_contain_text("the same words: captioner")
+
+
+def test_references_in_other_languages_are_marked_and_can_be_chosen(show):
+    page = show("captions", 1400)
+    page.get_by_label("references in").select_option("Chinese")
+    assert page.locator("[data-part=count]").inner_text() == "1 of 30 images"
+    shown = page.locator("article.card .references li")
+    assert shown.all_inner_texts() == ["zh 说明 3"] and shown.locator("[lang=zh]").inner_text() == "说明 3"
+    assert shown.locator("abbr").get_attribute("title") == "Chinese, machine-translated"
+    page.get_by_label("references in").select_option("all languages")
+    page.locator("article.card .open").first.click()
+    told = page.locator("dialog .references")
+    assert "also in pt" in told.locator("summary").inner_text() and told.locator("li [lang=pt]").count() == 1
+    page = show("retrieval", 1400)
+    page.locator("article.card .thumb").locator("visible=true").first.click()
+    assert page.locator("dialog li [lang=pt]").inner_text().startswith("Legenda ")

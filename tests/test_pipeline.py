@@ -416,10 +416,10 @@ def test_the_summary_and_dvc_show_the_result(smoke_study):
     assert "captioner, training" in plots and "retrieval_loss" in plots and "encoder, validation" in plots
 
 
-def run_by_hand(root: Path, name: str) -> nbformat.NotebookNode:
-    """A notebook as JupyterLab runs it, with the smoke study's parameters."""
+def run_by_hand(root: Path, name: str, *, study_parameters: bool = True) -> nbformat.NotebookNode:
+    """A notebook as JupyterLab runs it, with the smoke study's parameters or with its own."""
     notebook = nbformat.read(root / "notebooks" / f"{name}.ipynb", as_version=4)
-    for cell in notebook.cells:
+    for cell in notebook.cells if study_parameters else ():
         cell.source = cell.source.replace("use_study_parameters = False", "use_study_parameters = True")
     resources = {"metadata": {"path": str(root / "notebooks")}}
     return NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
@@ -456,6 +456,16 @@ def test_notebooks_run_by_hand_leave_the_study_as_it_is(smoke_study):
             if not out.startswith("reports/notebooks/") and out not in others:
                 assert (smoke_study / "scratch" / name / out).exists(), out
     assert bytes_of(smoke_study, ["data", "models", "reports", "results", "user", "build", "notebooks"]) == before
+    assert json.loads(dvc(smoke_study, "status", "--json")) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["15_make_instructions", "35_add_languages", "45_instructions", "76_score_instructions"]
+)
+def test_run_all_with_a_notebooks_own_values_works_behind_a_finished_study(smoke_study, name):
+    run_by_hand(smoke_study, name, study_parameters=False)
+    made = {"15": "data/instructions/tasks.jsonl", "35": "models/languages", "76": "data/answers"}.get(name[:2])
+    assert made is None or (smoke_study / "scratch" / name / made).exists()
     assert json.loads(dvc(smoke_study, "status", "--json")) == {}
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from test_galleries import NAME, NASTY, make_study, root  # noqa: F401
 
+from rsvlm.data.translations import save_translations
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing import records as records_cache
@@ -65,6 +66,28 @@ def test_filters(records):
     assert ask(records, words="field 8")[0] == []
     assert ask(records, words=NASTY[3].lower(), place="references")[0] == [3]
     assert ask(records, words="7.png", place="all")[0] == [7]
+
+
+def test_references_in_other_languages(root):  # noqa: F811
+    rows = make_study(root)
+    assert read_records(finished_study()).languages == {}
+    own = [("pt", "machine", "Um rio corre ."), ("zh", "rule", "一条河流。")]
+    made = [
+        {"image_id": row["image_id"], "language": code, "captions": [text, text, *[None] * (len(row["captions"]) - 2)]}
+        | {"how": how}
+        for number, row in enumerate(rows)
+        for code, how, text in own
+        if code == "pt" or number == 5
+    ]
+    save_translations(made, rows, paths.TRANSLATIONS)
+    records = read_records(finished_study())
+    assert records.how == {"pt": "machine-translated", "zh": "written by rule"}
+    entry = records.entry(records.row_of["alpha/5.png"])
+    assert entry.languages == {"pt": (("Um rio corre .", 2),), "zh": (("一条河流。", 2),)}
+    assert "zh" not in records.entry(0).languages
+    assert ask(records, language="zh")[0] == [5] and len(ask(records, language="pt")[0]) == 12
+    assert len(ask(records, language="en")[0]) == 12 and ask(records, language="fr")[0] == []
+    assert ask(records, words="河流", place="references")[0] == [5] and ask(records, words="河流")[0] == []
 
 
 def test_marks_filter(records):

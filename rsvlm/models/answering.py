@@ -15,15 +15,19 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from rsvlm.data.caption_languages import ENGLISH
 from rsvlm.files import fingerprint_values, read_json_lines, write_json_lines
+from rsvlm.languages import check_language, language_name
 from rsvlm.models.ablation import blank_features
 from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
+from rsvlm.models.foreign_wishes import ForeignWish, can_ask, cannot_tell, foreign_language, read_wish, say_answer
 from rsvlm.models.generation import Hypothesis, Prompted, row_log_likelihoods, search_beams
 from rsvlm.models.index import Picture, read_picture
 from rsvlm.models.inference import Captioner, training_distances
-from rsvlm.models.instructions import LIKE, KnownInstructions, as_instruction
+from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, KnownInstructions, as_instruction
 from rsvlm.models.prompts import Row
+from rsvlm.models.wishes import IMAGES, asked_languages
 
 CANNOT_TELL = "I can't tell."
 ABSTENTION = "abstention.json"  # of a study's answers: ``tell_from``, see ``answer``
@@ -136,6 +140,8 @@ class Answer:
             answer is a guess.
         cut_off: whether it would have gone on.
         warning: what to tell a person beside it: an image unlike anything in training; mostly nothing.
+        language: code of ``text``'s; ``said`` is English where a question in another language was read by rule.
+        asked: the instruction that the captioner was given; another than the text where that was read by rule.
     """
 
     text: str
@@ -145,6 +151,8 @@ class Answer:
     kind: str | None
     cut_off: bool
     warning: str = ""
+    language: str = ENGLISH
+    asked: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -155,6 +163,7 @@ def answer(
     image: Picture | Image.Image,
     instruction: str,
     *,
+    language: str | None = None,
     max_new_tokens: int = 40,
     tell_from: float | None = None,
 ) -> Answer:
@@ -163,14 +172,18 @@ def answer(
     Args:
         captioner: as ``load_captioner`` gives it, trained with instructions (``instruction_share``).
         image: a path, a PIL image or an array ((H, W) or (H, W, 3) uint8).
-        instruction: such as "Is there a river?".
+        instruction: such as "Is there a river?". In Portuguese, Spanish, French, German and Chinese a description, where
+            the captioner was taught the language, and questions such as "Há um rio?", read by rule
+            (``rsvlm.models.foreign_wishes``); their answers are in the language.
+        language: code of the instruction's; None: it is told by its words.
         max_new_tokens: longest answer.
         tell_from: smallest margin, nats, from which an answer that is one of few is told; below, CANNOT_TELL is. The stage
             score_instructions finds it on validation images (data/answers/abstention.json). None: all are told.
 
     Raises:
-        ValueError: a blank instruction, one that is longer than the language model reads, or a captioner that was not
-            trained to answer.
+        ValueError: a blank instruction, one that is longer than the language model reads, one in another language that no
+            rule reads or that asks for words that the captioner was not taught, or a captioner that was not trained to
+            answer.
         FileNotFoundError, rsvlm.data.images.ImageError: no such image, or none that can be read.
     """
     model = captioner.model
@@ -182,6 +195,7 @@ def answer(
     instruction = as_instruction(instruction)
     if not instruction:
         raise ValueError("the instruction is blank: say what is to be answered")
+    instruction, spoken, wish = _read_language(known, instruction, language)
     longest = int(model.language_model.config.max_position_embeddings)
     needed = len(model.image_prefix(model.encode_text([instruction])[0])) + max_new_tokens
     if needed > longest:
@@ -191,14 +205,46 @@ def answer(
         )
     features = captioner.encode([read_picture(image)], ["image"])
     kind, like = known.recognise(instruction)
-    kind = kind if like >= LIKE else None
+    kind = LANGUAGE_KIND if spoken != ENGLISH and not wish else kind if like >= LIKE else None
     how = {"choices": [known.choices(kind)], "max_new_tokens": max_new_tokens}
     said = answer_tasks(model, features, ["image"], [instruction], **how).iloc[0]
     margin = None if math.isnan(said["margin"]) else float(said["margin"])
     distance = training_distances(captioner.memory, features.image_embeddings)[0]
-    told = CANNOT_TELL if is_uncertain(margin, tell_from) else said["answer"]
+    if is_uncertain(margin, tell_from):
+        told = cannot_tell(spoken) if wish else CANNOT_TELL
+    else:
+        told = say_answer(said["answer"], wish) if wish else said["answer"]
     values = (float(said["log_probability"]), margin, kind, bool(said["cut_off"]), captioner.warning(distance))
-    return Answer(told, said["answer"], *values)
+    return Answer(told, said["answer"], *values, language=spoken, asked=instruction)
+
+
+def _read_language(known: KnownInstructions, text: str, language: str | None) -> tuple[str, str, ForeignWish | None]:
+    """(the instruction to give, the code of the answer's language, how the text was read where by rule)."""
+    named = () if language in (None, ENGLISH) else (check_language(language, "language"),)
+    wish = read_wish(text, language) if named else None
+    asked = () if wish or language == ENGLISH else asked_languages(text) or named
+    if asked and asked != (ENGLISH,):
+        code = next((code for code in asked if code in known.languages), None)
+        if code is None:
+            names = " or ".join(language_name(code) for code in asked)
+            can = ", ".join(sorted(language_name(code) for code in {ENGLISH, *known.languages}))
+            raise ValueError(
+                f"this captioner can't write {names}: no instruction taught it that; it writes {can}. {can_ask(asked[0])}"
+            )
+        return text, code, None
+    if language is None:
+        wish = read_wish(text)
+        if wish is None and known.recognise(text)[1] < LIKE and (code := foreign_language(text)):
+            raise ValueError(can_ask(code))
+    if wish is None:
+        return text, ENGLISH, None
+    if wish.kind == IMAGES:
+        raise ValueError(
+            f"{text!r} asks for images, here about one image is answered: search for them (rsvlm.build_index)"
+        )
+    if wish.kind not in known.kinds:
+        raise ValueError(f"{text!r} is read as {wish.instruction!r}, which this captioner was not trained to answer")
+    return wish.instruction, wish.language, wish
 
 
 def is_uncertain(margin: float | None, tell_from: float | None) -> bool:

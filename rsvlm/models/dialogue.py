@@ -5,7 +5,8 @@ their answers. All are read as in training: the last image and the text, or the 
 asks for is said by the person or guessed (``guess_wish``, and for instructions the likeness to those of training); what is
 none of them is refused with what there is instead (``Unclear``). A description in another language than English comes from
 the captioner where instructions taught it that language, else from the captions of the nearest training images in it
-(``rsvlm.models.neighbours.consensus_captions``), and its note says so. ``free`` gives the model the whole
+(``rsvlm.models.neighbours.consensus_captions``), and its note says so. Questions and searches in another language are read
+by rule as those of training (``rsvlm.models.foreign_wishes``). ``free`` gives the model the whole
 dialogue and lets it answer with words or ``[RET]``: the method's promise, for which nothing in training prepares it.
 """
 
@@ -20,11 +21,20 @@ from rsvlm.kernels import similarity_topk
 from rsvlm.languages import check_language, language_name
 from rsvlm.models.answering import CANNOT_TELL, answer_margin, is_uncertain
 from rsvlm.models.capret import ANCHOR, CapRet
+from rsvlm.models.foreign_wishes import (
+    ForeignWish,
+    can_ask,
+    cannot_tell,
+    foreign_language,
+    read_wish,
+    say_answer,
+    search_wish,
+)
 from rsvlm.models.generation import embed_captions_ret, start_rows
 from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, SURE, KnownInstructions, as_instruction
 from rsvlm.models.neighbours import Spoken, consensus_captions, pool_options
 from rsvlm.models.prompts import CAPTION_PROMPT, VISUAL, VisualInput
-from rsvlm.models.wishes import IMAGES, WORDS, asked_languages, guess_wish
+from rsvlm.models.wishes import DESCRIBE, IMAGES, WORDS, asked_languages, guess_wish
 
 ANSWER, FREE, AUTO = "answer", "free", "auto"
 CAN_DO = "The model was trained for two things: to describe an image, and to find images for a description."
@@ -37,7 +47,6 @@ BY_NEIGHBOURS = (
     "No model wrote this: of the captions of the most similar training images in {language} ({how}) it is the one that the "
     "others agree with best."
 )
-DESCRIBE = "Describe the image in {language}."  # stands for no text where a language was chosen
 UNTRAINED = "The model was not trained to answer this: take its words as a caption, not as an answer."
 
 
@@ -80,6 +89,7 @@ class Turn:
     asked_for_images: bool = False
     cut_off: bool = False  # it would have gone on
     note: str = ""  # what a person is to be told beside it
+    language: str = ENGLISH  # code of the model's words
 
 
 @dataclass
@@ -97,6 +107,8 @@ class Conversation:
         tell_from: smallest margin, nats, from which an answer that is one of few is told (see ``rsvlm.answer``); below,
             CANNOT_TELL is. None: all are told.
         spoken: language -> training images with captions in it, as ``spoken_languages`` gives them.
+        search: finds images by a description in another language, which ``[RET]`` does not read: (description, language)
+            -> (image ids, their scores, what is to be said). None: such a description is searched by the thing it names.
     """
 
     captioner: CapRet
@@ -109,6 +121,7 @@ class Conversation:
     no_repeat: int = 3
     tell_from: float | None = None
     spoken: Mapping[str, Spoken] = field(default_factory=dict)
+    search: Callable[[str, str], tuple[Sequence[str], Sequence[float], str]] | None = None
     turns: list[Turn] = field(default_factory=list)
     _history: list[str | VisualInput] = field(default_factory=list, repr=False)
     _seen: Seen | None = field(default=None, repr=False)  # the last image
@@ -127,7 +140,8 @@ class Conversation:
             wants: ``words`` (never answered with images), ``images`` (never with words), ``answer`` (the text alone is the
                 instruction), ``free``, or ``auto``: ``answer`` where the text is like an instruction of training, else
                 what ``guess_wish`` makes of it.
-            language: code of a description's; None: the one that the text names or is in (``asked_languages``).
+            language: code of the text's, and of the words that answer it; a text that no rule reads in it, and none, ask
+                for a description. None: the one that the text names or is in (``asked_languages``, ``read_wish``).
 
         Raises:
             Unclear: the text does not say what it asks for, or there is no image to describe, or nothing to search by, or
@@ -208,23 +222,33 @@ class Conversation:
         if wants not in (WORDS, IMAGES, ANSWER, FREE, AUTO):
             raise ValueError(f"wants is {wants!r}: give {WORDS}, {IMAGES}, {ANSWER}, {FREE} or {AUTO}")
         guessed, description = guess_wish(text) if text else (WORDS if self._seen else None, "")
+        foreign = None
         if language is not None:
             if wants not in (WORDS, AUTO) or guessed == IMAGES:
                 raise ValueError("language: of a description; leave it out where images or an answer are wanted")
             asked = (check_language(language, "language"),)
+            foreign = read_wish(text, language) if wants == AUTO else None
         else:
             asked = asked_languages(text) if wants in (WORDS, AUTO) and guessed is None else ()
-        if asked and asked != (ENGLISH,):
+        if asked and asked != (ENGLISH,) and not foreign:
             return text or DESCRIBE.format(language=language_name(asked[0])), self._describe_in(text, asked)
         prompt = text or CAPTION_PROMPT
-        if asked:  # in English, by words of another language
+        if asked and not foreign:  # in English, by words of another language
             wants, guessed, prompt = WORDS, WORDS, CAPTION_PROMPT
         kind, like = self.known.recognise(text)
+        if foreign is None and guessed is None and not asked and wants in (ANSWER, AUTO):
+            foreign = read_wish(text)
+        elif foreign is None and wants == IMAGES and guessed is None:
+            foreign = search_wish(text)
+        if foreign:
+            return text, self._answer_foreign(foreign)
         is_known = like >= (LIKE if guessed is None else SURE) and guessed != WORDS
         wish = wants if wants != AUTO else ANSWER if is_known else guessed
         describe = [(WORDS, "")] if self._seen else []
         if wish is None:
             can_do = CAN_ANSWER if self.known.kinds else CAN_DO
+            if text and (code := foreign_language(text)):
+                raise Unclear(can_ask(code), describe)
             answer = [(ANSWER, text)] if text and self.known.kinds and self._seen else []
             anyway = [(IMAGES, text), (FREE, text)] if text else []
             raise Unclear(f"{can_do} The text does not tell which of them it asks for.", [*describe, *answer, *anyway])
@@ -267,11 +291,45 @@ class Conversation:
                 [(WORDS, "")],
             )
         if language in trained:
-            return self._instructed(text or DESCRIBE.format(language=language_name(language)), LANGUAGE_KIND)
+            turns = self._instructed(text or DESCRIBE.format(language=language_name(language)), LANGUAGE_KIND)
+            return (replace(turn, language=language) for turn in turns)
         own, options = spoken[language], pool_options(self.captioner.config.get("prompting") or {})
         (said,) = consensus_captions(own.memory, seen.vector, [seen.image_id], **options).values()
         notes = [BY_NEIGHBOURS.format(language=language_name(language), how=own.how), seen.warning]
-        return iter([Turn("model", said, note=" ".join(filter(None, notes)))])
+        return iter([Turn("model", said, note=" ".join(filter(None, notes)), language=language)])
+
+    def _answer_foreign(self, wish: ForeignWish) -> Iterator[Turn]:
+        """The turn that answers a question or a search in another language, read as the English one of training."""
+        if wish.kind == IMAGES:
+            yield self._find_foreign(wish)
+            return
+        if wish.kind not in self.known.kinds:
+            raise Unclear(
+                f"I read this as “{wish.instruction}”, which the model was not trained to answer.",
+                [(WORDS, "")] if self._seen else [],
+            )
+        if self._seen is None:
+            raise Unclear("There is not an image to answer about yet: give one first.")
+        *_, said = self._instructed(wish.instruction, wish.kind)
+        told, note = cannot_tell(wish.language), f"Read as “{wish.instruction}”."
+        if said.text != CANNOT_TELL:
+            told, note = say_answer(said.text, wish), f"Read as “{wish.instruction}”, answered “{said.text}”."
+        yield replace(said, text=told, note=" ".join(filter(None, [note, said.note])), language=wish.language)
+
+    def _find_foreign(self, wish: ForeignWish) -> Turn:
+        """The turn that brings images for a description in another language."""
+        if self.search is not None:
+            ids, scores, note = self.search(wish.description, wish.language)
+            return Turn("model", "", tuple(ids), tuple(scores), asked_for_images=True, note=note)
+        name = language_name(wish.language)
+        if not wish.instruction:
+            raise Unclear(
+                f"[RET] reads English alone, and nothing here reads {name}: name one thing that the closed list has in "
+                "it, or say it in English.",
+            )
+        return replace(
+            self.find(wish.instruction), note=f"[RET] reads English alone: searched as “{wish.instruction}”."
+        )
 
     def _instructed(self, text: str, kind: str | None) -> Iterator[Turn]:
         """The turns that answer an instruction about the last image; CANNOT_TELL at once where it is too uncertain."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from rsvlm.languages import NAMES, WITHOUT_SPACES, normal_text
 
 WORDS, IMAGES = "words", "images"
+DESCRIBE = "Describe the image in {language}."  # one of training's; stands for no text where a language was chosen
 # A text of these words alone, one of them of the first kind, asks for words: it names nothing to search for
 DESCRIBING = frozenset(
     "caption captions depict depicts describe description explain say see seen sentence show shows summarise summarize "

@@ -108,10 +108,15 @@ def save_answers(folder: Path, answers: Mapping[str, pd.DataFrame], about: Mappi
         write_json(scratch / ABSTENTION, about)
 
 
-def judge_turns(turns: Sequence[Mapping]) -> list[dict]:
-    """Turns of the dialogue with ``right`` (0 to 1), None where nothing was told."""
+def judge_turns(turns: Sequence[Mapping], detect: Detect | None = None) -> list[dict]:
+    """Turns of the dialogue with ``right`` (0 to 1), None where nothing was told or nobody can judge.
+
+    Args:
+        detect: text -> language code, for answers in other languages.
+    """
     asked = [turn for turn in turns if turn["text"] != CANNOT_TELL]
-    scores = score_answers([turn["task"] for turn in asked], {turn["task"]["task_id"]: turn["text"] for turn in asked})
+    answers = {turn["task"]["task_id"]: turn["text"] for turn in asked}
+    scores = score_answers([turn["task"] for turn in asked], answers, detect=detect).dropna(subset="right")
     right = dict(zip(scores["task_id"], scores["right"]))
     return [{**turn, "right": right.get(turn["task"]["task_id"])} for turn in turns]
 

@@ -9,11 +9,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 
 import numpy as np
+import pandas as pd
 
 from rsvlm.extras import import_extra
-from rsvlm.languages import WITHOUT_SPACES, check_language, detect_language
+from rsvlm.languages import WITHOUT_SPACES, check_language, detect_language, language_name
+from rsvlm.models.answering import answer_tasks
+from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
+from rsvlm.models.instructions import KnownInstructions
 from rsvlm.models.neighbours import Spoken, consensus_captions
+from rsvlm.models.wishes import DESCRIBE
 from rsvlm.scoring.bootstrap import bootstrap_corpus, mean_of, mean_statistics
 from rsvlm.scoring.captions import check_images, cider_scores
 from rsvlm.scoring.language_retrieval import LanguageTest
@@ -99,38 +104,103 @@ def caption_language_scores(
     }
 
 
-def score_consensus(
+def say_consensus(
     tests: Mapping[str, Mapping[str, LanguageTest]],
     features: Features,
     spoken: Mapping[str, Spoken],
     pooling: Mapping[str, float],
-    *,
-    seed: int = 0,
-    resamples: int = 1000,
-) -> dict[str, dict[str, dict]]:
-    """source -> language -> ``caption_language_scores`` of the consensus of the nearest training images' captions in it.
+) -> dict[str, dict[str, dict[str, str]]]:
+    """source -> language -> image id -> the consensus of the nearest training images' captions in it.
 
     No model writes these captions: they are what one that does has to beat. The dialogue says them where none does.
 
     Args:
-        tests: as ``language_tests`` gives them; their captions are the references.
+        tests: as ``language_tests`` gives them.
         spoken: as ``rsvlm.models.neighbours.spoken_languages`` gives it; languages that it lacks are left out.
         pooling: ``k`` and ``temperature`` of ``Memory.pools``.
     """
-    made: dict[str, dict[str, dict]] = {}
+
+    def say(ids: list[str], language: str) -> dict[str, str]:
+        vectors = np.asarray(features.image_embeddings[features.rows(ids)])
+        return consensus_captions(spoken[language].memory, vectors, ids, **pooling)
+
+    return _say_in_each(tests, spoken, say)
+
+
+def say_captioner(
+    tests: Mapping[str, Mapping[str, LanguageTest]], features: Features, captioner: CapRet | None, **options: object
+) -> dict[str, dict[str, dict[str, str]]]:
+    """source -> language -> image id -> what a captioner says to "Describe the image in Portuguese.", greedily.
+
+    It is asked in the languages that instructions taught it (``finetune_lora.instruction_share`` with tasks of the kind
+    ``language``); nothing without one.
+
+    Args:
+        tests: as ``language_tests`` gives them.
+        captioner: None for none.
+        options: of ``rsvlm.models.answering.answer_tasks``: max_new_tokens, batch_size, checkpoints.
+    """
+
+    def say(ids: list[str], language: str) -> dict[str, str]:
+        asked = [DESCRIBE.format(language=language_name(language))] * len(ids)
+        answers = answer_tasks(captioner, features, ids, asked, margins=False, **options)
+        return dict(zip(ids, answers["answer"], strict=True))
+
+    return _say_in_each(tests, KnownInstructions.of(captioner).languages if captioner else (), say)
+
+
+def _say_in_each(
+    tests: Mapping[str, Mapping[str, LanguageTest]],
+    languages: Collection[str],
+    say: Callable[[list[str], str], dict[str, str]],
+) -> dict[str, dict[str, dict[str, str]]]:
+    said: dict[str, dict[str, dict[str, str]]] = {}
     for source, own in tests.items():
         for language, one in own.items():
-            if language not in spoken:
-                continue
-            ids, test = one.test.image_ids, one.test
-            references: dict[str, list[str]] = {image_id: [] for image_id in ids}
-            for row, text in zip(test.row_image, test.captions, strict=True):
-                references[ids[row]].append(text)
-            vectors = np.asarray(features.image_embeddings[features.rows(ids)])
-            said = consensus_captions(spoken[language].memory, vectors, ids, **pooling)
-            scores = caption_language_scores(said, references, language, seed=seed, resamples=resamples)
+            if language in languages:
+                said.setdefault(source, {})[language] = say(one.test.image_ids, language)
+    return said
+
+
+def score_said(
+    tests: Mapping[str, Mapping[str, LanguageTest]],
+    said: Mapping[str, Mapping[str, Mapping[str, str]]],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, dict[str, dict]]:
+    """source -> language -> ``caption_language_scores`` of what was said of the test images, and ``how`` the references came.
+
+    Args:
+        tests: as ``language_tests`` gives them; their captions are the references.
+        said: as ``say_consensus`` and ``say_captioner`` give it.
+    """
+    made: dict[str, dict[str, dict]] = {}
+    for source, own in said.items():
+        for language, captions in own.items():
+            one = tests[source][language]
+            references: dict[str, list[str]] = {image_id: [] for image_id in one.test.image_ids}
+            for row, text in zip(one.test.row_image, one.test.captions, strict=True):
+                references[one.test.image_ids[row]].append(text)
+            scores = caption_language_scores(captions, references, language, seed=seed, resamples=resamples)
             made.setdefault(source, {})[language] = scores | {"how": one.how}
     return made
+
+
+def said_table(said: Mapping[str, Mapping[str, Mapping[str, Mapping[str, str]]]]) -> pd.DataFrame:
+    """A row a caption: run, source, language, image_id, caption.
+
+    Args:
+        said: run -> what ``say_consensus`` or ``say_captioner`` gives.
+    """
+    rows = [
+        (run, source, language, image_id, text)
+        for run, sources in said.items()
+        for source, own in sources.items()
+        for language, captions in own.items()
+        for image_id, text in captions.items()
+    ]
+    return pd.DataFrame(rows, columns=["run", "source", "language", "image_id", "caption"])
 
 
 def _sacrebleu_statistics(

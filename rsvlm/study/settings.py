@@ -247,18 +247,19 @@ class ScoreInstructions(Machine):
     seed: int = setting(0, "of the other images, the turns and the resampling", SEED)
 
 
-class ScoreLanguages(Pooling):
+class ScoreLanguages(Machine, Pooling):
     """71_score_languages."""
 
     split: Split = setting("test", "which split to score")
     translate_first: bool = setting(
         False, "also search with each query translated into English, where a package does that"
     )
-    threads: int = setting(
-        0,
-        "CPU threads; 0 leaves it to torch",
-        Within(0, 1024, "0 leaves it to torch; no machine has more than 1,024 cores for one process"),
+    max_new_tokens: int = setting(
+        96,
+        "longest caption in another language by the captioner, tokens",
+        Within(1, 1024, "a letter of Chinese takes up to three; the cache grows with each"),
     )
+    batch_size: int = setting(32, "images at a time, for such captions", BATCH)
     bootstrap_resamples: int = setting(
         1000, "resamples of the test images for the 95 % intervals", RESAMPLES, quick=200
     )

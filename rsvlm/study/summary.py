@@ -104,6 +104,7 @@ def where_lines() -> list[str]:
         "captions": paths.GALLERIES / "captions.html",
         "retrieval": paths.GALLERIES / "retrieval.html",
         "full table": paths.TABLES / "comparison.html",
+        "dialogue": paths.DIALOGUE / "index.html",
         "the Earth": paths.EARTH_SEARCH / "index.html",
         "notebooks": paths.EXECUTED,
     }

@@ -43,6 +43,27 @@ def abstention_table(about: Mapping) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def hallucination_table(found: Mapping | None) -> pd.DataFrame:
+    """CHAIR-RS of open answers: shares with their 95 % intervals, and the things most often named wrongly; empty for none.
+
+    Args:
+        found: as ``rsvlm.scoring.instructions.chair_rs`` gives it.
+    """
+    if not found:
+        return pd.DataFrame()
+    about = {"things": "things named that are not there", "texts": "answers that name one"}
+    rows = {
+        about[name]: {
+            "%": format_percent(found[name]["value"]),
+            "95 % interval": f"{format_percent(found[name]['low'])} to {format_percent(found[name]['high'])}",
+            "answers": found[name]["n"],
+            "most often": ", ".join(f"{thing} ({count})" for thing, count in found["most"].items()),
+        }
+        for name in about
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def answer_examples(tasks: Sequence[Mapping], scores: pd.DataFrame, blind: pd.DataFrame) -> pd.DataFrame:
     """The first task of each kind: what was asked, the truth, what was said, and what is said without the image."""
     rows = {}
@@ -73,12 +94,24 @@ def answers_result(metrics: Mapping) -> Result:
                 else "In no kind surely better than without the image."
             )
         )
+    if wrong := metrics.get("hallucination"):
+        own = wrong["things"]
+        lines.append(
+            f"Of the things that open answers name, {percent(own['value'])} ({percent(own['low'], own['high'])}) are not there "
+            "(CHAIR-RS, results/closed_list.md)."
+        )
     test = metrics["abstention"]["test"]
     if test:
         lines.append(
             f"Told from a margin calibrated on validation, {percent(test['answered'])} of {counted(test['n'], 'question')} with "
             f"few answers are answered and {percent(test['observed'])} of all wrongly (promised: at most "
             f"{percent(test['promised'])})."
+        )
+    talk = metrics.get("dialogue") or {"turns": 0}
+    if talk["turns"] and talk["right_of_told"] is not None:
+        lines.append(
+            f"Of {counted(talk['turns'], 'turn')} of the dialogue, drawn at random, {talk['not_told']} were not told and "
+            f"{talk['asked_again']} asked again; the others are right by {percent(talk['right_of_told'])}."
         )
     return Result(" ".join(lines))
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, rows_of
-from rsvlm.data.translations import load_translations
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of, load_features
 from rsvlm.models.generation import embed_captions_ret
@@ -32,6 +31,7 @@ from rsvlm.models.queries import check_query, split_without
 from rsvlm.models.zoo import load_encoder
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.runs import read_captions
+from rsvlm.viewing.language_marks import captions_by_image
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail
 from rsvlm.viewing.records import StudyFiles
 from rsvlm.viewing.retrieval_gallery import SearchIndex, load_index, saved_methods
@@ -100,9 +100,17 @@ class Archive:
     @cached_property
     def spoken(self) -> dict[str, Spoken]:
         """language -> the training images with captions in it; none for a study without translations."""
-        if not self.files.translations.is_file():
-            return {}
-        return spoken_languages(self.features, self.table, load_translations(self.files.translations, self.table))
+        return spoken_languages(self.features, self.table, self.translations)
+
+    @cached_property
+    def translations(self) -> pd.DataFrame:
+        """The table's captions in other languages, as ``load_translations`` gives them; no row where there are none."""
+        return self.files.read_translations(self.table)
+
+    @cached_property
+    def captions_of(self) -> dict[str, dict[str, list[str]]]:
+        """Image id -> language -> its captions in it; without English."""
+        return captions_by_image(self.translations)
 
     @cached_property
     def captioner(self) -> Captioner:
@@ -299,13 +307,14 @@ def _plain(caption: str) -> str:
 
 
 def show_image(archive: Archive, cache: ThumbnailCache, image_id: str) -> dict[str, object]:
-    """``{"id", "name", "label", "split", "picture", "trouble", "references", "said"}`` of an image.
+    """``{"id", "name", "label", "split", "picture", "trouble", "references", "languages", "said"}`` of an image.
 
     Raises:
         ValueError: there is no such image.
     """
     if image_id in archive.outside:
         shown = {"id": image_id, "name": image_id, "label": "", "split": "from outside", "references": [], "said": None}
+        shown |= {"languages": {}}
         return shown | {"picture": make_thumbnail(archive.outside[image_id]), "trouble": None}
     if image_id not in archive.table.index:
         raise ValueError(f"no image {image_id!r} in the archive")
@@ -324,6 +333,7 @@ def show_image(archive: Archive, cache: ThumbnailCache, image_id: str) -> dict[s
         "picture": picture,
         "trouble": trouble,
         "references": list(dict.fromkeys(row["captions"])),
+        "languages": {code: list(dict.fromkeys(own)) for code, own in archive.captions_of.get(image_id, {}).items()},
         "said": {"run": run, "text": own[image_id]} if image_id in own else None,
     }
 

@@ -25,6 +25,7 @@ from rsvlm.scoring.captions import METRICS
 from rsvlm.scoring.runs import RUNS, named
 from rsvlm.scoring.terms import explained
 from rsvlm.settings import closest_name
+from rsvlm.viewing.language_marks import language_marks
 from rsvlm.viewing.marked_words import WORD, mark_words
 from rsvlm.viewing.page import (
     bytes_for_each,
@@ -97,6 +98,7 @@ def gallery_setting(
         "sources": sorted(set(records.sources)),
         "splits": sorted(set(records.splits)),
         "labels": sorted(set(records.labels) - {""}),
+        "languages": language_marks(records.how),
         "terms": explained([*(named(RUNS, run).name for run in records.runs), *metrics, "gap", "seen", "unseen"]),
         "knowsSeen": len(set(records.seen) - {None}) == 2,
         "images": len(records),
@@ -120,6 +122,7 @@ def gallery_item(entry: Entry, *, picture: str | None = None, marks: dict | None
         "label": entry.label,
         "seen": entry.seen,
         "references": [[text, times] for text, times in entry.references],
+        "languages": {code: [[text, times] for text, times in own] for code, own in entry.languages.items()},
         "said": {run: mark_words(said, texts) for run, said in entry.captions.items()},
         "scores": {
             run: {name: round(value, DIGITS) for name, value in own.items()} for run, own in entry.scores.items()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
 from rsvlm.models.capret import CapRet
 from rsvlm.models.dialogue import ANSWER, Conversation, Seen, Unclear
@@ -57,6 +58,20 @@ def look_upright(captioner: CapRet, features: Features, image_id: str) -> Seen:
     """What the model is given of an image for instructions alone: its features, upright."""
     visual = read_visual(features, features.rows([image_id]), UPRIGHT, grid=captioner.settings.grid_cells > 0)
     return Seen((visual,))
+
+
+def turns_table(turns: Sequence[Mapping]) -> pd.DataFrame:
+    """A row a turn: what was asked of which image, what the model said, the true answer, how right it is (0 to 1).
+
+    Args:
+        turns: of ``record_turns``, and perhaps ``right`` of each.
+    """
+    columns = ["image", "you", "model", "true", "right"]
+    rows = [
+        (turn["task"]["image_id"], turn["task"]["instruction"], turn["said"], turn["task"]["answer"], turn.get("right"))
+        for turn in turns
+    ]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def render_dialogue_page(

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from IPython.display import HTML, DisplayHandle, display
@@ -12,10 +12,11 @@ from rsvlm.languages import language_name
 from rsvlm.models.answering import ABSTENTION
 from rsvlm.models.dialogue import AUTO, Conversation, Seen, Turn, Unclear, context_length
 from rsvlm.models.features import Features
+from rsvlm.models.foreign_wishes import languages_read
 from rsvlm.models.inference import Captioner, training_distances
 from rsvlm.models.prompts import UPRIGHT, caption_prompt, choose_view, read_visual
 from rsvlm.scoring.retrieval import load_space
-from rsvlm.viewing.browse import Archive, picture_of, read_file
+from rsvlm.viewing.browse import BY_ENCODER, Archive, picture_of, read_file, search_text
 from rsvlm.viewing.page import encode_jpeg, make_thumbnail, show_cards
 from rsvlm.viewing.plots import shrink
 
@@ -51,7 +52,20 @@ def start_dialogue(
     return Conversation(
         captioner, found, space.images(found) if found else None, look=lambda image_id: look_at(archive, image_id),
         images=images, max_new_tokens=max_new_tokens, ret_bias=ret_bias, tell_from=tell_from, spoken=archive.spoken,
+        search=_search_in(archive, images) if archive.has_languages and "dual_encoder" in archive.methods else None,
     )  # fmt: skip
+
+
+def _search_in(archive: Archive, images: int) -> Callable[[str, str], tuple[list[str], list[float], str]]:
+    """What finds images by a description in another language: the archive's head, in the dual encoder's space."""
+
+    def find(description: str, language: str) -> tuple[list[str], list[float], str]:
+        found = search_text(archive, description, images, split=archive.split, language=language)
+        ids, scores = zip(*found.hits) if found.hits else ((), ())
+        note = f"Searched as “{description}” in {language_name(language)}: {BY_ENCODER}."
+        return list(ids), list(scores), " ".join([note, *found.notes])
+
+    return find
 
 
 def look_at(archive: Archive, image_id: str) -> Seen:
@@ -110,6 +124,7 @@ def limits_of(talk: Conversation) -> list[str]:
         if told
         else "It sees the image and nothing else.",
         *_spoken(talk),
+        f"It reads a few forms of questions and searches in {', '.join(map(language_name, languages_read()))}, by rule.",
         *([TOLD_ALL if talk.tell_from is None else f"{TOLD_FROM} {talk.tell_from:.2f} nats."] if kinds else []),
         f"A wish for images brings up to {talk.images} of {len(talk.image_ids)}."
         if len(talk.image_ids)

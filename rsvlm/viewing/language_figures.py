@@ -20,6 +20,7 @@ NAMES = {
     "distilled": "head: distilled",
     TRANSLATE_FIRST: "translated first",
 }
+SPOKEN_BY = ("consensus", "captioner")  # runs of captions in other languages
 NONE = "No languages beside English in this study (add_languages.languages is empty): nothing was trained or scored."
 
 
@@ -163,22 +164,24 @@ def mixed_table(metrics: Mapping) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["source", "language"]) if rows else pd.DataFrame()
 
 
-def consensus_table(metrics: Mapping) -> pd.DataFrame:
-    """Captions in each language that no model wrote, against the references in it: a row a source and language.
+def spoken_table(metrics: Mapping) -> pd.DataFrame:
+    """Captions in each language against the references in it: a row a source, language and run.
+
+    The consensus of the nearest training images' captions, which no model wrote, and the captioner where it was taught the
+    language.
 
     Args:
-        metrics: what METRICS/score_languages.json holds; its ``consensus``.
+        metrics: what METRICS/score_languages.json holds; its ``consensus`` and ``captioner``.
     """
     rows = []
-    for source, own in metrics["consensus"].items():
-        for language, scores in own.items():
-            row = {"source": source, "language": language, "captions": scores["how"]}
-            row["in the language, %"] = f"{100 * scores['right_language']['value']:.1f}"
-            for name, scale in (("BLEU", 100), ("chrF", 100), ("CIDEr", 1)):
-                value, low, high = (scale * scores[name][key] for key in ("value", "low", "high"))
-                row[name] = f"{value:.3g} [{low:.3g}, {high:.3g}]"
-            rows.append(row)
-    return pd.DataFrame(rows).set_index(["source", "language"]) if rows else pd.DataFrame()
+    for run, source, language, scores in sorted(_spoken(metrics), key=lambda entry: entry[1:3]):
+        row = {"source": source, "language": language, "run": run, "references": scores["how"]}
+        row["in the language, %"] = f"{100 * scores['right_language']['value']:.1f}"
+        for name, scale in (("BLEU", 100), ("chrF", 100), ("CIDEr", 1)):
+            value, low, high = (scale * scores[name][key] for key in ("value", "low", "high"))
+            row[name] = f"{value:.3g} [{low:.3g}, {high:.3g}]"
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(["source", "language", "run"]) if rows else pd.DataFrame()
 
 
 def added_result(metrics: Mapping) -> Result:
@@ -237,8 +240,29 @@ def languages_result(metrics: Mapping) -> Result:
         lines.append(
             f"{line}. In a gallery of all languages, {percent(leak['value'])} ({percent(leak['low'], leak['high'])}) of the "
             f"first {metrics['mixed'][source]['top']} places would have to change language to mirror the gallery."
+            f"{_captions_result(metrics, source)}"
         )
     return Result(" ".join(lines))
+
+
+def _captions_result(metrics: Mapping, source: str) -> str:
+    """What the captioner's captions in other languages are worth beside the consensus; empty where it writes none."""
+    own, other = metrics.get("captioner", {}).get(source, {}), metrics["consensus"].get(source, {})
+    told = [
+        f"{language} {scores['CIDEr']['value']:.2f} (consensus {other[language]['CIDEr']['value']:.2f}; in the language "
+        f"{percent(scores['right_language']['value'])})"
+        for language, scores in own.items()
+        if language in other
+    ]
+    return f" The captioner's own captions have CIDEr {listed(told)}." if told else ""
+
+
+def _spoken(metrics: Mapping) -> Iterator[tuple[str, str, str, Mapping]]:
+    """(run, source, language, scores of its captions); what no model wrote first."""
+    for run in SPOKEN_BY:
+        for source, own in metrics.get(run, {}).items():
+            for language, scores in own.items():
+                yield run, source, language, scores
 
 
 def _gap(entry: Mapping) -> str:

@@ -16,11 +16,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rsvlm.data.caption_languages import ENGLISH
 from rsvlm.data.table import load_table, rows_of
+from rsvlm.data.translations import COLUMNS as TRANSLATED
+from rsvlm.data.translations import load_translations
 from rsvlm.disks import is_open
 from rsvlm.files import cache_folder, fingerprint_values, read_json, whole_file
 from rsvlm.safe_text import read_csv
 from rsvlm.scoring.runs import RUNS, in_order, read_captions, run_files
+from rsvlm.viewing.language_marks import captions_by_image, how_captions_came
 from rsvlm.viewing.page import format_score, read_reported
 
 BASELINES = ("consensus", "nearest", "shuffled")
@@ -32,7 +36,7 @@ PLACES = ("said", "references", "all")  # where a search looks
 MEASURES = ("score", "gap")
 DIGITS = 4  # of scores that are shown and ordered by, so that the static page orders as this does
 
-FORMAT = 2  # of the columns that are kept
+FORMAT = 3  # of the columns that are kept
 LARGE = 5_000  # images from which keeping them is worth it
 KEPT = 4  # the last ones used; a study has a few: splits, kinds of references
 
@@ -64,6 +68,12 @@ class StudyFiles:
         """The image table, its paths ready to be opened. Raises as ``load_table``."""
         return load_table(self.table, self.root)
 
+    def read_translations(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table's captions in other languages, as ``load_translations`` gives them; no row where there are none."""
+        if not self.translations.is_file():
+            return pd.DataFrame(columns=TRANSLATED, dtype=object)
+        return load_translations(self.translations, table)
+
     def shown(self, path: Path) -> str:
         """A path as a person of the study calls it: relative to the root, or the name alone where it lies elsewhere."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
@@ -87,6 +97,7 @@ class Entry:
     captions: dict[str, str]  # by run
     scores: dict[str, dict[str, float]]  # by run, then metric; unknown ones are absent
     seen: bool | None  # whether some training image has just the same references; None where it is not known
+    languages: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)  # the references in other ones
 
     def score(self, run: str, metric: str) -> float | None:
         """The image's score, or None where it was not measured."""
@@ -107,6 +118,8 @@ class Records:
     scores: dict[tuple[str, str], np.ndarray]  # by run and metric: (N,) float64, NaN where it was not measured
     seen: np.ndarray  # (N,) object: whether a training image has just the same references; None: not known
     absent: list[str] = field(default_factory=list)  # runs that were asked for and not made
+    languages: dict[str, list[list[str]]] = field(default_factory=dict)  # by code: references in it, none: not there
+    how: dict[str, str] = field(default_factory=dict)  # by code: how they came about
     _texts: dict[tuple[str, str], list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -139,10 +152,11 @@ class Records:
             split=self.splits[row],
             label=self.labels[row],
             path=self.paths[row],
-            references=tuple(Counter(text.strip() for text in self.references[row] if text.strip()).items()),
+            references=_counted(self.references[row]),
             captions={run: own[row] for run, own in self.said.items() if own[row] is not None},
             scores=scores,
             seen=self.seen[row],
+            languages={code: _counted(own[row]) for code, own in self.languages.items() if own[row]},
         )
 
     def values(self, run: str | None, metric: str) -> np.ndarray:
@@ -156,7 +170,8 @@ class Records:
             if place == "said":
                 made = [(text or "").lower() for text in self.said[run]]
             elif place == "references":
-                made = ["\n".join(dict.fromkeys(own)).lower() for own in self.references]
+                columns = [self.references, *self.languages.values()]
+                made = ["\n".join(dict.fromkeys(text for own in row for text in own)).lower() for row in zip(*columns)]
             else:
                 columns = [self.texts("references", ""), *(self.texts("said", one) for one in self.said)]
                 named = zip(self.image_ids, self.labels)
@@ -184,6 +199,7 @@ class Query:
     split: str = ""
     label: str = ""
     seen: str = ""  # "yes", "no" or any
+    language: str = ""  # images with references in it; empty: no matter
     mark: str = ""  # a kind of mark, "any", "none" or no matter
     low: float | None = None  # smallest value of the measure
     high: float | None = None  # largest
@@ -244,6 +260,8 @@ def read_records(
     image_ids = rows["image_id"].tolist()
     scores, seen = _read_scores(files, references, image_ids, list(captions))
     said = {run: [own.get(image_id) for image_id in image_ids] for run, own in captions.items()}
+    translations = files.read_translations(rows)
+    foreign, how = captions_by_image(translations), how_captions_came(translations)
     return Records(
         image_ids=image_ids,
         sources=rows["source"].to_numpy(object),
@@ -255,6 +273,8 @@ def read_records(
         scores=scores,
         seen=seen,
         absent=[run for run in wanted if run not in made],
+        languages={code: [foreign.get(image_id, {}).get(code, []) for image_id in image_ids] for code in how},
+        how=how,
     )
 
 
@@ -283,7 +303,7 @@ def open_records(
     Raises:
         FileNotFoundError, ValueError: as ``read_records``.
     """
-    read = [files.table, files.scores / "captions.csv", *files.runs().values()]
+    read = [files.table, files.translations, files.scores / "captions.csv", *files.runs().values()]
     stats = [(file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None for file in read]
     states = [[str(file.absolute()), stat] for file, stat in zip(read, stats)]
     asked = (str(files.root.absolute()), None if runs is None else list(runs), split, references)
@@ -339,6 +359,8 @@ def select_rows(
     ):
         if wanted != "":
             fits &= column == wanted
+    if query.language not in ("", ENGLISH):
+        fits &= np.array([bool(own) for own in records.languages.get(query.language, [[]] * len(records))], dtype=bool)
     if query.low is not None:
         fits &= values >= query.low
     if query.high is not None:
@@ -396,6 +418,11 @@ def corpus_frame(files: StudyFiles, references: str = "released") -> pd.DataFram
     return pd.DataFrame(cells, columns=["run", "source", *shown]).set_index("run")
 
 
+def _counted(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Distinct texts in their order, and how often each was given."""
+    return tuple(Counter(text.strip() for text in texts if text.strip()).items())
+
+
 def _with_interval(score: dict | None) -> str:
     if score is None:
         return "–"
@@ -429,7 +456,9 @@ def _read_scores(
     return scores, np.array([seen.get(image_id) for image_id in image_ids], dtype=object)
 
 
-COLUMNS = ("image_ids", "sources", "splits", "labels", "paths", "references", "said", "seen", "absent")
+COLUMNS = (
+    "image_ids", "sources", "splits", "labels", "paths", "references", "said", "seen", "absent", "languages", "how",
+)  # fmt: skip
 
 
 def _save_records(path: Path, records: Records) -> None:

@@ -24,6 +24,7 @@ from rsvlm.scoring.published import RECALLS
 from rsvlm.scoring.retrieval import EmbeddingSpace, load_space, retrieval_sets
 from rsvlm.scoring.runs import METHODS
 from rsvlm.scoring.terms import explained
+from rsvlm.viewing.language_marks import captions_by_image, how_captions_came, language_marks
 from rsvlm.viewing.page import (
     bytes_for_each,
     choose_sample,
@@ -216,7 +217,9 @@ def write_retrieval_gallery(
         results: how many answers of each search are shown.
         thumbnail_pixels, page_megabytes: size of the pictures and of the page; JPEG quality gives way to the last.
     """
-    rows = rows_of(files.read_table(), split=split).set_index("image_id")
+    rows = rows_of(files.read_table(), split=split)
+    translations = files.read_translations(rows)
+    foreign, rows = captions_by_image(translations), rows.set_index("image_id")
     searches = read_searches(files, method, split=split, results=results)
     samples = [choose_sample(len(own), rank_queries(own), images, seed) for own in searches]
     captions, pictures = ([own[i] for i in sample.positions] for own, sample in zip(searches, samples, strict=True))
@@ -232,6 +235,7 @@ def write_retrieval_gallery(
     ]
     shown = [
         {"id": name, "label": label_of[name], "captions": list(dict.fromkeys(rows.loc[name, "captions"]))}
+        | {"languages": {code: list(dict.fromkeys(own)) for code, own in foreign.get(name, {}).items()}}
         for name in used
     ]
     values = {
@@ -250,7 +254,8 @@ def write_retrieval_gallery(
         "terms": explained(
             [*(METHODS[row["method"]].name for row in recalls), METHODS[method].name, "ceiling", *TERMS_SHOWN]
         ),
-        "data": {"items": items, "images": shown, "searches": [sample.total for sample in samples]},
+        "data": {"items": items, "images": shown, "searches": [sample.total for sample in samples]}
+        | {"languages": language_marks(how_captions_came(translations))},
     }
     text_bytes = len(render_page("retrieval.html", SCRIPTS, thumbnails=[], **values).encode())
     most = bytes_for_each(page_megabytes, len(used), text_bytes)

@@ -16,11 +16,12 @@ import anywidget
 import numpy as np
 import traitlets
 
-from rsvlm.data.instructions import wordings
 from rsvlm.data.table import evenly_spaced, rows_of
 from rsvlm.disks import disk_trouble
 from rsvlm.files import fingerprint_values
+from rsvlm.languages import language_name
 from rsvlm.models.dialogue import Conversation, Turn, Unclear
+from rsvlm.models.foreign_wishes import examples_in, languages_read
 from rsvlm.models.language_head import ENGLISH, trained_languages
 from rsvlm.models.prompts import CAPTION_PROMPT, CAPTION_PROMPTS, RETRIEVAL_PROMPTS
 from rsvlm.scoring.runs import METHODS
@@ -47,8 +48,16 @@ from rsvlm.viewing.caption_gallery import (
     standing_marks,
 )
 from rsvlm.viewing.dialogues import export_dialogue, give_file, limits_of, look_at, words_of
+from rsvlm.viewing.language_marks import how_captions_came, language_marks
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail, read_template
-from rsvlm.viewing.records import BASELINES, Query, StudyFiles, draw_order, open_records, select_rows
+from rsvlm.viewing.records import (
+    BASELINES,
+    Query,
+    StudyFiles,
+    draw_order,
+    open_records,
+    select_rows,
+)
 from rsvlm.viewing.retrieval_gallery import NO_INDEX
 
 TOLD = (ValueError, OSError, RuntimeError, ImportError)  # errors with a message for the reader
@@ -253,6 +262,7 @@ class SearchBox(AnsweringWidget):
         examples = list(dict.fromkeys(own[0].strip() for own in spread))
         setting = {"methods": methods, "splits": archive.splits, "split": archive.split or "", "examples": examples}
         languages = [ANY, *trained_languages(archive.files.languages), ENGLISH] if archive.has_languages else []
+        setting |= {"named": language_marks(how_captions_came(archive.translations))}
         super().__init__(setting=setting | {"captions": archive.has_captioner, "languages": languages})
 
     def answer_search(self, text: str, method: str, split: str, language: str = ENGLISH) -> dict:
@@ -305,8 +315,9 @@ class DialoguePane(AnsweringWidget):
         described = [archive.table.loc[name, "captions"][0] for name in talk.image_ids[:1]]
         asked = [own["examples"][0] for own in list(talk.known.kinds.values())[:ASKED]]
         found = [f"{RETRIEVAL_PROMPTS[1]} {text}" for text in described]
-        told = [own for code in talk.spoken if (own := wordings().get(f"language:{code}"))]
-        examples = [CAPTION_PROMPTS[0], CAPTION_PROMPTS[4], *(own["train"][0] for own in told[:1]), *asked, *found]
+        told = [code for code in talk.spoken if code in languages_read()][:1]
+        foreign = [text for code in told for text in examples_in(code)[: 2 if "presence" in talk.known.kinds else 1]]
+        examples = [CAPTION_PROMPTS[0], CAPTION_PROMPTS[4], *foreign, *asked, *found]
         super().__init__(setting={"limits": limits_of(talk), "examples": examples, "prompt": CAPTION_PROMPT})
 
     def answer_turns(self) -> list[dict]:
@@ -353,4 +364,5 @@ class DialoguePane(AnsweringWidget):
         images = [show_image(self.archive, self.cache, image_id) for image_id in turn.image_ids]
         for image, score in zip(images, turn.scores, strict=False):
             image["score"] = round(score, 4)
-        return {"who": turn.who, "words": words_of(turn), "images": images, "note": turn.note}
+        shown = {"who": turn.who, "words": words_of(turn), "images": images, "note": turn.note}
+        return shown | {"language": turn.language, "named": {turn.language: [language_name(turn.language)]}}

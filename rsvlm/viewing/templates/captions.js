@@ -3,7 +3,8 @@ function openPage(page) {
   for (const item of page.items) {
     const said = {};
     for (const [run, pieces] of Object.entries(item.said)) said[run] = plainWords(pieces).toLowerCase();
-    const references = item.references.map(([text]) => text).join("\n").toLowerCase();
+    const foreign = Object.values(item.languages).flat();
+    const references = [...item.references, ...foreign].map(([text]) => text).join("\n").toLowerCase();
     item.texts = { said, references, all: [references, item.id.toLowerCase(), item.label.toLowerCase(), ...Object.values(said)].join("\n") };
   }
   function select(query) {
@@ -13,6 +14,7 @@ function openPage(page) {
       const text = query.place === "said" ? item.texts.said[query.run] || "" : item.texts[query.place];
       return (!query.source || item.source === query.source) && (!query.split || item.split === query.split) &&
         (!query.label || item.label === query.label) && (!query.seen || item.seen === (query.seen === "yes")) &&
+        (!query.language || query.language === "en" || query.language in item.languages) &&
         (query.low === null || (value !== null && value >= query.low)) && (query.high === null || (value !== null && value <= query.high)) &&
         words.every((word) => text.includes(word));
     };

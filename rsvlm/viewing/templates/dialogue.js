@@ -1,6 +1,7 @@
 // The dialogue pane: images and text in any order, answers while they are made.
 function drawTurn(turn) {
-  const words = make("span", { class: "words" }, turn.words);
+  const foreign = turn.language && turn.language !== "en" && turn.words;
+  const words = make("span", { class: "words" }, foreign ? drawForeign(turn.language, turn.words, turn.named) : turn.words);
   const images = (turn.images || []).map((image) => make("figure", {},
     image.picture ? make("img", { src: image.picture, alt: `${image.label || "image"} ${image.name}` }) : make("span", { class: "blank" }, image.trouble || ""),
     make("figcaption", {}, typeof image.score === "number" ? make("b", {}, `${showNumber(image.score)} `) : null, image.label || "", image.label ? " · " : "", image.name)));

@@ -23,6 +23,9 @@ function make(tag, attributes, ...children) {
     .map((child) => (typeof child === "string" ? isolated(child) : child)));
   return element;
 }
+// A text in another language: a short mark, and the language for who has it read aloud. named: code -> [name, how it came].
+const drawForeign = (code, text, named) => [make("abbr", { class: "lang", title: ((named || {})[code] || [code]).join(", ") }, code), " ",
+  make("span", { lang: code, dir: "auto" }, text)];
 const showNumber = (value, digits = 2) => (typeof value === "number" ? value.toFixed(digits) : "–");
 const showGap = (value) => (typeof value === "number" ? `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(2)}` : "–");
 const isTyping = (element) => Boolean(element) && /^(INPUT|SELECT|TEXTAREA)$/.test(element.tagName);

@@ -110,7 +110,7 @@ function mountGallery(root, source, setting) {
 
 function startQuery(setting) {
   return { run: setting.run, baseline: setting.baseline, metric: setting.metric, words: "", place: "said",
-    source: "", split: "", label: "", seen: "", mark: "", low: null, high: null,
+    source: "", split: "", label: "", seen: "", language: "", mark: "", low: null, high: null,
     ...(setting.pair ? { measure: "gap", order: "best" } : { measure: "score", order: "random" }) };
 }
 const readQuery = (shared) => ({ ...shared.query, baseline: baselineOf(shared) });
@@ -178,6 +178,7 @@ function makeTools(setting, shared, update) {
     chooser("source", "source", any(setting.sources), ""),
     chooser("split", "split", any(setting.splits), ""),
     chooser("label", "class", setting.labels.length ? [["", "all"], ...setting.labels.map((name) => [name, name])] : [], ""),
+    chooser("language", "references in", languageOptions(setting.languages), ""),
     setting.knowsSeen ? chooser("seen", "references", [["", "all"], ["no", "unseen"], ["yes", "seen"]], "") : null,
     setting.knowsSeen ? what(() => (query.seen === "yes" ? "seen" : "unseen")) : null,
     chooser("run", setting.pair ? "experiment" : "run", setting.runs.map((run) => [run, run]), setting.run),
@@ -283,10 +284,22 @@ function drawPicture(item, setting, run) {
   return make("img", { src: item.picture, alt: `${item.label || "image"} ${item.name}: ${words}`, decoding: "async", loading: "lazy" });
 }
 
-function drawReferences(item, open) {
-  const many = item.references.length;
-  return make("details", { class: "fold references", open }, make("summary", {}, `${many} ${many === 1 ? "reference" : "distinct references"}`),
-    make("ul", {}, item.references.map(([text, times]) => make("li", {}, text, times > 1 ? make("span", { class: "times" }, ` × ${times}`) : null))));
+// The languages to choose among: all, or one; none where every reference is English.
+function languageOptions(named) {
+  const codes = Object.keys(named || {}).sort((a, b) => (b === "en") - (a === "en")); // the others stay by code
+  return codes.length ? [["", "all languages"], ...codes.map((code) => [code, named[code][0]])] : [];
+}
+
+function drawReferences(item, open, wanted, named) {
+  const own = wanted && wanted !== "en" ? [] : item.references;
+  const foreign = Object.entries(item.languages || {}).filter(([code]) => !wanted || code === wanted);
+  const many = own.length || (foreign[0] || ["", []])[1].length;
+  const also = own.length ? foreign.map(([code]) => code) : [];
+  const count = (times) => (times > 1 ? make("span", { class: "times" }, ` × ${times}`) : null);
+  return make("details", { class: "fold references", open: open || Boolean(wanted) },
+    make("summary", {}, `${many} ${many === 1 ? "reference" : "distinct references"}${also.length ? `, also in ${also.join(", ")}` : ""}`),
+    make("ul", {}, own.map(([text, times]) => make("li", {}, text, count(times))),
+      foreign.flatMap(([code, texts]) => texts.map(([text, times]) => make("li", {}, drawForeign(code, text, named), count(times))))));
 }
 
 function drawOthers(item, runs, metric, name, open) {
@@ -317,7 +330,8 @@ function drawCard(item, setting, shared) {
       make("span", { class: "chip" }, item.label || item.name), order ? make("span", { class: "chip order" }, order) : null,
       kinds.length ? make("span", { class: "chip marks" }, kinds.join(", ")) : null),
     make("div", { class: "body" }, drawRuns(item, setting, shared),
-      drawOthers(item, setting.runs.filter((run) => !shown.includes(run)), setting.metrics.length ? query.metric : ""), drawReferences(item, false)));
+      drawOthers(item, setting.runs.filter((run) => !shown.includes(run)), setting.metrics.length ? query.metric : ""),
+      drawReferences(item, false, query.language, setting.languages)));
 }
 
 // The enlarged view
@@ -346,7 +360,7 @@ function makeDialog({ source, setting, shared, complain, card, turn, marked }) {
       marks && query.run in item.said ? marks.show(item, query.run) : null,
       setting.metrics.length ? make("div", { class: "scroll", role: "group", tabindex: 0, "aria-label": "Scores" }, drawScores(item, setting, query.run)) : null,
       drawOthers(item, others, setting.metrics.length ? query.metric : "", "What the other runs say", true),
-      drawReferences(item, true), near].filter(Boolean));
+      drawReferences(item, true, query.language, setting.languages), near].filter(Boolean));
     if (!element.open) element.showModal();
     element.scrollTop = 0;
     try {

@@ -52,11 +52,8 @@
     copy.setAttribute("aria-label", thumb.getAttribute("aria-label").replace(/^Enlarge /, ""));
     dialog.querySelector(".picture").replaceChildren(copy);
     dialog.querySelector(".where span").textContent = [image.label, image.id].filter(Boolean).map(isolated).join(" · ");
-    dialog.querySelector("ul").replaceChildren(...image.captions.map((caption) => {
-      const line = document.createElement("li");
-      line.textContent = caption;
-      return line;
-    }));
+    const foreign = Object.entries(image.languages).flatMap(([code, texts]) => texts.map((text) => make("li", {}, drawForeign(code, text, page.languages))));
+    dialog.querySelector("ul").replaceChildren(...image.captions.map((caption) => make("li", {}, caption)), ...foreign);
     dialog.showModal();
   }
 

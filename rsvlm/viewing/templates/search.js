@@ -8,6 +8,11 @@ function drawHit(hit, open) {
     hit.said ? make("span", { class: "under soft", title: hit.said.run }, hit.said.text) : null);
 }
 
+function countReferences(image) {
+  const codes = Object.keys(image.languages);
+  return `${image.references.length} references${codes.length ? `, also in ${codes.join(", ")}` : ""}`;
+}
+
 function mountSearch(root, ask, setting) {
   const status = make("p", { class: "found", role: "status" });
   const trouble = make("p", { class: "trouble", role: "alert", hidden: true });
@@ -20,7 +25,7 @@ function mountSearch(root, ask, setting) {
     make("label", { class: "wide" }, input),
     select("method", "by", setting.methods.map((method) => [method.id, method.name, method.note]), setting.methods[0].id),
     select("split", "in", [["", "all images"], ...setting.splits.map((split) => [split, split])], setting.split),
-    (setting.languages || []).length ? select("language", "asked in", setting.languages.map((code) => [code, code === "any" ? "any language" : code]), setting.languages[0]) : null,
+    (setting.languages || []).length ? select("language", "asked in", setting.languages.map((code) => [code, code === "any" ? "any language" : (setting.named[code] || [code])[0]]), setting.languages[0]) : null,
     make("button", { type: "submit", class: "plain" }, "Search"),
     takeFiles(root, drop, fail));
   const examples = make("p", { class: "examples", role: "group", "aria-label": "Searches to try" }, "Try: ", setting.examples.map((text) => make("button", { type: "button", onclick: () => { input.value = text; search(text); } }, text)));
@@ -74,7 +79,8 @@ function mountSearch(root, ask, setting) {
         warning ? make("p", { class: "warning", role: "alert" }, warning) : null,
         captions && captions.length === 0 ? make("p", { class: "soft" }, "No captioner was trained: only the images like it are found.") : null,
         (captions || (image.said ? [image.said] : [])).map(({ run, text }) => make("p", { class: "said" }, make("b", {}, `${run} `), text || "(empty caption)")),
-        image.references.length ? make("details", {}, make("summary", {}, `${image.references.length} references`), make("ul", {}, image.references.map((text) => make("li", {}, text)))) : null,
+        image.references.length ? make("details", {}, make("summary", {}, countReferences(image)), make("ul", {}, image.references.map((text) => make("li", {}, text)),
+          Object.entries(image.languages).flatMap(([code, texts]) => texts.map((text) => make("li", {}, drawForeign(code, text, setting.named)))))) : null,
         input.value.trim() ? make("button", { type: "button", class: "plain", onclick: () => { input.focus(); search(input.value); } }, "← Back to the search") : null)].filter(Boolean));
   }
   const like = (image_id) => run("similar", { image_id, split: value("split") }, [], (answer) => {
