@@ -1,0 +1,312 @@
+"""Bulk work on two Dask workers: the bytes of one process, whatever is killed; and no Dask where there is no cluster."""
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from cluster_case import killed_once, scheduler_killed, slow, square, tried
+from PIL import Image
+
+from rsvlm.cluster import OF_SCHEDULER, VARIABLE, SchedulerLost, Shard, ShardsFailed, chosen_cluster, map_shards
+from rsvlm.files import cache_folder
+from rsvlm.models import features as features_module
+from rsvlm.models.features import encode_images
+from rsvlm.models.zoo import load_encoder
+from rsvlm.settings import LocalWorkers
+from rsvlm.study import config, paths
+
+distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`: make test installs it")
+torch.set_num_threads(1)
+TESTS = Path(__file__).parent
+FILES = ("pooled.npy", "grid.npy", "image_embeddings.npy", "text_embeddings.npy", "texts.json", "meta.json")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two workers of one thread each."""
+    import dask
+
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    with dask.config.set(OF_SCHEDULER), distributed.LocalCluster(**options) as made:
+        yield made
+
+
+@pytest.fixture
+def on_cluster(cluster, monkeypatch):
+    monkeypatch.setenv(VARIABLE, cluster.scheduler_address)
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_models):
+    return load_encoder(str(tiny_models.clip))
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch) -> pd.DataFrame:
+    """Twenty-two images, which are six shards."""
+    monkeypatch.setenv("RSVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(features_module, "BLOCK", 4)
+    generator, rows = np.random.default_rng(1), []
+    for number in range(22):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+        rows.append({"image_id": f"toy/{number}.png", "path": str(path), "captions": [f"field {number}."]})
+    return pd.DataFrame(rows)
+
+
+def encode(encoder, table, folder, lines=None):
+    log = (lambda line: None) if lines is None else lines.append
+    return encode_images(encoder, table, folder, views=2, grid=2, batch_size=3, precision="fp32", log=log)
+
+
+def same(one: Path, other: Path) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+
+
+def shards(tmp_path: Path, count: int) -> list[Shard]:
+    return [Shard(f"number {number}", (number, str(tmp_path))) for number in range(count)]
+
+
+def test_features_are_the_same_bytes_also_where_a_worker_is_killed(encoder, table, tmp_path, cluster, monkeypatch):
+    encode(encoder, table, tmp_path / "alone")
+    monkeypatch.setenv(VARIABLE, cluster.scheduler_address)
+    monkeypatch.setattr(features_module, "_encode_blocks", killed_once)
+    lines = []
+    encode(encoder, table, tmp_path / "shared", lines)
+    assert (tmp_path / "killed").is_file() and same(tmp_path / "alone", tmp_path / "shared")
+    assert any("http://127.0.0.1:" in line and line.endswith("/status") for line in lines)
+    assert not list(cache_folder().glob("features_*"))
+
+
+def test_a_poisoned_image_is_named_and_the_rest_is_kept(encoder, table, tmp_path, on_cluster, monkeypatch):
+    whole = (tmp_path / "9.png").read_bytes()
+    (tmp_path / "9.png").write_bytes(whole[:100])
+    with pytest.raises(
+        ShardsFailed, match=r"1 of 6 shards failed each time they were tried: images 8 to 11: ImageError: .*9\.png"
+    ):
+        encode(encoder, table, tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
+    (tmp_path / "9.png").write_bytes(whole)
+    monkeypatch.delenv(VARIABLE)
+    original, counted = features_module.encode_batch, []
+    monkeypatch.setattr(features_module, "encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
+    encode(encoder, table, tmp_path / "shared")  # goes on without the cluster
+    assert sum(counted) == 4
+    encode(encoder, table, tmp_path / "alone")
+    assert same(tmp_path / "alone", tmp_path / "shared")
+
+
+def test_the_scheduler_is_killed_and_what_was_finished_is_not_made_again(encoder, table, tmp_path, monkeypatch):
+    told = tmp_path / "scheduler.json"
+    named = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    }
+    dask = [sys.executable, "-m", "dask"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(told)]
+    scheduler = subprocess.Popen([*dask, "scheduler", *options], env=named, **quiet)
+    worker = subprocess.Popen(
+        [*dask, "worker", "--scheduler-file", str(told), "--nthreads", "1", "--no-nanny", "--no-dashboard"],
+        env=named | {"SCHEDULER": str(scheduler.pid)},
+        **quiet,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not told.is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with monkeypatch.context() as patch:
+            patch.setenv(VARIABLE, json.loads(told.read_text())["address"])
+            patch.setattr(features_module, "_encode_blocks", scheduler_killed)
+            with pytest.raises(SchedulerLost, match="tcp://127.0.0.1:.* went away; what it finished is kept"):
+                encode(encoder, table, tmp_path / "shared")
+    finally:
+        for process in (worker, scheduler):
+            process.kill()
+            process.wait()
+    original, counted = features_module.encode_batch, []
+    monkeypatch.setattr(features_module, "encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
+    encode(encoder, table, tmp_path / "shared")
+    assert 0 < sum(counted) <= 22 - 8  # two shards were whole
+    encode(encoder, table, tmp_path / "alone")
+    assert same(tmp_path / "alone", tmp_path / "shared")
+
+
+def test_a_shard_is_tried_three_times_and_the_others_go_on(tmp_path, on_cluster):
+    done = {}
+    with pytest.raises(ShardsFailed) as failed:
+        for shard, result in map_shards(tried, shards(tmp_path, 6), what="tries", unit="n"):
+            done[shard.name] = result
+    assert sorted(done) == ["number 0", "number 1", "number 3", "number 5"]
+    assert "2 of 6 shards failed each time they were tried" in str(failed.value)
+    assert "number 2: ValueError: two is no number" in str(failed.value)
+    assert "number 4: ended 3 workers, out of memory?" in str(failed.value)
+    assert len((tmp_path / "2").read_text().split()) == len((tmp_path / "4").read_text().split()) == 3
+
+
+def test_a_worker_makes_its_model_once(tmp_path, on_cluster):
+    def make(number: int) -> int:
+        with (tmp_path / "made").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return 10
+
+    on_cluster.wait_for_workers(2)
+    found = dict(map_shards(square, shards(tmp_path, 8), what="squares", unit="n", share=lambda: make))
+    assert {shard.name: value for shard, value in found.items()} == {f"number {n}": 10 * n * n for n in range(8)}
+    made = (tmp_path / "made").read_text().split()
+    assert len(made) == len(set(made)) == 2, "two workers, one each, for eight shards"
+
+
+def test_workers_end_with_a_killed_stage(tmp_path):
+    program = "from cluster_case import run_slow; import sys\nif __name__ == '__main__': run_slow(sys.argv[1])"
+    named = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", VARIABLE: '{"local": {"workers": 2}}'}
+    (tmp_path / "program.py").write_text(program)
+    stage = subprocess.Popen([sys.executable, tmp_path / "program.py", tmp_path], env=named, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("at_work_*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [psutil.Process(int(file.name.split("_")[-1])) for file in tmp_path.glob("at_work_*")]
+    assert len(workers) == 2
+    stage.send_signal(signal.SIGKILL)
+    stage.wait()
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+
+
+def test_without_a_cluster_dask_is_not_imported():
+    program = (
+        "import sys; from cluster_case import square; from rsvlm.cluster import Shard, map_shards\n"
+        "done = [value for _, value in map_shards(square, [Shard('a', (3, ''))], what='w', unit='n', model=10)]\n"
+        "assert done == [90]; assert not {'dask', 'distributed'} & set(sys.modules)"
+    )
+    named = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    named["PYTHONPATH"] = f"{TESTS}{os.pathsep}{TESTS.parent}"
+    subprocess.run([sys.executable, "-c", program], env=named, check=True)
+    for path in (TESTS.parent / "rsvlm").rglob("*.py"):
+        heads = [one for one in ast.parse(path.read_text()).body if isinstance(one, ast.Import | ast.ImportFrom)]
+        names = {getattr(one, "module", None) or one.names[0].name for one in heads}
+        assert not {name.split(".")[0] for name in names} & {"dask", "distributed"}, path
+
+
+def test_in_this_process_an_error_comes_at_once(tmp_path, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(ValueError, match="two is no number"):
+        list(map_shards(tried, shards(tmp_path, 3), what="tries", unit="n"))
+    assert not list(map_shards(tried, [], what="tries", unit="n"))
+
+
+@pytest.mark.parametrize(
+    ("told", "choice"),
+    [
+        ("", None),
+        ("none", None),
+        ('{"local": {"workers": 3, "threads": 2}}', LocalWorkers(workers=3, threads=2)),
+        ('{"local": null}', LocalWorkers()),
+        ("tls://there:8786", "tls://there:8786"),
+        ("user/slurm.yaml", "user/slurm.yaml"),
+    ],
+)
+def test_what_can_be_chosen(told, choice, monkeypatch):
+    monkeypatch.setenv(VARIABLE, told)
+    assert chosen_cluster() == choice
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("slurm", "'slurm' is neither none"),
+        ('{"lokal": {}}', "as a mapping it is {local: {workers: 2, threads: 1}}"),
+        ('{"local": {"workers": 0}}', "'workers' is 0, but must be at least 1"),
+        ('{"local": {"worker": 2}}', "did you mean 'workers'"),
+        ('{"local"', "RSVLM_CLUSTER="),
+    ],
+)
+def test_what_cannot_be_chosen(told, message, monkeypatch):
+    monkeypatch.setenv(VARIABLE, told)
+    with pytest.raises(ValueError, match=message):
+        chosen_cluster()
+
+
+def test_a_study_says_it_in_a_file_of_this_machine(scratch_root, monkeypatch):
+    paths.find_root.cache_clear()
+    monkeypatch.delenv(VARIABLE, raising=False)
+    try:
+        file = scratch_root / "user" / "cluster.yaml"
+        file.parent.mkdir()
+        for line, told in (
+            ("cluster: {local: {workers: 2}}", '{"local": {"workers": 2}}'),
+            ("cluster: tcp://there:8786", "tcp://there:8786"),
+            ("cluster: user/slurm.yaml", str(scratch_root / "user" / "slurm.yaml")),
+            ("cluster: none", None),
+            ("", None),
+        ):
+            file.write_text(f"# of mine\n{line}\n")
+            config.use_cluster()
+            assert os.environ.get(VARIABLE) == told
+        for line, message in (
+            ("cluster: there", "'there' is neither"),
+            ("claster: none", "claster"),
+            ("- a", "one line"),
+        ):
+            file.write_text(line)
+            with pytest.raises(ValueError, match=f"cluster.yaml: .*{message}"):
+                config.use_cluster()
+        monkeypatch.setenv(VARIABLE, "tcp://mine:8786")  # of a person, for this run
+        config.use_cluster()
+        assert os.environ[VARIABLE] == "tcp://mine:8786"
+    finally:
+        paths.find_root.cache_clear()
+
+
+def test_a_cluster_without_what_is_needed_is_told(tmp_path, on_cluster, monkeypatch):
+    with pytest.raises(ValueError, match="no worker of tcp://.* has a GPU to give: start them with `dask worker --res"):
+        list(map_shards(square, shards(tmp_path, 1), what="squares", unit="n", gpu=True))
+    monkeypatch.setattr("rsvlm.cluster.PATIENCE", 0.2)
+    monkeypatch.setenv(VARIABLE, "tcp://127.0.0.1:9")
+    with pytest.raises(ValueError, match="no scheduler answers at tcp://127.0.0.1:9: start it with `dask scheduler`"):
+        list(map_shards(square, shards(tmp_path, 1), what="squares", unit="n"))
+
+
+def test_jobs_by_the_file_of_dask_jobqueue(tmp_path, cluster, monkeypatch):
+    """The real package starts jobs of a cluster's queue; here a class of its name stands in."""
+    file = tmp_path / "slurm.yaml"
+    file.write_text(
+        "jobqueue:\n  slurm: {cores: 4, memory: 16GB}\ndistributed:\n  adaptive: {minimum: 1, maximum: 3}\n"
+    )
+    monkeypatch.setenv(VARIABLE, str(file))
+    with pytest.raises(ModuleNotFoundError, match="needs dask-jobqueue: python -m pip install dask-jobqueue; or give"):
+        list(map_shards(square, shards(tmp_path, 1), what="squares", unit="n"))
+    seen = []
+
+    class Jobs:
+        def adapt(self):
+            import dask
+
+            seen.append([dask.config.get("jobqueue.slurm.cores"), dask.config.get("distributed.adaptive.maximum")])
+
+        def __enter__(self):
+            return cluster.scheduler_address
+
+        def __exit__(self, *_):
+            seen.append("ended")
+
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", types.SimpleNamespace(SLURMCluster=Jobs))
+    import dask
+
+    with dask.config.set({}):
+        found = [value for _, value in map_shards(slow, shards(tmp_path, 2), what="slow", unit="n")]
+    assert len(found) == 2 and seen == [[4, 3], "ended"]
+    file.write_text("jobqueue:\n  slorm: {cores: 4}\n")
+    with pytest.raises(ValueError, match="slurm.yaml: `jobqueue` holds slorm; give it one section of htcondor, lsf"):
+        list(map_shards(square, shards(tmp_path, 1), what="squares", unit="n"))
