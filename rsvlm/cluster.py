@@ -85,64 +85,87 @@ def chosen_cluster() -> LocalWorkers | str | None:
         raise ValueError(f"{VARIABLE}={told}: {error}") from None
 
 
+@dataclass(frozen=True)
+class Workers:
+    """A cluster that is open; ``open_workers`` makes it."""
+
+    client: "Client"
+    model: str | None  # the name under which each worker has its model
+    resources: Mapping[str, int]  # that a shard takes
+
+
+@contextmanager
+def open_workers(
+    share: Callable[[], Callable[[int], Any]] | None = None,
+    *,
+    gpu: bool = False,
+    log: Callable[[str], None] = log_line,
+) -> Iterator[Workers | None]:
+    """The workers of the machine's cluster, with a model; they are ended, or rid of it, with the block. None: no cluster.
+
+    Args:
+        share: called where there is a cluster: puts the model where workers find it, and returns what makes it there
+            from the worker's number (0, where it has none). A worker does that once, a later one too.
+        gpu: a shard takes one unit of the resource GPU.
+
+    Raises:
+        ValueError: the setting is none, or no scheduler, no worker or no GPU is there.
+        ModuleNotFoundError: Dask is not installed.
+    """
+    choice = chosen_cluster()
+    if choice is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        client = stack.enter_context(_open_client(choice, gpu, log))
+        model = stack.enter_context(_model_on_workers(client, share())) if share is not None else None
+        yield Workers(client, model, {"GPU": 1} if gpu else {})
+
+
 def map_shards(
     work: Work,
     shards: Sequence[Shard],
+    workers: Workers | None,
     *,
     what: str,
     unit: str,
-    done: int = 0,
     model: Any = None,
-    share: Callable[[], Callable[[int], Any]] | None = None,
-    gpu: bool = False,
-    log: Callable[[str], None] = log_line,
+    done: int = 0,
 ) -> Iterator[tuple[Shard, Any]]:
     """(shard, its result): in order where this process computes, as they come from a cluster.
 
-    Shards whose file is there come first, with None.
-
-    In this process an error of the work is raised at once. On a cluster a shard is tried ``TRIES`` times, the others go on,
-    and what failed is told at the end.
+    Shards whose file is there come first, with None. In this process an error of the work is raised at once. On a cluster a shard
+    is tried ``TRIES`` times, the others go on, and what failed is told at the end.
 
     Args:
+        workers: of ``open_workers``; None: this process.
         what: the work in a word, for the bar and for Dask's dashboard.
         unit: what the bar counts.
-        done: items that are there, beside those of the shards.
         model: what the work takes first, in this process.
-        share: called where there is a cluster: puts the model where workers find it, and returns what makes it there
-            from the worker's number (0, where it has none). A worker does that once.
-        gpu: a shard takes one unit of the resource GPU.
+        done: items that are there, beside those of the shards.
 
     Raises:
         ShardsFailed: some failed; after the last shard.
         SchedulerLost: the scheduler ended.
-        ValueError: the setting is none, or the cluster has no worker.
-        ModuleNotFoundError: Dask is not installed.
     """
-    choice = chosen_cluster()
     finished, missing = [], []
     for shard in shards:
         (finished if shard.is_finished() else missing).append(shard)
     there = done + sum(shard.items for shard in finished)
-    with ExitStack() as stack:
-        yield from ((shard, None) for shard in finished)
-        client = stack.enter_context(_open_client(choice, gpu, log)) if choice is not None and missing else None
-        total = there + sum(shard.items for shard in missing)
-        bar = stack.enter_context(progress(total=total, initial=there, unit=unit, desc=what))
-        if client is None:
+    yield from ((shard, None) for shard in finished)
+    with progress(total=there + sum(shard.items for shard in missing), initial=there, unit=unit, desc=what) as bar:
+        if workers is None:
             yield from zip(missing, work(model, [shard.inputs for shard in missing], bar.update), strict=True)
             return
-        kept = stack.enter_context(_model_on_workers(client, share())) if share is not None else None
-        for shard, result in _on_workers(client, work, missing, what, kept, {"GPU": 1} if gpu else None):
+        for shard, result in _on_workers(workers, work, missing, what):
             bar.update(shard.items)
             yield shard, result
 
 
-def _on_workers(
-    client: "Client", work: Work, shards: Sequence[Shard], what: str, kept: str | None, resources: Mapping | None
-) -> Iterator[tuple[Shard, Any]]:
+def _on_workers(workers: Workers, work: Work, shards: Sequence[Shard], what: str) -> Iterator[tuple[Shard, Any]]:
     from distributed import Future, as_completed
 
+    client = workers.client
     running: dict[Future, Shard] = {}
     failed: list[tuple[Shard, BaseException]] = []
     waiting = iter(shards)
@@ -152,12 +175,12 @@ def _on_workers(
             client.submit(
                 _one,
                 work,
-                kept,
+                workers.model,
                 shard,
                 key=f"{what}-{uuid.uuid4()}",
                 pure=False,
                 retries=TRIES - 1,
-                resources=resources,
+                resources=workers.resources,
             ): shard
             for shard in islice(waiting, count)
         }
@@ -185,13 +208,13 @@ def _on_workers(
         raise ShardsFailed(_told(failed, len(shards)))
 
 
-def _one(work: Work, kept: str | None, shard: Shard) -> Any:
+def _one(work: Work, name: str | None, shard: Shard) -> Any:
     """The result of one shard, on a worker; None where its file came meanwhile, from a worker that died before it told."""
     from distributed import get_worker
 
     if shard.is_finished():
         return None
-    model = get_worker().plugins[kept].model if kept else None
+    model = get_worker().plugins[name].model if name else None
     (result,) = work(model, [shard.inputs], lambda _: None)
     return result
 

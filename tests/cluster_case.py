@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rsvlm.cluster import Shard, map_shards
+from rsvlm.cluster import Shard, map_shards, open_workers
 
 
 def square(model, shards, tick) -> Iterator[int]:
@@ -40,7 +40,8 @@ def slow(_, shards, tick) -> Iterator[None]:
 
 def run_slow(folder: str) -> None:
     """Two long shards."""
-    list(map_shards(slow, [Shard("a", (0, folder)), Shard("b", (1, folder))], what="slow", unit="n"))
+    with open_workers() as workers:
+        list(map_shards(slow, [Shard("a", (0, folder)), Shard("b", (1, folder))], workers, what="slow", unit="n"))
 
 
 def killed_once(how, encoder, blocks, tick) -> Iterator[None]:

@@ -18,12 +18,25 @@ import torch
 from cluster_case import killed_once, scheduler_killed, slow, square, tried
 from PIL import Image
 
-from rsvlm.cluster import OF_SCHEDULER, VARIABLE, SchedulerLost, Shard, ShardsFailed, chosen_cluster, map_shards
+from rsvlm.cluster import (
+    OF_SCHEDULER,
+    VARIABLE,
+    SchedulerLost,
+    Shard,
+    ShardsFailed,
+    chosen_cluster,
+    map_shards,
+    open_workers,
+)
 from rsvlm.files import cache_folder
+from rsvlm.models import caption_shards
 from rsvlm.models import features as features_module
+from rsvlm.models.captioner import build_capret, load_capret, save_capret
 from rsvlm.models.features import encode_images
+from rsvlm.models.inference import propose_captions
+from rsvlm.models.neighbours import training_pools
 from rsvlm.models.zoo import load_encoder
-from rsvlm.settings import LocalWorkers
+from rsvlm.settings import Generation, LocalWorkers
 from rsvlm.study import config, paths
 
 distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`: make test installs it")
@@ -74,6 +87,11 @@ def encode(encoder, table, folder, lines=None):
 
 def same(one: Path, other: Path) -> bool:
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+
+
+def computed(work, parts, **options):
+    with open_workers(**options) as workers:
+        yield from map_shards(work, parts, workers, what=work.__name__, unit="n")
 
 
 def shards(tmp_path: Path, count: int) -> list[Shard]:
@@ -144,10 +162,58 @@ def test_the_scheduler_is_killed_and_what_was_finished_is_not_made_again(encoder
     assert same(tmp_path / "alone", tmp_path / "shared")
 
 
+@pytest.fixture
+def propose(encoder, table, tmp_path, monkeypatch):
+    """A function: proposals for ten images by a tiny captioner on the disk, in shards of four images or at once."""
+    monkeypatch.setattr(caption_shards, "IMAGES", 4)
+    features = encode(encoder, table, tmp_path / "features")
+    made = build_capret("random:llama", features, list(range(12)), device="cpu", dtype="float32", retrieval_dim=4)
+    made.config["prompting"] = {"neighbour_captions": 1}
+    save_capret(made, tmp_path / "captioner")
+    captioner = load_capret(tmp_path / "captioner", "cpu", features=features)
+    ids = features.image_ids[12:]
+    pools = training_pools(features, table.assign(split=["train"] * 12 + ["test"] * 10), ids, k=3, temperature=0.05)
+    generation = Generation(beams=2, samples=2, max_new_tokens=6, pool_candidates=2)
+    folders = (tmp_path / "captioner", tmp_path / "features")
+    return lambda shards: propose_captions(
+        captioner, features, ids, pools, generation, batch_size=2, folders=folders if shards else None
+    )
+
+
+def alike(one, other) -> bool:
+    """Whether two proposals are the same to the last bit."""
+    assert one.beams == other.beams and one.candidates == other.candidates and one.own == other.own
+    pairs = [(own, its, name) for own, its in zip(one.judged, other.judged, strict=True) for name in own]
+    return len(pairs) == 40 and all(np.array_equal(own[name], its[name]) for own, its, name in pairs)
+
+
+def test_captions_are_the_same_bits_in_shards_also_after_a_kill(propose, monkeypatch):
+    whole, original, calls = propose(False), caption_shards.beam_captions, []
+    assert len({tuple(own) for own in whole.own}) > 3  # images differ
+
+    def dying(asked, **options):
+        calls.append(len(asked.image_ids))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(asked, **options)
+
+    monkeypatch.setattr(caption_shards, "beam_captions", dying)
+    with pytest.raises(KeyboardInterrupt):
+        propose(True)
+    assert alike(propose(True), whole) and calls == [4, 4, 2, 2]  # the last shard alone was made anew
+    assert not list(cache_folder().glob("captions_*"))
+
+
+def test_captions_are_the_same_bits_on_a_cluster(propose, on_cluster, monkeypatch):
+    whole = propose(False)
+    monkeypatch.setattr(caption_shards, "beam_captions", None)  # nothing is computed here
+    assert alike(propose(True), whole)
+
+
 def test_a_shard_is_tried_three_times_and_the_others_go_on(tmp_path, on_cluster):
     done = {}
     with pytest.raises(ShardsFailed) as failed:
-        for shard, result in map_shards(tried, shards(tmp_path, 6), what="tries", unit="n"):
+        for shard, result in computed(tried, shards(tmp_path, 6)):
             done[shard.name] = result
     assert sorted(done) == ["number 0", "number 1", "number 3", "number 5"]
     assert "2 of 6 shards failed each time they were tried" in str(failed.value)
@@ -163,7 +229,7 @@ def test_a_worker_makes_its_model_once(tmp_path, on_cluster):
         return 10
 
     on_cluster.wait_for_workers(2)
-    found = dict(map_shards(square, shards(tmp_path, 8), what="squares", unit="n", share=lambda: make))
+    found = dict(computed(square, shards(tmp_path, 8), share=lambda: make))
     assert {shard.name: value for shard, value in found.items()} == {f"number {n}": 10 * n * n for n in range(8)}
     made = (tmp_path / "made").read_text().split()
     assert len(made) == len(set(made)) == 2, "two workers, one each, for eight shards"
@@ -187,7 +253,7 @@ def test_workers_end_with_a_killed_stage(tmp_path):
 def test_without_a_cluster_dask_is_not_imported():
     program = (
         "import sys; from cluster_case import square; from rsvlm.cluster import Shard, map_shards\n"
-        "done = [value for _, value in map_shards(square, [Shard('a', (3, ''))], what='w', unit='n', model=10)]\n"
+        "done = [value for _, value in map_shards(square, [Shard('a', (3, ''))], None, what='w', unit='n', model=10)]\n"
         "assert done == [90]; assert not {'dask', 'distributed'} & set(sys.modules)"
     )
     named = {name: value for name, value in os.environ.items() if name != VARIABLE}
@@ -202,8 +268,8 @@ def test_without_a_cluster_dask_is_not_imported():
 def test_in_this_process_an_error_comes_at_once(tmp_path, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(ValueError, match="two is no number"):
-        list(map_shards(tried, shards(tmp_path, 3), what="tries", unit="n"))
-    assert not list(map_shards(tried, [], what="tries", unit="n"))
+        list(computed(tried, shards(tmp_path, 3)))
+    assert not list(computed(tried, []))
 
 
 @pytest.mark.parametrize(
@@ -271,11 +337,11 @@ def test_a_study_says_it_in_a_file_of_this_machine(scratch_root, monkeypatch):
 
 def test_a_cluster_without_what_is_needed_is_told(tmp_path, on_cluster, monkeypatch):
     with pytest.raises(ValueError, match="no worker of tcp://.* has a GPU to give: start them with `dask worker --res"):
-        list(map_shards(square, shards(tmp_path, 1), what="squares", unit="n", gpu=True))
+        list(computed(square, shards(tmp_path, 1), gpu=True))
     monkeypatch.setattr("rsvlm.cluster.PATIENCE", 0.2)
     monkeypatch.setenv(VARIABLE, "tcp://127.0.0.1:9")
     with pytest.raises(ValueError, match="no scheduler answers at tcp://127.0.0.1:9: start it with `dask scheduler`"):
-        list(map_shards(square, shards(tmp_path, 1), what="squares", unit="n"))
+        list(computed(square, shards(tmp_path, 1)))
 
 
 def test_jobs_by_the_file_of_dask_jobqueue(tmp_path, cluster, monkeypatch):
@@ -286,7 +352,7 @@ def test_jobs_by_the_file_of_dask_jobqueue(tmp_path, cluster, monkeypatch):
     )
     monkeypatch.setenv(VARIABLE, str(file))
     with pytest.raises(ModuleNotFoundError, match="needs dask-jobqueue: python -m pip install dask-jobqueue; or give"):
-        list(map_shards(square, shards(tmp_path, 1), what="squares", unit="n"))
+        list(computed(square, shards(tmp_path, 1)))
     seen = []
 
     class Jobs:
@@ -305,8 +371,8 @@ def test_jobs_by_the_file_of_dask_jobqueue(tmp_path, cluster, monkeypatch):
     import dask
 
     with dask.config.set({}):
-        found = [value for _, value in map_shards(slow, shards(tmp_path, 2), what="slow", unit="n")]
+        found = [value for _, value in computed(slow, shards(tmp_path, 2))]
     assert len(found) == 2 and seen == [[4, 3], "ended"]
     file.write_text("jobqueue:\n  slorm: {cores: 4}\n")
     with pytest.raises(ValueError, match="slurm.yaml: `jobqueue` holds slorm; give it one section of htcondor, lsf"):
-        list(map_shards(square, shards(tmp_path, 1), what="squares", unit="n"))
+        list(computed(square, shards(tmp_path, 1)))

@@ -33,7 +33,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from rsvlm.cluster import Shard, map_shards
+from rsvlm.cluster import Shard, map_shards, open_workers
 from rsvlm.data.images import READING, open_image
 from rsvlm.data.packed import stat_of
 from rsvlm.disks import check_free_space
@@ -380,24 +380,16 @@ def _fill(
         )
         for block in blocks
     ]
-    finished = map_shards(
-        partial(_encode_blocks, how),
-        shards,
-        what="encode_images",
-        unit="img",
-        done=done,
-        model=encoder,
-        share=lambda: _share(encoder, fingerprint, scratch),
-        gpu=encoder.device.type == "cuda",
-        log=log,
-    )
     with ExitStack() as stack:
+        share = partial(_share, encoder, fingerprint, scratch)
+        workers = stack.enter_context(open_workers(share, gpu=encoder.device.type == "cuda", log=log))
         files = {
             name: stack.enter_context(open_rows(scratch / f"{name}.npy", shape, dtype, done))
             for name, (shape, dtype) in layout.items()
         }
         waiting = deque(blocks)
-        for _ in finished:
+        work, told = partial(_encode_blocks, how), {"what": "encode_images", "unit": "img"}
+        for _ in map_shards(work, shards, workers, model=encoder, done=done, **told):
             while waiting and waiting[0].file.is_file():
                 block = waiting.popleft()
                 rows = load_file(block.file)
