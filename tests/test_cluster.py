@@ -28,6 +28,8 @@ from rsvlm.cluster import (
     map_shards,
     open_workers,
 )
+from rsvlm.data import duplicates
+from rsvlm.data.duplicates import fingerprint_images
 from rsvlm.files import cache_folder
 from rsvlm.models import caption_shards
 from rsvlm.models import features as features_module
@@ -208,6 +210,22 @@ def test_captions_are_the_same_bits_on_a_cluster(propose, on_cluster, monkeypatc
     whole = propose(False)
     monkeypatch.setattr(caption_shards, "beam_captions", None)  # nothing is computed here
     assert alike(propose(True), whole)
+
+
+def test_fingerprints_are_the_same_on_a_cluster(table, tmp_path, on_cluster, monkeypatch):
+    """A broken image is no failed shard: the audit counts it."""
+    files = [*map(Path, table["path"]), tmp_path / "broken.png"]
+    files[-1].write_bytes(files[0].read_bytes()[:60])
+    here = fingerprint_images(files, cache=tmp_path / "here")  # few images: in this process
+    monkeypatch.setattr(duplicates, "IN_ONE_PROCESS", 5)
+    monkeypatch.setattr(duplicates, "A_BATCH", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(duplicates, "map_batches", None)
+        there = fingerprint_images(files, cache=tmp_path / "there")
+    assert str(here.pop()) == str(there.pop()) and len(there) == 22
+    for one, other in zip(here, there, strict=True):
+        pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+        assert all(np.array_equal(own, its) for own, its in pairs)
 
 
 def test_a_shard_is_tried_three_times_and_the_others_go_on(tmp_path, on_cluster):
