@@ -1,6 +1,5 @@
 """Bulk work on two Dask workers: the bytes of one process, whatever is killed; and no Dask where there is no cluster."""
 
-import ast
 import json
 import os
 import signal
@@ -8,6 +7,7 @@ import subprocess
 import sys
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pytest
 import torch
 from cluster_case import killed_once, scheduler_killed, slow, square, tried
 from PIL import Image
+from scene_case import UTM, write_raster
 
 from rsvlm.cluster import (
     OF_SCHEDULER,
@@ -24,12 +25,12 @@ from rsvlm.cluster import (
     SchedulerLost,
     Shard,
     ShardsFailed,
-    chosen_cluster,
     map_shards,
     open_workers,
 )
 from rsvlm.data import duplicates
 from rsvlm.data.duplicates import fingerprint_images
+from rsvlm.data.rasters.scene import open_scene
 from rsvlm.files import cache_folder
 from rsvlm.models import caption_shards
 from rsvlm.models import features as features_module
@@ -38,8 +39,9 @@ from rsvlm.models.features import encode_images
 from rsvlm.models.inference import propose_captions
 from rsvlm.models.neighbours import training_pools
 from rsvlm.models.zoo import load_encoder
-from rsvlm.settings import Generation, LocalWorkers
-from rsvlm.study import config, paths
+from rsvlm.scenes import embedding
+from rsvlm.scenes.embedding import embed_scene
+from rsvlm.settings import Generation
 
 distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`: make test installs it")
 torch.set_num_threads(1)
@@ -228,6 +230,21 @@ def test_fingerprints_are_the_same_on_a_cluster(table, tmp_path, on_cluster, mon
         assert all(np.array_equal(own, its) for own, its in pairs)
 
 
+def test_a_scene_is_the_same_bytes_on_a_cluster(encoder, table, tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr(embedding, "BLOCK", 8)
+    pixels = np.random.default_rng(0).integers(1, 256, (3, 120, 90), dtype=np.uint8)
+    pixels[:, :40, :40] = 0  # nodata: windows that are left out
+    monkeypatch.chdir(tmp_path)  # workers are elsewhere
+    scene = open_scene(write_raster(Path("scene.tif"), pixels, nodata=0, crs="EPSG:32633", transform=UTM))
+    embed = partial(embed_scene, encoder, scene, sizes=(32, 64), batch_size=3, precision="fp32", log=lambda line: None)
+    embed(tmp_path / "here.parquet")
+    monkeypatch.setenv(VARIABLE, cluster.scheduler_address)
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "encode_batch", None)  # nothing is computed here
+        assert len(embed(tmp_path / "there.parquet")) > 16
+    assert (tmp_path / "here.parquet").read_bytes() == (tmp_path / "there.parquet").read_bytes()
+
+
 def test_a_shard_is_tried_three_times_and_the_others_go_on(tmp_path, on_cluster):
     done = {}
     with pytest.raises(ShardsFailed) as failed:
@@ -266,91 +283,6 @@ def test_workers_end_with_a_killed_stage(tmp_path):
     stage.send_signal(signal.SIGKILL)
     stage.wait()
     assert not psutil.wait_procs(workers, timeout=30)[1]
-
-
-def test_without_a_cluster_dask_is_not_imported():
-    program = (
-        "import sys; from cluster_case import square; from rsvlm.cluster import Shard, map_shards\n"
-        "done = [value for _, value in map_shards(square, [Shard('a', (3, ''))], None, what='w', unit='n', model=10)]\n"
-        "assert done == [90]; assert not {'dask', 'distributed'} & set(sys.modules)"
-    )
-    named = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    named["PYTHONPATH"] = f"{TESTS}{os.pathsep}{TESTS.parent}"
-    subprocess.run([sys.executable, "-c", program], env=named, check=True)
-    for path in (TESTS.parent / "rsvlm").rglob("*.py"):
-        heads = [one for one in ast.parse(path.read_text()).body if isinstance(one, ast.Import | ast.ImportFrom)]
-        names = {getattr(one, "module", None) or one.names[0].name for one in heads}
-        assert not {name.split(".")[0] for name in names} & {"dask", "distributed"}, path
-
-
-def test_in_this_process_an_error_comes_at_once(tmp_path, monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(ValueError, match="two is no number"):
-        list(computed(tried, shards(tmp_path, 3)))
-    assert not list(computed(tried, []))
-
-
-@pytest.mark.parametrize(
-    ("told", "choice"),
-    [
-        ("", None),
-        ("none", None),
-        ('{"local": {"workers": 3, "threads": 2}}', LocalWorkers(workers=3, threads=2)),
-        ('{"local": null}', LocalWorkers()),
-        ("tls://there:8786", "tls://there:8786"),
-        ("user/slurm.yaml", "user/slurm.yaml"),
-    ],
-)
-def test_what_can_be_chosen(told, choice, monkeypatch):
-    monkeypatch.setenv(VARIABLE, told)
-    assert chosen_cluster() == choice
-
-
-@pytest.mark.parametrize(
-    ("told", "message"),
-    [
-        ("slurm", "'slurm' is neither none"),
-        ('{"lokal": {}}', "as a mapping it is {local: {workers: 2, threads: 1}}"),
-        ('{"local": {"workers": 0}}', "'workers' is 0, but must be at least 1"),
-        ('{"local": {"worker": 2}}', "did you mean 'workers'"),
-        ('{"local"', "RSVLM_CLUSTER="),
-    ],
-)
-def test_what_cannot_be_chosen(told, message, monkeypatch):
-    monkeypatch.setenv(VARIABLE, told)
-    with pytest.raises(ValueError, match=message):
-        chosen_cluster()
-
-
-def test_a_study_says_it_in_a_file_of_this_machine(scratch_root, monkeypatch):
-    paths.find_root.cache_clear()
-    monkeypatch.delenv(VARIABLE, raising=False)
-    try:
-        file = scratch_root / "user" / "cluster.yaml"
-        file.parent.mkdir()
-        for line, told in (
-            ("cluster: {local: {workers: 2}}", '{"local": {"workers": 2}}'),
-            ("cluster: tcp://there:8786", "tcp://there:8786"),
-            ("cluster: user/slurm.yaml", str(scratch_root / "user" / "slurm.yaml")),
-            ("cluster: none", None),
-            ("", None),
-        ):
-            file.write_text(f"# of mine\n{line}\n")
-            config.use_cluster()
-            assert os.environ.get(VARIABLE) == told
-        for line, message in (
-            ("cluster: there", "'there' is neither"),
-            ("claster: none", "claster"),
-            ("- a", "one line"),
-        ):
-            file.write_text(line)
-            with pytest.raises(ValueError, match=f"cluster.yaml: .*{message}"):
-                config.use_cluster()
-        monkeypatch.setenv(VARIABLE, "tcp://mine:8786")  # of a person, for this run
-        config.use_cluster()
-        assert os.environ[VARIABLE] == "tcp://mine:8786"
-    finally:
-        paths.find_root.cache_clear()
 
 
 def test_a_cluster_without_what_is_needed_is_told(tmp_path, on_cluster, monkeypatch):

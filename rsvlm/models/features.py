@@ -381,7 +381,7 @@ def _fill(
         for block in blocks
     ]
     with ExitStack() as stack:
-        share = partial(_share, encoder, fingerprint, scratch)
+        share = partial(share_encoder, encoder, fingerprint, scratch)
         workers = stack.enter_context(open_workers(share, gpu=encoder.device.type == "cuda", log=log))
         files = {
             name: stack.enter_context(open_rows(scratch / f"{name}.npy", shape, dtype, done))
@@ -436,12 +436,16 @@ def _encode_blocks(
             yield
 
 
-def _share(encoder: DualEncoder, fingerprint: str, scratch: Path) -> Callable[[int], DualEncoder]:
-    """Put the encoder where workers find it; what loads it there."""
-    folder = scratch / "encoder"
-    if not folder.is_dir():
-        encoder.save(folder)
-    return partial(_load_shared, folder, fingerprint, encoder.device.type)
+def share_encoder(encoder: DualEncoder, fingerprint: str, folder: Path) -> Callable[[int], DualEncoder]:
+    """Put the encoder into a folder below this one, where workers find it; what loads it there (``rsvlm.cluster``).
+
+    Args:
+        fingerprint: the encoder's.
+    """
+    own = folder / "encoder"
+    if not own.is_dir():
+        encoder.save(own)
+    return partial(_load_shared, own, fingerprint, encoder.device.type)
 
 
 def _load_shared(folder: Path, fingerprint: str, device: str, number: int) -> DualEncoder:
