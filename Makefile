@@ -10,12 +10,14 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
 TESTING := .venv/testing
-# What the study in params.yaml needs beside the rest: boxes and masks, open_clip's encoders, vision-language models
+# What the study in params.yaml needs beside the rest: boxes and masks, open_clip's encoders, vision-language models; what this
+# machine's user/cluster.yaml needs
 wanted = $(if $(shell grep -Es '$(2)' params.yaml),.venv/extra-$(1))
 EXTRAS := $(call wanted,boxes,format: (masks|[a-z]+_boxes)) \
   $(call wanted,openclip,encoder: *(open_clip:|hf-hub:|local-dir:|remoteclip|georsclip|rs-m-clip|skyclip)) \
   $(call wanted,vlm,captioner: *[^ n]) \
-  $(call wanted,translate,translate_first: true)
+  $(call wanted,translate,translate_first: true) \
+  $(if $(shell grep -Es '(local:|://|[.]ya?ml)' user/cluster.yaml),.venv/extra-cluster)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -84,14 +86,14 @@ $(READY): requirements.lock extras.lock pyproject.toml
 	@touch $@
 
 .venv/extra-%: $(READY)
-	@echo "Installing into .venv: the extra $*, which params.yaml asks for"
+	@echo "Installing into .venv: the extra $*, which params.yaml or user/cluster.yaml asks for"
 	@$(PIP) --no-deps -r <($(BIN)/python scripts/lock.py --extras $*)
 	@touch $@
 
 # What only tests need. A GPU's torch brings Triton; elsewhere it interprets the kernels and compiles them for GPUs.
 $(TESTING): $(READY)
 	@echo "Installing into .venv: what only the tests need"
-	@extras="test parallel boxes audit cards openclip vlm"; \
+	@extras="test parallel boxes audit cards cluster openclip vlm"; \
 	  if command -v chromium chromium-browser google-chrome >/dev/null; then extras="$$extras browser"; fi; \
 	  if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'; then \
 	    extras="$$extras triton"; fi; \

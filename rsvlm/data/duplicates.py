@@ -19,10 +19,10 @@ decoded again, and a file that changed is. Then three steps, each cheaper than c
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 from scipy import fft, ndimage
 
+from rsvlm.cluster import Shard, chosen_cluster, map_shards, open_workers
 from rsvlm.content_cache import ContentCache
 from rsvlm.data.images import FULL_SIZE, READING, ImageError, check_file, open_image
 from rsvlm.data.packed import digest_of
@@ -126,7 +127,9 @@ def fingerprint_images(
     kind = f"fingerprint {VERSION}"
     with ContentCache(cache or cache_folder()) as kept:
         several = processes or (usable_cores() if len(path_of) > IN_ONE_PROCESS else 1)
-        faults = keep_missing(kept, kind, path_of, _take_batch, A_BATCH, several, log, "new images decoded")
+        faults = keep_missing(
+            kept, kind, path_of, _take_batch, A_BATCH, several, log, "new images decoded", elsewhere=True
+        )
         found = kept.find(kind, path_of)
     results: list[Fingerprint | ImageError] = []
     for digest, path in zip(digests, paths, strict=True):
@@ -193,11 +196,12 @@ def usable_cores() -> int:
 
 def keep_missing(
     cache: ContentCache, kind: str, items: Mapping[str, object], work: Callable, size: int, processes: int,
-    log: Callable[[str], None], what: str,
+    log: Callable[[str], None], what: str, *, elsewhere: bool = False,
 ) -> dict[str, ImageError]:  # fmt: skip
     """Have everything computed that the cache lacks of some contents, a batch kept at a time; the errors by content.
 
     Args:
+        elsewhere: many batches may go to the machine's cluster (``rsvlm.cluster``): ``work`` needs nothing but the items.
         items: content -> what ``work`` needs for it.
         work: a module's function; takes a list of (content, item), returns content -> value or ImageError.
         size: contents a batch.
@@ -205,12 +209,29 @@ def keep_missing(
     """
     todo = [(content, items[content]) for content in cache.lacks(kind, items)]
     faults: dict[str, ImageError] = {}
-    for number, results in enumerate(map_batches(work, todo, size, processes), start=1):
+    far = elsewhere and len(todo) > IN_ONE_PROCESS and chosen_cluster()
+    made = _on_cluster(work, todo, size, what, log) if far else map_batches(work, todo, size, processes)
+    for number, results in enumerate(made, start=1):
         faults |= {content: value for content, value in results.items() if isinstance(value, ImageError)}
         cache.keep(kind, {content: value for content, value in results.items() if content not in faults})
         if number % 100 == 0:
             log(Passing(f"{min(number * size, len(todo)):,} of {len(todo):,} {what}"))
     return faults
+
+
+def _on_cluster(work: Callable, items: list, size: int, what: str, log: Callable[[str], None]) -> Iterator:
+    """As ``map_batches``, in the order in which they come."""
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    shards = [Shard(f"{batch[0][1]} and {len(batch) - 1} more", batch, len(batch)) for batch in batches]
+    with open_workers(log=log) as workers:
+        for _, result in map_shards(partial(_batch_by_batch, work), shards, workers, what=what, unit="img"):
+            yield result
+
+
+def _batch_by_batch(work: Callable, _: None, batches: Iterable[list], tick: Callable[[int], object]) -> Iterator:
+    for batch in batches:
+        yield work(batch)
+        tick(len(batch))
 
 
 def map_batches(work: Callable, items: list, size: int, processes: int) -> Iterator:

@@ -115,7 +115,8 @@ def find_same_ground(
     folder = cache or cache_folder()
     with ContentCache(folder) as kept:
         files = {digest: prints[places[0]].path for digest, places in same.items()}
-        keep_missing(kept, FEATURES_OF, files, _take_batch, A_BATCH, wanted, log, "new images' local features taken")
+        taken = "new images' local features taken"
+        keep_missing(kept, FEATURES_OF, files, _take_batch, A_BATCH, wanted, log, taken, elsewhere=True)
         known = {frozenset((prints[a].sha256, prints[b].sha256)) for a, b in skip}
         candidates = [pair for pair in candidate_pairs(kept, list(files)) if frozenset(pair[:2]) not in known]
         counts["pairs_compared"] = len({pair[:2] for pair in candidates})

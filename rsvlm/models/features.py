@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -30,19 +30,30 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from rsvlm.cluster import Shard, map_shards, open_workers
 from rsvlm.data.images import READING, open_image
 from rsvlm.data.packed import stat_of
 from rsvlm.disks import check_free_space
-from rsvlm.files import cache_folder, fingerprint_values, only_process, read_json, whole_folder, write_json
+from rsvlm.files import (
+    cache_folder,
+    fingerprint_values,
+    only_process,
+    read_json,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder, Preprocessing, resize_images
-from rsvlm.models.loading import autocast, choose_precision
-from rsvlm.progress import Passing, log_line, progress
+from rsvlm.models.loading import autocast, choose_precision, use_threads
+from rsvlm.models.zoo import load_encoder
+from rsvlm.progress import Passing, log_line
 from rsvlm.safe_text import fault_in
 
-BLOCK = 256  # images between two marks of progress: what a kill loses
+BLOCK = 256  # images of a shard: what a kill loses
 TEXT_BATCH = 128
 VIEWS = (1, 2, 4, 8)
 CROPS = NEVER, AUTO, ALWAYS = "never", "auto", "always"
@@ -81,6 +92,28 @@ class Features:
         return _look_up(self._row_of_text, captions, "caption")
 
 
+@dataclass(frozen=True)
+class _How:
+    """All that says how a shard's images are encoded, beside the encoder."""
+
+    views: int
+    grid: int
+    crops: str
+    batch_size: int
+    precision: str
+    threads: int  # of torch: sums, and so bits, may depend on it
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Images next to each other in the table, whose rows go into a file of their own first."""
+
+    start: int
+    image_ids: list[str]
+    image_paths: list[str]
+    file: Path
+
+
 @torch.no_grad()
 def encode_images(
     encoder: DualEncoder,
@@ -97,8 +130,9 @@ def encode_images(
 ) -> Features:
     """The features of all images and captions of ``table``, now in ``folder``.
 
-    Finished blocks are kept in ``cache_folder()``, so a killed run loses at most one. One process at a time encodes the same
-    images.
+    Images go through the encoder in shards of ``BLOCK``, in this process or on a cluster (``rsvlm.cluster``), with the same
+    bytes. Finished ones are kept in ``cache_folder()``, so a killed run loses at most those that were being made. One process at a
+    time encodes the same images.
 
     Args:
         views: 8 = four quarter turns of the image and of its mirror image, 4 = the turns, 2 = the image and its mirror
@@ -113,6 +147,8 @@ def encode_images(
         ValueError: a setting is out of range, the table is empty, or a feature is not finite (the image is named).
         OSError: the disk is full.
         rsvlm.files.InUse: another process encodes the same images so, into the same cache; at once.
+        rsvlm.cluster.ShardsFailed: shards failed on a cluster; the others are kept.
+        rsvlm.cluster.SchedulerLost: the cluster's scheduler ended.
     """
     if views not in VIEWS:
         raise ValueError(f"views: {views} is none of {', '.join(map(str, VIEWS))}")
@@ -127,9 +163,7 @@ def encode_images(
     fingerprint = encoder.fingerprint()
     N, V, G, P, D = len(table), views, grid * grid, encoder.feature_dim, encoder.embedding_dim
     how_cut = [] if crops == NEVER else [crops]
-    key = fingerprint_values(
-        fingerprint, image_ids, fingerprint_images(image_paths), views, grid, batch_size, precision, *how_cut
-    )
+    key = fingerprint_values(fingerprint, image_ids, views, grid, batch_size, precision, *how_cut)
     scratch = cache_folder() / f"features_{key[:20]}"
     layout = {"pooled": ((N, V, P), "float16"), "image_embeddings": ((N, D), "float32")}
     if grid:
@@ -137,7 +171,8 @@ def encode_images(
     log(f"{N} images, {V} views, {precision} on {encoder.device}")
     texts = sorted({text for own in table["captions"] for text in own})
     with only_process(scratch.with_suffix(".lock"), f"encoding these {N} images"):
-        _fill(encoder, image_ids, image_paths, scratch, layout, grid, crops, batch_size, precision, log)
+        how = _How(views, grid, crops, batch_size, precision, torch.get_num_threads())
+        _fill(encoder, fingerprint, image_ids, image_paths, scratch, layout, how, log)
         with whole_folder(Path(folder)) as made:
             for name in layout:
                 shutil.move(scratch / f"{name}.npy", made / f"{name}.npy")
@@ -314,59 +349,128 @@ def measure_neighbours(features: Features, table: pd.DataFrame) -> dict | None:
 
 def _fill(
     encoder: DualEncoder,
+    fingerprint: str,
     image_ids: list[str],
     image_paths: list[str],
     scratch: Path,
     layout: dict,
-    grid: int,
-    crops: str,
-    batch_size: int,
-    precision: str,
+    how: _How,
     log: Callable[[str], None],
 ) -> None:
-    """Write the arrays of ``layout`` into ``scratch``, continuing behind the blocks that are there."""
+    """Write the arrays of ``layout`` into ``scratch``, continuing behind the blocks that are there.
+
+    A shard's file is put behind the others as soon as it is its turn, and goes: the disk holds features once.
+    """
     N = len(image_ids)
     scratch.mkdir(parents=True, exist_ok=True)
+    blocks = []
+    for start in range(0, N, BLOCK):
+        ids, paths = image_ids[start : start + BLOCK], image_paths[start : start + BLOCK]
+        key = fingerprint_values(fingerprint, ids, fingerprint_images(paths), asdict(how))
+        blocks.append(_Block(start, ids, paths, scratch / f"{key[:20]}.safetensors"))
+    names = [block.file.stem for block in blocks]
     mark = scratch / "progress.json"
-    done = _images_done(mark, layout, log)
+    done = _images_done(mark, layout, names, log)
     size = sum(np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize for shape, dtype in layout.values())
     check_free_space(scratch, int(size * (N - done) / N), f"features of {N} images")
-    # Batches end where blocks end: a continued run sees the same batches, so the same bits.
-    batches = [
-        range(start, min(start + batch_size, block + BLOCK, N))
-        for block in range(done, N, BLOCK)
-        for start in range(block, min(block + BLOCK, N), batch_size)
+    blocks = [block for block in blocks if block.start >= done]
+    shards = [
+        Shard(
+            f"images {block.start} to {block.start + len(block.image_ids) - 1}", block, len(block.image_ids), block.file
+        )
+        for block in blocks
     ]
-    V = layout["pooled"][0][1]
-    bar = progress(total=N, initial=done, unit="img", desc="encode_images")
-    with ExitStack() as stack, bar:
+    with ExitStack() as stack:
+        share = partial(share_encoder, encoder, fingerprint, scratch)
+        workers = stack.enter_context(open_workers(share, gpu=encoder.device.type == "cuda", log=log))
         files = {
             name: stack.enter_context(open_rows(scratch / f"{name}.npy", shape, dtype, done))
             for name, (shape, dtype) in layout.items()
         }
-        how = encoder.preprocessing
-        decoded = prefetch(lambda rows: _read_files([image_paths[row] for row in rows], how, grid, crops), batches)
-        for rows, (batch, fine) in zip(batches, decoded):
-            made = encode_batch(encoder, batch, V, grid, precision, fine)
-            for name, file in files.items():
-                bad = ~np.isfinite(made[name]).reshape(len(rows), -1).all(axis=1)
-                if bad.any():
-                    raise ValueError(
-                        f"{image_ids[rows[int(bad.argmax())]]}: its features ({name}) are not finite; the "
-                        "encoder's weights are damaged, or too large for float16"
-                    )
-                write_rows(file, made[name])
-            bar.update(len(rows))
-            if rows[-1] + 1 == N or (rows[-1] + 1) % BLOCK == 0:
-                write_json(mark, {"images": rows[-1] + 1})
+        waiting = deque(blocks)
+        work, told = partial(_encode_blocks, how), {"what": "encode_images", "unit": "img"}
+        for _ in map_shards(work, shards, workers, model=encoder, done=done, **told):
+            while waiting and waiting[0].file.is_file():
+                block = waiting.popleft()
+                rows = load_file(block.file)
+                for name, file in files.items():
+                    write_rows(file, rows[name])
+                images = block.start + len(block.image_ids)
+                write_json(mark, {"images": images, "shards": fingerprint_values(names[: -(-images // BLOCK)])})
+                block.file.unlink()
 
 
-def _images_done(mark: Path, layout: dict, log: Callable[[str], None]) -> int:
-    """How many images the arrays beside ``mark`` hold; 0, with a line, where one is damaged."""
+@torch.no_grad()
+def _encode_blocks(
+    how: _How, encoder: DualEncoder, blocks: Iterable[_Block], tick: Callable[[int], object]
+) -> Iterator[None]:
+    """Write the file of each block; pictures are read ahead, beyond the end of a block."""
+    torch.set_num_threads(how.threads)
+    # Batches end where blocks end: whoever encodes a block sees the same batches, so the same bits.
+    batches = [
+        (block, range(start, min(start + how.batch_size, len(block.image_ids))))
+        for block in blocks
+        for start in range(0, len(block.image_ids), how.batch_size)
+    ]
+
+    def read(batch: tuple[_Block, range]) -> Read:
+        block, rows = batch
+        return _read_files([block.image_paths[row] for row in rows], encoder.preprocessing, how.grid, how.crops)
+
+    parts: list[dict[str, np.ndarray]] = []
+    for (block, rows), (batch, fine) in zip(batches, prefetch(read, batches), strict=True):
+        made = encode_batch(encoder, batch, how.views, how.grid, how.precision, fine)
+        for name, array in made.items():
+            bad = ~np.isfinite(array).reshape(len(rows), -1).all(axis=1)
+            if bad.any():
+                raise ValueError(
+                    f"{block.image_ids[rows[int(bad.argmax())]]}: its features ({name}) are not finite; the encoder's "
+                    "weights are damaged, or too large for float16"
+                )
+        parts.append(made)
+        tick(len(rows))
+        if rows.stop == len(block.image_ids):
+            with whole_file(block.file) as whole:
+                save_file({name: np.concatenate([part[name] for part in parts]) for name in made}, whole)
+            parts = []
+            yield
+
+
+def share_encoder(encoder: DualEncoder, fingerprint: str, folder: Path) -> Callable[[int], DualEncoder]:
+    """Put the encoder into a folder below this one, where workers find it; what loads it there (``rsvlm.cluster``).
+
+    Args:
+        fingerprint: the encoder's.
+    """
+    own = folder / "encoder"
+    if not own.is_dir():
+        encoder.save(own)
+    return partial(_load_shared, own, fingerprint, encoder.device.type)
+
+
+def _load_shared(folder: Path, fingerprint: str, device: str, number: int) -> DualEncoder:
+    if device == "cuda":
+        device = f"cuda:{number % torch.cuda.device_count()}"
+    use_threads(0)  # keeps the memory it frees; how many threads is each shard's to say
+    encoder = load_encoder(str(folder), device)
+    if encoder.fingerprint() != fingerprint:
+        raise ValueError(f"{folder}: another encoder than the one that encodes; delete it and run this again")
+    return encoder
+
+
+def _images_done(mark: Path, layout: dict, names: Sequence[str], log: Callable[[str], None]) -> int:
+    """How many images the arrays beside ``mark`` hold; 0, with a line, where one is damaged or an image changed.
+
+    Args:
+        names: of all shards, in order.
+    """
     if not mark.is_file():
         return 0
     try:
-        done = read_json(mark)["images"]
+        told = read_json(mark)
+        done = told["images"]
+        if told["shards"] != fingerprint_values(names[: -(-done // BLOCK)]):
+            raise ValueError("an image changed since")
         for name, (shape, dtype) in layout.items():
             open_rows(mark.with_name(f"{name}.npy"), shape, dtype, done).close()
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:

@@ -371,11 +371,16 @@ def _is_done(finished: list[Hypothesis], running: float, length: int, beams: int
     return len(finished) == beams and finished[-1].score(length_penalty) >= running / length**length_penalty
 
 
+def in_order_of_length(lengths: Sequence[int]) -> list[int]:
+    """Places of rows in the order in which batches take them."""
+    return sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
+
+
 def _batches(lengths: Sequence[int], batch_size: int, what: str) -> Iterator[list[int]]:
     """Places of rows of about the same length together: little padding."""
     if batch_size < 1:
         raise ValueError(f"batch_size: at least 1 is needed, got {batch_size}")
-    order = sorted(range(len(lengths)), key=lambda place: (lengths[place], place))
+    order = in_order_of_length(lengths)
     starts = progress(range(0, len(order), batch_size), desc=what, disable=len(order) <= batch_size)
     for start in starts:
         yield order[start : start + batch_size]

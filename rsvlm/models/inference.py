@@ -13,7 +13,9 @@ image counts as unlike anything in training: a captioner has an answer to every 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -24,10 +26,11 @@ from PIL import Image
 from rsvlm.files import read_json, read_json_lines, write_json_lines, write_text
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.capret import CapRet
+from rsvlm.models.caption_shards import decode_captions, open_shards
 from rsvlm.models.captioner import CONFIG, WEIGHTS, load_capret, save_capret
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of
-from rsvlm.models.generation import Prompted, beam_captions, caption_log_likelihoods, sample_captions
+from rsvlm.models.generation import Prompted, caption_log_likelihoods
 from rsvlm.models.index import Picture, find_encoder, read_blocks
 from rsvlm.models.loading import choose_device
 from rsvlm.models.neighbours import CiderSpace, Memory, Pools, pool_options
@@ -329,6 +332,7 @@ def propose_captions(
     likelihoods: bool = True,
     encode_captions: Callable[[Sequence[str]], np.ndarray] | None = None,
     batch_size: int = 32,
+    folders: tuple[Path, Path] | None = None,
 ) -> Proposals:
     """Candidates for each image: a beam search and, where wanted, captions drawn at random, then the best of the
     neighbours' pool; and what each judge says of each of them.
@@ -337,19 +341,20 @@ def propose_captions(
         numbers: of the images, in the whole list that they are part of; what is drawn depends on it. Default: from 0.
         likelihoods: ask the captioner's own likelihood, too; it takes a forward pass for each image.
         encode_captions: texts -> (n, D) rows of length 1 in the encoder's space; None: their cosine is not asked for.
+        folders: of the captioner and of the features, as ``load_capret`` and ``load_features`` read them: the work is kept shard
+            by shard, and goes to the machine's cluster (``rsvlm.models.caption_shards``). The answers are the same bits.
     """
     near = list(pools.top(model.config["prompting"]["neighbour_captions"]).values())
     asked = Prompted(model, features, image_ids, generation.prompt, near, generation.view)
-    limits = {"max_new_tokens": generation.max_new_tokens, "batch_size": batch_size}
-    beams = beam_captions(asked, beams=generation.beams, length_penalty=generation.length_penalty, **limits)
-    drawn = None
-    if generation.samples:
-        how = {"samples": generation.samples, "temperature": generation.sample_temperature, "seed": generation.seed}
-        drawn = sample_captions(asked, numbers=numbers, **how, **limits)
-    own = [list(dict.fromkeys([*beam, *(drawn[row] if drawn else [])])) for row, beam in enumerate(beams)]
-    pooled = pools.top(generation.pool_candidates).values()
-    candidates = [list(dict.fromkeys([*texts, *more])) for texts, more in zip(own, pooled, strict=True)]
-    likely = caption_log_likelihoods(asked, candidates, batch_size=max(1, batch_size // 4)) if likelihoods else None
+    with ExitStack() as stack:
+        shards = stack.enter_context(open_shards(asked, *folders)) if folders else None
+        decode = shards.decode if shards else partial(decode_captions, asked)
+        beams, drawn = decode(generation, numbers, batch_size)
+        own = [list(dict.fromkeys([*beam, *(drawn[row] if drawn else [])])) for row, beam in enumerate(beams)]
+        pooled = pools.top(generation.pool_candidates).values()
+        candidates = [list(dict.fromkeys([*texts, *more])) for texts, more in zip(own, pooled, strict=True)]
+        weigh = shards.log_likelihoods if shards else partial(caption_log_likelihoods, asked)
+        likely = weigh(candidates, batch_size=max(1, batch_size // 4)) if likelihoods else None
     cosines = None
     if encode_captions is not None:
         cosines = caption_cosines(features.image_embeddings[features.rows(image_ids)], candidates, encode_captions)

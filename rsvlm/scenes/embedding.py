@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +24,16 @@ from PIL import Image
 from rasterio import Affine
 from torch import Tensor
 
+from rsvlm.cluster import Shard, map_shards, open_workers
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import Scene
 from rsvlm.data.rasters.windows import Window
 from rsvlm.disks import check_free_space
 from rsvlm.files import cache_folder, fingerprint_values, only_process, whole_file
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import BLOCK, VIEWS, encode_batch, prefetch
+from rsvlm.models.features import BLOCK, VIEWS, encode_batch, prefetch, share_encoder
 from rsvlm.models.loading import choose_precision
-from rsvlm.progress import Passing, log_line, progress
+from rsvlm.progress import Passing, log_line
 
 if TYPE_CHECKING:
     import geopandas
@@ -149,7 +152,8 @@ def embed_scene(
     """The embeddings of a scene's windows, now in the file ``out`` (GeoParquet).
 
     A result of the same scene, encoder and settings that is there is not computed again. Finished blocks of BLOCK windows
-    are kept in ``cache_folder()``: a killed run loses at most one, and what it goes on to write has the same bytes.
+    are kept in ``cache_folder()``: a killed run loses at most those that were being made, and what it goes on to write has the
+    same bytes. They are made in this process or on a cluster (``rsvlm.cluster``), which gives the same bytes, too.
     Memory is that of a few batches, and of the vectors that are returned.
 
     Args:
@@ -167,6 +171,8 @@ def embed_scene(
         ValueError: a setting is out of range, or an embedding is not finite (the window is named).
         OSError: the disk is full.
         rsvlm.files.InUse: another process embeds this scene with these settings.
+        rsvlm.cluster.ShardsFailed: shards failed on a cluster; the others are kept.
+        rsvlm.cluster.SchedulerLost: the cluster's scheduler ended.
     """
     out = Path(out)
     if out.suffix != ".parquet":
@@ -208,7 +214,8 @@ def embed_scene(
         f"{scene.name}: {len(asked)} windows of {len(rows)}, {views} view{'s' * (views > 1)}, {precision} on {encoder.device}"
     )
     with only_process(scratch.with_suffix(".lock"), f"{scene.name}: embedding it so"):
-        _fill(encoder, scene, asked, scratch, min_valid, batch_size, views, precision)
+        how = _How(min_valid, batch_size, views, precision, torch.get_num_threads())
+        _fill(encoder, fingerprint, scene, asked, scratch, how, log)
         kept = sum(map(len, _blocks(scratch, len(asked))))
         skipped = {"nodata": len(asked) - kept, "outside": len(rows) - len(asked)}
         if not kept:
@@ -377,64 +384,112 @@ def _share_within(rows: np.ndarray, within: shapely.Geometry | np.ndarray | None
     return np.clip(share, 0, 1).round(9)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Windows next to each other in the plan, whose embeddings go into a file of their own first."""
+
+    start: int
+    windows: np.ndarray  # int64 (n, 5), as ``_plan`` gives them
+    file: Path
+
+
+@dataclass(frozen=True)
+class _How:
+    """All that says how a shard's windows are embedded, beside the encoder and the scene."""
+
+    min_valid: float
+    batch_size: int
+    views: int
+    precision: str
+    threads: int  # of torch: sums, and so bits, may depend on it
+
+
 def _fill(
     encoder: DualEncoder,
+    fingerprint: str,
     scene: Scene,
     asked: np.ndarray,
     scratch: Path,
-    min_valid: float,
-    batch_size: int,
-    views: int,
-    precision: str,
+    how: _How,
+    log: Callable[[str], None],
 ) -> None:
-    """Write into ``scratch`` the blocks that are not there yet."""
+    """Write into ``scratch`` the blocks that are not there yet, in this process or on a cluster."""
     scratch.mkdir(parents=True, exist_ok=True)
-    there = {start for start in range(0, len(asked), BLOCK) if _block_file(scratch, start).is_file()}
-    # Batches end where blocks end: a continued run sees the same batches, so the same bits.
+    shards = []
+    for start in range(0, len(asked), BLOCK):
+        block = _Block(start, asked[start : start + BLOCK], _block_file(scratch, start))
+        count = len(block.windows)
+        shards.append(Shard(f"windows {start} to {start + count - 1} of {scene.name}", block, count, block.file))
+    with open_workers(
+        lambda: partial(_load, share_encoder(encoder, fingerprint, scratch), _to_share(scene)),
+        gpu=encoder.device.type == "cuda",
+        log=log,
+    ) as workers:
+        work, told = partial(_embed_blocks, how), {"what": f"embed {scene.name}", "unit": "window"}
+        for _ in map_shards(work, shards, workers, model=(encoder, scene), **told):
+            pass
+
+
+def _to_share(scene: Scene) -> Scene:
+    """The scene for another process, which may work in another folder."""
+    shared = copy(scene)
+    shared.path = scene.path.absolute()
+    return shared
+
+
+def _load(load_encoder: Callable[[int], DualEncoder], scene: Scene, number: int) -> tuple[DualEncoder, Scene]:
+    return load_encoder(number), scene
+
+
+@torch.no_grad()
+def _embed_blocks(
+    how: _How, model: tuple[DualEncoder, Scene], blocks: Iterable[_Block], tick: Callable[[int], object]
+) -> Iterator[None]:
+    """Write the file of each block; windows are read ahead, beyond the end of a block."""
+    encoder, scene = model
+    torch.set_num_threads(how.threads)
+    # Batches end where blocks end: whoever embeds a block sees the same batches, so the same bits.
     batches = [
-        range(start, min(start + batch_size, block + BLOCK, len(asked)))
-        for block in range(0, len(asked), BLOCK)
-        if block not in there
-        for start in range(block, min(block + BLOCK, len(asked)), batch_size)
+        (block, range(start, min(start + how.batch_size, len(block.windows))))
+        for block in blocks
+        for start in range(0, len(block.windows), how.batch_size)
     ]
     form = _block_form(encoder.embedding_dim)
-    done = len(asked) - sum(map(len, batches))
     made = []
 
-    def read(rows: range) -> tuple[list[int], list[float], list[np.ndarray], Tensor | None]:
-        return _read_batch(encoder, scene, asked, rows, min_valid)
+    def read(batch: tuple[_Block, range]) -> tuple[list[int], list[float], list[np.ndarray], Tensor | None]:
+        block, rows = batch
+        return _read_batch(encoder, scene, block.windows, rows, how.min_valid)
 
-    with progress(total=len(asked), initial=done, unit="window", desc=f"embed {scene.name}") as bar:
-        for rows, (kept, valid, data, pixels) in zip(batches, prefetch(read, batches)):
-            part = np.zeros(len(kept), form)
-            if kept:
-                vectors = encode_batch(encoder, pixels, views, 0, precision)["image_embeddings"]
-                bad = ~np.isfinite(vectors).all(axis=1)
-                if bad.any():
-                    level, *window = asked[kept[int(bad.argmax())]].tolist()
-                    raise ValueError(
-                        f"{scene.path}: the embedding of the window {tuple(window)} (left, top, width, height) is not "
-                        "finite; the encoder's weights are damaged, or too large for its precision: try precision='fp32'"
-                    )
-                part["row"], part["valid"], part["data"], part["vector"] = kept, valid, data, vectors
-            made.append(part)
-            bar.update(len(rows))
-            if rows.stop == len(asked) or rows.stop % BLOCK == 0:
-                with (
-                    whole_file(_block_file(scratch, (rows.stop - 1) // BLOCK * BLOCK)) as path,
-                    path.open("wb") as file,
-                ):
-                    np.save(file, np.concatenate(made))
-                made.clear()
+    for (block, rows), (kept, valid, data, pixels) in zip(batches, prefetch(read, batches), strict=True):
+        part = np.zeros(len(kept), form)
+        if kept:
+            vectors = encode_batch(encoder, pixels, how.views, 0, how.precision)["image_embeddings"]
+            bad = ~np.isfinite(vectors).all(axis=1)
+            if bad.any():
+                level, *window = block.windows[kept[int(bad.argmax())]].tolist()
+                raise ValueError(
+                    f"{scene.path}: the embedding of the window {tuple(window)} (left, top, width, height) is not "
+                    "finite; the encoder's weights are damaged, or too large for its precision: try precision='fp32'"
+                )
+            part["row"] = [block.start + row for row in kept]
+            part["valid"], part["data"], part["vector"] = valid, data, vectors
+        made.append(part)
+        tick(len(rows))
+        if rows.stop == len(block.windows):
+            with whole_file(block.file) as path, path.open("wb") as file:
+                np.save(file, np.concatenate(made))
+            made.clear()
+            yield
 
 
 def _read_batch(
-    encoder: DualEncoder, scene: Scene, asked: np.ndarray, rows: range, min_valid: float
+    encoder: DualEncoder, scene: Scene, windows: np.ndarray, rows: range, min_valid: float
 ) -> tuple[list[int], list[float], list[np.ndarray], Tensor | None]:
     """(rows that have enough valid pixels, their shares of them, where they have data, uint8 (B, 3, S, S) of them)."""
     kept, shares, data, parts = [], [], [], []
     for row in rows:
-        window = Window(*asked[row, 1:].tolist())
+        window = Window(*windows[row, 1:].tolist())
         picture = scene.read(window, reading_size(window, encoder))
         share = float(picture.valid.mean())
         if share > 0 and share >= min_valid:

@@ -8,6 +8,7 @@ import ast
 import importlib
 import io
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +20,11 @@ from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import Node
 
+from rsvlm.cluster import VARIABLE
 from rsvlm.files import LONG_NUMBER, wrong_byte
 from rsvlm.safe_text import as_yaml
-from rsvlm.settings import Settings, closest_name, setting, type_text
+from rsvlm.settings import ClusterSettings, Settings, closest_name, setting, type_text
+from rsvlm.study import paths
 from rsvlm.study.settings import SECTIONS
 
 PARAMETERS_TAG = "parameters"
@@ -39,6 +42,7 @@ TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "di
 PLAIN = re.compile(r"[A-Za-z][\w./-]*(:[\w./-]+)*")  # a text that YAML reads as one without quotes
 NO_TEXT = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}  # unless quoted, in one YAML or another
 WIDTH = 120
+_cluster: str | None = None  # what `use_cluster` set last
 
 
 def read_params(path: Path) -> dict:
@@ -52,6 +56,44 @@ def read_params(path: Path) -> dict:
         raise FileNotFoundError(
             f"{path}: no such parameter file; `make use STUDY=default` puts the default study in place"
         )
+    content = _read_yaml(path)
+    if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
+        raise ValueError(f"{path}: the top level must be sections of `key: value` lines, one section a notebook")
+    return content
+
+
+def use_cluster() -> None:
+    """Let bulk work of this process, and of those that it starts, go where ``user/cluster.yaml`` says.
+
+    ``RSVLM_CLUSTER`` that a person set, for one run perhaps, comes before it.
+
+    Raises:
+        ValueError: the file is no YAML, or says something that is none of the choices; names it.
+    """
+    global _cluster
+    if os.environ.get(VARIABLE) != _cluster:
+        return
+    file = paths.CLUSTER
+    content = _read_yaml(file) if file.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: one line is needed, such as `cluster: {{local: {{workers: 2}}}}`")
+    try:
+        settings = ClusterSettings.of_mapping(content)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    told = settings.cluster
+    if isinstance(told, dict):
+        told = json.dumps(told)
+    elif settings.choice is not None and "://" not in told:
+        told = str(paths.ROOT / told)
+    _cluster = None if settings.choice is None else told
+    os.environ.pop(VARIABLE, None)
+    if _cluster is not None:
+        os.environ[VARIABLE] = _cluster
+
+
+def _read_yaml(path: Path) -> object:
+    """What a YAML file holds; nothing in it: {}."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
@@ -66,8 +108,6 @@ def read_params(path: Path) -> dict:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}: line {line} is not UTF-8 text: {wrong_byte(error)}; save it as UTF-8") from error
-    if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
-        raise ValueError(f"{path}: the top level must be sections of `key: value` lines, one section a notebook")
     return content
 
 

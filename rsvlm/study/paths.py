@@ -34,6 +34,7 @@ PLACES = {
     "DIALOGUES": "user/dialogues",  # talks with the captioner that were exported
     "USER_CAPTIONS": "user/captions",  # other models' captions, one JSON-lines file a run
     "USER_EMBEDDINGS": "user/embeddings",  # other models' image and text vectors, one folder a method
+    "CLUSTER": "user/cluster.yaml",  # where this machine computes bulk work; no stage depends on it
     # What the stages make (DVC outs)
     "STRIPPED": "build/notebooks",
     "MODEL_FILES": "build/model_files",  # what the files of other models are like, one JSON a model

@@ -36,6 +36,7 @@ from rsvlm.study.config import (
     parameters_cell,
     read_section,
     settings_of,
+    use_cluster,
 )
 from rsvlm.study.memory import check_memory
 from rsvlm.study.models import STAGE as OTHER
@@ -100,6 +101,7 @@ def run_notebook(
     values |= {"model": model} if model else {}
     check_values(values, paths.ROOT, file=str(params_file), section=stage)
     check_memory(stage, values, log, file=str(params_file))
+    use_cluster()
 
     log(f"[{stage}] {shown}")
     started = time.monotonic()

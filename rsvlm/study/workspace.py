@@ -19,7 +19,7 @@ from rsvlm.disks import disk_trouble, is_open
 from rsvlm.files import only_process, read_json, write_json
 from rsvlm.settings import Settings
 from rsvlm.study import paths
-from rsvlm.study.config import as_python, check_section, defaults, quick_values, read_section
+from rsvlm.study.config import as_python, check_section, defaults, quick_values, read_section, use_cluster
 from rsvlm.study.settings import SECTIONS
 
 VALUES = "parameters.json"  # of a try, in its folder
@@ -155,6 +155,7 @@ def workspace(stage: str, names: Mapping[str, object] | None = None) -> Workspac
     """
     root = paths.find_root()
     paths.use_own_cache()
+    use_cluster()
     file = root / "dvc.yaml"
     stages = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["stages"]
     notebooks = {name.split("_", 1)[1]: name for name in stages.get("strip", {}).get("foreach", [])}
