@@ -163,7 +163,7 @@ def map_shards(
 
 
 def _on_workers(workers: Workers, work: Work, shards: Sequence[Shard], what: str) -> Iterator[tuple[Shard, Any]]:
-    from distributed import Future, as_completed
+    from distributed import CancelledError, Future, as_completed
 
     client = workers.client
     running: dict[Future, Shard] = {}
@@ -191,16 +191,22 @@ def _on_workers(workers: Workers, work: Work, shards: Sequence[Shard], what: str
         finished = as_completed(submit(AHEAD), loop=client.loop)
         for future in finished:
             shard = running.pop(future)
-            finished.update(submit(1))
-            if future.status == "cancelled":
+            lost = future.status == "cancelled"
+            if future.status == "error":
+                failed.append((shard, future.exception()))
+            elif not lost:
+                try:
+                    result = future.result()
+                except (CancelledError, OSError):  # it went before it could be fetched
+                    lost = True
+                else:
+                    yield shard, result
+            if lost:
                 raise SchedulerLost(
                     f"the scheduler at {client.scheduler.address} went away; what it finished is kept: start it again, then "
                     "what you ran"
                 )
-            if future.status == "finished":
-                yield shard, future.result()
-            else:
-                failed.append((shard, future.exception()))
+            finished.update(submit(1))
     finally:
         if running and client.status == "running":
             client.cancel(list(running))
