@@ -232,7 +232,7 @@ def _told(failed: Sequence[tuple[Shard, BaseException]], count: int) -> str:
     for shard, error in failed[:NAMED]:
         why = f"{type(error).__name__}: {error}"
         if isinstance(error, KilledWorker):
-            why = f"ended {error.allowed_failures + 1} workers, out of memory?"
+            why = f"ended {error.allowed_failures + 1} workers, as what is too large for their memory does"
         reasons.append(f"{shard.name}: {why}")
     more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
     return (
