@@ -163,7 +163,7 @@ def map_shards(
 
 
 def _on_workers(workers: Workers, work: Work, shards: Sequence[Shard], what: str) -> Iterator[tuple[Shard, Any]]:
-    from distributed import Future, as_completed
+    from distributed import CancelledError, Future, as_completed
 
     client = workers.client
     running: dict[Future, Shard] = {}
@@ -191,16 +191,22 @@ def _on_workers(workers: Workers, work: Work, shards: Sequence[Shard], what: str
         finished = as_completed(submit(AHEAD), loop=client.loop)
         for future in finished:
             shard = running.pop(future)
-            finished.update(submit(1))
-            if future.status == "cancelled":
+            lost = future.status == "cancelled"
+            if future.status == "error":
+                failed.append((shard, future.exception()))
+            elif not lost:
+                try:
+                    result = future.result()
+                except (CancelledError, OSError):  # it went before it could be fetched
+                    lost = True
+                else:
+                    yield shard, result
+            if lost:
                 raise SchedulerLost(
                     f"the scheduler at {client.scheduler.address} went away; what it finished is kept: start it again, then "
                     "what you ran"
                 )
-            if future.status == "finished":
-                yield shard, future.result()
-            else:
-                failed.append((shard, future.exception()))
+            finished.update(submit(1))
     finally:
         if running and client.status == "running":
             client.cancel(list(running))
@@ -226,7 +232,7 @@ def _told(failed: Sequence[tuple[Shard, BaseException]], count: int) -> str:
     for shard, error in failed[:NAMED]:
         why = f"{type(error).__name__}: {error}"
         if isinstance(error, KilledWorker):
-            why = f"ended {error.allowed_failures + 1} workers, out of memory?"
+            why = f"ended {error.allowed_failures + 1} workers, as what is too large for their memory does"
         reasons.append(f"{shard.name}: {why}")
     more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
     return (

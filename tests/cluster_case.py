@@ -29,6 +29,17 @@ def tried(_, shards, tick) -> Iterator[int]:
         yield number
 
 
+def hungry(_, shards, tick) -> Iterator[int]:
+    """The number; one takes 500 MB first."""
+    for number, _folder in shards:
+        if number == 1:
+            kept = bytearray(b"x" * 500_000_000)
+            time.sleep(20)
+            del kept
+        tick(1)
+        yield number
+
+
 def slow(_, shards, tick) -> Iterator[None]:
     """Waits; leaves a file that names its process. In the folder of a test that kills it, for long."""
     for _number, folder in shards:

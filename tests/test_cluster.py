@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from cluster_case import killed_once, scheduler_killed, slow, square, tried
+from cluster_case import hungry, killed_once, scheduler_killed, slow, square, tried
 from PIL import Image
 from scene_case import UTM, write_raster
 
@@ -44,6 +44,7 @@ from rsvlm.scenes.embedding import embed_scene
 from rsvlm.settings import Generation
 
 distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`: make test installs it")
+dask = pytest.importorskip("dask")
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent
 FILES = ("pooled.npy", "grid.npy", "image_embeddings.npy", "text_embeddings.npy", "texts.json", "meta.json")
@@ -52,8 +53,6 @@ FILES = ("pooled.npy", "grid.npy", "image_embeddings.npy", "text_embeddings.npy"
 @pytest.fixture(scope="module")
 def cluster():
     """Two workers of one thread each."""
-    import dask
-
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     with dask.config.set(OF_SCHEDULER), distributed.LocalCluster(**options) as made:
         yield made
@@ -253,11 +252,25 @@ def test_a_shard_is_tried_three_times_and_the_others_go_on(tmp_path, on_cluster)
     assert sorted(done) == ["number 0", "number 1", "number 3", "number 5"]
     assert "2 of 6 shards failed each time they were tried" in str(failed.value)
     assert "number 2: ValueError: two is no number" in str(failed.value)
-    assert "number 4: ended 3 workers, out of memory?" in str(failed.value)
+    assert "number 4: ended 3 workers, as what is too large for their memory does" in str(failed.value)
     assert len((tmp_path / "2").read_text().split()) == len((tmp_path / "4").read_text().split()) == 3
 
 
-def test_a_worker_makes_its_model_once(tmp_path, on_cluster):
+def test_what_workers_have_no_memory_for_is_named(tmp_path, monkeypatch):
+    options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": "400MB", "dashboard_address": "127.0.0.1:0"}
+    done = []
+    with dask.config.set(OF_SCHEDULER), distributed.LocalCluster(**options) as small:
+        monkeypatch.setenv(VARIABLE, small.scheduler_address)
+        with pytest.raises(
+            ShardsFailed, match="1 of 4 shards failed .*: number 1: ended 3 workers, as what is too large"
+        ):
+            done.extend(result for _, result in computed(hungry, shards(tmp_path, 4)))
+    assert sorted(done) == [0, 2, 3]
+
+
+def test_a_worker_makes_its_model_once(tmp_path, on_cluster, monkeypatch):
+    monkeypatch.setattr("rsvlm.cluster.AHEAD", 2)  # the scheduler gets the others one by one
+
     def make(number: int) -> int:
         with (tmp_path / "made").open("a") as file:
             file.write(f"{os.getpid()}\n")
@@ -307,8 +320,6 @@ def test_jobs_by_the_file_of_dask_jobqueue(tmp_path, cluster, monkeypatch):
 
     class Jobs:
         def adapt(self):
-            import dask
-
             seen.append([dask.config.get("jobqueue.slurm.cores"), dask.config.get("distributed.adaptive.maximum")])
 
         def __enter__(self):
@@ -318,10 +329,7 @@ def test_jobs_by_the_file_of_dask_jobqueue(tmp_path, cluster, monkeypatch):
             seen.append("ended")
 
     monkeypatch.setitem(sys.modules, "dask_jobqueue", types.SimpleNamespace(SLURMCluster=Jobs))
-    import dask
-
-    with dask.config.set({}):
-        found = [value for _, value in computed(slow, shards(tmp_path, 2))]
+    found = [value for _, value in computed(slow, shards(tmp_path, 2))]
     assert len(found) == 2 and seen == [[4, 3], "ended"]
     file.write_text("jobqueue:\n  slorm: {cores: 4}\n")
     with pytest.raises(ValueError, match="slurm.yaml: `jobqueue` holds slorm; give it one section of htcondor, lsf"):
