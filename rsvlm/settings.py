@@ -289,7 +289,7 @@ class LanguageSettings(Settings):
     )
     steps: int = setting(200, "optimiser steps a recipe", STEPS)
     batch_size: int = setting(
-        128, "images a step", Within(2, 32_768, f"one pair has nothing to be told from; {BATCH.why}")
+        128, "images a step", Within(2, 32_768, f"one pair has nothing to be told from; {BATCH.why}"), quick=32
     )
     head_lr: float = setting(0.002, "highest learning rate", RATE)
     weight_decay: float = setting(0.01, "AdamW's", DECAY)
