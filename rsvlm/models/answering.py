@@ -20,9 +20,9 @@ from rsvlm.models.ablation import blank_features
 from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
 from rsvlm.models.generation import Hypothesis, Prompted, row_log_likelihoods, search_beams
-from rsvlm.models.index import Picture, read_picture
 from rsvlm.models.inference import Captioner, training_distances
 from rsvlm.models.instructions import LIKE, KnownInstructions, as_instruction
+from rsvlm.models.pictures import Picture, read_picture
 from rsvlm.models.prompts import Row
 
 CANNOT_TELL = "I can't tell."

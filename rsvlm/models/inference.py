@@ -28,9 +28,10 @@ from rsvlm.models.captioner import CONFIG, WEIGHTS, load_capret, save_capret
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of
 from rsvlm.models.generation import Prompted, beam_captions, caption_log_likelihoods, sample_captions
-from rsvlm.models.index import Picture, find_encoder, read_blocks
+from rsvlm.models.index import find_encoder
 from rsvlm.models.loading import choose_device
 from rsvlm.models.neighbours import CiderSpace, Memory, Pools
+from rsvlm.models.pictures import Picture, read_blocks
 from rsvlm.models.zoo import is_encoder
 from rsvlm.safe_text import as_markdown
 from rsvlm.settings import Generation
