@@ -6,7 +6,6 @@ killed ``add`` had not yet put into it is put there when it is read.
 """
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,10 @@ Block = tuple[list[str], np.ndarray, pd.DataFrame | None]
 
 
 class FaissTier:
-    """An index of FAISS over vectors on disk."""
+    """An index of FAISS over vectors on disk.
+
+    What another process changes is seen when it is read anew, and before it is changed here.
+    """
 
     kind, by_blocks = "faiss", False
 
@@ -116,12 +118,6 @@ class FaissTier:
     def __len__(self) -> int:
         return int(self.alive.sum())
 
-    @cached_property
-    def facts(self) -> pd.DataFrame:
-        """What is known of all rows."""
-        parts = [whole_facts(read_known(part / FACTS), len(rows)) for part, rows in zip(self.parts, self.vectors)]
-        return pd.concat(parts, ignore_index=True)
-
     def search(self, vectors: np.ndarray, k: int, where: Where | None = None) -> Hits:
         """As ``Tier.search``."""
         allowed = self.alive if where is None else self.alive & allowed_rows(where, self.facts, len(self.alive))
@@ -168,27 +164,44 @@ class FaissTier:
 
     def _left(self) -> Iterator[Block]:
         start = 0
-        told = any((part / FACTS).is_file() for part in self.parts)
         for vectors in self.vectors:
             for first in range(0, len(vectors), SCAN):
                 rows = first + np.flatnonzero(self.alive[start + first : start + min(first + SCAN, len(vectors))])
                 own = start + rows
-                yield [self.names[row] for row in own], vectors[rows], self.facts.iloc[own] if told else None
+                yield (
+                    [self.names[row] for row in own],
+                    vectors[rows],
+                    None if self.facts is None else self.facts.iloc[own],
+                )
             start += len(vectors)
 
     def _read(self) -> None:
-        self._seen = self._state()
+        """All files as they are; once more where another process compacted the index meanwhile."""
+        while True:
+            self._seen = self._state()
+            try:
+                self._read_files()
+            except (ValueError, OSError):
+                if self._state() == self._seen:
+                    raise
+            if self._state() == self._seen:
+                return
+
+    def _read_files(self) -> None:
         self.parts = sorted(self.folder.glob(PART.format(0)[:-5] + "?????"))
         self.vectors = [read_vectors(part / VECTORS, mapped=True) for part in self.parts]
-        self.names, gone = [], [_numbers(self.folder / REMOVED)]
+        self.names, known, gone = [], [], [_numbers(self.folder / REMOVED)]
         for part, rows in zip(self.parts, self.vectors):
             own = read_names(part / NAMES)
             if rows.shape != (len(own), self.width):
                 raise ValueError(f"{part / VECTORS}: shape {rows.shape} for {len(own)} images; {DAMAGED}")
             self.names += own
+            known.append(read_known(part / FACTS))
             gone.append(_numbers(part / REPLACED))
         self.starts = np.cumsum([0, *map(len, self.vectors)])
-        self.__dict__.pop("facts", None)
+        told = any(one is not None for one in known)
+        known = [whole_facts(one, len(rows)) for one, rows in zip(known, self.vectors)] if told else []
+        self.facts = pd.concat(known, ignore_index=True) if told else None
         self.alive = np.ones(len(self.names), bool)
         try:
             self.alive[np.concatenate(gone)] = False

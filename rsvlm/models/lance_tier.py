@@ -92,11 +92,17 @@ class LanceTier:
 
     def there(self, names: list[str]) -> set[str]:
         """Those of some names that are in it."""
-        found = set()
-        for start in range(0, len(names), NAMES_AT_ONCE):
-            condition = _among(names[start : start + NAMES_AT_ONCE])
-            rows = self.table.search().where(condition).select(["image"]).limit(NAMES_AT_ONCE).to_arrow()
-            found |= set(rows["image"].to_pylist())
+        if not names:
+            return set()
+        if len(names) <= NAMES_AT_ONCE:
+            rows = self.table.search().where(_among(names)).select(["image"]).limit(NAMES_AT_ONCE).to_arrow()
+            return set(rows["image"].to_pylist())
+        import pyarrow as pa
+        from pyarrow import compute
+
+        found, wanted = set(), pa.array(names)
+        for batch in self.table.search().select(["image"]).to_batches(SCAN):
+            found |= set(batch["image"].filter(compute.is_in(batch["image"], wanted)).to_pylist())
         return found
 
     def add(self, names: list[str], vectors: np.ndarray, facts: pd.DataFrame | None = None) -> None:

@@ -187,7 +187,8 @@ def check_there(names: Iterable[str], there: set[str]) -> None:
 
 def alone(folder: Path) -> AbstractContextManager[None]:
     """Holds an index: one process at a time changes it."""
-    return only_process(folder.with_name(f".{folder.name}.lock"), f"to change the index {folder}")
+    place = folder.absolute()  # "." has no name
+    return only_process(place.with_name(f".{place.name}.lock"), f"to change the index {folder}")
 
 
 def write_rows(folder: Path, names: list[str], vectors: np.ndarray | None, facts: pd.DataFrame | None) -> None:
