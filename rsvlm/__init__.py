@@ -7,6 +7,7 @@
     said      = rsvlm.answer(captioner, "a.tif", "Is there a river?")  # said.text; trained with instructions
     index     = rsvlm.build_index(encoder, "folder/")              # then index.search("two planes beside a hangar", k=10)
     fields    = index.search(rsvlm.Without("farmland", "houses"))  # a text that says "without" finds the houses first
+    german    = index.search("a river", where=rsvlm.Where(source="ucm", bbox=(5, 47, 15, 55)))  # of images it knows so much of
     languages = rsvlm.load_languages("models/languages", encoder)  # build_index(..., languages=languages): any language
     scene     = rsvlm.open_scene("scene.tif")                      # a georeferenced image of any size
     windows   = rsvlm.embed_scene(encoder, scene, "scene.parquet") # then rsvlm.search_scene(windows, "a harbour", encoder)
@@ -36,6 +37,7 @@ _ROOMS = {  # name -> the module it comes from; nothing is imported before it is
     "answer": "rsvlm.models.answering",
     "build_index": "rsvlm.models.index",
     "load_index": "rsvlm.models.index",
+    "Where": "rsvlm.models.image_filters",
     "Without": "rsvlm.models.queries",
     "load_languages": "rsvlm.models.language_head",
     "open_scene": "rsvlm.data.rasters.scene",

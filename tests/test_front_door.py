@@ -204,7 +204,7 @@ def test_what_is_drawn_depends_on_the_place_in_the_whole_list(house, monkeypatch
     pools = captioner.pools(features.image_embeddings, names)
     whole = propose_captions(captioner.model, features, names, pools, generation)
     expected = choose_captions(whole.candidates, whole.judged, captioner.weights)
-    monkeypatch.setattr("rsvlm.models.index.A_BLOCK", 3)
+    monkeypatch.setattr("rsvlm.models.pictures.A_BLOCK", 3)
     assert rsvlm.caption(captioner, pictures[:7])["caption"].tolist() == expected
     moved = propose_captions(captioner.model, features, names, pools, generation, numbers=range(1, 8))
     assert moved.own != whole.own  # the draws do differ from place to place

@@ -14,6 +14,7 @@ from rsvlm.files import read_json, write_json
 from rsvlm.models import language_head
 from rsvlm.models.index import ImageIndex
 from rsvlm.models.language_head import LanguageHead, Languages, load_heads, load_languages, project, save_languages
+from rsvlm.models.tiers import ExactTier
 from rsvlm.scoring.language_retrieval import (
     ENCODER,
     LANGUAGE_PROTOCOL,
@@ -221,7 +222,7 @@ def test_a_saved_head_embeds_as_the_trained_one(world, languages, tmp_path):
 
 def test_any_language_finds_its_image_and_english_goes_through_the_encoder(world, languages):
     table, features, *_ = world
-    index = ImageIndex(features.image_ids, features.image_embeddings, languages.encoder, languages=languages)
+    index = ImageIndex(ExactTier(features.image_ids, features.image_embeddings), languages.encoder, languages=languages)
     for text, language, thing in (
         ("Há um porto aqui.", "pt", 3),
         ("Hier ist Strand.", "any", 6),
@@ -232,7 +233,9 @@ def test_any_language_finds_its_image_and_english_goes_through_the_encoder(world
     row = features.texts.index("There is a desert.")
     assert np.array_equal(languages.embed(["There is a desert."])[0], features.text_embeddings[row])
     with pytest.raises(ValueError, match="this index reads English alone; give it languages="):
-        ImageIndex(features.image_ids, features.image_embeddings, languages.encoder).search("um rio", language="pt")
+        ImageIndex(ExactTier(features.image_ids, features.image_embeddings), languages.encoder).search(
+            "um rio", language="pt"
+        )
 
 
 def test_an_index_refuses_languages_of_another_encoder(world, languages):
@@ -243,7 +246,7 @@ def test_an_index_refuses_languages_of_another_encoder(world, languages):
             return "another"
 
     with pytest.raises(ValueError, match="made for another encoder"):
-        ImageIndex(features.image_ids, features.image_embeddings, Other(), languages=languages)
+        ImageIndex(ExactTier(features.image_ids, features.image_embeddings), Other(), languages=languages)
 
 
 def test_a_query_that_cannot_be_read_says_why(languages):

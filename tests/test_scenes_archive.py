@@ -20,11 +20,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from rsvlm.cli import app, main
+from rsvlm.data.moments import moment
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.models.encoders import DualEncoder, Preprocessing
 from rsvlm.scenes import archive as module
 from rsvlm.scenes.archive import embed_archive, load_archive, open_archive, rank_scenes, search_archive
-from rsvlm.scenes.footprints import area_of, footprints, meets, moment, split_at_date_line
+from rsvlm.scenes.footprints import area_of, footprints, meets, split_at_date_line
 from rsvlm.scenes.search import write_places
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (120, 120, 120)}

@@ -9,12 +9,15 @@ from typing import Annotated
 
 import typer
 
+from rsvlm.cli.index import index_commands
 from rsvlm.cli.options import (
     Batch,
     Device,
     Example,
+    Facts,
     Heads,
     Keep,
+    Kind,
     Language,
     LeftOut,
     Out,
@@ -23,6 +26,8 @@ from rsvlm.cli.options import (
     by_options,
     check_out,
     check_ways,
+    choose_where,
+    facts_table,
     leave_out,
     read_words,
     write,
@@ -37,6 +42,7 @@ app = typer.Typer(
     help="Caption and retrieve remote sensing images with vision-language models.",
 )
 app.add_typer(scene, name="scene")
+app.add_typer(index_commands, name="index")
 OTHER = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -71,21 +77,42 @@ def caption(
 def embed(
     encoder: Annotated[str, typer.Argument(help="Folder or name of an encoder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the index: vectors.npy, images.json, config.json.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the index.")],
+    tier: Annotated[
+        Kind,
+        typer.Option(
+            help="exact: all vectors in memory, to a million images; faiss: short codes in memory; lancedb: a table on disk, which goes on where it was killed."
+        ),
+    ] = Kind.exact,
+    facts: Facts = None,
+    memory: Annotated[float, typer.Option(min=0.001, help="What the tier faiss may take for its index, GB.")] = 4.0,
+    recall: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of the nearest that faiss and lancedb are to find.")
+    ] = 0.95,
     device: Device = "auto",
     batch_size: Batch = 32,
     unreadable: Keep = Unreadable.stop,
 ) -> None:
     """Make an index of images that `rsvlm search` searches."""
-    if out.exists() and not (out / "config.json").is_file():
+    if out.exists() and not any((out / name).is_file() for name in ("config.json", "unfinished.json")):
         raise ValueError(f"{out}: is there already and holds no index; give another folder")
+    known = facts_table(facts)
     from rsvlm.models import index
     from rsvlm.models.loading import choose_device
     from rsvlm.models.zoo import load_encoder
 
     model = load_encoder(encoder, choose_device(device))
-    made = index.build_index(model, images, batch_size=batch_size, unreadable=unreadable.value)
-    made.save(out)
+    made = index.build_index(
+        model,
+        images,
+        tier=tier.value,
+        folder=out,
+        facts=known,
+        memory=int(memory * 1e9),
+        recall=recall,
+        batch_size=batch_size,
+        unreadable=unreadable.value,
+    )
     typer.echo(f"{len(made)} images in {out}", err=True)
 
 
@@ -101,12 +128,20 @@ def search(
     without: LeftOut = None,
     language: Language = None,
     languages: Heads = None,
+    source: Annotated[list[str] | None, typer.Option(help="Only images of this source; may be repeated.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only images of this split; may be repeated.")] = None,
+    start: Annotated[str | None, typer.Option(help="Only images from this date on: 2024, 2024-05, 2024-05-31.")] = None,
+    end: Annotated[str | None, typer.Option(help="Only images up to the end of this date.")] = None,
+    bbox: Annotated[
+        str | None, typer.Option(help="Only images in WEST,SOUTH,EAST,NORTH, degrees; --bbox=-10,35,0,45.")
+    ] = None,
     out: Out = None,
     device: Device = "auto",
 ) -> None:
     """Find the images that a text describes, or that look like an image."""
     check_out(out)
     check_ways({"a text": query, "--image": image}, language, languages)
+    where = choose_where(source, split, start, end, bbox)
     from rsvlm.models.index import load_index
     from rsvlm.models.loading import choose_device
 
@@ -116,7 +151,7 @@ def search(
         return read_words(words, loaded.encoder, language, languages)
 
     wanted = leave_out(image if query is None else read(query), query, without, read)
-    write(loaded.search(wanted, k).drop(columns="query"), out)
+    write(loaded.search(wanted, k, where=where).drop(columns="query"), out)
 
 
 @app.command()

@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
+    import pandas as pd
 
     from rsvlm.models.encoders import DualEncoder
+    from rsvlm.models.image_filters import Where
 
 # What the library calls a setting in its messages, and the option that it is here.
 OPTIONS = {
     name: f"--{name.replace('_', '-')}"
     for name in (
-        "asset", "bands", "batch_size", "bbox", "cloud_cover_below", "end", "min_valid", "missing", "most_windows", "online",
-        "overlap", "precision", "size", "start", "stretch", "unreadable", "views",
+        "asset", "bands", "batch_size", "bbox", "cloud_cover_below", "end", "facts", "memory", "min_valid", "missing", "most_windows", "online",
+        "overlap", "precision", "recall", "size", "source", "split", "start", "stretch", "tier", "unreadable", "views",
     )
 } | {"sizes": "--size", "most_sentences": "--sentences"}  # fmt: skip
 Out = Annotated[
@@ -59,6 +61,24 @@ LeftOut = Annotated[
         help="What the images are not to show; in the words themselves 'a lake without boats' finds boats first.",
     ),
 ]
+
+
+Facts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="What is known of the images, .csv or .parquet: image (path or file name) and any of source, split, date, west, south, "
+        "east, north, or longitude and latitude.",
+    ),
+]
+
+
+class Kind(StrEnum):
+    """The tiers that an index can be made of."""
+
+    exact = "exact"
+    faiss = "faiss"
+    lancedb = "lancedb"
 
 
 class Unreadable(StrEnum):
@@ -134,6 +154,24 @@ def read_words(words: str, encoder: "DualEncoder", language: str | None, languag
     if language is None and asked.language is not None:
         typer.echo(f"read as {language_name(asked.language)}; --language en, if it is English", err=True)
     return loaded.embed_asked([asked])[0]
+
+
+def choose_where(
+    source: list[str] | None, split: list[str] | None, start: str | None, end: str | None, bbox: str | None
+) -> "Where | None":
+    """Which images of an index may be found; None where no option says it."""
+    from rsvlm.models.image_filters import Where
+
+    given = {"source": source or None, "split": split or None, "start": start, "end": end}
+    given |= {"bbox": None if bbox is None else bbox.split(",")}
+    return Where(**given) if any(value is not None for value in given.values()) else None
+
+
+def facts_table(path: Path | None) -> "pd.DataFrame | None":
+    """What a file tells of images."""
+    from rsvlm.models.image_filters import read_facts
+
+    return None if path is None else read_facts(path)
 
 
 def leave_out(

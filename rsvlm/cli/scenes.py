@@ -376,7 +376,7 @@ def _read_scene_query(
     """(what is searched with; the encoder that made a scene's embeddings, where words are to be read)."""
     if query is None and without is None:
         return wanted, encoder
-    from rsvlm.models.index import find_encoder
+    from rsvlm.models.zoo import find_encoder
 
     meta = embeddings.meta
     model = find_encoder(embeddings.file, encoder, meta["encoder_fingerprint"], "cpu", made_with=meta["encoder"])

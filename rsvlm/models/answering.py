@@ -23,9 +23,9 @@ from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
 from rsvlm.models.foreign_wishes import ForeignWish, can_ask, cannot_tell, foreign_language, read_wish, say_answer
 from rsvlm.models.generation import Hypothesis, Prompted, row_log_likelihoods, search_beams
-from rsvlm.models.index import Picture, read_picture
 from rsvlm.models.inference import Captioner, training_distances
 from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, KnownInstructions, as_instruction
+from rsvlm.models.pictures import Picture, read_picture
 from rsvlm.models.prompts import Row
 from rsvlm.models.wishes import IMAGES, asked_languages
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -247,6 +247,29 @@ def encode_texts(
             rows = encoder.text_features([texts[i].capitalize() if capitalise else texts[i] for i in chosen])
         result[chosen] = F.normalize(rows.float(), dim=-1).cpu().numpy()
     return result
+
+
+def caption_encoder(features: Features, encoder: Path) -> Callable[..., np.ndarray]:
+    """A function from texts, and whether to capitalise them (default: as the features), to unit vectors (n, D).
+
+    The vectors lie in the features' space. The encoder is loaded when it is first called.
+
+    Raises:
+        ValueError: (when called) the features come from another encoder.
+    """
+
+    @cache
+    def model() -> DualEncoder:
+        loaded = load_encoder(str(encoder)).eval()
+        if loaded.fingerprint() != features.meta["encoder_fingerprint"]:
+            raise ValueError(
+                f"{encoder}: not the encoder that made the features; run the stage encode_images again, so that"
+                " captions and images are measured in one space"
+            )
+        return loaded
+
+    precision, as_made = features.meta["precision"], bool(features.meta["capitalise"])
+    return lambda texts, capitalise=as_made: encode_texts(model(), texts, capitalise=capitalise, precision=precision)
 
 
 def turn_views(pixels: Tensor, views: int) -> Tensor:

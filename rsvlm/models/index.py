@@ -1,32 +1,31 @@
-"""Images of any kind, read block by block, and an index of them that can be searched by text or by image.
+"""An index of images that can be searched by text or by image.
 
-Exact search by ``similarity_topk``: 100,000 images of 512 numbers are 102 MB. A saved folder holds ``vectors.npy``
-(N, D) float16, ``images.json`` and ``config.json`` (the encoder and how texts are encoded).
+Where its vectors lie is its tier, ``rsvlm.models.tiers``. A saved folder holds ``config.json`` (the tier, the encoder and how
+texts are encoded) and what the tier keeps: the exact one ``vectors.npy`` (N, D) float16, ``images.json`` and, where something is
+known of the images, ``facts.parquet``.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
 
-from rsvlm.data.images import EXTENSIONS, MAX_PIXELS, ImageError, as_rgb, open_image
-from rsvlm.files import read_json, whole_folder, write_json
-from rsvlm.kernels import similarity_topk
+from rsvlm.files import read_json, write_json
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import Features, encode_pictures, encode_texts
+from rsvlm.models.faiss_tier import MEMORY, FaissTier
+from rsvlm.models.features import encode_pictures, encode_texts
+from rsvlm.models.image_filters import Where, facts_of
+from rsvlm.models.lance_tier import LanceTier
+from rsvlm.models.pictures import Picture, list_images, read_blocks, read_picture
 from rsvlm.models.queries import Without, check_query, encode_parts, unit_vector
-from rsvlm.models.zoo import load_encoder
-from rsvlm.progress import log_line, progress
+from rsvlm.models.tiers import CONFIG, DAMAGED, RECALL, TIERS, ExactTier, Tier
+from rsvlm.models.zoo import find_encoder
+from rsvlm.progress import log_line
 
-VECTORS, NAMES, CONFIG = "vectors.npy", "images.json", "config.json"
-A_BLOCK = 256  # images in memory at a time
-Picture = str | Path | Image.Image | np.ndarray
+UNFINISHED = "unfinished.json"  # the CONFIG of an index that is being made
 
 
 class Translating(Protocol):
@@ -39,114 +38,11 @@ class Translating(Protocol):
 
 
 @dataclass(frozen=True)
-class Block:
-    """Some images of a list, read.
-
-    Attributes:
-        numbers, names, pictures: of those that could be read, RGB; numbers count through the whole list.
-        troubles: number -> (name, why it could not be read) of the others.
-    """
-
-    numbers: list[int]
-    names: list[str]
-    pictures: list[Image.Image]
-    troubles: dict[int, tuple[str, str]]
-
-
-def read_blocks(images: Picture | Iterable[Picture], unreadable: str) -> Iterator[Block]:
-    """All images in what ``caption`` takes, A_BLOCK at a time, fewer where they are large: MAX_PIXELS and one more.
-
-    Raises:
-        FileNotFoundError: a path that is not there, or a folder without an image.
-        ImageError: a file that is no whole image, where ``unreadable`` is "raise".
-        ValueError: ``unreadable`` is neither "raise" nor "keep", or a name comes twice.
-    """
-    if unreadable not in ("raise", "keep"):
-        raise ValueError(f"unreadable: {unreadable!r} is neither 'raise' nor 'keep'")
-    listed = list_images(images)
-    block, pixels = Block([], [], [], {}), 0
-    with progress(total=len(listed), desc="images", disable=len(listed) <= A_BLOCK) as bar:
-        for number, (name, image) in enumerate(listed):
-            try:
-                picture = read_picture(image)
-            except ImageError as error:
-                if unreadable == "raise":
-                    raise
-                block.troubles[number] = name, str(error)
-            else:
-                block.numbers.append(number)
-                block.names.append(name)
-                block.pictures.append(picture)
-                pixels += picture.width * picture.height
-            done = len(block.names) + len(block.troubles)
-            if done == A_BLOCK or pixels >= MAX_PIXELS or number == len(listed) - 1:
-                yield block
-                bar.update(done)
-                block, pixels = Block([], [], [], {}), 0
-
-
-def list_images(images: Picture | Iterable[Picture]) -> list[tuple[str, Picture]]:
-    """(name, image) of all images in what ``caption`` takes; folders are listed, nothing is opened.
-
-    Raises:
-        FileNotFoundError: a path that is not there, or a folder without an image.
-        ValueError: a name that comes twice.
-    """
-    listed: list[tuple[str, Picture]] = []
-    given = [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
-    for number, one in enumerate(given, start=1):
-        if isinstance(one, Image.Image | np.ndarray):
-            listed.append((f"image {number}", one))
-            continue
-        path = Path(one)
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
-            if not inside:
-                raise FileNotFoundError(
-                    f"{path}: no image in this folder; files that end in {', '.join(EXTENSIONS)} count"
-                )
-            listed += [(str(file), file) for file in inside]
-        elif path.exists():
-            listed.append((str(path), path))
-        else:
-            raise FileNotFoundError(f"{path}: no such file or folder")
-    names = [name for name, _ in listed]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice}: given twice")
-    return listed
-
-
-def read_picture(image: Picture) -> Image.Image:
-    """An RGB image of a path, a PIL image or an array.
-
-    A PIL image is turned by its EXIF orientation and put on white where it is transparent, as a file is.
-
-    Raises:
-        ImageError: a file that is no whole image.
-        ValueError: an array that is none of (H, W) and (H, W, 3) uint8, or a PIL image of more than 8 bits.
-    """
-    if isinstance(image, Image.Image):
-        if image.mode == "F" or image.mode.startswith("I"):
-            raise ValueError(f"a PIL image of mode {image.mode!r}: expected 8 bits a band; scale it to 0..255")
-        return as_rgb(ImageOps.exif_transpose(image), sixteen=False, masked=False)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-            raise ValueError(
-                f"an array of shape {image.shape} and type {image.dtype}: expected (height, width) or (height, width, 3) "
-                "of uint8; choose three bands and scale them to 0..255"
-            )
-        return Image.fromarray(image).convert("RGB")
-    return open_image(image)
-
-
-@dataclass(frozen=True)
 class ImageIndex:
     """Images by their embeddings.
 
     Attributes:
-        names: of the images, such as paths.
-        vectors: (N, D) float16, of length 1.
+        tier: holds their names, vectors and what is known of them.
         encoder: what made them, and what encodes queries.
         capitalise: texts are encoded as ``text.capitalize()``, RemoteCLIP's protocol.
         views: of an image, whose mean is its vector (1: upright only).
@@ -156,8 +52,7 @@ class ImageIndex:
         ValueError: the languages are those of another encoder.
     """
 
-    names: list[str]
-    vectors: np.ndarray
+    tier: Tier
     encoder: DualEncoder
     capitalise: bool = True
     views: int = 1
@@ -169,10 +64,14 @@ class ImageIndex:
             raise ValueError(f"languages: made for another encoder ({own.name}) than the index ({self.encoder.name})")
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.tier)
 
     def search(
-        self, query: Picture | Without | list[Picture | Without], k: int = 10, language: str = "en"
+        self,
+        query: Picture | Without | list[Picture | Without],
+        k: int = 10,
+        language: str = "en",
+        where: Where | None = None,
     ) -> pd.DataFrame:
         """The k nearest images to a text, an image (a Path, a PIL image or an array) or a vector (D,), best first.
 
@@ -180,35 +79,76 @@ class ImageIndex:
             query: a string is a text, an array of one axis a vector of the encoder's space; ``Without("farmland", "houses")``
                 leaves out, which "farmland without houses" does not; a list asks several at once.
             language: of the texts, such as "pt"; "any" detects the language of each. English alone needs no ``languages``.
+            where: which images may be found, ``Where(source="ucm", bbox=(-10, 35, 0, 45))``; decided before the search.
 
         Returns:
             Columns ``query`` (number, from 0), ``rank`` (from 1), ``image``, ``score`` (cosine).
 
         Raises:
-            ValueError: k below 1, a text as ``check_query``, or a language that cannot be read.
+            ValueError: k below 1, a text as ``check_query``, a language that cannot be read, ``where`` asks for what is known
+                of no image, or a file of the tier is damaged.
         """
         queries = query if isinstance(query, list) else [query]
         if k < 1:
             raise ValueError(f"k = {k}: expected at least 1")
         vectors = encode_parts(queries, lambda plain: self._encode(plain, language))
-        scores, places = similarity_topk(vectors, self.vectors, min(k, max(len(self), 1)))
         rows = [
-            {"query": number, "rank": rank, "image": self.names[place], "score": round(score, 6)}
-            for number in range(len(queries))
-            for rank, (score, place) in enumerate(zip(scores[number].tolist(), places[number].tolist()), start=1)
-            if place >= 0
+            {"query": number, "rank": rank, "image": name, "score": round(score, 6)}
+            for number, found in enumerate(self.tier.search(vectors, k, where))
+            for rank, (name, score) in enumerate(found, start=1)
         ]
         return pd.DataFrame(rows, columns=["query", "rank", "image", "score"])
 
+    def add(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        facts: pd.DataFrame | None = None,
+        precision: str = "fp32",
+        batch_size: int = 32,
+        unreadable: str = "raise",
+    ) -> int:
+        """Encode more images as ``build_index`` does, and how many they were; one that is there already is replaced.
+
+        An index that was loaded or saved follows in its folder; what ``tier`` took block by block stays where a later image fails.
+        """
+        names, parts = [], []
+        for block in read_blocks(images, unreadable):
+            for _, why in block.troubles.values():
+                log_line(f"left out: {why}")
+            features = encode_pictures(
+                self.encoder, block.pictures, block.names, views=self.views, precision=precision, batch_size=batch_size
+            )
+            names += block.names
+            parts.append(features.image_embeddings.astype(np.float16))
+            if self.tier.by_blocks:
+                self.tier.add(block.names, parts.pop(), facts_of(block.names, facts))
+        if parts:
+            self.tier.add(names, np.concatenate(parts), facts_of(names, facts))
+        return len(names)
+
+    def remove(self, images: Iterable[str]) -> None:
+        """Take images out, by the names that a search gives. ValueError names one that is not there; then none is taken."""
+        self.tier.remove(list(images))
+
+    def compact(self) -> None:
+        """Give back the room of what was removed, and index what was added; see the tier."""
+        self.tier.compact()
+
     def save(self, folder: str | Path) -> None:
-        """Write the index, whole or not at all; ``load_index`` reads it."""
-        with whole_folder(Path(folder)) as scratch:
-            np.save(scratch / VECTORS, self.vectors)
-            write_json(scratch / NAMES, self.names)
-            name = self.encoder.name
-            name = str(Path(name).resolve()) if Path(name).is_dir() else name
-            config = {"encoder": name, "encoder_fingerprint": self.encoder.fingerprint()}
-            write_json(scratch / CONFIG, config | {"capitalise": self.capitalise, "views": self.views})
+        """Write an index of the tier ``exact``, whole or not at all; ``load_index`` reads it. The others have their folder."""
+        folder = Path(folder)
+        if not isinstance(self.tier, ExactTier):
+            raise ValueError(f"{folder}: an index of the tier {self.tier.kind} lies in its own folder; copy that")
+        if (folder / UNFINISHED).is_file() or _kind(folder) not in (None, ExactTier.kind):
+            raise ValueError(f"{folder}: holds an index of another tier; remove the folder, or give another")
+        self.tier.save(folder, self._config())
+
+    def _config(self) -> dict:
+        name = self.encoder.name
+        name = str(Path(name).resolve()) if Path(name).is_dir() else name
+        config = {"encoder": name, "encoder_fingerprint": self.encoder.fingerprint(), "tier": self.tier.kind}
+        return config | {"capitalise": self.capitalise, "views": self.views}
 
     def _encode(self, queries: list[Picture], language: str) -> np.ndarray:
         vectors = np.zeros((len(queries), self.encoder.embedding_dim), np.float32)
@@ -244,6 +184,11 @@ def build_index(
     encoder: DualEncoder,
     images: Picture | Iterable[Picture],
     *,
+    tier: str = "exact",
+    folder: str | Path | None = None,
+    facts: pd.DataFrame | None = None,
+    memory: int = MEMORY,
+    recall: float = RECALL,
     views: int = 1,
     capitalise: bool = True,
     precision: str = "fp32",
@@ -255,6 +200,12 @@ def build_index(
 
     Args:
         images: paths, folders, PIL images or arrays, as ``caption`` takes them.
+        tier: one of TIERS; all but ``exact`` need ``folder``.
+        folder: where the index is kept; it follows each change. What a killed call of the tier ``lancedb`` had taken stays, and
+            the next call goes on there.
+        facts: what is known of images, see ``rsvlm.models.image_filters.read_facts``.
+        memory: bytes that the tier ``faiss`` may take for its index.
+        recall: share of the nearest that an approximate tier is to find, 0 to 1.
         views, precision: as ``rsvlm.models.features.encode_images`` takes them.
         unreadable: "raise" stops at a file that is no whole image; "keep" goes on, says so and leaves it out.
         languages: for queries that are not English, see ``rsvlm.load_languages``.
@@ -262,17 +213,63 @@ def build_index(
     Raises:
         FileNotFoundError: a path that is not there, or a folder without an image.
         ImageError: a file that cannot be read as an image; names it.
+        ModuleNotFoundError: the tier's package is not installed.
+        ValueError: an unknown tier, no folder, or one that holds something else, a recall that is no share,
+            or too little memory.
     """
-    names, parts = [], [np.zeros((0, encoder.embedding_dim), np.float16)]
-    for block in read_blocks(images, unreadable):
-        for _, why in block.troubles.values():
-            log_line(f"left out: {why}")
-        features = encode_pictures(
-            encoder, block.pictures, block.names, views=views, precision=precision, batch_size=batch_size
+    if tier not in TIERS:
+        raise ValueError(f"tier: {tier!r} is none of {', '.join(TIERS)}")
+    if not 0 < recall <= 1:
+        raise ValueError(f"recall: a share above 0, at most 1, is needed; is {recall}")
+    options = {"facts": facts, "precision": precision, "batch_size": batch_size, "unreadable": unreadable}
+    if tier != "exact":
+        if folder is None:
+            raise ValueError(f"folder: the tier {tier} needs one")
+        folder = _begin(Path(folder))
+    if tier != "lancedb":
+        empty = ExactTier([], np.zeros((0, encoder.embedding_dim), np.float16))
+        index = ImageIndex(empty, encoder, capitalise, views, languages)
+        index.add(images, **options)
+        if tier == "faiss":
+            held, config = index.tier, index._config()
+            blocks = [(held.names, held.vectors, held.facts)]
+            made = FaissTier.make(folder, encoder.embedding_dim, len(held), blocks, config, memory, recall)
+            return ImageIndex(made, encoder, capitalise, views, languages)
+        if folder is not None:
+            index.save(folder)
+        return index
+    index = ImageIndex(LanceTier(folder, encoder.embedding_dim, recall), encoder, capitalise, views, languages)
+    config = index._config()
+    if (folder / UNFINISHED).is_file() and (begun := read_json(folder / UNFINISHED)) != config:
+        raise ValueError(
+            f"{folder}: an index was begun here with other settings ({begun}); remove the folder, or give another"
         )
-        names += block.names
-        parts.append(features.image_embeddings.astype(np.float16))
-    return ImageIndex(names, np.concatenate(parts), encoder, capitalise, views, languages)
+    write_json(folder / UNFINISHED, config)
+    listed = list_images(images)
+    there = index.tier.there([name for name, image in listed if isinstance(image, Path)])
+    if there:
+        log_line(f"{len(there)} of {len(listed)} images are in {folder} already; it goes on with the others")
+    index.add([image for name, image in listed if name not in there], **options)
+    index.compact()
+    write_json(folder / CONFIG, config)
+    (folder / UNFINISHED).unlink()
+    return index
+
+
+def _kind(folder: Path) -> str | None:
+    """The tier of the index in a folder; None: there is none."""
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    return None if config is None else config.get("tier", ExactTier.kind) if isinstance(config, dict) else "damaged"
+
+
+def _begin(folder: Path) -> Path:
+    """A folder where an index can be begun or gone on with."""
+    if (folder / CONFIG).is_file():
+        raise ValueError(f"{folder}: holds an index already; `rsvlm index add` adds to it, or remove the folder first")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / UNFINISHED).is_file():
+        raise ValueError(f"{folder}: is there already and holds no index; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def load_index(
@@ -290,81 +287,27 @@ def load_index(
 
     Raises:
         FileNotFoundError: no index there.
-        ValueError: a damaged file, or another encoder.
+        ModuleNotFoundError: its tier's package is not installed.
+        ValueError: a damaged file, one that was not finished, or another encoder.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
+        if (folder / UNFINISHED).is_file():
+            raise ValueError(f"{folder}: this index was not finished; the same `rsvlm embed` goes on with it")
         raise FileNotFoundError(f"{folder}: no index here ({CONFIG} is missing); `rsvlm embed` makes one")
-    config, names = read_json(folder / CONFIG), read_json(folder / NAMES)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{folder / NAMES}: no list of names; make the index again with `rsvlm embed`")
+    config = read_json(folder / CONFIG)
     try:
-        vectors = np.load(folder / VECTORS, allow_pickle=False)
         name, wanted, capitalise, views = (
             config[key] for key in ("encoder", "encoder_fingerprint", "capitalise", "views")
         )
-    except (KeyError, TypeError, ValueError, OSError, EOFError, SyntaxError, TokenError) as error:  # a head is Python's
-        raise ValueError(f"{folder}: the index is damaged ({error}); make it again with `rsvlm embed`") from error
+        kind = config.get("tier", ExactTier.kind)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG}: the index is damaged ({error}); {DAMAGED}") from error
+    if kind not in TIERS:
+        raise ValueError(f"{folder / CONFIG}: 'tier' is {kind!r}, none of {', '.join(TIERS)}; {DAMAGED}")
     encoder = find_encoder(
         folder, encoder or (languages.encoder if languages else None), wanted, device, made_with=name
     )
-    if vectors.shape != (len(names), encoder.embedding_dim):
-        raise ValueError(f"{folder / VECTORS}: shape {vectors.shape} for {len(names)} images; make the index again")
-    return ImageIndex(names, vectors, encoder, capitalise, views, languages)
-
-
-def find_encoder(
-    place: Path, encoder: DualEncoder | str | Path | None, wanted: str, device: str, made_with: str | None = None
-) -> DualEncoder:
-    """The encoder that what lies in a file or folder was made with, loaded where it is named.
-
-    Args:
-        encoder: None: by the name ``made_with``.
-        wanted: its fingerprint.
-        made_with: the name that it had then, where that was written down.
-
-    Raises:
-        FileNotFoundError: it is not there under the name that it had.
-        ValueError: another encoder.
-    """
-    if encoder is None:
-        try:
-            encoder = load_encoder(str(made_with), device)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{place}: made with the encoder {made_with}, which is not here under that name ({error}); tell where "
-                "that encoder is now"
-            ) from error
-    elif not isinstance(encoder, DualEncoder):
-        encoder = load_encoder(str(encoder), device)
-    found = encoder.fingerprint()
-    if found != wanted:
-        own = f"{made_with}, fingerprint" if made_with else "fingerprint"
-        raise ValueError(
-            f"{place}: made with another encoder ({own} {str(wanted)[:12]}) than {encoder.name} (fingerprint "
-            f"{found[:12]}), which is given: give the one it was made with"
-        )
-    return encoder
-
-
-def caption_encoder(features: Features, encoder: Path) -> Callable[..., np.ndarray]:
-    """A function from texts, and whether to capitalise them (default: as the features), to unit vectors (n, D).
-
-    The vectors lie in the features' space. The encoder is loaded when it is first called.
-
-    Raises:
-        ValueError: (when called) the features come from another encoder.
-    """
-
-    @functools.cache
-    def model() -> DualEncoder:
-        loaded = load_encoder(str(encoder)).eval()
-        if loaded.fingerprint() != features.meta["encoder_fingerprint"]:
-            raise ValueError(
-                f"{encoder}: not the encoder that made the features; run the stage encode_images again, so that"
-                " captions and images are measured in one space"
-            )
-        return loaded
-
-    precision, as_made = features.meta["precision"], bool(features.meta["capitalise"])
-    return lambda texts, capitalise=as_made: encode_texts(model(), texts, capitalise=capitalise, precision=precision)
+    read = {"exact": ExactTier.read, "faiss": FaissTier, "lancedb": LanceTier}[kind]
+    tier = read(folder, encoder.embedding_dim)
+    return ImageIndex(tier, encoder, capitalise, views, languages)

@@ -31,10 +31,10 @@ from rsvlm.models.captioner import CONFIG, WEIGHTS, load_capret, save_capret
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of
 from rsvlm.models.generation import Prompted, caption_log_likelihoods
-from rsvlm.models.index import Picture, find_encoder, read_blocks
 from rsvlm.models.loading import choose_device
 from rsvlm.models.neighbours import CiderSpace, Memory, Pools, pool_options
-from rsvlm.models.zoo import is_encoder
+from rsvlm.models.pictures import Picture, read_blocks
+from rsvlm.models.zoo import find_encoder, is_encoder
 from rsvlm.safe_text import as_markdown
 from rsvlm.settings import Generation
 

@@ -22,9 +22,9 @@ from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.languages import detect_language, language_name, normal_text, other_language
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_texts
-from rsvlm.models.index import find_encoder
 from rsvlm.models.loading import load_strictly, read_weights
 from rsvlm.models.multilingual import TextTower, load_text_tower
+from rsvlm.models.zoo import find_encoder
 
 FOLDER, CONFIG, WEIGHTS, WORDS = "languages", "config.json", "model.safetensors", "words.json"
 KEYS = ("tower", "prefix", "tower_fingerprint", "encoder_fingerprint", "capitalise", "languages", "recipe", "recipes",

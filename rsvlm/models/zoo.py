@@ -239,3 +239,37 @@ def _in_hub_cache(preset: Preset) -> bool:
     return any(
         isinstance(try_to_load_from_cache(preset.repository, file), str) for file in ("config.json", OPEN_CLIP_CONFIG)
     )
+
+
+def find_encoder(
+    place: Path, encoder: DualEncoder | str | Path | None, wanted: str, device: str, made_with: str | None = None
+) -> DualEncoder:
+    """The encoder that what lies in a file or folder was made with, loaded where it is named.
+
+    Args:
+        encoder: None: by the name ``made_with``.
+        wanted: its fingerprint.
+        made_with: the name that it had then, where that was written down.
+
+    Raises:
+        FileNotFoundError: it is not there under the name that it had.
+        ValueError: another encoder.
+    """
+    if encoder is None:
+        try:
+            encoder = load_encoder(str(made_with), device)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{place}: made with the encoder {made_with}, which is not here under that name ({error}); tell where "
+                "that encoder is now"
+            ) from error
+    elif not isinstance(encoder, DualEncoder):
+        encoder = load_encoder(str(encoder), device)
+    found = encoder.fingerprint()
+    if found != wanted:
+        own = f"{made_with}, fingerprint" if made_with else "fingerprint"
+        raise ValueError(
+            f"{place}: made with another encoder ({own} {str(wanted)[:12]}) than {encoder.name} (fingerprint "
+            f"{found[:12]}), which is given: give the one it was made with"
+        )
+    return encoder

@@ -21,6 +21,7 @@ import pandas as pd
 import shapely
 from pyarrow import ArrowException
 
+from rsvlm.data.moments import moment
 from rsvlm.data.rasters.bands import find_band
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import Scene, open_scene
@@ -31,7 +32,7 @@ from rsvlm.models.encoders import DualEncoder
 from rsvlm.progress import log_line, progress
 from rsvlm.safe_text import write_csv
 from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
-from rsvlm.scenes.footprints import LONGITUDE_LATITUDE, area_of, footprints, meets, moment
+from rsvlm.scenes.footprints import LONGITUDE_LATITUDE, area_of, footprints, meets
 from rsvlm.scenes.search import (
     PLACES,
     Query,

@@ -17,9 +17,10 @@ import pandas as pd
 import pystac
 import shapely
 
+from rsvlm.data.moments import moment
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.files import read_json
-from rsvlm.scenes.footprints import moment, split_at_date_line
+from rsvlm.scenes.footprints import split_at_date_line
 
 KINDS = "an Item, an ItemCollection, a Catalog or a Collection"
 GEOREFERENCED = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")  # media types without their parameters

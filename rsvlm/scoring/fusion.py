@@ -32,9 +32,8 @@ import pandas as pd
 
 from rsvlm.kernels import hits, similarity_topk
 from rsvlm.models.captioner import load_capret
-from rsvlm.models.features import Features
+from rsvlm.models.features import Features, caption_encoder
 from rsvlm.models.generation import Prompted, caption_log_likelihoods
-from rsvlm.models.index import caption_encoder
 from rsvlm.models.neighbours import pool_options, training_pools
 from rsvlm.scoring.retrieval import KS, EmbeddingSpace, RetrievalSet, rank_retrieval, recalls, unit_rows
 from rsvlm.scoring.retrieval_study import Method, Reordering, precision_scores

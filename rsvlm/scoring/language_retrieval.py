@@ -22,8 +22,7 @@ from rsvlm.data.caption_languages import ENGLISH
 from rsvlm.data.translations import HOW_NAMES
 from rsvlm.extras import PACKAGES, import_extra
 from rsvlm.files import cache_folder
-from rsvlm.models.features import Features
-from rsvlm.models.index import caption_encoder
+from rsvlm.models.features import Features, caption_encoder
 from rsvlm.models.language_head import LanguageHead, project
 from rsvlm.models.mixed_gallery import TOP, first_shares, leak_of
 from rsvlm.models.multilingual import TextTower, embed_texts
