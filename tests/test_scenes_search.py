@@ -440,7 +440,7 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
         return ColourEncoder()
 
     monkeypatch.setattr("rsvlm.models.zoo.load_encoder", load)
-    monkeypatch.setattr("rsvlm.models.index.load_encoder", load)
+    monkeypatch.setattr("rsvlm.models.zoo.load_encoder", load)
     pixels = green_with_red(200, 120, *SQUARE[:3]).astype(np.uint16) * 10
     bands = np.concatenate([pixels[::-1], pixels[:1] * 0])  # blue, green, red, near infrared
     path = write_raster(tmp_path / "scene.tif", bands, crs="EPSG:32633", transform=UTM)
@@ -534,7 +534,7 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path, capsys):
 
 def test_how_a_scene_is_read_is_told_and_a_forgotten_option_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("rsvlm.models.zoo.load_encoder", lambda *_: ColourEncoder())
-    monkeypatch.setattr("rsvlm.models.index.load_encoder", lambda *_: ColourEncoder())
+    monkeypatch.setattr("rsvlm.models.zoo.load_encoder", lambda *_: ColourEncoder())
     scene = write_raster(tmp_path / "s.tif", green_with_red(64, 64, 16, 16, 16), crs="EPSG:32633", transform=UTM)
     out, hits = tmp_path / "s.parquet", tmp_path / "hits.geojson"
     with pytest.raises(SystemExit):

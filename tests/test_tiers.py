@@ -282,7 +282,7 @@ def test_from_a_folder_of_pictures_to_a_search(kind, pictures, tmp_path, monkeyp
     """By the command: embedded, searched by text with filters, added to, taken from, compacted."""
     needed(kind)
     monkeypatch.setattr("rsvlm.models.zoo.load_encoder", lambda *_: ColourEncoder())
-    monkeypatch.setattr("rsvlm.models.index.load_encoder", lambda *_: ColourEncoder())
+    monkeypatch.setattr("rsvlm.models.zoo.load_encoder", lambda *_: ColourEncoder())
     index, out = tmp_path / "index", tmp_path / "hits.csv"
 
     def run(*arguments) -> str:
