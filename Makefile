@@ -93,7 +93,7 @@ $(READY): requirements.lock extras.lock pyproject.toml
 # What only tests need. A GPU's torch brings Triton; elsewhere it interprets the kernels and compiles them for GPUs.
 $(TESTING): $(READY)
 	@echo "Installing into .venv: what only the tests need"
-	@extras="test parallel boxes audit cards cluster openclip vlm"; \
+	@extras="test parallel boxes audit cards cluster lancedb openclip vlm"; \
 	  if command -v chromium chromium-browser google-chrome >/dev/null; then extras="$$extras browser"; fi; \
 	  if [ "$$(uname -s)" = Linux ] && ! $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("triton") is None)'; then \
 	    extras="$$extras triton"; fi; \
