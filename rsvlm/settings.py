@@ -206,6 +206,7 @@ DECAY = Within(0, 1, "1 would take a weight away at each step")
 TEMPERATURE = Within(0, 100, "at 0 the softmax divides by it; above 100 all count alike", above=True)
 SIDE = Within(32, 2048, "below 32 pixels EfficientNet-Lite2's last map is empty; memory grows with the square")
 BATCH = Within(1, 32_768, "CLIP's own training had 32,768; memory ends long before (the estimate at a start tells)")
+CHUNK = Within(0, 32_768, "0 takes all of a batch, as does more than it has")
 STEPS = Within(1, 10_000_000, "at a tenth of a second each, 10 million are two weeks")
 IMAGES = Within(0, 100_000_000, "0 takes all")
 NEIGHBOURS = Within(1, 1000, "captions of the 1,000th nearest image tell of another place")
@@ -255,6 +256,7 @@ class AdaptSettings(Augmentation):
         "captions drawn for each image of a batch",
         Within(1, 16, "data sets have 5 an image; each text of a batch costs a pass of the text tower and its memory"),
     )
+    chunk: int = setting(0, "images, and captions, whose activations are in memory together (GradCache); 0: all", CHUNK)
     image_lr: float = setting(4.0e-4, "highest learning rate of the image tower", RATE)
     text_lr: float = setting(6.0e-5, "highest learning rate of the text tower", RATE)
     projection_lr: float = setting(1.0e-3, "highest learning rate of the projections", RATE)
@@ -421,6 +423,7 @@ class CaptioningSettings(Settings):
     )
     steps: int = setting(54, "optimiser steps", STEPS, quick=4)
     batch_size: int = setting(8, "images a step", BATCH, quick=4)
+    chunk: int = setting(0, "images of a step whose activations are in memory together; 0: all", CHUNK)
     projection_lr: float = setting(4.0e-3, "highest learning rate of the projections into the language model", RATE)
     retrieval_lr: float = setting(1.0e-3, "highest learning rate of [RET] and the retrieval projections", RATE)
     lora_lr: float = setting(1.0e-3, "highest learning rate of the adapters", RATE)

@@ -185,17 +185,18 @@ def estimate_adapt_encoder(values: dict) -> list[Part]:
     else:
         image = _tower(encoder.vision, encoder.vision.tokens, training, number)
     tokens = min(encoder.text.tokens, caption_tokens() + 2)
+    together = values["chunk"] or max(images, texts)  # whose activations are kept
     return [
         Part(4 * encoder.parameters, "weights", ("encoder",)),
         Part(12 * trained, "gradients and AdamW's moments", ("encoder",)),
         Part((4 + 16 + 4 * average) * trained, "the best weights so far and a checkpoint", ("encoder",), False),
         Part(
-            images * (image * WORKING + 4 * 12 * side**2),
+            min(images, together) * image * WORKING + images * 4 * 12 * side**2,
             "the images of a batch",
             ("batch_size", "crop_size", "image_size"),
         ),
         Part(
-            texts * _tower(encoder.text, tokens, training, number) * WORKING,
+            min(texts, together) * _tower(encoder.text, tokens, training, number) * WORKING,
             "the captions of a batch",
             ("captions_per_image", "batch_size"),
         ),
@@ -253,7 +254,7 @@ def estimate_finetune_lora(values: dict) -> list[Part]:
         Part(16 * trained, "what trains, with gradients and moments", ("lora_rank", "visual_tokens", "retrieval_dim")),
         Part(20 * trained, "the best weights so far and a checkpoint", ("lora_rank", "visual_tokens"), False),
         Part(
-            B * row * layer * decoder.layers * WORKING,
+            min(values["chunk"] or B, B) * row * layer * decoder.layers * WORKING,
             "the rows of a batch",
             (*batch_of, "neighbour_captions", "visual_tokens", *lower),
         ),
