@@ -424,6 +424,7 @@ class CaptioningSettings(Settings):
     steps: int = setting(54, "optimiser steps", STEPS, quick=4)
     batch_size: int = setting(8, "images a step", BATCH, quick=4)
     chunk: int = setting(0, "images of a step whose activations are in memory together; 0: all", CHUNK)
+    shard: bool = setting(False, "spread the frozen language model over the processes, where there are several (FSDP2)")
     projection_lr: float = setting(4.0e-3, "highest learning rate of the projections into the language model", RATE)
     retrieval_lr: float = setting(1.0e-3, "highest learning rate of [RET] and the retrieval projections", RATE)
     lora_lr: float = setting(1.0e-3, "highest learning rate of the adapters", RATE)

@@ -94,6 +94,25 @@ def test_captions_instructions_and_rewards_are_shared_out(found, captioned, size
         assert all(torch.equal(weights[0][name], other[name]) for other in weights)
 
 
+def test_a_language_model_in_parts_trains_as_a_whole_one(found, tmp_path):
+    captioner, result, _ = cases.caption(
+        cases.make_features(), cases.SHARDED, cases.RewardSettings(), checkpoints=tmp_path
+    )
+    for rank in range(2):
+        told = json.loads((found / f"sharded_{rank}.json").read_text())
+        assert len(told["share"]) > 8 and set(told["share"]) == {0.5}
+        for row, right in zip(told["curve"], result.curve, strict=True):
+            assert row == pytest.approx(right, rel=1e-4, abs=2e-6)
+        assert "batch_size: 7 images are no equal parts for 2 processes" in told["refused"][0]
+        assert told["refused"][1].startswith("reward_steps: ")
+    weights, start = (
+        load_file(found / "sharded_0.safetensors"),
+        cases.make_captioner(cases.make_features()).state_dict(),
+    )
+    for name, value in captioner.trained_state().items():
+        assert (weights[name] - value).norm() <= 1e-3 * (value - start[name]).norm() + 1e-7, name
+
+
 def test_chunks_of_the_captioners_batch_give_its_gradients(captioned, tmp_path):
     captioner, result, _ = captioned
     settings = cases.CaptioningSettings(**dict(cases.CAPTIONING) | {"chunk": 2})

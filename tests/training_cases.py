@@ -40,6 +40,7 @@ CAPTIONING = CaptioningSettings(
     **{"steps": 4, "batch_size": 7, "captions_per_image": 0, "retrieval_negatives": 4, "warmup_steps": 1},
     **{"instruction_share": 0.4, "validation_every": 2, "checkpoint_every": 3},
 )
+SHARDED = CaptioningSettings(**dict(CAPTIONING) | {"batch_size": 8, "chunk": 3, "shard": True})
 REWARD = RewardSettings(reward_steps=2, reward_batch_size=5, reward_samples=3, reward_every=1)
 
 
@@ -49,7 +50,7 @@ def draws_of(seed: int) -> list[Hypothesis]:
     return [Hypothesis(tuple(own), 0.0) for own in tokens]
 
 
-def caption(features, settings=CAPTIONING, **more):
+def caption(features, settings=CAPTIONING, reward=REWARD, **more):
     """(captioner, what its training gave, lines of the log), on captions, instructions and rewards.
 
     What it draws and earns is made up from the draws' seeds: so soon it has nothing to say.
@@ -65,7 +66,7 @@ def caption(features, settings=CAPTIONING, **more):
             _SelfCritical, "_rewards", lambda self, example, draws: np.array([sum(d.tokens) % 7 for d in draws]) / 7
         )
         result = train_captioner(
-            captioner, features, *examples, settings, REWARD, asked=tuple(asked), log=lines.append, **more
+            captioner, features, *examples, settings, reward, asked=tuple(asked), log=lines.append, **more
         )
     return captioner, result, lines
 
@@ -145,6 +146,30 @@ def leave(folder: Path, name: str, encoder, result, lines) -> None:
     (folder / f"{name}.json").write_text(json.dumps(told))
 
 
+def leave_sharded(folder: Path, rank: int) -> None:
+    """Save what two processes give that hold a half of the frozen layers each, and what is refused there."""
+    captioner, result, _ = caption(make_features(), SHARDED, RewardSettings(), checkpoints=folder / "own")
+    share = [
+        p.to_local().numel() / p.numel()
+        for p in captioner.language_model.base_model.layers.parameters()
+        if hasattr(p, "to_local")
+    ]
+    told = {"curve": result.curve, "share": share, "refused": []}
+    for settings, reward in (
+        (CaptioningSettings(**dict(SHARDED) | {"batch_size": 7}), RewardSettings()),
+        (SHARDED, REWARD),
+    ):
+        try:
+            caption(make_features(), settings, reward, checkpoints=folder / "own")
+        except ValueError as error:
+            told["refused"].append(str(error))
+    write_json(folder / f"sharded_{rank}.json", told)
+    save_file(
+        {name: value.clone() for name, value in captioner.trained_state().items()},
+        folder / f"sharded_{rank}.safetensors",
+    )
+
+
 def run(rank: int, world: int, folder: Path) -> None:
     """Trainings by the processes of the lowest ranks, 2 and 3 of them; then one that 3 begin and 2 go on with."""
     table, encoder = read_table(folder), folder / "clip"
@@ -158,6 +183,9 @@ def run(rank: int, world: int, folder: Path) -> None:
         if rank < size:
             leave(folder, f"{size}_{rank}", *adapt(encoder, table, SETTINGS[size], checkpoints=folder / "own"))
             leave(folder, f"captioner_{size}_{rank}", *caption(make_features(), checkpoints=folder / "own"))
+    of(2)
+    if rank < 2:
+        leave_sharded(folder, rank)
     of(3)
     broken_off(encoder, table, SETTINGS[3], at=4, checkpoints=folder / "resumed")
     dist.barrier()

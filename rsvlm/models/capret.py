@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -200,6 +201,24 @@ class CapRet(nn.Module):
         total = torch.logaddexp(words.logsumexp(-1), ret)
         chosen = words.gather(1, labels.clamp(max=self.vocabulary_size - 1)[:, None])[:, 0]
         return total - torch.where(labels == self.ret_id, ret, chosen)
+
+    def spread(self, group: "dist.ProcessGroup") -> None:
+        """Leave each process its share of the frozen layers, which are gathered one by one where they are used (FSDP2).
+
+        What trains stays whole in every process, and so do the input and output matrices. From then on all processes
+        have to run the decoder equally often.
+        """
+        from torch.distributed.device_mesh import DeviceMesh
+        from torch.distributed.fsdp import fully_shard
+
+        decoder = self.language_model.base_model
+        lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
+        layers, whole = max(lists, key=len), {p for p in self.parameters() if p.requires_grad}
+        how = {"mesh": DeviceMesh.from_group(group, self.device.type), "reshard_after_forward": True}
+        for layer in layers:
+            fully_shard(layer, ignored_params=whole, **how)
+        inside = {id(parameter) for parameter in layers.parameters()}
+        fully_shard(decoder, ignored_params=whole | {p for p in decoder.parameters() if id(p) not in inside}, **how)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All that trains, by kind: projection (into the language model), retrieval, lora."""

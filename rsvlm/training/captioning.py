@@ -14,7 +14,6 @@ place of the references, and each counts by how much higher its CIDEr is than th
 (Kool et al. 2019). What is rewarded is then what is reported, and what is generated is then what is trained on.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -44,11 +43,10 @@ from rsvlm.training.caption_batches import (
     validation_batches,
 )
 from rsvlm.training.captioning_result import INSTRUCTION_LOSS, LOSSES, CaptioningResult, RewardResult
-from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, train
+from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, schedule, train
 from rsvlm.training.processes import AFTER, BEFORE, RESULT, WHAT, Team, off_device, run_on_processes, starting_command
 
 ALONE = Team()
-LAST_RATE = 0.01  # share of the highest learning rate at the end of the cosine
 HIGHEST_CIDER = 10.0  # rewards are CIDEr as a share of it
 LONGEST_DRAW = 40  # tokens of a drawn caption; one that has not ended there earns nothing
 
@@ -97,6 +95,9 @@ def train_captioner(
     data = [asdict(example) for example in (*training, *validation, *asked[0], *asked[1])]
     shape = (captioner.settings.model_dump(), captioner.config, captioner.device.type, features.meta, data)
     task = _Captioning(captioner, features, training, validation, settings, log, asked)
+    if settings.shard and task.team.size > 1:
+        _check_even(settings, reward, task.team)
+        captioner.spread(task.team.group)
     counts = {group["name"]: sum(p.numel() for p in group["params"]) for group in task.optimizer.param_groups}
     with ExitStack() as stack:
         folder = stack.enter_context(checkpoints_of(checkpoints, task.name, settings.model_dump(), *shape))
@@ -115,6 +116,17 @@ def train_captioner(
         if save_to is not None and task.team.rank == 0:
             _save(captioner, save_to, result, settings, reward, notes)
     return result
+
+
+def _check_even(settings: CaptioningSettings, reward: RewardSettings, team: Team) -> None:
+    """Raise ValueError where processes would run the decoder unequally often, and wait for each other for ever."""
+    if settings.batch_size % team.size:
+        raise ValueError(
+            f"batch_size: {settings.batch_size} images are no equal parts for {team.size} processes, which shard needs; "
+            f"take a multiple of {team.size}, or shard: false"
+        )
+    if reward.reward_steps:
+        raise ValueError("reward_steps: captions that end early would part the processes; take 0, or shard: false")
 
 
 def _save(
@@ -181,14 +193,6 @@ def train_here(folder: Path, device: torch.device, log: Callable[[str], None]) -
     )
     if Team.here().rank == 0:
         write_json(folder / RESULT, asdict(result))
-
-
-def schedule(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of the highest learning rate at a step: linear up, then a cosine down to a hundredth."""
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
-    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class _Captioning(Task):

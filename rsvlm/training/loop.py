@@ -33,6 +33,7 @@ from rsvlm.progress import Passing, progress
 from rsvlm.training.processes import Team
 
 LAYOUT = 3  # of a checkpoint; one of another layout is not continued from
+LAST_RATE = 0.01  # share of the highest learning rate at the end of the cosine
 KEEP = 2  # checkpoints: the newest, and one before it in case the newest cannot be read
 
 
@@ -238,6 +239,14 @@ def build_optimizer(parts: dict[str, list[Tensor]], settings: object, **options:
         if own:
             groups.append({"params": own, "name": part, "lr": rate, "highest": rate})
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, **options)
+
+
+def schedule(step: int, steps: int, warmup_steps: int) -> float:
+    """Share of the highest learning rate at a step: linear up, then a cosine down to a hundredth."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
+    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def in_chunks(make: Callable[[Sequence], Tensor], items: Sequence, size: int) -> Tensor:
