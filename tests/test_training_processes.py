@@ -65,7 +65,8 @@ def test_several_processes_end_where_one_does(found, alone, size):
     told = [json.loads((found / f"{size}_{rank}.json").read_text()) for rank in range(size)]
     weights = [load_file(found / f"{size}_{rank}.safetensors") for rank in range(size)]
     cases.same_within_rounding(weights[0], told[0]["curve"], *alone[size][:2])
-    assert told[0]["validation"] == pytest.approx(alone[size][1].validation)
+    for row, right in zip(told[0]["validation"], alone[size][1].validation, strict=True):
+        assert row == pytest.approx(right)
     for other in weights[1:]:
         assert all(torch.equal(value, other[name]) for name, value in weights[0].items()), "all hold the same weights"
     assert not list((found / "own").iterdir()), "checkpoints and their lock are gone"

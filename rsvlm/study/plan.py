@@ -133,11 +133,11 @@ def training_images(params: dict, study: str) -> int:
     Raises:
         ValueError: a source whose counts are not known.
     """
-    total, known = 0, [own for own in KNOWN.values() if "annotations" in own.settings]
+    total, by_file = 0, {str(own.settings.get("annotations")): own for own in KNOWN.values()}
     for source in params["aggregate_data"]["sources"]:
-        file = source.get("annotations")
-        splits = next((own.splits for own in known if file and own.settings["annotations"] == file), None)
-        if splits is None:
+        known = KNOWN.get(source["name"]) or by_file.get(str(source.get("annotations", source["name"])))
+        splits = known.splits if known else None
+        if not splits:
             raise ValueError(
                 f"params/{study}.yaml: aggregate_data.sources: how many images {source['name']!r} has is not known before they "
                 "are read; a plan is for NWPU-Captions, RSICD, Sydney-, UCM-Captions and RSITMD"

@@ -67,7 +67,8 @@ def train_captioner(
 ) -> CaptioningResult:
     """Train ``captioner`` in place; it ends with the weights of the kept step, in evaluation mode.
 
-    Killed at any step and called again with the same arguments, it continues from the last checkpoint.
+    Killed at any step and called again with the same arguments, it continues from the last checkpoint, also on another
+    number of processes: where ``RSVLM_PROCESSES`` asks for several, they train in this one's place.
 
     Args:
         reward: of self-critical training, which starts from the kept step; none where it has no steps.
@@ -81,16 +82,18 @@ def train_captioner(
         ValueError: a batch larger than the training set, an image without features, an instruction about another image.
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
         rsvlm.files.InUse: another process is at this training.
+        RuntimeError: one of several processes died.
     """
     settings, reward = CaptioningSettings.of(settings), RewardSettings.of(reward or RewardSettings())
     check_batch(settings.batch_size, len(training))
     asked = asked if settings.trains_instructions else ((), ())
+    how = {**(notes or {}), "training": settings.model_dump() | reward.model_dump()}
     if command := starting_command(captioner.device):
         parent, examples = checkpoints or cache_folder() / "checkpoints" / _Captioning.name, (training, validation)
         told = _train_elsewhere(command, captioner, features, examples, (settings, reward), asked, parent, log)
         result = CaptioningResult(**told | {"reward": told["reward"] and RewardResult(**told["reward"])})
         if save_to is not None:
-            _save(captioner, save_to, result, settings, reward, notes)
+            save_capret(captioner, save_to, **how, kept_step=result.kept_step)
         return result
     data = [asdict(example) for example in (*training, *validation, *asked[0], *asked[1])]
     shape = (captioner.settings.model_dump(), captioner.config, captioner.device.type, features.meta, data)
@@ -114,7 +117,7 @@ def train_captioner(
         finally:
             captioner.eval()
         if save_to is not None and task.team.rank == 0:
-            _save(captioner, save_to, result, settings, reward, notes)
+            save_capret(captioner, save_to, **how, kept_step=result.kept_step)
     return result
 
 
@@ -127,18 +130,6 @@ def _check_even(settings: CaptioningSettings, reward: RewardSettings, team: Team
         )
     if reward.reward_steps:
         raise ValueError("reward_steps: captions that end early would part the processes; take 0, or shard: false")
-
-
-def _save(
-    captioner: CapRet,
-    folder: Path,
-    result: CaptioningResult,
-    settings: CaptioningSettings,
-    reward: RewardSettings,
-    notes: dict | None,
-) -> None:
-    how = {"training": settings.model_dump() | reward.model_dump(), "kept_step": result.kept_step}
-    save_capret(captioner, folder, **(notes or {}), **how)
 
 
 def _train_elsewhere(

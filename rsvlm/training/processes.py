@@ -10,7 +10,6 @@ its part of a step's batch, and the gradients are averaged behind the backward p
 number of processes goes on from another number's checkpoint. The first one alone writes.
 """
 
-import builtins
 import importlib
 import json
 import os
@@ -41,6 +40,7 @@ WORK = {  # what can be asked of processes, and who does it
 }
 ASKED, ERROR = "asked.json", "error.json"
 BEFORE, AFTER, WHAT, RESULT = "before", "after", "what.json", "result.json"  # models, arguments and result of a work
+RAISED = {kind.__name__: kind for kind in (ValueError, FloatingPointError, FileNotFoundError, OSError)}
 SAYS = "rsvlm says "  # before a line of the first process's log, on its stdout
 # For each other: decoding images takes long, and torchrun ends those that wait for a dead one
 PATIENCE = timedelta(days=2)
@@ -131,11 +131,8 @@ def starting_command(device: torch.device) -> list[str] | None:
         return command
     if device.type == "cuda" and int(told) > torch.cuda.device_count():
         raise ValueError(f"{VARIABLE}: {told} processes, but {torch.cuda.device_count()} GPUs; each needs its own")
-    return (
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={told}"]
-        if int(told) > 1
-        else None
-    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={told}"]
+    return torchrun if int(told) > 1 else None
 
 
 def run_on_processes(
@@ -145,7 +142,7 @@ def run_on_processes(
 
     Raises:
         RuntimeError: one of them was killed.
-        Exception: what one of them raised, where it is Python's own; else a RuntimeError that names it.
+        ValueError, OSError, FloatingPointError: what one of them raised; anything else as a RuntimeError that names it.
     """
     write_json(folder / ASKED, {"work": work, "device": device.type})
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
@@ -190,9 +187,7 @@ def _failure(work: str, folder: Path) -> Exception:
         why = "killed, perhaps out of memory: torchrun's lines above name it"
         return RuntimeError(f"{work}: one of its processes died ({why}). Run it again: it goes on from its checkpoint")
     name, _, text = message.partition(": ")
-    kind = getattr(builtins, name, None)
-    plain = isinstance(kind, type) and issubclass(kind, Exception) and kind is not KeyError
-    return kind(text) if plain else RuntimeError(message)
+    return RAISED[name](text) if name in RAISED else RuntimeError(message)
 
 
 def _tell(line: str) -> None:
@@ -201,9 +196,8 @@ def _tell(line: str) -> None:
 
 def _end_with_starter() -> None:
     """End this process when the one that asked for the work has closed its end of the pipe, or is gone."""
-    while os.read(
-        sys.stdin.fileno(), 1
-    ):  # not through sys.stdin: a thread inside its buffer aborts the interpreter's end
+    # Not through sys.stdin: a thread inside its buffer aborts the interpreter when that wants to end
+    while os.read(sys.stdin.fileno(), 1):
         pass
     os._exit(1)
 
