@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel
 
 from rsvlm.study import plan
 from rsvlm.study.memory import Decoder, Tower
@@ -31,6 +30,8 @@ def test_published_shapes_have_the_published_numbers_of_weights():
     for one in plan.DECODERS.values():
         layer = 2 * one.width**2 + 2 * one.width * one.key_width + 3 * one.width * one.middle + 2 * one.width
         assert one.layers * layer + 2 * one.vocabulary * one.width + one.width == one.parameters
+    from transformers import CLIPConfig, CLIPModel  # here: rsvlm makes torchvision importable for it
+
     (one,) = plan.ENCODERS.values()
     towers = {}
     for name, tower, more in (
