@@ -23,7 +23,6 @@ from rsvlm.study.memory import (
     estimate_adapt_encoder,
     estimate_finetune_lora,
 )
-from rsvlm.study.studies import study_params
 
 UTILISATION = 0.35  # of the peak rate; well-tuned trainings of LLaMA reach .4 to .5, small batches less
 FILLED = 0.9  # of a GPU's memory
@@ -78,18 +77,17 @@ class Cost:
         return Cost(self.forward + other.forward, self.backward + other.backward)
 
 
-def plan(study: str) -> list[str]:
-    """The lines of a study's plan.
+def plan(study: str, params: dict[str, dict]) -> list[str]:
+    """The lines of the plan of a study, whose sections are ``params``.
 
     Raises:
-        ValueError: no such study, or models or sources whose sizes are not known; names the study's file and the key.
+        ValueError: models or sources whose sizes are not known; names the study's file and the key.
     """
-    params = study_params(study)
     adapt, tune, images = params["adapt_encoder"], params["finetune_lora"], training_images(params, study)
     encoder = _known(ENCODERS, adapt["encoder"], study, "adapt_encoder.encoder")
     decoder = _known(DECODERS, tune["language_model"], study, "finetune_lora.language_model")
-    adapt |= {"precision": "bf16", "device": "cuda"}
-    tune |= {"dtype": "bfloat16", "device": "cuda", "captions_per_image": tune["captions_per_image"] or 5}
+    adapt = adapt | {"precision": "bf16", "device": "cuda"}
+    tune = tune | {"dtype": "bfloat16", "device": "cuda", "captions_per_image": tune["captions_per_image"] or 5}
     meta = {"dims": {"pooled": encoder.vision.width}, "views": params["encode_images"]["views"]}
     meta |= {"grid": params["encode_images"]["grid"], "image_ids": range(images)}
 

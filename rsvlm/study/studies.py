@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.command == "plan":
             from rsvlm.study.plan import plan  # here: it imports torch
 
-            print("\n".join(plan(chosen.study)))
+            print("\n".join(plan(chosen.study, study_params(chosen.study))))
         elif chosen.command == "use":
             source = use_study(chosen.study)
             print(f"params.yaml now holds params/{source.name} whole: `make study` runs it")
