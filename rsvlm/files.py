@@ -73,13 +73,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: as ``whole_file``.
     """
+    with passing_folder(path) as scratch, _naming(path):
+        yield scratch
+        _put_in_place(scratch, path)
+
+
+@contextmanager
+def passing_folder(path: Path) -> Iterator[Path]:
+    """A folder of this process beside ``path``, which goes when the block ends.
+
+    What a killed process left goes when the next one writes into the parent folder.
+    """
     scratch = _scratch(path)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        with _naming(path):
-            yield scratch
-            _put_in_place(scratch, path)
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

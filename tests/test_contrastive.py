@@ -16,13 +16,12 @@ from rsvlm.settings import AdaptSettings, Augmentation
 from rsvlm.training import contrastive, loop
 from rsvlm.training.contrastive import (
     adapt_encoder,
-    augment,
     measure_recall,
     measure_zero_shot,
     name_by_prompts,
     one_cycle,
-    open_pixels,
 )
+from rsvlm.training.pixels import augment, open_pixels
 from rsvlm.viewing.training_figures import (
     before_and_after,
     class_change_figure,
@@ -126,11 +125,11 @@ def test_killed_and_run_again_is_bit_equal(tiny_models, table, monkeypatch, kill
     broken = load_encoder(str(tiny_models.clip))
     original, calls = contrastive.contrastive_loss, []
 
-    def dying(*arguments):
+    def dying(*arguments, **options):
         calls.append(1)
         if len(calls) == killed_at:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(contrastive, "contrastive_loss", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -169,11 +168,11 @@ def test_a_changed_setting_starts_afresh(tiny_models, table, monkeypatch):
     original = contrastive.contrastive_loss
     calls = []
 
-    def dying(*arguments):
+    def dying(*arguments, **options):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(contrastive, "contrastive_loss", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -237,9 +236,9 @@ def test_image_without_caption(encoder, table):
 def test_nan_stops_with_step_rate_and_checkpoint(encoder, table, monkeypatch):
     original, calls = contrastive.contrastive_loss, []
 
-    def poisoned(*arguments):
+    def poisoned(*arguments, **options):
         calls.append(1)
-        return original(*arguments) * (float("nan") if len(calls) == 4 else 1)
+        return original(*arguments, **options) * (float("nan") if len(calls) == 4 else 1)
 
     monkeypatch.setattr(contrastive, "contrastive_loss", poisoned)
     with pytest.raises(FloatingPointError, match="step 4: loss nan.*learning rate.*step_00000002"):

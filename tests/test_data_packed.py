@@ -21,7 +21,7 @@ from rsvlm.data.sources import check_sources, parse_source
 from rsvlm.data.table import load_table
 from rsvlm.models.features import encode_images, load_features
 from rsvlm.models.zoo import load_encoder
-from rsvlm.training.contrastive import open_pixels
+from rsvlm.training.pixels import open_pixels
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail
 
 EXTRA = "the extra parquet is not installed"

@@ -12,8 +12,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rsvlm.models.prompts import PADDING, VISUAL, PackedRows, Row, attention_bias, pack_rows
 from rsvlm.settings import CapRetSettings
@@ -156,27 +158,36 @@ class CapRet(nn.Module):
         """The decoder's output (last_hidden_state, past_key_values) without the costly output matrix."""
         return self.language_model.base_model(inputs_embeds=inputs, **options)
 
-    def hidden_states(self, packed: PackedRows, visual: Tensor | None) -> Tensor:
+    def hidden_states(self, packed: PackedRows, visual: Tensor | None, *, chunk: int = 0) -> Tensor:
         """(B * T, H) last hidden states of packed rows; zeros at padding.
 
         ``visual`` (B, n, H) or None. On CPUs, rows go through a few at a time, those of like length together: less
         padding, the same result.
+
+        Args:
+            chunk: in training, rows whose activations are kept together; the backward pass computes them anew. 0: all.
         """
         B, T = packed.input_ids.shape
         lengths = (packed.segments != PADDING).sum(1)
         order = lengths.argsort(stable=True)
         done = []
-        for rows in order.split(CPU_ROWS if self.device.type == "cpu" else B):
+        for rows in order.split(min(chunk or B, CPU_ROWS if self.device.type == "cpu" else B)):
             own = int(lengths[rows].max())
-            inputs = self.embed_tokens(
-                packed.input_ids[rows, :own], None if visual is None else visual.index_select(0, rows)
-            )
-            bias = attention_bias(packed.segments[rows, :own], inputs.dtype)
-            output = self.run_decoder(
-                inputs, attention_mask=bias, position_ids=packed.positions[rows, :own], use_cache=False
-            )
-            done.append(F.pad(output.last_hidden_state, (0, 0, 0, T - own)))
+            what = (packed, visual, rows, own)
+            hidden = checkpoint(self._decode, *what, use_reentrant=False) if chunk else self._decode(*what)
+            done.append(F.pad(hidden, (0, 0, 0, T - own)))
         return torch.cat(done).index_select(0, order.argsort()).flatten(0, 1)
+
+    def _decode(self, packed: PackedRows, visual: Tensor | None, rows: Tensor, own: int) -> Tensor:
+        """(b, own, H) last hidden states of some rows, of their first ``own`` places."""
+        inputs = self.embed_tokens(
+            packed.input_ids[rows, :own], None if visual is None else visual.index_select(0, rows)
+        )
+        bias = attention_bias(packed.segments[rows, :own], inputs.dtype)
+        output = self.run_decoder(
+            inputs, attention_mask=bias, position_ids=packed.positions[rows, :own], use_cache=False
+        )
+        return output.last_hidden_state
 
     def logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(n, V) and (n,) float32: the vocabulary's and ``[RET]``'s logits at hidden states (n, H)."""
@@ -190,6 +201,24 @@ class CapRet(nn.Module):
         total = torch.logaddexp(words.logsumexp(-1), ret)
         chosen = words.gather(1, labels.clamp(max=self.vocabulary_size - 1)[:, None])[:, 0]
         return total - torch.where(labels == self.ret_id, ret, chosen)
+
+    def spread(self, group: "dist.ProcessGroup") -> None:
+        """Leave each process its share of the frozen layers, which are gathered one by one where they are used (FSDP2).
+
+        What trains stays whole in every process, and so do the input and output matrices. From then on all processes
+        have to run the decoder equally often.
+        """
+        from torch.distributed.device_mesh import DeviceMesh
+        from torch.distributed.fsdp import fully_shard
+
+        decoder = self.language_model.base_model
+        lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList)]
+        layers, whole = max(lists, key=len), {p for p in self.parameters() if p.requires_grad}
+        how = {"mesh": DeviceMesh.from_group(group, self.device.type), "reshard_after_forward": True}
+        for layer in layers:
+            fully_shard(layer, ignored_params=whole, **how)
+        inside = {id(parameter) for parameter in layers.parameters()}
+        fully_shard(decoder, ignored_params=whole | {p for p in decoder.parameters() if id(p) not in inside}, **how)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """All that trains, by kind: projection (into the language model), retrieval, lora."""

@@ -107,6 +107,8 @@ def _save(folder: Path, build: Callable[[], nn.Module], seed: int, tokenizer) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build().eval()
+    # Of several processes transformers lets the first alone save; but each makes a folder of its own
+    model.should_save_on_this_rank = lambda is_main_process: True
     with whole_folder(Path(folder)) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)

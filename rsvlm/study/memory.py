@@ -169,9 +169,13 @@ def gpu_memory() -> float | None:
     return float(answer) if answer else None
 
 
-def estimate_adapt_encoder(values: dict) -> list[Part]:
-    """The parts of contrastive training: weights, what AdamW and checkpoints keep of them, both towers' activations."""
-    encoder = encoder_size(values["encoder"], values["image_size"])
+def estimate_adapt_encoder(values: dict, encoder: Encoder | None = None, caption: int | None = None) -> list[Part]:
+    """The parts of contrastive training: weights, what AdamW and checkpoints keep of them, both towers' activations.
+
+    Args:
+        encoder, caption: its size, and a caption's tokens; None: as they are here.
+    """
+    encoder = encoder or encoder_size(values["encoder"], values["image_size"])
     training = values["train"] == "all"
     trained = encoder.parameters if training else 0
     images, texts = values["batch_size"], values["batch_size"] * values["captions_per_image"]
@@ -184,18 +188,19 @@ def estimate_adapt_encoder(values: dict) -> list[Part]:
         image = side**2 * (kept if training else max(EFFICIENTNET_VALUES)) * number
     else:
         image = _tower(encoder.vision, encoder.vision.tokens, training, number)
-    tokens = min(encoder.text.tokens, caption_tokens() + 2)
+    tokens = min(encoder.text.tokens, (caption or caption_tokens()) + 2)
+    together = values["chunk"] or max(images, texts)  # whose activations are kept
     return [
         Part(4 * encoder.parameters, "weights", ("encoder",)),
         Part(12 * trained, "gradients and AdamW's moments", ("encoder",)),
         Part((4 + 16 + 4 * average) * trained, "the best weights so far and a checkpoint", ("encoder",), False),
         Part(
-            images * (image * WORKING + 4 * 12 * side**2),
+            min(images, together) * image * WORKING + images * 4 * 12 * side**2,
             "the images of a batch",
             ("batch_size", "crop_size", "image_size"),
         ),
         Part(
-            texts * _tower(encoder.text, tokens, training, number) * WORKING,
+            min(texts, together) * _tower(encoder.text, tokens, training, number) * WORKING,
             "the captions of a batch",
             ("captions_per_image", "batch_size"),
         ),
@@ -222,11 +227,17 @@ def estimate_encode_images(values: dict) -> list[Part]:
     return parts
 
 
-def estimate_finetune_lora(values: dict) -> list[Part]:
-    """The parts of captioner training: the frozen decoder, its activations a row, logits, and the features read."""
-    decoder, meta = decoder_size(values["language_model"]), features_meta()
+def estimate_finetune_lora(
+    values: dict, decoder: Decoder | None = None, caption: int | None = None, meta: dict | None = None
+) -> list[Part]:
+    """The parts of captioner training: the frozen decoder, its activations a row, logits, and the features read.
+
+    Args:
+        decoder, caption, meta: its size, a caption's tokens, and what meta.json says of features; None: as they are here.
+    """
+    decoder, meta = decoder or decoder_size(values["language_model"]), meta or features_meta()
     P, V, G = meta["dims"]["pooled"], meta["views"], meta["grid"] ** 2 if values["use_grid"] else 0
-    H, caption = decoder.width, caption_tokens()
+    H, caption = decoder.width, caption or caption_tokens()
     number = _bytes_of(values["dtype"], values["device"])
     retrieval = values["retrieval_weight"] > 0 or values["ret_token_weight"] > 0
     prompt = 12 + values["visual_tokens"] + G + values["neighbour_captions"] * (caption + 1)
@@ -253,7 +264,7 @@ def estimate_finetune_lora(values: dict) -> list[Part]:
         Part(16 * trained, "what trains, with gradients and moments", ("lora_rank", "visual_tokens", "retrieval_dim")),
         Part(20 * trained, "the best weights so far and a checkpoint", ("lora_rank", "visual_tokens"), False),
         Part(
-            B * row * layer * decoder.layers * WORKING,
+            min(values["chunk"] or B, B) * row * layer * decoder.layers * WORKING,
             "the rows of a batch",
             (*batch_of, "neighbour_captions", "visual_tokens", *lower),
         ),

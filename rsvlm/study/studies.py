@@ -204,6 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, help="a file that says so when all fits"
     )
     commands.add_parser("sync", help="write notebooks' parameters cells and comments of params.yaml anew")
+    commands.add_parser(
+        "plan", help="memory, steps and hours of a study's trainings on larger GPUs, computed"
+    ).add_argument("study")
     commands.add_parser("experiments", help="what dvc exp run has tried, side by side", add_help=False)
     chosen, rest = parser.parse_known_args(arguments)
     if rest and chosen.command != "experiments":
@@ -212,7 +215,11 @@ def main(arguments: list[str] | None = None) -> int:
         from rsvlm.study.experiments import main as show_experiments  # here: it asks DVC, which takes seconds
 
         return show_experiments(rest)
-    if chosen.command == "use":
+    if chosen.command == "plan":
+        from rsvlm.study.plan import plan  # here: it imports torch
+
+        print("\n".join(plan(chosen.study, study_params(chosen.study))))
+    elif chosen.command == "use":
         source = use_study(chosen.study)
         print(f"params.yaml now holds params/{source.name} whole: `make study` runs it")
     elif chosen.command == "diff":

@@ -27,6 +27,7 @@ from rsvlm.models.prompts import (
     read_visual,
 )
 from rsvlm.settings import CaptioningSettings
+from rsvlm.training.processes import Team
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,24 @@ class Batch:
     pooled: Tensor
     positives: Tensor | None
     is_answer: Tensor | None = None
+
+    def part(self, team: Team) -> "Batch":
+        """What one process of a team computes: its images with what belongs to them, and its part of the negatives."""
+        if team.size == 1:
+            return self
+        B = len(self.rows)
+        own, others = team.part(B), team.part(len(self.pooled) - B)
+        shown = [*range(B)[own], *range(B, len(self.pooled))[others]]
+        start, stop = (sum(len(row.captions) for row in self.rows[:place]) for place in (own.start, own.stop))
+        grid = None if self.visual.grid is None else self.visual.grid[own]
+        return Batch(
+            self.rows[own],
+            VisualInput(self.visual.pooled[own], grid),
+            self.weights[start:stop],
+            self.pooled[shown],
+            None if self.positives is None else self.positives[shown],
+            None if self.is_answer is None else self.is_answer[start:stop],
+        )
 
 
 def examples_of(

@@ -14,21 +14,22 @@ place of the references, and each counts by how much higher its CIDEr is than th
 (Kool et al. 2019). What is rewarded is then what is reported, and what is generated is then what is trained on.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rsvlm.data.table import evenly_spaced
+from rsvlm.files import cache_folder, passing_folder, read_json, write_json
 from rsvlm.kernels import contrastive_loss
 from rsvlm.models.capret import CapRet
-from rsvlm.models.captioner import save_capret
-from rsvlm.models.features import Features
+from rsvlm.models.captioner import WEIGHTS, load_capret, save_capret
+from rsvlm.models.features import Features, load_features
 from rsvlm.models.generation import Hypothesis, Prompted, beam_captions, sample_tokens
 from rsvlm.models.instructions import Asked
 from rsvlm.models.neighbours import CiderSpace
@@ -41,75 +42,13 @@ from rsvlm.training.caption_batches import (
     instruction_batches,
     validation_batches,
 )
-from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, train
+from rsvlm.training.captioning_result import INSTRUCTION_LOSS, LOSSES, CaptioningResult, RewardResult
+from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, schedule, train
+from rsvlm.training.processes import AFTER, BEFORE, RESULT, WHAT, Team, off_device, run_on_processes, starting_command
 
-LOSSES = ("loss", "caption_loss", "retrieval_loss", "ret_token_loss")
-INSTRUCTION_LOSS = "instruction_loss"  # beside them where there are instructions
-LAST_RATE = 0.01  # share of the highest learning rate at the end of the cosine
+ALONE = Team()
 HIGHEST_CIDER = 10.0  # rewards are CIDEr as a share of it
 LONGEST_DRAW = 40  # tokens of a drawn caption; one that has not ended there earns nothing
-
-
-@dataclass(frozen=True)
-class CaptioningResult:
-    """What a training gave."""
-
-    kept_step: int
-    steps: int
-    trainable_parameters: dict[str, int]  # by kind
-    validation: list[dict]  # one row a measurement
-    curve: list[dict]  # one row a step
-    reward: "RewardResult | None" = None
-
-    @property
-    def kept_validation(self) -> dict | None:
-        """The measurement at the kept step, if there was one."""
-        return _at(self.validation, self.kept_step)
-
-    def metrics(self) -> dict:
-        """What is worth comparing between runs, as JSON values."""
-        measured = {
-            key: value for key, value in (self.kept_validation or {}).items() if key in (*LOSSES, INSTRUCTION_LOSS)
-        }
-        return {
-            "kept_step": self.kept_step,
-            "steps": self.steps,
-            "trainable_parameters": sum(self.trainable_parameters.values()),
-            "trainable_parameters_by_kind": self.trainable_parameters,
-            "validation": measured or None,
-            "reward": self.reward.metrics() if self.reward else None,
-        }
-
-
-@dataclass(frozen=True)
-class RewardResult:
-    """What self-critical training gave."""
-
-    kept_step: int
-    steps: int
-    validation: list[dict]  # one row a measurement: step, epoch, cider; the first before any step
-    curve: list[dict]  # one row a step
-
-    @property
-    def kept_validation(self) -> dict | None:
-        """The measurement at the kept step, if there was one."""
-        return _at(self.validation, self.kept_step)
-
-    def metrics(self) -> dict:
-        """What is worth comparing between runs, as JSON values."""
-        before, kept = _at(self.validation, 0), self.kept_validation
-        cider = {"before": before and before["cider"], "kept": kept and kept["cider"]}
-        rewards = [row["reward"] for row in self.curve]
-        return {
-            "kept_step": self.kept_step,
-            "steps": self.steps,
-            "validation_cider": cider,
-            "reward": {"first": rewards[0], "last": rewards[-1]},
-        }
-
-
-def _at(validation: Sequence[dict], step: int) -> dict | None:
-    return next((row for row in validation if row["step"] == step), None)
 
 
 def train_captioner(
@@ -128,7 +67,8 @@ def train_captioner(
 ) -> CaptioningResult:
     """Train ``captioner`` in place; it ends with the weights of the kept step, in evaluation mode.
 
-    Killed at any step and called again with the same arguments, it continues from the last checkpoint.
+    Killed at any step and called again with the same arguments, it continues from the last checkpoint, also on another
+    number of processes: where ``RSVLM_PROCESSES`` asks for several, they train in this one's place.
 
     Args:
         reward: of self-critical training, which starts from the kept step; none where it has no steps.
@@ -142,13 +82,25 @@ def train_captioner(
         ValueError: a batch larger than the training set, an image without features, an instruction about another image.
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
         rsvlm.files.InUse: another process is at this training.
+        RuntimeError: one of several processes died.
     """
     settings, reward = CaptioningSettings.of(settings), RewardSettings.of(reward or RewardSettings())
     check_batch(settings.batch_size, len(training))
     asked = asked if settings.trains_instructions else ((), ())
+    how = {**(notes or {}), "training": settings.model_dump() | reward.model_dump()}
+    if command := starting_command(captioner.device):
+        parent, examples = checkpoints or cache_folder() / "checkpoints" / _Captioning.name, (training, validation)
+        told = _train_elsewhere(command, captioner, features, examples, (settings, reward), asked, parent, log)
+        result = CaptioningResult(**told | {"reward": told["reward"] and RewardResult(**told["reward"])})
+        if save_to is not None:
+            save_capret(captioner, save_to, **how, kept_step=result.kept_step)
+        return result
     data = [asdict(example) for example in (*training, *validation, *asked[0], *asked[1])]
     shape = (captioner.settings.model_dump(), captioner.config, captioner.device.type, features.meta, data)
     task = _Captioning(captioner, features, training, validation, settings, log, asked)
+    if settings.shard and task.team.size > 1:
+        _check_even(settings, reward, task.team)
+        captioner.spread(task.team.group)
     counts = {group["name"]: sum(p.numel() for p in group["params"]) for group in task.optimizer.param_groups}
     with ExitStack() as stack:
         folder = stack.enter_context(checkpoints_of(checkpoints, task.name, settings.model_dump(), *shape))
@@ -164,18 +116,74 @@ def train_captioner(
                 result = replace(result, reward=rewarded)
         finally:
             captioner.eval()
-        if save_to is not None:
-            how = {"training": settings.model_dump() | reward.model_dump(), "kept_step": result.kept_step}
-            save_capret(captioner, save_to, **(notes or {}), **how)
+        if save_to is not None and task.team.rank == 0:
+            save_capret(captioner, save_to, **how, kept_step=result.kept_step)
     return result
 
 
-def schedule(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of the highest learning rate at a step: linear up, then a cosine down to a hundredth."""
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
-    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def _check_even(settings: CaptioningSettings, reward: RewardSettings, team: Team) -> None:
+    """Raise ValueError where processes would run the decoder unequally often, and wait for each other for ever."""
+    if settings.batch_size % team.size:
+        raise ValueError(
+            f"batch_size: {settings.batch_size} images are no equal parts for {team.size} processes, which shard needs; "
+            f"take a multiple of {team.size}, or shard: false"
+        )
+    if reward.reward_steps:
+        raise ValueError("reward_steps: captions that end early would part the processes; take 0, or shard: false")
+
+
+def _train_elsewhere(
+    command: Sequence[str],
+    captioner: CapRet,
+    features: Features,
+    examples: tuple[Sequence[Example], Sequence[Example]],
+    settings: tuple[CaptioningSettings, RewardSettings],
+    asked: tuple[Sequence[Asked], Sequence[Asked]],
+    parent: Path,
+    log: Callable[[str], None],
+) -> dict:
+    """The fields of the result of ``captioner``, trained by the processes that ``command`` starts.
+
+    Raises:
+        ValueError: the features lie in no folder that the processes could read.
+    """
+    file = getattr(features.pooled, "filename", None)
+    if file is None:
+        raise ValueError("features: on several processes they have to lie in a folder that load_features reads")
+    with passing_folder(parent.absolute() / "asked") as folder:
+        save_capret(captioner, folder / BEFORE)
+        what = {"features": str(Path(file).absolute().parent), "checkpoints": str(folder.parent)}
+        what |= {"settings": [own.model_dump() for own in settings]}
+        for name, parts in (("examples", examples), ("asked", asked)):
+            what[name] = [[asdict(one) for one in part] for part in parts]
+        write_json(folder / WHAT, what)
+        with off_device(captioner) as device:
+            run_on_processes(command, "finetune_lora", folder, device, log)
+            captioner.load_trained_state(load_file(folder / AFTER / WEIGHTS))
+        return read_json(folder / RESULT)
+
+
+def train_here(folder: Path, device: torch.device, log: Callable[[str], None]) -> None:
+    """One process's part of ``train_captioner``, as ``_train_elsewhere`` left it to be done in ``folder``."""
+    asked = read_json(folder / WHAT)
+    training, validation = (
+        [Example(one["image_id"], tuple(one["captions"]), tuple(one["neighbours"])) for one in part]
+        for part in asked["examples"]
+    )
+    result = train_captioner(
+        load_capret(folder / BEFORE, str(device), merge=False),
+        load_features(Path(asked["features"])),
+        training,
+        validation,
+        CaptioningSettings(**asked["settings"][0]),
+        RewardSettings(**asked["settings"][1]),
+        asked=tuple([Asked(**one) for one in part] for part in asked["asked"]),
+        save_to=folder / AFTER,
+        checkpoints=Path(asked["checkpoints"]),
+        log=log,
+    )
+    if Team.here().rank == 0:
+        write_json(folder / RESULT, asdict(result))
 
 
 class _Captioning(Task):
@@ -194,6 +202,7 @@ class _Captioning(Task):
         asked: tuple[Sequence[Asked], Sequence[Asked]] = ((), ()),
     ) -> None:
         self.model, self.settings, self.steps, self.log = captioner, settings, settings.steps, log
+        self.team = Team.here()
         self.drawn = TrainingBatches(captioner, features, training, settings, asked[0])
         spread = evenly_spaced(len(validation), settings.validation_images)
         self.validation = validation_batches(captioner, features, [validation[i] for i in spread], settings)
@@ -211,7 +220,7 @@ class _Captioning(Task):
         return steps
 
     def losses(self, step: int, generator: np.random.Generator) -> dict[str, Tensor]:
-        return self._losses(self.drawn.draw(step, generator))
+        return self._losses(self.drawn.draw(step, generator).part(self.team), self.team)
 
     def curve_row(self, step: int, losses: dict[str, float], norm: float) -> dict[str, float]:
         share, scale = self.rates(step - 1)[0], self.model.scale().item()
@@ -245,27 +254,29 @@ class _Captioning(Task):
         self.log(told)
         return merit, {"step": step, "epoch": round(self.epoch(step), 4), **sums}
 
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        """loss and its parts, scalars."""
+    def _losses(self, batch: Batch, team: Team = ALONE) -> dict[str, Tensor]:
+        """loss and its parts, scalars; their means over a team that has parts of a batch are the batch's."""
         captioner, settings, device = self.model, self.settings, self.model.device
         packed = captioner.pack(batch.rows)
         tokens = captioner.visual_tokens(self._drop(batch.visual.pooled), self._drop(batch.visual.grid))
-        hidden = captioner.hidden_states(packed, tokens)
+        hidden = captioner.hidden_states(packed, tokens, chunk=settings.chunk if torch.is_grad_enabled() else 0)
         at = torch.cat([packed.predict_at, packed.before_ret])
         labels = torch.cat([packed.labels, torch.full_like(packed.before_ret, captioner.ret_id)])
         # index_select, not indexing: its gradient is summed in a fixed order
         nll = captioner.negative_log_likelihoods(hidden.index_select(0, at), labels)
         n = len(packed.labels)
         weight = batch.weights.to(device).index_select(0, packed.owners)
-        losses = self._word_losses(nll[:n], weight, packed.owners, batch.is_answer)
+        losses = self._word_losses(nll[:n], weight, packed.owners, batch.is_answer, team)
         losses["retrieval_loss"] = losses["ret_token_loss"] = torch.zeros((), device=device)
         if batch.positives is not None:
-            losses["ret_token_loss"] = nll[n:].mean()
+            # the mean over the texts of all: as many as the columns
+            losses["ret_token_loss"] = nll[n:].mean() * (len(nll[n:]) * team.size / batch.positives.shape[1])
             losses["retrieval_loss"] = contrastive_loss(
                 captioner.embed_images(self._drop(batch.pooled)),
                 captioner.embed_ret(hidden.index_select(0, packed.ret_at)),
                 captioner.scale(),
                 batch.positives.to(device),
+                group=team.group,
             )
         total = (
             losses["caption_loss"]
@@ -276,17 +287,22 @@ class _Captioning(Task):
             total = total + settings.instruction_weight * losses[INSTRUCTION_LOSS]
         return {"loss": total, **losses}
 
-    def _word_losses(self, nll: Tensor, weight: Tensor, owners: Tensor, is_answer: Tensor | None) -> dict[str, Tensor]:
+    def _word_losses(
+        self, nll: Tensor, weight: Tensor, owners: Tensor, is_answer: Tensor | None, team: Team
+    ) -> dict[str, Tensor]:
         """The captions' loss and, where there are instructions, the answers'; 0 where a batch has none."""
         if is_answer is None:
-            return {"caption_loss": self._caption_loss(nll, weight)}
+            return {"caption_loss": self._caption_loss(nll, weight, team)}
         answers = is_answer.to(nll.device).index_select(0, owners)
         parts = {"caption_loss": ~answers, INSTRUCTION_LOSS: answers}
         nothing = torch.zeros((), device=nll.device)
-        return {name: self._caption_loss(nll, weight * own) if own.any() else nothing for name, own in parts.items()}
+        return {
+            name: self._caption_loss(nll, weight * own, team) if team.total(own.sum()) else nothing
+            for name, own in parts.items()
+        }
 
-    def _caption_loss(self, nll: Tensor, weight: Tensor) -> Tensor:
-        return (nll * weight).sum() / weight.sum()
+    def _caption_loss(self, nll: Tensor, weight: Tensor, team: Team) -> Tensor:
+        return (nll * weight).sum() / (team.total(weight.sum()) / team.size)
 
     def _drop(self, values: Tensor | None) -> Tensor | None:
         """Features with some values set to the training mean, while training."""
@@ -328,10 +344,12 @@ class _SelfCritical(_Captioning):
         self.space = CiderSpace(example.captions for example in training)
 
     def losses(self, step: int, generator: np.random.Generator) -> dict[str, Tensor]:
-        batch = self.drawn.draw(step, generator)
-        examples = [self.drawn.examples[i] for i in self.drawn.images(step)]
+        team, B = self.team, self.settings.batch_size
+        batch = self.drawn.draw(step, generator).part(team)
+        examples = [self.drawn.examples[i] for i in self.drawn.images(step)[team.part(B)]]
+        seeds = generator.integers(2**62, size=B)[team.part(B)].tolist()
         rewards, rows, weights = [], [], []
-        for example, row, draws in zip(examples, batch.rows, self._draw(batch, generator), strict=True):
+        for example, row, draws in zip(examples, batch.rows, self._draw(batch, seeds), strict=True):
             reward = self._rewards(example, draws)
             rewards.append(reward.mean())
             gains: dict[tuple[int, ...], float] = {}  # a caption drawn several times is computed once
@@ -342,7 +360,8 @@ class _SelfCritical(_Captioning):
             rows.append(replace(row, captions=[list(tokens) for tokens in gains]))
             weights += gains.values()
         own = replace(batch, rows=rows, weights=torch.tensor(weights, dtype=torch.float32))
-        return {**self._losses(own), "reward": torch.tensor(float(np.mean(rewards)))}
+        reward = float(np.mean(rewards)) * (len(rewards) * team.size / B)
+        return {**self._losses(own, team), "reward": torch.tensor(reward)}
 
     def is_due(self, step: int) -> bool:
         return (step % self.settings.validation_every == 0 or step == self.steps) and bool(self.measured)
@@ -355,12 +374,11 @@ class _SelfCritical(_Captioning):
         self.log(f"self-critical step {step}: validation CIDEr of greedy captions {cider:.3f}")
         return cider, {"step": step, "epoch": round(self.epoch(step), 4), "cider": round(cider, 6)}
 
-    def _draw(self, batch: Batch, generator: np.random.Generator) -> list[list[Hypothesis]]:
+    def _draw(self, batch: Batch, seeds: Sequence[int]) -> list[list[Hypothesis]]:
         self.model.eval()
         with torch.no_grad():
             tokens = self.model.visual_tokens(batch.visual.pooled, batch.visual.grid)
             prefixes = [row.prefix for row in batch.rows]
-            seeds = generator.integers(2**62, size=len(prefixes)).tolist()
             limits = {"samples": self.samples, "max_new_tokens": LONGEST_DRAW}
             drawn = sample_tokens(self.model, prefixes, tokens, seeds=seeds, **limits)
         self.model.train(self.dropout)
@@ -372,5 +390,5 @@ class _SelfCritical(_Captioning):
         cider = self.space.similarity(said, example.references(self.settings.captions)).mean(1) / HIGHEST_CIDER
         return np.where([draw.ended for draw in draws], cider, 0.0)
 
-    def _caption_loss(self, nll: Tensor, weight: Tensor) -> Tensor:
-        return (nll * weight).sum() / (self.settings.batch_size * self.samples)
+    def _caption_loss(self, nll: Tensor, weight: Tensor, team: Team) -> Tensor:
+        return (nll * weight).sum() / (self.settings.batch_size * self.samples / team.size)

@@ -3,12 +3,13 @@
 Each step takes a batch of images, augmented, with random captions of theirs; every caption that belongs to an image,
 equal texts included, is a positive of it. Data order derives from (seed, epoch), captions, augmentation and dropout from
 (seed, step). Between epochs the encoder is measured on validation images, by retrieval.
+
+On several processes (``rsvlm.training.processes``) each takes a part of the batch, and the loss is that of the whole batch:
+every image is told from the captions of all. Without dropout the curve is one process's within rounding.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,29 +20,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsvlm.disks import check_free_space
-from rsvlm.files import cache_folder, whole_file
+from rsvlm.files import cache_folder, passing_folder, read_json, read_json_lines, write_json, write_json_lines
 from rsvlm.kernels import contrastive_loss, hits, two_way_ranks
-from rsvlm.models.encoders import DualEncoder, Preprocessing
-from rsvlm.models.features import (
-    decode_images,
-    encode_texts,
-    fingerprint_images,
-    open_rows,
-    prefetch,
-    write_rows,
-)
+from rsvlm.models.encoders import DualEncoder
+from rsvlm.models.features import encode_texts, fingerprint_images, prefetch
 from rsvlm.models.loading import autocast, choose_precision
-from rsvlm.progress import Passing, log_line
+from rsvlm.models.zoo import load_encoder
+from rsvlm.progress import log_line
 from rsvlm.settings import AdaptSettings, Augmentation
-from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, train
+from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, in_chunks, train
+from rsvlm.training.pixels import Pixels, augment, open_pixels
+from rsvlm.training.processes import AFTER, BEFORE, RESULT, WHAT, Team, off_device, run_on_processes, starting_command
 
 WARMUP_SHARE = 0.1  # of the steps, in which the learning rates rise
 MAX_LOGIT_SCALE = 100.0  # CLIP's
 CURVE_ROWS = 500
 CURVE_COLUMNS = ["step", "epoch", "loss", "logit_scale", "image_learning_rate", "gradient_norm"]
+TABLE = "table.jsonl"
 SPARE = 8 / 7  # images are kept this much larger than the input, so that a crop loses no detail (256 px for 224)
-DECODED = 64  # images decoded between two writes
 DEPTHS = (1, 5, 10)
 PROMPT = "an aerial image of {}."
 
@@ -110,7 +106,8 @@ def adapt_encoder(
 ) -> AdaptResult:
     """Train ``encoder`` in place on the table's training images; it ends as its best epoch by validation recall.
 
-    Killed at any step and called again with the same arguments, it continues from the last checkpoint.
+    Killed at any step and called again with the same arguments, it continues from the last checkpoint, also on another
+    number of processes: where ``RSVLM_PROCESSES`` asks for several, they train in this one's place.
 
     Args:
         table: the caption table; its splits "train" and "val" are used, "test" never.
@@ -121,6 +118,7 @@ def adapt_encoder(
     Raises:
         ValueError: an empty split, an image without caption, a batch larger than the training set.
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
+        RuntimeError: one of several processes died.
     """
     settings = AdaptSettings.of(settings)
     training, validation = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "val"))
@@ -128,6 +126,12 @@ def adapt_encoder(
     if settings.epochs:
         _check_captions(training, "train")
         check_batch(settings.batch_size, len(training))
+        if command := starting_command(encoder.device):
+            parent = checkpoints or cache_folder() / "checkpoints" / _Adaptation.name
+            result = _adapt_elsewhere(command, encoder, table, settings, parent, cache_gigabytes, log)
+            if save_to is not None:
+                encoder.save(save_to)
+            return AdaptResult(**result)
     else:
         training = training.iloc[:0]
     task = _Adaptation(encoder, training, validation, settings, cache_gigabytes, log)
@@ -147,7 +151,7 @@ def adapt_encoder(
             now = train(task, folder, log)
         finally:
             encoder.requires_grad_(True).eval()
-        if save_to is not None:
+        if save_to is not None and task.team.rank == 0:
             encoder.save(save_to)
     best_epoch = now.kept_step // task.steps_per_epoch
     rows = {row["epoch"]: {key: value for key, value in row.items() if key != "epoch"} for row in now.validation}
@@ -164,89 +168,43 @@ def adapt_encoder(
     )
 
 
-class Pixels:
-    """uint8 pixels (3, S, S) of a list of images, read by row."""
-
-    def __init__(self, image_paths: Sequence[str], preprocessing: Preprocessing, array: np.ndarray | None = None):
-        self.image_paths, self.preprocessing, self.array = list(image_paths), preprocessing, array
-
-    def __len__(self) -> int:
-        return len(self.image_paths)
-
-    def read(self, rows: Sequence[int]) -> Tensor:
-        """uint8 (B, 3, S, S) of these rows, from the cache or freshly decoded.
-
-        Raises:
-            rsvlm.data.images.ImageError: an image cannot be read; names the file.
-        """
-        if self.array is not None:
-            return torch.from_numpy(self.array[np.asarray(rows, dtype=np.int64)])
-        return decode_images([self.image_paths[row] for row in rows], self.preprocessing)
-
-
-def open_pixels(
-    image_paths: Sequence[str],
-    preprocessing: Preprocessing,
-    *,
-    cache_gigabytes: float = 4.0,
-    log: Callable[[str], None] = log_line,
-) -> Pixels:
-    """The pixels of these images, prepared so, through a cache in ``cache_folder()`` when it fits.
-
-    The cache is keyed by the list, each file's size and time of change, and how pictures are prepared; it is built in a
-    scratch file.
-
-    Args:
-        cache_gigabytes: the most that all caches together may take; more is streamed from the files. 0 streams.
-    """
-    size = preprocessing.size
-    needed = len(image_paths) * 3 * size * size
-    if needed > cache_gigabytes * 1e9:
-        if cache_gigabytes:
-            log(
-                f"{len(image_paths)} images at {size} px are {needed / 1e9:.1f} GB, more than cache_gigabytes = "
-                f"{cache_gigabytes:g}: decoded anew each time"
-            )
-        return Pixels(image_paths, preprocessing)
-    cache = cache_folder() / f"pixels_{fingerprint_images(image_paths, *preprocessing.geometry)[:20]}.npy"
-    pixels = _kept_pixels(cache, (len(image_paths), 3, size, size), log)
-    if pixels is None:
-        _drop_old_caches(cache_gigabytes * 1e9 - needed)
-        check_free_space(cache.parent, needed, f"{len(image_paths)} decoded images")
-        with whole_file(cache) as scratch, open_rows(scratch, (len(image_paths), 3, size, size), "uint8") as file:
-            blocks = [image_paths[start : start + DECODED] for start in range(0, len(image_paths), DECODED)]
-            for block in prefetch(lambda part: decode_images(part, preprocessing), blocks):
-                write_rows(file, block.numpy())
-        pixels = _kept_pixels(cache, (len(image_paths), 3, size, size), log)
-    return Pixels(image_paths, preprocessing, pixels)  # without an array, where another process dropped the cache
+def _adapt_elsewhere(
+    command: Sequence[str],
+    encoder: DualEncoder,
+    table: pd.DataFrame,
+    settings: AdaptSettings,
+    parent: Path,
+    cache_gigabytes: float,
+    log: Callable[[str], None],
+) -> dict:
+    """The fields of the result of ``encoder``, trained by the processes that ``command`` starts."""
+    with passing_folder(parent.absolute() / "asked") as folder:
+        encoder.save(folder / BEFORE)
+        write_json_lines(folder / TABLE, table[["image_id", "split", "path", "captions"]].to_dict("records"))
+        asked = {"settings": settings.model_dump(), "checkpoints": str(folder.parent), "name": encoder.name}
+        write_json(folder / WHAT, asked | {"cache_gigabytes": cache_gigabytes})
+        with off_device(encoder) as device:
+            run_on_processes(command, "adapt_encoder", folder, device, log)
+            encoder.load_state_dict(load_encoder(folder / AFTER).state_dict())
+        return read_json(folder / RESULT)
 
 
-def _kept_pixels(cache: Path, shape: tuple[int, ...], log: Callable[[str], None]) -> np.ndarray | None:
-    """The pixels in a cache, memory-mapped; None where there is none, or, with a line, where it is damaged."""
-    try:
-        os.utime(cache)  # the oldest use goes first when room is needed
-        pixels = np.load(cache, mmap_mode="r")
-        if pixels.shape != shape:
-            raise ValueError(f"shape {pixels.shape} instead of {shape}")
-    except FileNotFoundError:
-        return None
-    except (ValueError, EOFError) as error:
-        log(Passing(f"{cache}: damaged ({error}): made anew"))
-        return None
-    return pixels
-
-
-def _drop_old_caches(allowed: float) -> None:
-    """Remove the caches used longest ago until the rest takes ``allowed`` bytes. Other processes may do so, too."""
-    stats = {}
-    for cache in cache_folder().glob("pixels_*.npy"):
-        with suppress(FileNotFoundError):
-            stats[cache] = cache.stat()
-    total = 0
-    for cache, stat in sorted(stats.items(), key=lambda own: own[1].st_mtime, reverse=True):
-        total += stat.st_size
-        if total > allowed:
-            cache.unlink(missing_ok=True)
+def adapt_here(folder: Path, device: torch.device, log: Callable[[str], None]) -> None:
+    """One process's part of ``adapt_encoder``, as ``_adapt_elsewhere`` left it to be done in ``folder``."""
+    asked = read_json(folder / WHAT)
+    encoder = load_encoder(folder / BEFORE, device)
+    encoder.name = asked["name"]
+    result = adapt_encoder(
+        encoder,
+        pd.DataFrame(read_json_lines(folder / TABLE)),
+        AdaptSettings(**asked["settings"]),
+        save_to=folder / AFTER,
+        checkpoints=Path(asked["checkpoints"]),
+        cache_gigabytes=asked["cache_gigabytes"],
+        log=log,
+    )
+    if Team.here().rank == 0:
+        write_json(folder / RESULT, asdict(result))
 
 
 class _Adaptation(Task):
@@ -264,7 +222,7 @@ class _Adaptation(Task):
         log: Callable[[str], None],
     ) -> None:
         self.model, self.training, self.settings, self.log = encoder, training, settings, log
-        self.cache_gigabytes, self.average_decay = cache_gigabytes, settings.average_decay
+        self.cache_gigabytes, self.average_decay, self.team = cache_gigabytes, settings.average_decay, Team.here()
         self.precision = choose_precision(settings.precision, encoder.device)
         self.crop_size = _choose_crop_size(encoder, settings)
         self.dropout = settings.train == "all"
@@ -291,28 +249,39 @@ class _Adaptation(Task):
         return one_cycle(step, self.steps, WARMUP_SHARE)
 
     def batches(self, steps: range) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """(rows, their pixels), read ahead."""
+        """(rows, the pixels of this process's part of them), read ahead."""
+        if steps and self.team.size > 1:
+            _ = self.pixels  # opened here: the thread that reads ahead must not wait for other processes
         return prefetch(self._read, steps)
 
     def losses(self, batch: tuple[np.ndarray, Tensor], generator: np.random.Generator) -> dict[str, Tensor]:
         rows, pixels = batch
-        encoder, settings = self.model, self.settings
+        encoder, settings, n, own = (
+            self.model,
+            self.settings,
+            self.settings.captions_per_image,
+            self.team.part(len(batch[0])),
+        )
         texts = []
-        for own in (self.texts[row] for row in rows):
-            n = settings.captions_per_image
-            texts += [own[i] for i in generator.choice(len(own), n, replace=len(own) < n)]
-        positives = torch.tensor([[text in self.texts[row] for text in texts] for row in rows])  # (B, M)
-        images = augment(pixels.to(encoder.device), self.crop_size, generator, settings)
+        for captions in (self.texts[row] for row in rows):
+            texts += [captions[i] for i in generator.choice(len(captions), n, replace=len(captions) < n)]
+        positives = torch.tensor([[text in self.texts[row] for text in texts] for row in rows[own]])  # (b, M)
+        images = augment(pixels.to(encoder.device), self.crop_size, generator, settings, part=own, of=len(rows))
         with autocast(self.precision, encoder.device):
-            pooled, _ = encoder.image_features(encoder.normalize(images))
-            image_embeddings, text_embeddings = encoder.project_images(pooled), encoder.text_features(texts)
+            image_embeddings = in_chunks(self._embed, images, settings.chunk)
+            text_embeddings = in_chunks(encoder.text_features, texts[own.start * n : own.stop * n], settings.chunk)
         loss = contrastive_loss(
             F.normalize(image_embeddings.float(), dim=-1),
             F.normalize(text_embeddings.float(), dim=-1),
             encoder.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE),
             positives.to(encoder.device),
+            group=self.team.group,
         )
         return {"loss": loss}
+
+    def _embed(self, images: Tensor) -> Tensor:
+        pooled, _ = self.model.image_features(self.model.normalize(images))
+        return self.model.project_images(pooled)
 
     def curve_row(self, step: int, losses: dict[str, float], norm: float) -> dict[str, float]:
         scale, rate = self.model.logit_scale.exp().item(), self.optimizer.param_groups[0]["lr"]
@@ -332,13 +301,14 @@ class _Adaptation(Task):
 
     def _open(self, images: pd.DataFrame, size: int) -> Pixels:
         how = self.model.preprocessing.at(size)
-        return open_pixels(images["path"].tolist(), how, cache_gigabytes=self.cache_gigabytes, log=self.log)
+        with self.team.first():
+            return open_pixels(images["path"].tolist(), how, cache_gigabytes=self.cache_gigabytes, log=self.log)
 
     def _read(self, step: int) -> tuple[np.ndarray, Tensor]:
         epoch, place = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(self.training))
         rows = order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
-        return rows, self.pixels.read(rows)
+        return rows, self.pixels.read(rows[self.team.part(len(rows))])
 
 
 def one_cycle(step: int, total: int, warmup_share: float) -> tuple[float, float]:
@@ -373,29 +343,6 @@ def _freeze(encoder: DualEncoder, settings: AdaptSettings) -> None:
         parameter.requires_grad_(True)
     if settings.train == "all":
         encoder.freeze_image_blocks(settings.freeze_blocks)
-
-
-def augment(pixels: Tensor, size: int, generator: np.random.Generator, settings: Augmentation) -> Tensor:
-    """float32 (B, 3, size, size), values 0-255, of uint8 (B, 3, H, W): the same generator state, the same pixels."""
-    B = len(pixels)
-    turns = generator.integers(4, size=B) if settings.rotations else np.zeros(B, dtype=np.int64)
-    mirrors = generator.choice([-1.0, 1.0], B) if settings.flips else np.ones(B)
-    side = np.sqrt(generator.uniform(settings.crop_min, 1, B)) if settings.crop_min < 1 else np.ones(B)
-    shifts = generator.uniform(-1, 1, (B, 2)) * (1 - side)[:, None]  # the crop stays inside
-    factors = generator.uniform(1 - settings.brightness, 1 + settings.brightness, B)
-
-    cosine, sine = np.array([1, 0, -1, 0])[turns], np.array([0, 1, 0, -1])[turns]
-    affine = np.stack(
-        [
-            np.stack([side * cosine * mirrors, -side * sine, shifts[:, 0]], -1),
-            np.stack([side * sine * mirrors, side * cosine, shifts[:, 1]], -1),
-        ],
-        1,
-    )  # (B, 2, 3)
-    places = F.affine_grid(torch.from_numpy(affine).float().to(pixels.device), [B, 3, size, size], align_corners=False)
-    cropped = F.grid_sample(pixels.float(), places, mode="bilinear", padding_mode="reflection", align_corners=False)
-    factors = torch.from_numpy(factors).float().to(pixels.device)
-    return (cropped * factors[:, None, None, None]).clamp_(0, 255)
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ import json
 import math
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rsvlm.files import (
     cache_folder,
@@ -29,8 +30,10 @@ from rsvlm.files import (
     write_text,
 )
 from rsvlm.progress import Passing, progress
+from rsvlm.training.processes import Team
 
 LAYOUT = 3  # of a checkpoint; one of another layout is not continued from
+LAST_RATE = 0.01  # share of the highest learning rate at the end of the cosine
 KEEP = 2  # checkpoints: the newest, and one before it in case the newest cannot be read
 
 
@@ -80,7 +83,7 @@ class Task(ABC):
 
     @abstractmethod
     def losses(self, batch: object, generator: np.random.Generator) -> dict[str, Tensor]:
-        """Scalars; the one named ``loss`` is minimised."""
+        """Scalars; the one named ``loss`` is minimised. Of several processes each gives values whose mean is the batch's."""
 
     @abstractmethod
     def curve_row(self, step: int, losses: dict[str, float], norm: float) -> dict[str, float]:
@@ -123,21 +126,23 @@ def train(task: Task, folder: Path, log: Callable[[str], None]) -> Progress:
     Raises:
         FloatingPointError: the loss or a gradient is NaN or infinite; names step, learning rates and last checkpoint.
     """
-    settings, trained, optimizer = task.settings, task.trained, task.optimizer
+    settings, trained, optimizer, team = task.settings, task.trained, task.optimizer, Team.here()
     device = next(iter(trained.values())).device
     now = _restore(task, folder, log) or Progress(average=_copy(trained, device) if task.average_decay else {})
+    team.check_same(now.step, f"all have to see the same checkpoints, in {folder}", device)
     for line in now.said:
         log(line)
     task.log = lambda line: (now.said.append(line), log(line))
     steps, size = range(now.step, task.steps), settings.batch_size
-    bar = progress(total=task.steps * size, initial=now.step * size, unit="img", desc=task.name)
+    steps_bar = {"total": task.steps * size, "initial": now.step * size, "unit": "img", "desc": task.name}
+    bar = progress(disable=team.rank > 0, **steps_bar)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar:
         task.model.train(task.dropout)
         if now.step == 0 and task.is_due(0):
             _measure(task, now)
         for step, batch in zip(steps, task.batches(steps)):
             generator = np.random.default_rng([settings.seed, 2, step])
-            torch.manual_seed(int(generator.integers(2**62)))  # dropout
+            torch.manual_seed(int(generator.integers(2**62)) + team.rank)  # dropout
             share, beta = task.rates(step)
             for group in optimizer.param_groups:
                 group["lr"], group["betas"] = group["highest"] * share, (beta, group["betas"][1])
@@ -145,8 +150,9 @@ def train(task: Task, folder: Path, log: Callable[[str], None]) -> Progress:
             losses = task.losses(batch, generator)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
+            team.average_gradients(list(trained.values()))
             norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), task.clip_norm).item()
-            values = {name: loss.item() for name, loss in losses.items()}
+            values = team.average({name: loss.item() for name, loss in losses.items()}, device)
             if not math.isfinite(values["loss"]) or not math.isfinite(norm):
                 raise FloatingPointError(_diverged(task, step, values, norm, folder))
             optimizer.step()
@@ -162,7 +168,8 @@ def train(task: Task, folder: Path, log: Callable[[str], None]) -> Progress:
             if task.is_due(now.step) or now.step == task.steps:
                 _measure(task, now)
             if now.step % settings.checkpoint_every == 0 or now.step == task.steps:
-                _save(task, now, folder)
+                if team.rank == 0:
+                    _save(task, now, folder)
             bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
             bar.update(size)
         _put(now.kept, trained)
@@ -234,8 +241,32 @@ def build_optimizer(parts: dict[str, list[Tensor]], settings: object, **options:
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, **options)
 
 
+def schedule(step: int, steps: int, warmup_steps: int) -> float:
+    """Share of the highest learning rate at a step: linear up, then a cosine down to a hundredth."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
+    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def in_chunks(make: Callable[[Sequence], Tensor], items: Sequence, size: int) -> Tensor:
+    """``make(items)``, a row an item, with the activations of ``size`` items in memory at a time; 0: of all.
+
+    The backward pass computes each chunk anew, with the gradient that its rows have in a loss over all rows: GradCache
+    (Gao et al. 2021), by torch's own activation checkpointing, which also repeats dropout.
+    """
+    if not size or not torch.is_grad_enabled():
+        return make(items)
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
+    return torch.cat([checkpoint(make, chunk, use_reentrant=False) for chunk in chunks])
+
+
 def check_batch(batch_size: int, images: int) -> None:
-    """Raise ValueError when a batch is larger than the training set."""
+    """Raise ValueError when a batch is larger than the training set, or has no image for each process."""
+    if batch_size < (processes := Team.here().size):
+        raise ValueError(
+            f"batch_size: {batch_size} is less than the {processes} processes; start {batch_size} or fewer"
+        )
     if batch_size > images:
         raise ValueError(f"batch_size: {batch_size} is more than the {images} training images; take {images} or less")
 
@@ -244,7 +275,8 @@ def check_batch(batch_size: int, images: int) -> None:
 def checkpoints_of(parent: Path | None, name: str, *shaping: object) -> Iterator[Path]:
     """A training's own folder of checkpoints, named after all that shapes it: a changed setting starts afresh.
 
-    One process at a time has it. It goes when the block ends without an error: results are saved inside.
+    One process at a time has it, or one team, whose first process holds it. It goes when the block ends without an
+    error: results are saved inside.
 
     Args:
         parent: default: below ``cache_folder()``.
@@ -254,9 +286,12 @@ def checkpoints_of(parent: Path | None, name: str, *shaping: object) -> Iterator
         rsvlm.files.InUse: another process is at the same training; at once.
     """
     folder = (parent or cache_folder() / "checkpoints" / name) / fingerprint_values(LAYOUT, *shaping)[:16]
-    with only_process(folder.with_suffix(".lock"), f"{name}: one process for one training"):
+    first = Team.here().rank == 0
+    lock = only_process(folder.with_suffix(".lock"), f"{name}: one process for one training")
+    with lock if first else nullcontext():
         yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _save(task: Task, now: Progress, folder: Path) -> None:

@@ -20,8 +20,7 @@ from rsvlm.models.vlm import VisionLanguageModel
 from rsvlm.models.vlm_adapters import adapter_weights, add_adapters, save_adapters
 from rsvlm.progress import log_line
 from rsvlm.settings import VlmLoraSettings
-from rsvlm.training.captioning import schedule
-from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, train
+from rsvlm.training.loop import Task, build_optimizer, check_batch, checkpoints_of, schedule, train
 
 NOT_LEARNT = -100  # label of what has no part in the loss, as F.cross_entropy has it
 
