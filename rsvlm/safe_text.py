@@ -30,6 +30,7 @@ _INVISIBLE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-
 # No text of a person: control characters, but for white space, and halves of characters.
 _NO_TEXT = re.compile("[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _BREAK = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85]")
+LONGEST_QUERY, LONGEST_LETTERS = 300, 3_000  # words and characters; no text tower reads more
 
 
 def fault_in(text: str, breaks: bool = False) -> str | None:
@@ -139,3 +140,15 @@ def isolate(text: str) -> str:
         depth += (character in _ISOLATES) - (character == _END)
         kept.append(character)
     return f"\u2068{''.join(kept)}{_END * (depth + 1)}"
+
+
+def check_query(text: str, name: str = "the query") -> None:
+    """ValueError where a text that is looked for is blank, or longer than any text tower reads."""
+    words = len(text.split())
+    if not words:
+        raise ValueError(f"{name} is blank: describe what you look for")
+    if words > LONGEST_QUERY or len(text) > LONGEST_LETTERS:
+        raise ValueError(
+            f"{name} has {words:,} words and {len(text):,} characters, at most {LONGEST_QUERY} and {LONGEST_LETTERS:,} are "
+            "looked for: say it in a sentence"
+        )

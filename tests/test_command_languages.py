@@ -157,8 +157,8 @@ def test_a_scene_is_searched_in_portuguese(study, capsys, tmp_path):
 
 def test_an_index_takes_a_vector(study):
     index = rsvlm.load_index(study / "index")
-    vector = 3 * index.vectors[4].astype(np.float32)
-    assert index.search(vector, k=1)["image"][0] == index.names[4]
+    vector = 3 * index.tier.vectors[4].astype(np.float32)
+    assert index.search(vector, k=1)["image"][0] == index.tier.names[4]
     for wrong in (vector[:-1], np.zeros_like(vector), np.full_like(vector, np.nan)):
         with pytest.raises(ValueError, match="a vector of .* finite numbers, not all 0, is needed"):
             index.search(wrong)

@@ -119,7 +119,7 @@ def check_ways(ways: dict[str, object], language: str | None, languages: Path | 
     if language is not None:
         check_language(language, "--language")
     if told == ["a text"]:
-        from rsvlm.models.queries import check_query
+        from rsvlm.safe_text import check_query
 
         check_query(ways["a text"])
     elif language is not None or languages is not None:
@@ -183,7 +183,8 @@ def leave_out(
         query: the words that ``wanted`` was read from, None where it is no words.
         read: what makes a query of the words ``without``.
     """
-    from rsvlm.models.queries import Without, check_query, split_without
+    from rsvlm.models.queries import Without, split_without
+    from rsvlm.safe_text import check_query
 
     if without is None:
         unwanted = split_without(query)[1] if query is not None else ""

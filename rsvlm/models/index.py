@@ -20,10 +20,11 @@ from rsvlm.models.features import encode_pictures, encode_texts
 from rsvlm.models.image_filters import Where, facts_of
 from rsvlm.models.lance_tier import LanceTier
 from rsvlm.models.pictures import Picture, list_images, read_blocks, read_picture
-from rsvlm.models.queries import Without, check_query, encode_parts, unit_vector
+from rsvlm.models.queries import Without, encode_parts, unit_vector
 from rsvlm.models.tiers import CONFIG, DAMAGED, RECALL, TIERS, ExactTier, Tier
 from rsvlm.models.zoo import find_encoder
 from rsvlm.progress import log_line
+from rsvlm.safe_text import check_query
 
 UNFINISHED = "unfinished.json"  # the CONFIG of an index that is being made
 

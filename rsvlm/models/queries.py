@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LONGEST_QUERY, LONGEST_LETTERS = 300, 3_000  # words and characters; no text tower reads more
 _WITHOUT = re.compile(
     r"(?P<wanted>\S.*?),?\s+(?:(?:but|and)\s+)?(?:without|with no|but no|and no)\s+(?:any\s+)?(?P<unwanted>.*\w.*)",
     re.IGNORECASE | re.DOTALL,
@@ -56,15 +55,3 @@ def unit_vector(vector: np.ndarray, dim: int) -> np.ndarray:
     if vector.shape != (dim,) or not np.isfinite(length) or length == 0:
         raise ValueError(f"a vector of {dim} finite numbers, not all 0, is needed; got {vector.dtype} {vector.shape}")
     return (vector / length).astype(np.float32)
-
-
-def check_query(text: str, name: str = "the query") -> None:
-    """ValueError where a text that is looked for is blank, or longer than any text tower reads."""
-    words = len(text.split())
-    if not words:
-        raise ValueError(f"{name} is blank: describe what you look for")
-    if words > LONGEST_QUERY or len(text) > LONGEST_LETTERS:
-        raise ValueError(
-            f"{name} has {words:,} words and {len(text):,} characters, at most {LONGEST_QUERY} and {LONGEST_LETTERS:,} are "
-            "looked for: say it in a sentence"
-        )

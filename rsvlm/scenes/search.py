@@ -28,9 +28,9 @@ from rsvlm.files import read_json, whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.features import encode_pictures, encode_texts
 from rsvlm.models.pictures import read_picture
-from rsvlm.models.queries import Without, check_query, encode_parts, unit_vector
+from rsvlm.models.queries import Without, encode_parts, unit_vector
 from rsvlm.models.zoo import find_encoder
-from rsvlm.safe_text import read_csv
+from rsvlm.safe_text import check_query, read_csv
 from rsvlm.scenes.embedding import GRID, SceneEmbeddings, reading_size
 from rsvlm.scenes.footprints import footprints
 

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from rsvlm.models.queries import check_query
+from rsvlm.safe_text import check_query
 from rsvlm.settings import (
     BATCH,
     IMAGES,

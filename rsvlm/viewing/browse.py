@@ -27,8 +27,9 @@ from rsvlm.models.inference import (
 from rsvlm.models.language_head import ENGLISH, Languages, has_languages, load_languages
 from rsvlm.models.loading import choose_device
 from rsvlm.models.neighbours import Spoken, spoken_languages
-from rsvlm.models.queries import check_query, split_without
+from rsvlm.models.queries import split_without
 from rsvlm.models.zoo import load_encoder
+from rsvlm.safe_text import check_query
 from rsvlm.scoring.fusion import HUBNESS_QUERY
 from rsvlm.scoring.runs import read_captions
 from rsvlm.viewing.language_marks import captions_by_image

@@ -247,7 +247,7 @@ def languages_result(metrics: Mapping) -> Result:
 
 def _captions_result(metrics: Mapping, source: str) -> str:
     """What the captioner's captions in other languages are worth beside the consensus; empty where it writes none."""
-    own, other = metrics.get("captioner", {}).get(source, {}), metrics["consensus"].get(source, {})
+    own, other = (metrics.get(run, {}).get(source, {}) for run in ("captioner", "consensus"))
     told = [
         f"{language} {scores['CIDEr']['value']:.2f} (consensus {other[language]['CIDEr']['value']:.2f}; in the language "
         f"{percent(scores['right_language']['value'])})"

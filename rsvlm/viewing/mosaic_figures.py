@@ -10,6 +10,7 @@ from matplotlib.patheffects import withStroke
 
 from rsvlm.scenes.mosaics import Mosaic, overview
 from rsvlm.scenes.needles import SeloMap
+from rsvlm.viewing.figures import interval_lengths
 from rsvlm.viewing.plots import (
     BLACK,
     COLOURS,
@@ -97,12 +98,11 @@ def needle_figure(metrics: Mapping) -> Figure | None:
             found = {int(side): entry for side in sides if (entry := _entry(metrics, side, method, name)) is not None}
             if not found:
                 continue
-            value, low, high = (
-                scale * np.array([entry[key] for entry in found.values()]) for key in ("value", "low", "high")
-            )
+            value = scale * np.array([entry["value"] for entry in found.values()])
+            reach = scale * np.array(interval_lengths(found.values()))
             shift = 1 + 0.02 * (place - 2)  # so that intervals do not hide each other
             one.errorbar(
-                np.array(list(found)) * shift, value, yerr=[value - low, high - value], label=NAMES[method],
+                np.array(list(found)) * shift, value, yerr=reach, label=NAMES[method],
                 color=COLOURS[place], linestyle=DASHES[place], marker=MARKERS[place], markersize=4, capsize=2,
             )  # fmt: skip
         one.set_xscale("log", base=2)
