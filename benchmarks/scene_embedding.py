@@ -158,7 +158,8 @@ def _command(step: str, arguments: argparse.Namespace) -> list[str]:
 def _model(arguments: argparse.Namespace) -> dict:
     from PIL import Image
 
-    from rsvlm.models.features import encode_pictures, encode_texts
+    from rsvlm.models.encoding import encode_texts
+    from rsvlm.models.features import encode_pictures
 
     encoder = _encoder(arguments)
     pictures = [Image.new("RGB", (512, 512)) for _ in range(32)]

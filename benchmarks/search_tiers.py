@@ -197,7 +197,8 @@ def own_embeddings() -> tuple[np.ndarray, np.ndarray]:
     from PIL import Image
 
     from rsvlm.data.blue_marble import _package_file
-    from rsvlm.models.features import encode_pictures, encode_texts
+    from rsvlm.models.encoding import encode_texts
+    from rsvlm.models.features import encode_pictures
     from rsvlm.models.zoo import load_encoder
 
     Image.MAX_IMAGE_PIXELS = None

@@ -10,7 +10,8 @@ from PIL import Image
 from rsvlm.data.table import load_table, save_table
 from rsvlm.files import write_json, write_json_lines
 from rsvlm.models.captioner import build_capret
-from rsvlm.models.features import encode_images, load_features
+from rsvlm.models.feature_shards import encode_images
+from rsvlm.models.features import load_features
 from rsvlm.models.inference import save_captioner
 from rsvlm.models.neighbours import training_memory
 from rsvlm.models.zoo import load_encoder

@@ -81,6 +81,6 @@ def scheduler_killed(how, encoder, blocks, tick) -> Iterator[None]:
 
 
 def _original():
-    from rsvlm.models.features import _encode_blocks
+    from rsvlm.models.feature_shards import _encode_blocks
 
     return _encode_blocks

@@ -23,7 +23,7 @@ from rsvlm.data.caption_languages import captions_by_language
 from rsvlm.data.instructions import make_tasks
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.windows import Window
-from rsvlm.models.features import encode_images
+from rsvlm.models.feature_shards import encode_images
 from rsvlm.models.inference import propose_captions
 from rsvlm.models.neighbours import training_pools
 from rsvlm.models.zoo import load_encoder

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from rsvlm.models.capret import CapRet
 from rsvlm.models.captioner import load_capret, load_language_model, save_capret
-from rsvlm.models.features import turn_views
+from rsvlm.models.encoding import turn_views
 from rsvlm.models.prompts import MEAN, VISUAL, Row, attention_bias, caption_prompt, pack_rows, read_visual, turn_back
 from rsvlm.settings import CapRetSettings
 

@@ -32,10 +32,9 @@ from rsvlm.data import duplicates
 from rsvlm.data.duplicates import fingerprint_images
 from rsvlm.data.rasters.scene import open_scene
 from rsvlm.files import cache_folder
-from rsvlm.models import caption_shards
-from rsvlm.models import features as features_module
+from rsvlm.models import caption_shards, feature_shards
 from rsvlm.models.captioner import build_capret, load_capret, save_capret
-from rsvlm.models.features import encode_images
+from rsvlm.models.feature_shards import encode_images
 from rsvlm.models.inference import propose_captions
 from rsvlm.models.neighbours import training_pools
 from rsvlm.models.zoo import load_encoder
@@ -74,7 +73,7 @@ def table(tmp_path, monkeypatch) -> pd.DataFrame:
     """Twenty-two images, which are six shards."""
     monkeypatch.setenv("RSVLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(features_module, "BLOCK", 4)
+    monkeypatch.setattr(feature_shards, "BLOCK", 4)
     generator, rows = np.random.default_rng(1), []
     for number in range(22):
         path = tmp_path / f"{number}.png"
@@ -104,7 +103,7 @@ def shards(tmp_path: Path, count: int) -> list[Shard]:
 def test_features_are_the_same_bytes_also_where_a_worker_is_killed(encoder, table, tmp_path, cluster, monkeypatch):
     encode(encoder, table, tmp_path / "alone")
     monkeypatch.setenv(VARIABLE, cluster.scheduler_address)
-    monkeypatch.setattr(features_module, "_encode_blocks", killed_once)
+    monkeypatch.setattr(feature_shards, "_encode_blocks", killed_once)
     lines = []
     encode(encoder, table, tmp_path / "shared", lines)
     assert (tmp_path / "killed").is_file() and same(tmp_path / "alone", tmp_path / "shared")
@@ -122,8 +121,8 @@ def test_a_poisoned_image_is_named_and_the_rest_is_kept(encoder, table, tmp_path
     assert not (tmp_path / "shared").exists()
     (tmp_path / "9.png").write_bytes(whole)
     monkeypatch.delenv(VARIABLE)
-    original, counted = features_module.encode_batch, []
-    monkeypatch.setattr(features_module, "encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
+    original, counted = feature_shards.encode_batch, []
+    monkeypatch.setattr(feature_shards, "encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
     encode(encoder, table, tmp_path / "shared")  # goes on without the cluster
     assert sum(counted) == 4
     encode(encoder, table, tmp_path / "alone")
@@ -150,15 +149,15 @@ def test_the_scheduler_is_killed_and_what_was_finished_is_not_made_again(encoder
             time.sleep(0.05)
         with monkeypatch.context() as patch:
             patch.setenv(VARIABLE, json.loads(told.read_text())["address"])
-            patch.setattr(features_module, "_encode_blocks", scheduler_killed)
+            patch.setattr(feature_shards, "_encode_blocks", scheduler_killed)
             with pytest.raises(SchedulerLost, match="tcp://127.0.0.1:.* went away; what it finished is kept"):
                 encode(encoder, table, tmp_path / "shared")
     finally:
         for process in (worker, scheduler):
             process.kill()
             process.wait()
-    original, counted = features_module.encode_batch, []
-    monkeypatch.setattr(features_module, "encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
+    original, counted = feature_shards.encode_batch, []
+    monkeypatch.setattr(feature_shards, "encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
     encode(encoder, table, tmp_path / "shared")
     assert 0 < sum(counted) <= 22 - 8  # two shards were whole
     encode(encoder, table, tmp_path / "alone")

@@ -11,10 +11,12 @@ from torch import nn
 
 import rsvlm
 from rsvlm.data import images
-from rsvlm.models import features as features_module
+from rsvlm.models import feature_shards
 from rsvlm.models.captioner import build_capret
 from rsvlm.models.encoders import DualEncoder, Preprocessing, pool_cells
-from rsvlm.models.features import cut_cells, encode_images, encode_pictures
+from rsvlm.models.encoding import cut_cells
+from rsvlm.models.feature_shards import encode_images
+from rsvlm.models.features import encode_pictures
 from rsvlm.models.inference import load_captioner, model_card, save_captioner
 from rsvlm.models.neighbours import training_memory
 from rsvlm.models.prompts import turn_back
@@ -184,11 +186,11 @@ def encode(encoder, table, folder, crops):
 
 def test_a_study_encodes_files_so_and_goes_on_after_a_kill(tmp_path, monkeypatch):
     monkeypatch.setenv("RSVLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(features_module, "BLOCK", 4)
+    monkeypatch.setattr(feature_shards, "BLOCK", 4)
     table = table_of([noise(12 + 2 * i, 10, i) for i in range(10)], tmp_path)
     whole = encode(MeanColour(), table, tmp_path / "whole", "auto")
     assert whole.meta["crops"] == "auto" and 0 < (whole.grid[:, 0] < 0).all((1, 2)).sum() < 10
-    original, calls = features_module.encode_batch, []
+    original, calls = feature_shards.encode_batch, []
 
     def dying(*arguments):
         calls.append(1)
@@ -198,10 +200,10 @@ def test_a_study_encodes_files_so_and_goes_on_after_a_kill(tmp_path, monkeypatch
 
     for crops in ("auto", "never"):  # the broken run without crops is not taken up by that with crops
         calls.clear()
-        monkeypatch.setattr(features_module, "encode_batch", dying)
+        monkeypatch.setattr(feature_shards, "encode_batch", dying)
         with pytest.raises(KeyboardInterrupt):
             encode(MeanColour(), table, tmp_path / "broken", crops)
-    monkeypatch.setattr(features_module, "encode_batch", original)
+    monkeypatch.setattr(feature_shards, "encode_batch", original)
     encode(MeanColour(), table, tmp_path / "broken", "auto")
     for name in ("pooled.npy", "grid.npy", "image_embeddings.npy", "meta.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes(), name

@@ -15,7 +15,7 @@ from rsvlm.data import duplicates
 from rsvlm.data.boxes import image_size, read_mask_boxes
 from rsvlm.data.duplicates import fingerprint_images
 from rsvlm.data.images import MAX_PIXELS, MOST_REDUCED, READING, ImageError, open_file, open_image
-from rsvlm.models import features as pixel_cache
+from rsvlm.models import feature_shards
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail
 
 GREY, RGB, UNSPECIFIED, ASSOCIATED, ALPHA = 1, 2, 0, 1, 2  # of a TIFF's photometric interpretation and extra samples
@@ -391,6 +391,6 @@ def test_caches_of_pictures_know_how_they_were_read(tmp_path, monkeypatch):
     path = save(tmp_path / "real.png", SCENE[..., :3])
     assert str(duplicates.VERSION).endswith(f"-{READING}")
     assert f"-{READING}-" in ThumbnailCache(64).kind
-    before = pixel_cache.fingerprint_images([str(path)])
-    monkeypatch.setattr(pixel_cache, "READING", READING + 1)
-    assert pixel_cache.fingerprint_images([str(path)]) != before
+    before = feature_shards.fingerprint_images([str(path)])
+    monkeypatch.setattr(feature_shards, "READING", READING + 1)
+    assert feature_shards.fingerprint_images([str(path)]) != before

@@ -19,7 +19,8 @@ from rsvlm.data.names import SPLITS
 from rsvlm.data.packed import open_stream, scan_shard, split_path, stat_of
 from rsvlm.data.sources import check_sources, parse_source
 from rsvlm.data.table import load_table
-from rsvlm.models.features import encode_images, load_features
+from rsvlm.models.feature_shards import encode_images
+from rsvlm.models.features import load_features
 from rsvlm.models.zoo import load_encoder
 from rsvlm.training.pixels import open_pixels
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail

@@ -22,7 +22,7 @@ from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.recipes import Recipe, read_as, recipe_of, split_reading
 from rsvlm.data.sources import parse_source
 from rsvlm.data.table import load_table
-from rsvlm.models.features import fingerprint_images
+from rsvlm.models.feature_shards import fingerprint_images
 from rsvlm.scoring.image_matching import match_images
 from rsvlm.viewing.page import ThumbnailCache
 

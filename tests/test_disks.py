@@ -18,7 +18,7 @@ from test_run_notebook import SECTION, run, toy  # noqa: F401
 from rsvlm.data.table import load_table
 from rsvlm.disks import told_in_a_line
 from rsvlm.files import write_json, write_text
-from rsvlm.models.features import encode_images
+from rsvlm.models.feature_shards import encode_images
 from rsvlm.models.index import build_index
 from rsvlm.models.zoo import load_encoder
 from rsvlm.study import pages, paths, strip, studies, summary

@@ -11,16 +11,10 @@ import torch
 from PIL import Image
 
 from rsvlm.files import InUse, cache_folder, only_process
-from rsvlm.models import features as features_module
-from rsvlm.models.features import (
-    encode_images,
-    load_features,
-    measure_neighbours,
-    nearest_images,
-    open_rows,
-    turn_views,
-    write_rows,
-)
+from rsvlm.models import feature_shards
+from rsvlm.models.encoding import turn_views
+from rsvlm.models.feature_shards import encode_images, open_rows, write_rows
+from rsvlm.models.features import load_features, measure_neighbours, nearest_images
 from rsvlm.models.zoo import load_encoder
 from rsvlm.viewing.training_figures import draw_neighbours
 
@@ -112,9 +106,9 @@ def test_views():
 
 
 def test_killed_and_run_again(encoder, table, tmp_path, monkeypatch):
-    monkeypatch.setattr(features_module, "BLOCK", 4)
+    monkeypatch.setattr(feature_shards, "BLOCK", 4)
     encode(encoder, table, tmp_path / "whole")
-    original, calls = features_module.encode_batch, []
+    original, calls = feature_shards.encode_batch, []
 
     def dying(*arguments):
         calls.append(1)
@@ -122,12 +116,12 @@ def test_killed_and_run_again(encoder, table, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(features_module, "encode_batch", dying)
+    monkeypatch.setattr(feature_shards, "encode_batch", dying)
     with pytest.raises(KeyboardInterrupt):
         encode(encoder, table, tmp_path / "broken")
     assert not (tmp_path / "broken").exists()
     counted = []
-    monkeypatch.setattr(features_module, "encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
+    monkeypatch.setattr(feature_shards, "encode_batch", lambda *a: counted.append(len(a[1])) or original(*a))
     encode(encoder, table, tmp_path / "broken")
     assert sum(counted) == 6
     for name in ("pooled.npy", "grid.npy", "image_embeddings.npy", "text_embeddings.npy", "texts.json", "meta.json"):
@@ -141,7 +135,7 @@ def test_what_a_killed_run_left_damaged_is_made_anew_and_two_at_once_are_refused
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(features_module, "whole_folder", stop)  # all blocks are there
+        patch.setattr(feature_shards, "whole_folder", stop)  # all blocks are there
         encode(encoder, table, tmp_path / "broken")
     (scratch,) = cache_folder().glob("features_*")
     (scratch / "pooled.npy").write_bytes(b"torn")

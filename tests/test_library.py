@@ -17,7 +17,7 @@ from PIL import Image
 from rsvlm.data.aggregate import aggregate_sources
 from rsvlm.data.table import load_table, save_table
 from rsvlm.files import cache_folder, write_json_lines
-from rsvlm.models.features import fingerprint_images
+from rsvlm.models.feature_shards import fingerprint_images
 from rsvlm.viewing.caption_gallery import write_caption_gallery
 from rsvlm.viewing.records import StudyFiles
 

@@ -15,8 +15,9 @@ import pandas as pd
 
 from rsvlm.files import read_json, write_json
 from rsvlm.models.encoders import DualEncoder
+from rsvlm.models.encoding import encode_texts
 from rsvlm.models.faiss_tier import MEMORY, FaissTier
-from rsvlm.models.features import encode_pictures, encode_texts
+from rsvlm.models.features import encode_pictures
 from rsvlm.models.image_filters import Where, facts_of
 from rsvlm.models.lance_tier import LanceTier
 from rsvlm.models.pictures import Picture, list_images, read_blocks, read_picture
@@ -207,7 +208,7 @@ def build_index(
         facts: what is known of images, see ``rsvlm.models.image_filters.read_facts``.
         memory: bytes that the tier ``faiss`` may take for its index.
         recall: share of the nearest that an approximate tier is to find, 0 to 1.
-        views, precision: as ``rsvlm.models.features.encode_images`` takes them.
+        views, precision: as ``rsvlm.models.feature_shards.encode_images`` takes them.
         unreadable: "raise" stops at a file that is no whole image; "keep" goes on, says so and leaves it out.
         languages: for queries that are not English, see ``rsvlm.load_languages``.
 

@@ -29,7 +29,8 @@ from rsvlm.models.capret import CapRet
 from rsvlm.models.caption_shards import decode_captions, open_shards
 from rsvlm.models.captioner import CONFIG, WEIGHTS, load_capret, save_capret
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of
+from rsvlm.models.encoding import encode_texts
+from rsvlm.models.features import Features, encode_pictures, encoding_of
 from rsvlm.models.generation import Prompted, caption_log_likelihoods
 from rsvlm.models.loading import choose_device
 from rsvlm.models.neighbours import CiderSpace, Memory, Pools, pool_options

@@ -21,7 +21,7 @@ from rsvlm.data.caption_languages import ENGLISH
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.languages import detect_language, language_name, normal_text, other_language
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import encode_texts
+from rsvlm.models.encoding import encode_texts
 from rsvlm.models.loading import load_strictly, read_weights
 from rsvlm.models.multilingual import TextTower, load_text_tower
 from rsvlm.models.zoo import find_encoder

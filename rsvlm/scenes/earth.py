@@ -16,7 +16,8 @@ from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import Scene, open_scene
 from rsvlm.files import read_json, whole_folder
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import Features, encode_texts
+from rsvlm.models.encoding import encode_texts
+from rsvlm.models.features import Features
 from rsvlm.safe_text import write_csv
 from rsvlm.scenes.embedding import NoWindow, SceneEmbeddings, embed_scene
 from rsvlm.scenes.globe import LAND_SHARE, class_texts, describe_windows, land_of, make_globe

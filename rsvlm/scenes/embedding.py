@@ -31,7 +31,8 @@ from rsvlm.data.rasters.windows import Window
 from rsvlm.disks import check_free_space
 from rsvlm.files import cache_folder, fingerprint_values, only_process, whole_file
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import BLOCK, VIEWS, encode_batch, prefetch, share_encoder
+from rsvlm.models.encoding import VIEWS, encode_batch, prefetch
+from rsvlm.models.feature_shards import BLOCK, share_encoder
 from rsvlm.models.loading import choose_precision
 from rsvlm.progress import Passing, log_line
 
@@ -162,7 +163,7 @@ def embed_scene(
         within: where to look: a geometry in the scene's CRS (in pixels, column and row, where it has none), or a bool
             array laid over the whole scene, of any resolution; windows with less than ``min_valid`` of their area in it
             are left out.
-        views, precision: as ``rsvlm.models.features.encode_images`` takes them.
+        views, precision: as ``rsvlm.models.feature_shards.encode_images`` takes them.
         root: a folder above ``out``: the file tells paths below it from there, so that it has the same bytes, and still
             finds what it was made of, wherever that folder lies; None: paths stay as they were given.
 

@@ -25,7 +25,7 @@ from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
 from rsvlm.files import fingerprint_values
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import encode_texts
+from rsvlm.models.encoding import encode_texts
 from rsvlm.models.inference import Captioner, caption
 from rsvlm.models.loading import choose_precision
 from rsvlm.progress import progress

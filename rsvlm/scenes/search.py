@@ -26,7 +26,8 @@ from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
 from rsvlm.files import read_json, whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import encode_pictures, encode_texts
+from rsvlm.models.encoding import encode_texts
+from rsvlm.models.features import encode_pictures
 from rsvlm.models.pictures import read_picture
 from rsvlm.models.queries import Without, encode_parts, unit_vector
 from rsvlm.models.zoo import find_encoder

@@ -24,7 +24,9 @@ from rsvlm.data.packed import digest_of
 from rsvlm.data.table import rows_of
 from rsvlm.files import cache_folder, whole_folder, write_json, write_json_lines
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import encode_images, encode_pictures, encode_texts
+from rsvlm.models.encoding import encode_texts
+from rsvlm.models.feature_shards import encode_images
+from rsvlm.models.features import encode_pictures
 from rsvlm.models.loading import choose_device, choose_precision
 from rsvlm.models.vlm import VisionLanguageModel, caption_pictures, load_vlm
 from rsvlm.models.zoo import PRESETS, load_encoder

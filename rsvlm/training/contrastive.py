@@ -23,7 +23,8 @@ from torch import Tensor
 from rsvlm.files import cache_folder, passing_folder, read_json, read_json_lines, write_json, write_json_lines
 from rsvlm.kernels import contrastive_loss, hits, two_way_ranks
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import encode_texts, fingerprint_images, prefetch
+from rsvlm.models.encoding import encode_texts, prefetch
+from rsvlm.models.feature_shards import fingerprint_images
 from rsvlm.models.loading import autocast, choose_precision
 from rsvlm.models.zoo import load_encoder
 from rsvlm.progress import log_line

@@ -13,7 +13,8 @@ from torch import Tensor
 from rsvlm.disks import check_free_space
 from rsvlm.files import cache_folder, whole_file
 from rsvlm.models.encoders import Preprocessing
-from rsvlm.models.features import decode_images, fingerprint_images, open_rows, prefetch, write_rows
+from rsvlm.models.encoding import decode_images, prefetch
+from rsvlm.models.feature_shards import fingerprint_images, open_rows, write_rows
 from rsvlm.progress import Passing, log_line
 from rsvlm.settings import Augmentation
 

@@ -14,7 +14,8 @@ from PIL import Image
 from rsvlm.data.images import open_image
 from rsvlm.data.table import SPLITS, rows_of
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.features import Features, encode_pictures, encode_texts, encoding_of, load_features
+from rsvlm.models.encoding import encode_texts
+from rsvlm.models.features import Features, encode_pictures, encoding_of, load_features
 from rsvlm.models.generation import embed_captions_ret
 from rsvlm.models.inference import (
     Captioner,
