@@ -25,9 +25,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from tokenize import TokenError
+from typing import TYPE_CHECKING, BinaryIO
 
 from rsvlm.disks import CLOSED, NO_ROOM
+
+if TYPE_CHECKING:
+    import numpy as np
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV}  # the system, or this file system, knows none
@@ -339,6 +343,26 @@ def wrong_byte(error: UnicodeDecodeError) -> str:
     """Which byte is no UTF-8, its value, and what it would be in Windows' code page, for an error message."""
     byte = error.object[error.start : error.start + 1]
     return f"byte {error.start} is 0x{byte.hex().upper()} (in Windows-1252 {byte.decode('cp1252', 'replace')!r})"
+
+
+def read_array(path: Path, *, mapped: bool = False) -> "np.ndarray":
+    """The array in a .npy file, or a read-only map of it; no pickle, and no other format under its name.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: no whole .npy file; names it.
+    """
+    import numpy as np
+
+    try:
+        if mapped:
+            return np.lib.format.open_memmap(path, mode="r")
+        with Path(path).open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, EOFError, MemoryError, SyntaxError, TokenError) as error:  # a head is Python's
+        raise ValueError(f"{path}: no whole .npy file ({error})") from error
 
 
 def write_json_lines(path: Path, rows: Iterable[dict]) -> None:

@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,11 @@ from reader_cases import CASES
 
 SECONDS, FIRST = float(os.environ.get("RSVLM_FUZZ_SECONDS", 0)), int(os.environ.get("RSVLM_FUZZ_FIRST", 0))
 FILES = 40  # of each reader in the suite, some 20 s in all
+# Numbers that once got through, which every run tries first
+FOUND = {
+    "boxes_yolo": [233], "captions_coco": [670], "hits": [181], "image_png": [2163], "index": [737], "scene_archive": [139],
+    "vectors_npz": [373, 770], "vectors_parquet": [238],
+}  # fmt: skip
 LONGEST, MEMORY = 10, 3 * 2**30  # processor seconds and further bytes that reading a small file may take
 JUNK = [
     None, True, False, 0, -1, 1, 2.5, 10**30, 1e308, float("nan"), float("inf"), "", " ", "a", "\ud800", "\0", "a\nb", "é", "../a",
@@ -203,8 +209,11 @@ def test_a_reader_reads_or_names_the_file(name, tmp_path, monkeypatch):
     read()
     whole = {path: path.read_bytes() for path in files}
     there = {path: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
-    ends, number, refused, faults = time.monotonic() + SECONDS / len(CASES), FIRST, 0, {}
-    while number < FIRST + FILES if not SECONDS else number == FIRST or time.monotonic() < ends:
+    ends, tried, refused, faults = time.monotonic() + SECONDS / len(CASES), 0, 0, {}
+    found = FOUND.get(name, [])
+    for number in chain(found, count(FIRST)):
+        if tried >= len(found) + FILES and not SECONDS or SECONDS and tried > len(found) and time.monotonic() >= ends:
+            break
         draw = random.Random(f"{name} {number}")
         path = draw.choice(files)
         path.write_bytes(broken_file(draw, path.name, whole[path]))
@@ -225,11 +234,11 @@ def test_a_reader_reads_or_names_the_file(name, tmp_path, monkeypatch):
                 _place(error), f"number {number}, {path.name}: {type(error).__name__}: {str(error)[:300]}"
             )
         path.write_bytes(whole[path])
-        number += 1
+        tried += 1
     assert {path: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()} == there
     assert not faults, "\n".join(f"{told}\n  at {place}" for place, told in faults.items())
     read()
-    print(f"{name}: {number - FIRST:,} broken files, {refused:,} refused")
+    print(f"{name}: {tried:,} broken files, {refused:,} refused")
 
 
 def _place(error: BaseException) -> str:

@@ -289,7 +289,7 @@ def read_yolo_boxes(
     def box_of(fields: list[str], size: Size, where: str) -> list[Box]:
         if len(fields) != 5:
             raise ValueError(f"{where}: needs a class number and four shares of the sides, has {len(fields)} fields")
-        if not fields[0].isdecimal():
+        if not (fields[0].isascii() and fields[0].isdecimal()):
             raise ValueError(f"{where}: the class must be a whole number, is {fields[0]!r}")
         try:
             x, y, w, h = (float(text) for text in fields[1:])
@@ -297,7 +297,7 @@ def read_yolo_boxes(
             raise ValueError(f"{where}: the box must be four numbers: {error}") from error
         if max(x, y, w, h) > 1.5:
             raise ValueError(f"{where}: the box must be shares of the sides from 0 to 1, is {fields[1:]}: pixels?")
-        word = classes.word(str(int(fields[0])), where)
+        word = classes.word(fields[0].lstrip("0") or "0", where)
         (width, height), left, top = size, (x - w / 2) * size[0], (y - h / 2) * size[1]
         corners = (left, top, left + w * width, top + h * height)
         return [] if word is None else listing.check_box(word, corners, size, where)

@@ -36,7 +36,10 @@ READING = 2  # part of the names of caches of decoded pictures: raise it when ``
 FILLED = 0.01  # share of 16-bit values in the upper half of the range, full scale aside, that shows the range is used
 MOST_PAGES = 1_000  # of a TIFF that are looked at
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error)
+# What Pillow raises on broken files; MemoryError where one asks for more than there can be
+_BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, OverflowError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", *PREFIXES, b"GIF8", b"BM", b"RIFF")
 _JPEG_2000 = (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
 _NO_FILES = (

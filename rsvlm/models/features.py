@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 
-from rsvlm.files import fingerprint_values, read_json
+from rsvlm.files import fingerprint_values, read_array, read_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.encoding import NEVER, check_crops, encode_batch, encode_texts, join_pictures, prepare_picture
@@ -163,9 +162,9 @@ def load_features(folder: Path) -> Features:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing: {remedy}")
         try:
-            arrays[name] = np.lib.format.open_memmap(path, mode="r")
-        except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:  # a head is read as Python's literals
-            raise ValueError(f"{path}: damaged ({error}): {remedy}") from error
+            arrays[name] = read_array(path, mapped=True)
+        except ValueError as error:
+            raise ValueError(f"{error}: damaged: {remedy}") from error
         if arrays[name].shape != shape:
             raise ValueError(f"{path}: shape {arrays[name].shape}, but meta.json tells of {shape}: {remedy}")
     return Features(**arrays, texts=texts, image_ids=image_ids, meta=meta)

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from rsvlm.files import read_json, read_json_lines, write_json_lines, write_text
+from rsvlm.files import read_array, read_json, read_json_lines, write_json_lines, write_text
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.capret import CapRet
 from rsvlm.models.caption_shards import decode_captions, open_shards
@@ -471,8 +471,8 @@ def _read_memory(folder: Path, width: int) -> Memory:
     rows = read_json_lines(folder / MEMORY_ROWS)
     try:
         captions = {row["image_id"]: list(row["captions"]) for row in rows}
-        vectors = np.load(folder / MEMORY_VECTORS, allow_pickle=False)
-    except (KeyError, TypeError, ValueError, EOFError) as error:
+        vectors = read_array(folder / MEMORY_VECTORS)
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: its memory is damaged ({error}): {remedy}") from error
     if vectors.shape != (len(captions), width):
         raise ValueError(

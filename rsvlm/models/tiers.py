@@ -9,14 +9,13 @@ has taken when it returns outlives the process.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from tokenize import TokenError
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
 from rsvlm.extras import import_extra
-from rsvlm.files import only_process, read_json, whole_folder, write_json
+from rsvlm.files import only_process, read_array, read_json, whole_folder, write_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.image_filters import Where, allowed_rows, whole_facts
 
@@ -212,9 +211,9 @@ def read_names(path: Path) -> list[str]:
 def read_vectors(path: Path, mapped: bool = False) -> np.ndarray:
     """The vectors (n, D) in a file, or a map of it. ValueError: it is damaged."""
     try:
-        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:  # a head is Python's
-        raise ValueError(f"{path}: the index is damaged ({error}); {DAMAGED}") from error
+        return read_array(path, mapped=mapped)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}: the index is damaged; {DAMAGED}") from error
 
 
 def read_known(path: Path) -> pd.DataFrame | None:

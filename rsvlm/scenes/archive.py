@@ -336,7 +336,7 @@ def load_archive(folder: Path | str) -> SceneArchive:
         raise FileNotFoundError(f"{path}: no such file; `rsvlm scene embed` writes it when all scenes are done")
     try:
         frame = geopandas.read_parquet(path)
-    except (ValueError, TypeError, OSError, ArrowException) as error:
+    except (ValueError, TypeError, OSError, ArrowException, shapely.errors.ShapelyError) as error:
         raise SceneError(f"{path}: no list of scenes that can be read ({error}); embed the archive again") from error
     if lacking := [name for name in (*COLUMNS, "file", "windows", "trouble") if name not in frame]:
         raise SceneError(f"{path}: no list of an embedded archive, it lacks the columns {', '.join(lacking)}")

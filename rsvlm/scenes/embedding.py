@@ -29,7 +29,7 @@ from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import Scene
 from rsvlm.data.rasters.windows import Window
 from rsvlm.disks import check_free_space
-from rsvlm.files import cache_folder, fingerprint_values, only_process, whole_file
+from rsvlm.files import cache_folder, fingerprint_values, only_process, read_array, whole_file
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.encoding import VIEWS, encode_batch, prefetch
 from rsvlm.models.feature_shards import BLOCK, share_encoder
@@ -257,7 +257,15 @@ def load_scene_embeddings(path: Path | str) -> SceneEmbeddings:
         )
     try:
         return SceneEmbeddings(*_read_windows(path, meta["dim"]), _with_paths(meta, path), path)
-    except (LookupError, ValueError, TypeError, AttributeError, OSError, ArrowException) as error:  # of three libraries
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OSError,
+        ArrowException,
+        shapely.errors.ShapelyError,
+    ) as error:
         raise ValueError(f"{path}: damaged ({error}); make it anew with `rsvlm scene embed`") from error
 
 
@@ -535,7 +543,7 @@ def _block_file(scratch: Path, start: int) -> Path:
 def _blocks(scratch: Path, total: int) -> Iterator[np.ndarray]:
     """What was kept of each block, in order."""
     for start in range(0, total, BLOCK):
-        yield np.load(_block_file(scratch, start), allow_pickle=False)
+        yield read_array(_block_file(scratch, start))
 
 
 def _describe(scene: Scene) -> dict:

@@ -411,7 +411,7 @@ def read_hit(path: Path | str, rank: int) -> "pd.Series":
             table = pd.read_parquet(path)
         else:
             table = pd.DataFrame([place["properties"] for place in read_json(path)["features"]])
-        ranks = table["rank"]
+        ranks = table["rank"].astype(int)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(f"{path}: no file of hits ({type(error).__name__}: {error})") from error
     if not (ranks == rank).any():

@@ -65,7 +65,9 @@ def one_caption_each(captions: Mapping[str, list[str]], path: str | Path) -> dic
 def _coco_rows(content: dict, path: Path) -> list[dict]:
     """Rows of COCO's annotations, by file name where images have one."""
     images = content.get("images", [])
-    for number, image in enumerate(images if isinstance(images, list) else [images]):
+    if not isinstance(images, list):
+        raise ValueError(f"{path}: images: expected a list, is {str(images)[:80]!r}")
+    for number, image in enumerate(images):
         if not isinstance(image, dict) or not all(
             isinstance(image.get(key, ""), int | str) for key in ("id", "file_name")
         ):

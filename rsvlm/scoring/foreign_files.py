@@ -28,6 +28,8 @@ IMAGE_ARRAYS = ("image_embeddings", "image_embeds", "image_features", "image_vec
 TEXT_NAMES = ("texts", "captions", "sentences")
 TEXT_ARRAYS = ("text_embeddings", "text_embeds", "text_features", "text_vectors")
 VECTORS = ("embedding", "embeddings", "vector")
+# What a damaged .npz file raises
+_NOT_WHOLE = (ValueError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 IMAGES_FILE, TEXTS_FILE = "images.parquet", "texts.parquet"
 SAME = 1e-2  # by which the values of two unit vectors of one text may differ: half precision, another batch
 
@@ -210,7 +212,7 @@ def _read_npz(path: Path) -> tuple[Vectors, Vectors]:
         raise ValueError(f"{path}: not a whole .npz file; write it with numpy.savez")
     try:
         opened = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except _NOT_WHOLE as error:
         raise ValueError(f"{path}: not a whole .npz file ({error}); write it with numpy.savez") from error
     with opened as file:
         has = [any(name in file.files for name in names) for names in (IMAGE_ARRAYS, TEXT_ARRAYS)]
@@ -224,7 +226,7 @@ def _read_npz(path: Path) -> tuple[Vectors, Vectors]:
                 raise ValueError(f"{path}: {fault}; the file has {', '.join(sorted(file.files)) or 'no array'}")
             try:
                 return here[0], np.asarray(file[here[0]])
-            except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            except _NOT_WHOLE as error:
                 if "allow_pickle" in str(error):
                     raise ValueError(
                         f"{path}: {here[0]} holds pickled objects, which can run code and are not read; save names as "
@@ -262,7 +264,10 @@ def _read_parquet(path: Path, kinds: tuple[tuple[str, ...], ...]) -> list[list[t
             rows = file.read(columns=[vector, *filter(None, names)])
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    columns = [rows[name].to_pylist() if name else [None] * len(rows) for name in names]
+    try:
+        columns = [rows[name].to_pylist() if name else [None] * len(rows) for name in names]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: a name is no text: {error}") from error
     found: list[list[tuple]] = [[] for _ in kinds]
     for number, (own_vector, *own_names) in enumerate(zip(rows[vector].to_numpy(), *columns), start=1):
         told = [place for place, name in enumerate(own_names) if name is not None]

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rsvlm.files import read_json, write_json
+from rsvlm.files import read_array, read_json, write_json
 from rsvlm.kernels import TIE_RULES, Ranks, hits, two_way_ranks
 from rsvlm.scoring.bootstrap import rounded
 from rsvlm.scoring.runs import METHODS, RESERVED
@@ -183,7 +183,7 @@ def load_space(folder: Path) -> EmbeddingSpace:
             raise FileNotFoundError(
                 f"{path}: no such file; a space needs {IMAGE_VECTORS}, {TEXT_VECTORS}, {IMAGE_IDS} and {TEXTS}"
             )
-        parts[name] = np.load(path, mmap_mode="r")
+        parts[name] = read_array(path, mapped=True)
     try:
         return EmbeddingSpace(
             read_json(folder / IMAGE_IDS), parts[IMAGE_VECTORS], read_json(folder / TEXTS), parts[TEXT_VECTORS]

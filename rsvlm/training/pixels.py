@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rsvlm.disks import check_free_space
-from rsvlm.files import cache_folder, whole_file
+from rsvlm.files import cache_folder, read_array, whole_file
 from rsvlm.models.encoders import Preprocessing
 from rsvlm.models.encoding import decode_images, prefetch
 from rsvlm.models.feature_shards import fingerprint_images, open_rows, write_rows
@@ -82,12 +82,12 @@ def _kept_pixels(cache: Path, shape: tuple[int, ...], log: Callable[[str], None]
     """The pixels in a cache, memory-mapped; None where there is none, or, with a line, where it is damaged."""
     try:
         os.utime(cache)  # the oldest use goes first when room is needed
-        pixels = np.load(cache, mmap_mode="r")
+        pixels = read_array(cache, mapped=True)
         if pixels.shape != shape:
             raise ValueError(f"shape {pixels.shape} instead of {shape}")
     except FileNotFoundError:
         return None
-    except (ValueError, EOFError) as error:
+    except ValueError as error:
         log(Passing(f"{cache}: damaged ({error}): made anew"))
         return None
     return pixels
