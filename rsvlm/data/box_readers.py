@@ -217,7 +217,7 @@ def _voc_size(texts: Texts, path: Path) -> Size:
     for key in ("width", "height"):
         text = texts.get(f"size/{key}") or texts.get(f"Img_Size{key.capitalize()}")
         value = _number(text or "0", f"{path}: size")
-        if value != int(value) or value < 0:
+        if not float(value).is_integer() or value < 0:
             raise ValueError(f"{path}: size must be whole numbers of pixels, is {text!r}")
         size.append(int(value))
     return size[0], size[1]

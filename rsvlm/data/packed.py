@@ -193,7 +193,9 @@ def read_columns(
     from pyarrow import ArrowException
 
     try:
-        return file.read_row_group(group, columns=columns)
+        read = file.read_row_group(group, columns=columns)
+        read.validate(full=True)  # that texts are texts, too
+        return read
     except (ArrowException, OSError) as error:
         raise ImageError(f"{path}: row group {group} cannot be read ({error}); fetch the file again") from error
 

@@ -62,6 +62,7 @@ def _fault_of(row: object) -> str | None:
         return f"captions must be texts that are not blank, are {captions!r}"
     for key, text in (
         ("image_id", row["image_id"]),
+        ("path", row["path"]),
         ("source", row["source"]),
         *(("captions", one) for one in captions),
     ):

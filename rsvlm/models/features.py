@@ -137,7 +137,7 @@ def load_features(folder: Path) -> Features:
     meta = read_json(folder / "meta.json")
     texts = read_json(folder / "texts.json")
     try:
-        image_ids, V, G = meta["image_ids"], meta["views"], meta["grid"] ** 2
+        image_ids, V, grid = meta["image_ids"], meta["views"], meta["grid"]
         P, D = meta["dims"]["pooled"], meta["dims"]["embedding"]
         listed = meta["image_list_fingerprint"]
     except (KeyError, TypeError) as error:
@@ -145,7 +145,7 @@ def load_features(folder: Path) -> Features:
     for place, names in (("texts.json", texts), ("meta.json", image_ids)):
         if not isinstance(names, list) or not all(isinstance(name, str) and not fault_in(name) for name in names):
             raise ValueError(f"{folder / place}: no list of {'texts' if names is texts else 'image_ids'}: {remedy}")
-    if not all(isinstance(number, int) for number in (V, G, P, D)):
+    if not all(isinstance(number, int) for number in (V, grid, P, D)):
         raise ValueError(f"{folder / 'meta.json'}: views, grid and dims must be whole numbers: {remedy}")
     if fingerprint_values(image_ids) != listed:
         raise ValueError(f"{folder / 'meta.json'}: image_ids are not those the features were made of: {remedy}")
@@ -154,8 +154,8 @@ def load_features(folder: Path) -> Features:
         "image_embeddings": (len(image_ids), D),
         "text_embeddings": (len(texts), D),
     }
-    if G:
-        shapes["grid"] = (len(image_ids), V, G, P)
+    if grid:
+        shapes["grid"] = (len(image_ids), V, grid**2, P)
     arrays = {"grid": None}
     for name, shape in shapes.items():
         path = folder / f"{name}.npy"

@@ -412,7 +412,7 @@ def read_hit(path: Path | str, rank: int) -> "pd.Series":
         else:
             table = pd.DataFrame([place["properties"] for place in read_json(path)["features"]])
         ranks = table["rank"].astype(int)
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise ValueError(f"{path}: no file of hits ({type(error).__name__}: {error})") from error
     if not (ranks == rank).any():
         raise ValueError(f"{path}: no hit has the rank {rank}; it has {len(table)}")

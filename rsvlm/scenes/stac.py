@@ -153,7 +153,7 @@ def _read_item(content: object, document: Path, where: str, top: Path, key: str 
     path, remote, trouble = _locate(item.assets[chosen].href, document, top)
     if remote and not online:
         trouble = f"{path} lies on a server, which is not asked; fetch it, or give online=True to list it"
-    elif not trouble and not remote and not Path(path).is_file():
+    elif not trouble and not remote and not os.path.isfile(path):  # also where a name is too long
         trouble = f"there is no file {path}; fetch it"
     if trouble:
         return Found(item.id, where, trouble=f"asset {chosen!r}: {trouble}")
