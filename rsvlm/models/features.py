@@ -164,7 +164,7 @@ def load_features(folder: Path) -> Features:
         try:
             arrays[name] = read_array(path, mapped=True)
         except ValueError as error:
-            raise ValueError(f"{error}: damaged: {remedy}") from error
+            raise ValueError(f"{error}: {remedy}") from error
         if arrays[name].shape != shape:
             raise ValueError(f"{path}: shape {arrays[name].shape}, but meta.json tells of {shape}: {remedy}")
     return Features(**arrays, texts=texts, image_ids=image_ids, meta=meta)

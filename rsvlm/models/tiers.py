@@ -213,7 +213,7 @@ def read_vectors(path: Path, mapped: bool = False) -> np.ndarray:
     try:
         return read_array(path, mapped=mapped)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{error}: the index is damaged; {DAMAGED}") from error
+        raise ValueError(f"{error}; {DAMAGED}") from error
 
 
 def read_known(path: Path) -> pd.DataFrame | None:
