@@ -3,12 +3,11 @@
 Groups of 1 ... WORLD processes compute the loss of the same rows, unevenly split; what each finds is saved in FOLDER.
 """
 
-import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from gloo_processes import join
 from torch.nn.parallel import DistributedDataParallel
 
 from rsvlm.kernels import contrastive_loss
@@ -80,9 +79,4 @@ def run(rank: int, world: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    patience = timedelta(seconds=120)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world, timeout=patience)
-    run(rank, world, folder)
-    dist.destroy_process_group()
+    join(run)

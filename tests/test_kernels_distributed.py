@@ -1,12 +1,9 @@
 """The contrastive loss and sharded search across 1, 2 and 3 processes (gloo), against one process in float64."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import distributed_cases as cases
 import pytest
 import torch
+from gloo_processes import start
 
 from rsvlm.kernels import contrastive_loss
 
@@ -17,15 +14,7 @@ WORLD = 3
 def found(tmp_path_factory):
     """Folder with what each process of each group size found."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, str(Path(cases.__file__))]
-    running = [
-        subprocess.Popen(
-            [*command, str(rank), str(WORLD), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for rank in range(WORLD)
-    ]
-    said = [process.communicate(timeout=300)[0].decode() for process in running]
-    assert not any(process.returncode for process in running), "\n".join(said)
+    start(cases.__file__, WORLD, folder)
     return folder
 
 

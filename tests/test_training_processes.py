@@ -4,12 +4,12 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import training_cases as cases
+from gloo_processes import start
 from safetensors.torch import load_file
 
 from rsvlm.models.captioner import load_capret
@@ -52,11 +52,7 @@ def captioned(folder):
 @pytest.fixture(scope="module")
 def found(folder):
     """The folder with what the processes of ``training_cases`` leave."""
-    command = [sys.executable, str(Path(cases.__file__))]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    running = [subprocess.Popen([*command, str(rank), "3", str(folder)], **pipes) for rank in range(3)]
-    said = [process.communicate(timeout=300)[0].decode() for process in running]
-    assert not any(process.returncode for process in running), "\n".join(said)
+    start(cases.__file__, 3, folder)
     return folder
 
 

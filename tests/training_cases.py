@@ -1,17 +1,15 @@
 """What tests of training on several processes share, and one of such processes: ``python tests/training_cases.py RANK WORLD FOLDER``."""
 
 import json
-import sys
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import torch.distributed as dist
 from captioner_case import KINDS, make_captioner, make_features, make_table
+from gloo_processes import join
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -200,9 +198,4 @@ def read_table(folder: Path) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    patience = timedelta(seconds=120)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world, timeout=patience)
-    run(rank, world, folder)
-    dist.destroy_process_group()
+    join(run)

@@ -321,5 +321,5 @@ def _numbers(path: Path) -> np.ndarray:
 
 
 def _line(error: Exception) -> str:
-    """The first line of what FAISS says, which goes on with places in its source."""
+    """The last line of what FAISS says, shortened."""
     return str(error).splitlines()[-1][:200] if str(error) else type(error).__name__
