@@ -18,6 +18,7 @@ from scene_case import ColourEncoder
 from test_galleries import make_study, make_vectors, root  # noqa: F401
 from test_instructions import caption_case
 from test_scenes_mosaics import MeanColour
+from vlm_models import vlm_maker
 
 from rsvlm.data.caption_languages import captions_by_language
 from rsvlm.data.instructions import make_tasks
@@ -31,7 +32,9 @@ from rsvlm.scenes import earth
 from rsvlm.scenes.mosaics import paint, plan_mosaics, read_sizes
 from rsvlm.scenes.needles import METHODS, search_mosaics, window_side
 from rsvlm.scoring.bootstrap import bootstrap_corpus, mean_of, mean_statistics
+from rsvlm.scoring.captions import ScoringTools
 from rsvlm.scoring.localisation import compare_needles, judge_maps, judge_searches, score_needles
+from rsvlm.scoring.measured import measure_model, save_measurement, score_model
 from rsvlm.settings import (
     BATCH,
     SEED,
@@ -42,21 +45,23 @@ from rsvlm.settings import (
     Encoding,
     Generation,
     LanguageSettings,
+    OtherModel,
     Prompting,
     RewardSettings,
     Settings,
     TaskSettings,
+    VlmLoraSettings,
     bounds,
 )
 from rsvlm.study.paths import finished_study
-from rsvlm.study.settings import EXAMPLES, RESAMPLES, CaptionGallery, RetrievalGallery, SearchEarth
+from rsvlm.study.settings import EXAMPLES, RESAMPLES, CaptionGallery, RetrievalGallery, RunModel, SearchEarth
 from rsvlm.training.caption_batches import examples_of
 from rsvlm.training.captioning import train_captioner
 from rsvlm.training.contrastive import adapt_encoder
 from rsvlm.training.languages import embed_captions, train_recipes
 from rsvlm.viewing.caption_gallery import write_caption_gallery
 from rsvlm.viewing.earth_figures import earth_page, earth_result
-from rsvlm.viewing.model_figures import draw_model
+from rsvlm.viewing.model_figures import draw_model, model_result, model_table
 from rsvlm.viewing.mosaic_figures import draw_search, mosaic_result, needle_figure, needle_table, selo_table
 from rsvlm.viewing.retrieval_gallery import (
     read_searches,
@@ -72,6 +77,10 @@ CORNERS = (
     "even",
     "odd",
 )  # all numbers at their lower or upper end, or one at the one and the next at the other
+
+
+def log_nothing(line: str) -> None:
+    """For what tells its progress."""
 
 
 class Enough(Exception):
@@ -124,15 +133,13 @@ def pictures(tmp_path) -> pd.DataFrame:
 def test_adapting_an_encoder(tiny_models, pictures, corner):
     settings = at_bounds(AdaptSettings, corner, batch_size=2, freeze_blocks=1, crop_size=32, precision="fp32")
     with suppress(Enough, FloatingPointError):
-        adapt_encoder(load_encoder(str(tiny_models.clip)), pictures, settings, log=lambda line: None)
+        adapt_encoder(load_encoder(str(tiny_models.clip)), pictures, settings, log=log_nothing)
 
 
 @pytest.mark.parametrize("corner", CORNERS)
 def test_encoding(tiny_models, pictures, tmp_path, corner):
     settings = at_bounds(Encoding, corner, precision="fp32", views=8)
-    encode_images(
-        load_encoder(str(tiny_models.clip)), pictures, tmp_path / "f", **dict(settings), log=lambda line: None
-    )
+    encode_images(load_encoder(str(tiny_models.clip)), pictures, tmp_path / "f", **dict(settings), log=log_nothing)
 
 
 @pytest.mark.parametrize("reward", [False, True])
@@ -151,7 +158,7 @@ def test_training_a_captioner(tmp_path, corner, reward):
     more = at_bounds(RewardSettings, corner, reward_batch_size=2, reward_samples=2, reward_steps=2) if reward else None
     with suppress(Enough, FloatingPointError):
         examples = examples_of(table, "train", near), examples_of(table, "val", near)
-        train_captioner(captioner, features, *examples, settings, more, checkpoints=tmp_path, log=lambda line: None)
+        train_captioner(captioner, features, *examples, settings, more, checkpoints=tmp_path, log=log_nothing)
 
 
 @pytest.mark.parametrize("corner", CORNERS)
@@ -174,7 +181,7 @@ def test_adding_languages(corner):
     vectors = embed_captions(CodeTower(), by_language)
     settings = at_bounds(LanguageSettings, corner, batch_size=4)
     with suppress(Enough, FloatingPointError):
-        train_recipes(["distilled"], by_language, features, vectors, settings, log=lambda line: None)
+        train_recipes(["distilled"], by_language, features, vectors, settings, log=log_nothing)
 
 
 @pytest.mark.parametrize("corner", CORNERS)
@@ -210,6 +217,26 @@ def test_galleries(corner, root):  # noqa: F811
 def test_examples_of_another_model(count, pictures):
     said = SimpleNamespace(captions=dict.fromkeys(pictures["image_id"], "a field"), space=None)
     assert draw_model(said, pictures, "val", count=int(count)).axes
+
+
+@pytest.mark.parametrize("corner", ["low", "high"])
+def test_another_captioner(corner, pictures, tmp_path):
+    """First trained on the study's captions, then as it is, scored and drawn."""
+    folder, how = vlm_maker(tmp_path)("qwen2_5_vl"), at_bounds(RunModel, corner)
+    table = pictures.assign(split=["train", "train", "val", "val", "test", "test"])
+
+    def measured(**finetune):
+        entry = at_bounds(OtherModel, corner, captioner=str(folder), **finetune)
+        return measure_model(entry, table, split="test", root=tmp_path, batch_size=how.batch_size, log=log_nothing)
+
+    with suppress(Enough, FloatingPointError):
+        measured(finetune=at_bounds(VlmLoraSettings, corner, batch_size=2).model_dump())
+    plain = measured()
+    about = {"tools": ScoringTools(), "resamples": how.bootstrap_resamples, "seed": how.seed, "log": log_nothing}
+    metrics, per_image = score_model("m", plain, table, split="test", protocols=how.protocols, **about)
+    save_measurement(tmp_path / "m", {"facts": plain.facts}, plain, metrics, per_image)
+    assert len(model_table(metrics)) == 1 and "on 2 images" in str(model_result("m", metrics))
+    assert draw_model(plain, table, "test", count=how.examples).axes
 
 
 @pytest.mark.parametrize("corner", CORNERS)
