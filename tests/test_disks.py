@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 from browse_case import NOTEBOOKS, add_captioner, build_study, run_cells
 from scene_case import UTM, green_with_red, write_raster
 from test_browse import root, talk_to  # noqa: F401
 from test_run_notebook import SECTION, run, toy  # noqa: F401
 
+from rsvlm.data.rasters.writing import new_raster
 from rsvlm.data.table import load_table
 from rsvlm.disks import told_in_a_line
 from rsvlm.files import write_json, write_text
@@ -26,6 +30,17 @@ from rsvlm.study.paths import finished_study
 from rsvlm.viewing.widgets import CaptionGallery
 
 FILLS = "from pathlib import Path\nfrom rsvlm.files import whole_file\nwith whole_file(Path('data.bin')) as file: file.write_bytes(bytes(10**7))"
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process grows beyond so many bytes: a write ends as on a full disk, where no one may mount."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager
@@ -170,3 +185,30 @@ def test_encoding_onto_a_disk_that_is_too_small_says_what_is_needed(root, tmp_pa
         with pytest.raises(OSError, match=r"features of 8 images need \d+\.\d kB, [\d.]+ k?B are free"):
             encoder = load_encoder("random:clip")
             encode_images(encoder, load_table(paths.IMAGE_TABLE), tmp_path / "out", grid=3, precision="fp32")
+
+
+def write_scene(path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 370, 370), dtype=np.uint8)
+    with new_raster(
+        path, width=370, height=370, count=3, dtype="uint8", tiled=True, blockxsize=256, blockysize=256, compress="deflate"
+    ) as file:  # fmt: skip
+        file.write(pixels)
+        file.build_overviews([2, 4], rasterio.enums.Resampling.average)
+
+
+def test_a_raster_is_whole_or_absent_wherever_the_disk_fills_up(tmp_path):
+    """GDAL writes a part when it closes the file, and keeps it to itself when that fails."""
+    path = tmp_path / "scene.tif"
+    write_scene(path)
+    whole = path.read_bytes()
+    for size in np.linspace(0, len(whole) - 1, 24).astype(int):
+        for before in (None, b"the old one"):
+            path.unlink(missing_ok=True)
+            if before:
+                path.write_bytes(before)
+            with largest_file(int(size)), pytest.raises(OSError, match="File too large"):
+                write_scene(path)
+            assert [(one, one.read_bytes()) for one in tmp_path.iterdir()] == ([(path, before)] if before else [])
+    with largest_file(len(whole)):
+        write_scene(path)
+    assert path.read_bytes() == whole

@@ -14,8 +14,9 @@ import rasterio
 from rsvlm.data.blue_marble import BLOCK_DEGREES, LABELS_PER_DEGREE, NORTH, SOUTH, Maps, load_maps
 from rsvlm.data.land_captions import GROUPS, WATER, class_nouns
 from rsvlm.data.rasters.scene import Scene, open_scene
+from rsvlm.data.rasters.writing import new_raster
 from rsvlm.data.sources import IMAGERY_PER_DEGREE
-from rsvlm.files import cache_folder, whole_file
+from rsvlm.files import cache_folder
 
 LAND_SHARE = 0.5  # of a window from which it takes part in scores, and of its land that is one class
 TEMPLATE = "Nearly all of the image is {}."  # the captions' own form of a class
@@ -38,14 +39,13 @@ def make_globe(path: Path, maps: Maps | None = None) -> Path:
     bands, height, width = pixels.shape
     degree = 1 / IMAGERY_PER_DEGREE
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as scratch:
-        with rasterio.open(
-            scratch, "w", driver="GTiff", width=width, height=height, count=bands, dtype="uint8", crs="EPSG:4326",
-            transform=rasterio.transform.from_origin(-180, 90, degree, degree), photometric="RGB", tiled=True,
-            blockxsize=_BLOCK, blockysize=_BLOCK, compress="deflate", predictor=2,
-        ) as file:  # fmt: skip
-            file.write(pixels)
-            file.build_overviews(_OVERVIEWS, rasterio.enums.Resampling.average)
+    with new_raster(
+        path, width=width, height=height, count=bands, dtype="uint8", crs="EPSG:4326",
+        transform=rasterio.transform.from_origin(-180, 90, degree, degree), photometric="RGB", tiled=True,
+        blockxsize=_BLOCK, blockysize=_BLOCK, compress="deflate", predictor=2,
+    ) as file:  # fmt: skip
+        file.write(pixels)
+        file.build_overviews(_OVERVIEWS, rasterio.enums.Resampling.average)
     return path
 
 
@@ -57,8 +57,8 @@ def open_world() -> Scene:
     except FileNotFoundError:
         path = folder / "plain_earth.tif"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as scratch, rasterio.open(
-            scratch, "w", driver="GTiff", width=360, height=180, count=1, dtype="uint8", crs="EPSG:4326",
+        with new_raster(
+            path, width=360, height=180, count=1, dtype="uint8", crs="EPSG:4326",
             transform=rasterio.transform.from_origin(-180, 90, 1, 1),
         ) as file:  # fmt: skip
             file.write(np.full((1, 180, 360), 110, np.uint8))

@@ -10,7 +10,6 @@ without georeference, written row of images by row of images (``write_mosaic``),
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,11 +20,11 @@ import pandas as pd
 import rasterio
 import rasterio.windows
 from PIL import Image
-from rasterio.errors import NotGeoreferencedWarning
 
 from rsvlm.data.images import open_file, open_image
 from rsvlm.data.rasters.windows import Window
-from rsvlm.files import fingerprint_values, read_json, whole_file
+from rsvlm.data.rasters.writing import new_raster
+from rsvlm.files import fingerprint_values, read_json
 
 SYNTHETIC = "synthetic mosaic of test images laid side by side; shows no place on Earth"
 BLOCK = 256  # pixels along a side of a GeoTIFF's block
@@ -275,16 +274,17 @@ def paint(mosaic: Mosaic, window: Window | None = None) -> np.ndarray:
 def write_mosaic(mosaic: Mosaic, path: Path) -> Path:
     """``path``, a tiled RGB GeoTIFF without georeference, whole or not at all; one row of images in memory at a time."""
     band = max(BLOCK, mosaic.cell // BLOCK * BLOCK)
-    with whole_file(Path(path)) as scratch, rasterio.Env(GDAL_CACHEMAX=64), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(
-            scratch, "w", driver="GTiff", width=mosaic.side, height=mosaic.side, count=3, dtype="uint8",
-            photometric="RGB", interleave="pixel", tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
-        ) as file:  # fmt: skip
-            file.update_tags(TIFFTAG_IMAGEDESCRIPTION=f"{SYNTHETIC}; seed {mosaic.seed}, number {mosaic.number}")
-            for top in range(0, mosaic.side, band):
-                window = Window(0, top, mosaic.side, min(band, mosaic.side - top))
-                file.write(paint(mosaic, window).transpose(2, 0, 1), window=rasterio.windows.Window(*window))
+    with (
+        rasterio.Env(GDAL_CACHEMAX=64),
+        new_raster(
+            path, width=mosaic.side, height=mosaic.side, count=3, dtype="uint8", photometric="RGB", interleave="pixel",
+            tiled=True, blockxsize=BLOCK, blockysize=BLOCK,
+        ) as file,
+    ):  # fmt: skip
+        file.update_tags(TIFFTAG_IMAGEDESCRIPTION=f"{SYNTHETIC}; seed {mosaic.seed}, number {mosaic.number}")
+        for top in range(0, mosaic.side, band):
+            window = Window(0, top, mosaic.side, min(band, mosaic.side - top))
+            file.write(paint(mosaic, window).transpose(2, 0, 1), window=rasterio.windows.Window(*window))
     return Path(path)
 
 

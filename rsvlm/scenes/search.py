@@ -4,7 +4,6 @@
 """
 
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,18 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import rasterio
 import shapely
 from PIL import Image
 from pyproj import Geod, Transformer
 from pyproj.exceptions import ProjError
 from rasterio import Affine, features
 from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning
 
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
+from rsvlm.data.rasters.writing import new_raster
 from rsvlm.files import read_json, whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.encoding import encode_texts
@@ -243,16 +241,12 @@ def write_surface(surface: Surface, path: Path | str) -> None:
     """The surface as a GeoTIFF: float32, nodata NaN, the scene's CRS; pixels of the scene where it has none."""
     path = check_ending(path, RASTERS)
     rows, columns = surface.values.shape
-    options = dict(driver="GTiff", dtype="float32", count=1, height=rows, width=columns, nodata=np.nan)
+    options = dict(dtype="float32", count=1, height=rows, width=columns, nodata=np.nan, crs=surface.crs)
     options |= dict(compress="deflate", predictor=3, tiled=True, blockxsize=256, blockysize=256)
-    with whole_file(path) as scratch, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", NotGeoreferencedWarning
-        )  # where cells are the scene's own pixels, without a CRS
-        with rasterio.open(scratch, "w", crs=surface.crs, transform=surface.transform, **options) as file:
-            file.write(surface.values, 1)
-            file.set_band_description(1, "cosine")
-            file.update_tags(QUERY=surface.query, SCENE=surface.embeddings.meta["scene"]["name"])
+    with new_raster(path, transform=surface.transform, **options) as file:
+        file.write(surface.values, 1)
+        file.set_band_description(1, "cosine")
+        file.update_tags(QUERY=surface.query, SCENE=surface.embeddings.meta["scene"]["name"])
 
 
 def write_places(frame: "geopandas.GeoDataFrame", path: Path | str) -> None:
