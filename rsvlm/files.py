@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, BinaryIO
 
 from rsvlm.disks import CLOSED, NO_ROOM
@@ -363,6 +364,18 @@ def read_array(path: Path, *, mapped: bool = False) -> "np.ndarray":
         raise
     except (ValueError, OSError, EOFError, MemoryError, SyntaxError, TokenError) as error:  # a head is Python's
         raise ValueError(f"{path}: no whole .npy file ({error})") from error
+
+
+def write_array(path: Path, array: "np.ndarray") -> None:
+    """Write a .npy file, in the bytes of ``numpy.save``; whole where it is written into a scratch file or folder.
+
+    numpy writes a file on its own and does not hear that the disk was full for the last 4,096 bytes; here Python writes, and
+    raises.
+    """
+    import numpy as np
+
+    with Path(path).open("wb") as file:
+        np.lib.format.write_array(SimpleNamespace(write=file.write), np.asanyarray(array), allow_pickle=False)
 
 
 def write_json_lines(path: Path, rows: Iterable[dict]) -> None:

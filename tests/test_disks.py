@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import rasterio
@@ -21,7 +22,8 @@ from test_run_notebook import SECTION, run, toy  # noqa: F401
 from rsvlm.data.rasters.writing import new_raster
 from rsvlm.data.table import load_table
 from rsvlm.disks import told_in_a_line
-from rsvlm.files import write_json, write_text
+from rsvlm.files import whole_file, write_array, write_json, write_text
+from rsvlm.models.faiss_tier import write_index
 from rsvlm.models.feature_shards import encode_images
 from rsvlm.models.index import build_index
 from rsvlm.models.zoo import load_encoder
@@ -196,19 +198,49 @@ def write_scene(path: Path) -> None:
         file.build_overviews([2, 4], rasterio.enums.Resampling.average)
 
 
-def test_a_raster_is_whole_or_absent_wherever_the_disk_fills_up(tmp_path):
-    """GDAL writes a part when it closes the file, and keeps it to itself when that fails."""
-    path = tmp_path / "scene.tif"
-    write_scene(path)
+def write_vectors(path: Path) -> None:
+    with whole_file(path) as scratch:
+        write_array(scratch, np.arange(3000, dtype=np.float32).reshape(100, 30))
+
+
+def write_faiss(path: Path) -> None:
+    index = faiss.IndexFlatIP(8)
+    index.add(np.ones((500, 8), np.float32))
+    with whole_file(path) as scratch:
+        write_index(index, scratch)
+
+
+@pytest.mark.parametrize("write", [write_scene, write_vectors, write_faiss])
+def test_a_file_is_whole_or_absent_wherever_the_disk_fills_up(write, tmp_path):
+    """GDAL, numpy and FAISS write the last part when they close a file, and keep it to themselves when that fails."""
+    path = tmp_path / "file"
+    write(path)
     whole = path.read_bytes()
-    for size in np.linspace(0, len(whole) - 1, 24).astype(int):
+    for size in [*np.linspace(0, len(whole) - 1, 16).astype(int), len(whole) - 4000]:
         for before in (None, b"the old one"):
             path.unlink(missing_ok=True)
             if before:
                 path.write_bytes(before)
             with largest_file(int(size)), pytest.raises(OSError, match="File too large"):
-                write_scene(path)
+                write(path)
             assert [(one, one.read_bytes()) for one in tmp_path.iterdir()] == ([(path, before)] if before else [])
     with largest_file(len(whole)):
-        write_scene(path)
+        write(path)
     assert path.read_bytes() == whole
+
+
+def test_what_python_writes_is_what_the_libraries_write(tmp_path):
+    arrays = (
+        np.arange(6.0).reshape(2, 3).T,
+        np.zeros(0, np.int64),
+        np.array(3),
+        np.zeros(2, [("a", "f4"), ("b", "i8", 3)]),
+    )
+    for array in arrays:
+        np.save(tmp_path / "a.npy", array)
+        write_array(tmp_path / "b.npy", array)
+        assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    write_faiss(tmp_path / "c")
+    index = faiss.read_index(str(tmp_path / "c"))
+    faiss.write_index(index, str(tmp_path / "d"))
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "d").read_bytes() and index.ntotal == 500

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.extras import import_extra
-from rsvlm.files import read_json, whole_file, whole_folder, write_json
+from rsvlm.files import read_json, whole_file, whole_folder, write_array, write_json
 from rsvlm.models.image_filters import Where, allowed_rows, whole_facts
 from rsvlm.models.tiers import (
     CONFIG,
@@ -45,6 +45,13 @@ LINKS = 32  # of a node of HNSW
 A_CENTRE = 64  # images that a centre of IVF is learnt from
 SCAN = 65_536  # rows
 Block = tuple[list[str], np.ndarray, pd.DataFrame | None]
+
+
+def write_index(index: object, path: Path) -> None:
+    """Write an index of FAISS, in the bytes of ``faiss.write_index``, which does not hear that a disk is full as it closes a file."""
+    faiss = import_extra("faiss", USE)
+    with Path(path).open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 class FaissTier:
@@ -109,7 +116,7 @@ class FaissTier:
             write_rows(part, names, None, facts)
             index = faiss.index_factory(width, key, faiss.METRIC_INNER_PRODUCT)
             _fill(faiss, index, vectors)
-            faiss.write_index(index, str(scratch / INDEX))
+            write_index(index, scratch / INDEX)
             settings = {"key": key, "memory": memory, "recall_wanted": recall} | _tune(faiss, index, vectors, recall)
             write_json(scratch / SEARCH, settings)
             write_json(scratch / CONFIG, config | {"tier": cls.kind})
@@ -136,10 +143,10 @@ class FaissTier:
             with whole_folder(self.folder / PART.format(len(self.parts))) as scratch:
                 write_rows(scratch, list(names), np.asarray(vectors, np.float16), facts)
                 if replaced:
-                    np.save(scratch / REPLACED, np.array(sorted(replaced.values()), np.int64))
+                    write_array(scratch / REPLACED, np.array(sorted(replaced.values()), np.int64))
             self._read()
             with whole_file(self.folder / INDEX) as scratch:
-                self.faiss.write_index(self.index, str(scratch))
+                write_index(self.index, scratch)
 
     def remove(self, names: list[str]) -> None:
         """As ``Tier.remove``; the index still holds them, a search passes them over."""
@@ -148,8 +155,8 @@ class FaissTier:
             rows = self._rows_of(names)
             check_there(names, set(rows))
             gone = np.union1d(_numbers(self.folder / REMOVED), np.array(list(rows.values()), np.int64))
-            with whole_file(self.folder / REMOVED) as scratch, scratch.open("wb") as file:
-                np.save(file, gone)
+            with whole_file(self.folder / REMOVED) as scratch:
+                write_array(scratch, gone)
             self._read()
 
     def compact(self) -> None:

@@ -29,6 +29,7 @@ from rsvlm.files import (
     read_json,
     whole_file,
     whole_folder,
+    write_array,
     write_json,
 )
 from rsvlm.models.encoders import DualEncoder
@@ -126,7 +127,7 @@ def encode_images(
             for name in layout:
                 shutil.move(scratch / f"{name}.npy", made / f"{name}.npy")
             embeddings = encode_texts(encoder, texts, capitalise=capitalise, precision=precision)
-            np.save(made / "text_embeddings.npy", embeddings)
+            write_array(made / "text_embeddings.npy", embeddings)
             write_json(made / "texts.json", texts)
             write_json(
                 made / "meta.json",

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from rsvlm.files import read_array, read_json, read_json_lines, write_json_lines, write_text
+from rsvlm.files import read_array, read_json, read_json_lines, write_array, write_json_lines, write_text
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.capret import CapRet
 from rsvlm.models.caption_shards import decode_captions, open_shards
@@ -132,7 +132,7 @@ def save_captioner(
     def write_memory(scratch: Path) -> None:
         rows = [{"image_id": image_id, "captions": own} for image_id, own in memory.captions.items()]
         write_json_lines(scratch / MEMORY_ROWS, rows)
-        np.save(scratch / MEMORY_VECTORS, memory.vectors.astype(np.float16))
+        write_array(scratch / MEMORY_VECTORS, memory.vectors.astype(np.float16))
         write_text(scratch / "README.md", model_card(model.config | more))
 
     save_capret(model, folder, beside=write_memory, **more)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.extras import import_extra
-from rsvlm.files import only_process, read_array, read_json, whole_folder, write_json
+from rsvlm.files import only_process, read_array, read_json, whole_folder, write_array, write_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.image_filters import Where, allowed_rows, whole_facts
 
@@ -193,7 +193,7 @@ def alone(folder: Path) -> AbstractContextManager[None]:
 def write_rows(folder: Path, names: list[str], vectors: np.ndarray | None, facts: pd.DataFrame | None) -> None:
     """The files of some images: NAMES, VECTORS (n, D) float16 unless they are there, and FACTS where something is known."""
     if vectors is not None:
-        np.save(folder / VECTORS, vectors)
+        write_array(folder / VECTORS, vectors)
     write_json(folder / NAMES, names)
     if facts is not None:
         import_extra("pyarrow", "an index that knows sources, splits, dates or places", "leave out facts=")

@@ -29,7 +29,7 @@ from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import Scene
 from rsvlm.data.rasters.windows import Window
 from rsvlm.disks import check_free_space
-from rsvlm.files import cache_folder, fingerprint_values, only_process, read_array, whole_file
+from rsvlm.files import cache_folder, fingerprint_values, only_process, read_array, whole_file, write_array
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.encoding import VIEWS, encode_batch, prefetch
 from rsvlm.models.feature_shards import BLOCK, share_encoder
@@ -486,8 +486,8 @@ def _embed_blocks(
         made.append(part)
         tick(len(rows))
         if rows.stop == len(block.windows):
-            with whole_file(block.file) as path, path.open("wb") as file:
-                np.save(file, np.concatenate(made))
+            with whole_file(block.file) as path:
+                write_array(path, np.concatenate(made))
             made.clear()
             yield
 

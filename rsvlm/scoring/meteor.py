@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rsvlm.content_cache import ContentCache
-from rsvlm.files import read_json, whole_folder, write_json
+from rsvlm.files import read_json, whole_folder, write_array, write_json
 from rsvlm.scoring.java_metrics import ATTEMPTS, LINE_BREAKS, kept_answers, pycocoevalcap_folder, run_java
 
 PROGRAM = "meteor-1.5 -l en -norm"
@@ -213,5 +213,5 @@ def _make_index(table: Path, folder: Path, stamp: dict) -> None:
         if rest or not places:
             raise ValueError(f"{table}: not a paraphrase table of METEOR (three lines an entry)")
         array = np.array(places, dtype=np.int64)
-        np.save(scratch / PLACES, array[np.argsort(array[:, 0], kind="stable")])
+        write_array(scratch / PLACES, array[np.argsort(array[:, 0], kind="stable")])
         write_json(scratch / ABOUT, stamp | {"longest": longest, "groups": len(places)})

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rsvlm.files import read_array, read_json, write_json
+from rsvlm.files import read_array, read_json, write_array, write_json
 from rsvlm.kernels import TIE_RULES, Ranks, hits, two_way_ranks
 from rsvlm.scoring.bootstrap import rounded
 from rsvlm.scoring.runs import METHODS, RESERVED
@@ -195,8 +195,8 @@ def load_space(folder: Path) -> EmbeddingSpace:
 def save_space(space: EmbeddingSpace, folder: Path) -> None:
     """Write a space as ``load_space`` reads it; where a crash may not leave a part, inside ``whole_folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / IMAGE_VECTORS, space.image_vectors)
-    np.save(folder / TEXT_VECTORS, space.text_vectors)
+    write_array(folder / IMAGE_VECTORS, space.image_vectors)
+    write_array(folder / TEXT_VECTORS, space.text_vectors)
     write_json(folder / IMAGE_IDS, list(space.image_ids))
     write_json(folder / TEXTS, list(space.texts))
 

@@ -18,6 +18,7 @@ from rsvlm.data.table import rows_of
 from rsvlm.extras import import_extra
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.kernels import retrieval_ranks, similarity_topk
+from rsvlm.models.faiss_tier import write_index
 from rsvlm.models.features import load_features
 from rsvlm.scoring.fusion import combine_spaces, make_parts
 from rsvlm.scoring.published import RECALLS
@@ -361,7 +362,7 @@ def save_indexes(table: pd.DataFrame, files: StudyFiles) -> pd.DataFrame:
             images, width = space.image_vectors.shape
             made = faiss.IndexFlatIP(width)
             made.add(np.ascontiguousarray(space.image_vectors, dtype=np.float32))
-            faiss.write_index(made, str(scratch / f"{method}.faiss"))
+            write_index(made, scratch / f"{method}.faiss")
             meta[method] = {"image_ids": list(space.image_ids), "weights": weights}
             shown = ", ".join(f"{part} {weight:g}" for part, weight in weights.items())
             rows[method] = {"images": images, "dimensions": width, "weights": shown, "why not": ""}
