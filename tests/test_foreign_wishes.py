@@ -7,7 +7,7 @@ import pytest
 from captioner_case import make_captioner, make_features, make_table
 from PIL import Image
 
-from rsvlm.data.instructions import PLACES, wordings
+from rsvlm.data.instruction_kinds import PLACES, wordings
 from rsvlm.data.objects import things
 from rsvlm.models.answering import answer
 from rsvlm.models.dialogue import IMAGES, Conversation, Seen, Turn, Unclear

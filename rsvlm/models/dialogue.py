@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from rsvlm.data.caption_languages import ENGLISH
+from rsvlm.data.task_files import TWO_IMAGES
 from rsvlm.kernels import similarity_topk
 from rsvlm.languages import check_language, language_name
 from rsvlm.models.answering import CANNOT_TELL, answer_margin, is_uncertain
@@ -258,6 +259,9 @@ class Conversation:
             if self._seen is None or not text:
                 what = "an instruction" if self._seen else "an image to answer about"
                 raise Unclear(f"There is not {what} yet: give one first.", describe)
+            if kind == TWO_IMAGES and like >= LIKE and wants == AUTO:
+                about = "This seems to compare two images, and the dialogue is about one: rsvlm.answer takes a second."
+                raise Unclear(about, [*describe, (ANSWER, text)])
             return text, self._instructed(text, kind if like >= LIKE else None)
         if wish == FREE:
             answers = self.stream([*self._history, text] if text else self._history)

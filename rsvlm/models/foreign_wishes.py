@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from rsvlm.data.caption_languages import ENGLISH
-from rsvlm.data.instructions import NO, PLACES, YES, wordings
+from rsvlm.data.instruction_kinds import NO, PLACES, YES, wordings
 from rsvlm.data.names import NUMBERS
 from rsvlm.data.objects import mentions_in, things
 from rsvlm.files import read_json
