@@ -22,7 +22,16 @@ from rsvlm.languages import check_language, language_name
 from rsvlm.models.ablation import blank_features
 from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
-from rsvlm.models.foreign_wishes import ForeignWish, can_ask, cannot_tell, foreign_language, read_wish, say_answer
+from rsvlm.models.foreign_wishes import (
+    FORMED,
+    ForeignWish,
+    can_ask,
+    cannot_tell,
+    foreign_language,
+    read_formed,
+    read_wish,
+    say_answer,
+)
 from rsvlm.models.generation import Hypothesis, Prompted, row_log_likelihoods, search_beams
 from rsvlm.models.inference import Captioner, training_distances
 from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, SURE, KnownInstructions, as_instruction
@@ -185,7 +194,8 @@ def answer(
         image: a path, a PIL image or an array ((H, W) or (H, W, 3) uint8).
         instruction: such as "Is there a river?". In Portuguese, Spanish, French, German and Chinese a description, where
             the captioner was taught the language, and questions such as "Há um rio?", read by rule
-            (``rsvlm.models.foreign_wishes``); their answers are in the language.
+            (``rsvlm.models.foreign_wishes``); their answers are in the language, but for JSON and those in at most so many
+            words, which are in English.
         second: a second image, like the first, for an instruction that compares two ("Which image has more airplanes?").
         language: code of the instruction's; None: it is told by its words.
         max_new_tokens: longest answer.
@@ -229,7 +239,7 @@ def answer(
     margin = None if math.isnan(said["margin"]) else float(said["margin"])
     distance = training_distances(captioner.memory, features.image_embeddings)[0]
     if is_uncertain(margin, tell_from):
-        told = cannot_tell(spoken) if wish else CANNOT_TELL
+        told = cannot_tell(wish.language) if wish else CANNOT_TELL
     else:
         told = say_answer(said["answer"], wish) if wish else said["answer"]
     values = (float(said["log_probability"]), margin, kind, bool(said["cut_off"]), captioner.warning(distance))
@@ -239,7 +249,9 @@ def answer(
 def _read_language(known: KnownInstructions, text: str, language: str | None) -> tuple[str, str, ForeignWish | None]:
     """(the instruction to give, the code of the answer's language, how the text was read where by rule)."""
     named = () if language in (None, ENGLISH) else (check_language(language, "language"),)
-    wish = read_wish(text, language) if named else None
+    wish = read_formed(text, known.kinds, language) if language != ENGLISH else None
+    other = read_wish(text, language) if named and not wish else None
+    wish = other if other and other.kind not in FORMED else wish
     asked = () if wish or language == ENGLISH else asked_languages(text) or named
     if asked and asked != (ENGLISH,):
         code = next((code for code in asked if code in known.languages), None)
@@ -250,7 +262,7 @@ def _read_language(known: KnownInstructions, text: str, language: str | None) ->
                 f"this captioner can't write {names}: no instruction taught it that; it writes {can}. {can_ask(asked[0])}"
             )
         return text, code, None
-    if language is None:
+    if language is None and wish is None:
         wish = read_wish(text)
         if wish is None and known.recognise(text)[1] < LIKE and (code := foreign_language(text)):
             raise ValueError(can_ask(code))
@@ -262,7 +274,7 @@ def _read_language(known: KnownInstructions, text: str, language: str | None) ->
         )
     if wish.kind not in known.kinds:
         raise ValueError(f"{text!r} is read as {wish.instruction!r}, which this captioner was not trained to answer")
-    return wish.instruction, wish.language, wish
+    return wish.instruction, wish.answer_language, wish
 
 
 def is_uncertain(margin: float | None, tell_from: float | None) -> bool:
