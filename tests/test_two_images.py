@@ -47,18 +47,18 @@ def captioner(features):
 # Truth
 
 
-class _First:
-    """Draws what comes first."""
+class _All:
+    """Draws everything there is."""
 
     def sample(self, values, count):
-        return list(values)[:count]
+        return list(values)
 
 
 def asked(first, second) -> dict[tuple[str, str], str]:
     """(form, thing) -> answer, of all that is asked of two images of a study in which all things are common."""
     names = {*first.named, *second.named}
     table = Table(dict.fromkeys(names, 9), 10, [first, second])
-    questions = list(TASK_KINDS[TWO_IMAGES](first, table, _First()))
+    questions = list(TASK_KINDS[TWO_IMAGES](first, table, _All()))
     assert all(one.facts is first and one.second == second.image_id for one in questions)
     return {(one.form.partition(":")[2], one.truth["thing"]): one.answer for one in questions}
 

@@ -29,7 +29,8 @@ FIRST, SECOND = "first", "second"  # of two images
 CLEAR = 0.015  # a share is asked for where it lies so far from the next step of SHARES
 LARGER = 0.10  # how much more of the image the larger of two covers has, or of the same cover one of two images
 COMMON = 0.01  # share of the images from which a thing is asked for where it is not
-FEW = 4  # things that are not there, drawn for a query with each one that is; images that an image is compared with
+FEW = 4  # things that are not there, drawn for a query with each one that is
+LOOKED_AT = 40  # images drawn to find two among that an image is compared with
 LISTED = 0.05  # share of a tile from which a cover belongs into a list
 FORMS = {"bullets": "as bullet points", "commas": "separated by commas", "numbers": "as a numbered list"}
 KEYS = ("main_cover", "climate", "sea", "islands", "scene", "things")
@@ -281,22 +282,27 @@ def _negation(facts: Facts, table: Table, draw: random.Random) -> Iterator[Quest
 
 
 def _compare_images(facts: Facts, table: Table, draw: random.Random) -> Iterator[Question]:
-    """Of an image and a few others: which has more of a thing, and whether both show one."""
-    drawn = draw.sample(table.others, min(FEW + 1, len(table.others)))
-    for other in [one for one in drawn if one.image_id != facts.image_id][:FEW]:
-        for name in sorted({*facts.named, *other.named}):
-            if not table.is_common(name):
-                continue
+    """Of an image and two others, one with a thing in common and one without: which has more of something, and whether both
+    show it; a question of each sort."""
+    drawn = draw.sample(table.others, min(LOOKED_AT, len(table.others)))
+    others = [one for one in drawn if one.image_id != facts.image_id]
+    # Two images drawn at random seldom show the same
+    others.sort(key=lambda one: not any(things()[name].told for name in {*one.present} & {*facts.present}))
+    for other in (*others[:1], *others[1:][-1:]):
+        found: dict[str, list[Question]] = {"more": [], YES: [], NO: []}
+        for name in filter(table.is_common, sorted({*facts.named, *other.named})):
             thing, known = things()[name], (_amount(facts, name), _amount(other, name))
             if None not in known and (known[0][0] > known[1][1] or known[1][0] > known[0][1]):
                 value = FIRST if known[0][0] > known[1][1] else SECOND
                 truth = {"value": value, "choices": [FIRST, SECOND], "thing": name}
-                yield _of_two("more", facts, other, {"more": thing.plural}, truth, value == FIRST)
+                found["more"].append(_of_two("more", facts, other, {"more": thing.plural}, truth, value == FIRST))
             seen = [name in one.present for one in (facts, other)]
-            if all(there or name in one.absent for there, one in zip(seen, (facts, other))) and any(seen):
+            if any(seen) and all(there or name in one.absent for there, one in zip(seen, (facts, other))):
                 value = YES if all(seen) else NO
                 truth = {"value": value, "choices": [YES, NO], "thing": name}
-                yield _of_two("both", facts, other, {"one": thing.one}, truth, all(seen))
+                found[value].append(_of_two("both", facts, other, {"one": thing.one}, truth, all(seen)))
+        for questions in found.values():
+            yield from draw.sample(questions, min(1, len(questions)))
 
 
 def _of_two(form: str, facts: Facts, other: Facts, words: Mapping[str, str], truth: Mapping, side: bool) -> Question:

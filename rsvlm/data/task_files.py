@@ -8,6 +8,7 @@ from rsvlm.files import read_json_lines
 
 TWO_IMAGES = "compare_images"  # the kind whose tasks are about two images
 SECOND_IMAGE = "second_image_id"  # the key of such a task
+KEYS = ("image_id", "split", "kind", "instruction")  # of every task, among others
 
 
 def load_tasks(path: Path, split: str | None = None, *, images: Container[str] | None = None) -> list[dict]:
@@ -18,12 +19,15 @@ def load_tasks(path: Path, split: str | None = None, *, images: Container[str] |
 
     Raises:
         FileNotFoundError: the stage make_instructions has not run.
-        ValueError: as ``check_images``; names the file and the line.
+        ValueError: a line is no task, or as ``check_images``; names the file and the line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no tasks; run the stage make_instructions (notebook 15_make_instructions)")
     tasks = read_json_lines(path)
     for number, task in enumerate(tasks, start=1):
+        missing = [key for key in KEYS if not (isinstance(task, dict) and isinstance(task.get(key), str))]
+        if missing:
+            raise ValueError(f"{path}: line {number}: {', '.join(missing)} missing: run make_instructions again")
         check_images(task, images, f"{path}: line {number}")
     return [task for task in tasks if split in (None, task["split"])]
 
