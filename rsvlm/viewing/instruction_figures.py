@@ -82,10 +82,10 @@ def draw_tasks(
 def _beside(images: Sequence[Image.Image], pixels: int) -> Image.Image:
     """The image small, or two beside each other, with a white gap, in the room of one."""
     small = [shrink(image, pixels // len(images)) for image in images]
-    step = pixels // len(images) + pixels // 16
-    joined = Image.new("RGB", (step * (len(small) - 1) + small[-1].width, max(one.height for one in small)), "white")
-    for place, one in enumerate(small):
-        joined.paste(one, (place * step, 0))
+    lefts = [sum(one.width + pixels // 16 for one in small[:place]) for place in range(len(small))]
+    joined = Image.new("RGB", (lefts[-1] + small[-1].width, max(one.height for one in small)), "white")
+    for left, one in zip(lefts, small, strict=True):
+        joined.paste(one, (left, 0))
     return joined
 
 
