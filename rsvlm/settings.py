@@ -500,7 +500,7 @@ class RewardSettings(Settings):
 class TaskSettings(Settings):
     """Which instructions are made, and how many."""
 
-    kinds: list[str] = setting(["all"], "of tasks: all, or names of rsvlm.data.instructions.KINDS; []: none")
+    kinds: list[str] = setting(["all"], "of tasks: all, or names of rsvlm.data.instruction_kinds.KINDS; []: none")
     tasks_per_image: int = setting(6, "of a training image, at most", Within(1, 1000, "each is a line of a file"))
     test_tasks: int = setting(
         24,
@@ -700,6 +700,11 @@ class OtherModel(VlmSettings):
     )
     embeddings: str | None = setting(None, "file or folder of vectors of images and texts, made elsewhere")
     captions: str | None = setting(None, "file of captions made elsewhere: JSON, JSON Lines, CSV, COCO's results")
+    tasks: int = setting(
+        0,
+        "of make_instructions that the captioner answers, at most, whole questions, evenly spaced; 0: none",
+        Within(0, 100_000, "each is a generation, of max_new_tokens at most"),
+    )
     trained_on: list[str] | None = setting(None, "splits it was trained on, such as rsicd/train; null: unknown")
 
     @model_validator(mode="after")
@@ -721,4 +726,4 @@ class OtherModel(VlmSettings):
 
 
 OF_ENCODER = {"weights", "quick_gelu"}
-OF_CAPTIONER = {*VlmSettings.model_fields, "adapter", "finetune"} - {"captioner", "image_size"}
+OF_CAPTIONER = {*VlmSettings.model_fields, "adapter", "finetune", "tasks"} - {"captioner", "image_size"}

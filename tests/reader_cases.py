@@ -16,6 +16,7 @@ from rsvlm.data.images import open_image
 from rsvlm.data.listings import find_images
 from rsvlm.data.sources import PACKED, parse_source
 from rsvlm.data.table import check_rows, load_table, save_table
+from rsvlm.data.task_files import TWO_IMAGES, load_tasks
 from rsvlm.data.translations import load_translations, read_translation_file
 from rsvlm.files import fingerprint_values, write_json, write_json_lines
 from rsvlm.models.features import load_features
@@ -23,6 +24,7 @@ from rsvlm.models.instructions import asked_of
 from rsvlm.models.loading import read_weights
 from rsvlm.scoring.caption_files import one_caption_each, read_caption_lists
 from rsvlm.scoring.foreign_files import read_foreign_captions, read_foreign_embeddings
+from rsvlm.scoring.instruction_study import read_answers
 from rsvlm.scoring.runs import read_captions
 from rsvlm.study.config import check_params
 from rsvlm.study.studies import study_params, study_text
@@ -337,8 +339,18 @@ def run_captions(folder: Path) -> Case:
 def tasks(folder: Path) -> Case:
     file = folder / "tasks.jsonl"
     about = {"kind": "yes_no", "instruction": "Is there a river?", "answer": "Yes.", "language": "en", "wording": 0}
-    write_json_lines(file, [{"image_id": f"s/{name}", "split": name.split("_")[0], **about} for name in NAMES])
-    return [file], lambda: asked_of(file, "train")
+    rows = [{"image_id": f"s/{name}", "split": name.split("_")[0], **about} for name in NAMES]
+    of_two = {"kind": TWO_IMAGES, "second_image_id": f"s/{NAMES[1]}"}
+    write_json_lines(file, [*rows, rows[0] | of_two])
+    return [file], lambda: (asked_of(file, "train"), load_tasks(file))
+
+
+@case
+def answers_of_another_model(folder: Path) -> Case:
+    file = folder / "vlm" / "answers.jsonl"
+    about = {"task_id": "test/presence/1", "instruction": "Is there a river?", "answer": "Yes."}
+    write_json_lines(file, [{"image_id": f"s/{name}", **about} for name in NAMES])
+    return [file], lambda: read_answers(folder, ["vlm"])
 
 
 def foreign(folder: Path, name: str, content: object) -> Case:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rsvlm.data.instructions import SHARES
+from rsvlm.data.instruction_kinds import SHARES
 from rsvlm.scoring.instructions import (
     abstention,
     accuracy_by_kind,

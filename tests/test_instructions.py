@@ -8,19 +8,10 @@ import pytest
 
 from rsvlm.data import land_captions
 from rsvlm.data.image_facts import Facts, caption_facts, land_facts, table_facts
-from rsvlm.data.instructions import (
-    KINDS,
-    NO,
-    SHARES,
-    YES,
-    Table,
-    load_tasks,
-    make_tasks,
-    save_tasks,
-    share_in_words,
-    wordings,
-)
+from rsvlm.data.instruction_kinds import KINDS, NO, SHARES, YES, Table, share_in_words, wordings
+from rsvlm.data.instructions import make_tasks, save_tasks
 from rsvlm.data.objects import things_in
+from rsvlm.data.task_files import load_tasks
 from rsvlm.settings import TaskSettings
 
 SCENES = {

@@ -14,8 +14,10 @@ from study_case import copy_with_study, dvc
 from vlm_models import make_vlm
 
 from rsvlm.data.table import load_table, rows_of
+from rsvlm.data.task_files import load_tasks
 from rsvlm.scoring import measured
 from rsvlm.scoring.captions import ScoringTools
+from rsvlm.scoring.instruction_study import read_answers
 from rsvlm.scoring.leaderboard import COLUMNS, leaderboard_rows, leaderboard_tables, leaks_of
 from rsvlm.scoring.measured import measure_model, score_model
 from rsvlm.settings import OtherModel, VlmSettings
@@ -161,7 +163,7 @@ def study(tmp_path_factory):
         make_vlm("qwen2_5_vl", root / "models" / "vlm")
         put = [
             "  models:",
-            "    vlm: {captioner: models/vlm, max_new_tokens: 4}",
+            "    vlm: {captioner: models/vlm, max_new_tokens: 4, tasks: 6}",
             "    few: {captions: few.json}",
         ]
         params = (root / "params.yaml").read_text(encoding="utf-8")
@@ -183,6 +185,9 @@ def test_every_model_has_its_row_and_a_failed_one_its_reason(study):
     assert set(ciders) == {"vlm"} and ciders["vlm"]["leaks"][0].startswith("unknown")
     assert all(row["low"] <= row["value"] <= row["high"] for row in ciders.values())
     assert ciders["vlm"]["gigabytes"] > 0 and ciders["vlm"]["weights"] > 0
+    tasks = {task["task_id"]: task for task in load_tasks(study / "data" / "instructions" / "tasks.jsonl", "test")}
+    answers = read_answers(study / "data" / "models", ["vlm", "few"])["vlm"]
+    assert 0 < len(answers) <= 6 and all(row["instruction"] == tasks[row["task_id"]]["instruction"] for row in answers)
     page = (study / "reports" / "leaderboard" / "leaderboard.html").read_text(encoding="utf-8")
     assert "could not be measured" in page and "captions for 3 of" in page
     assert not (study / "data" / "models" / "few" / "metrics.json").exists()

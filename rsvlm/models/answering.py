@@ -16,15 +16,25 @@ import torch
 from PIL import Image
 
 from rsvlm.data.caption_languages import ENGLISH
+from rsvlm.data.task_files import TWO_IMAGES
 from rsvlm.files import fingerprint_values, read_json_lines, write_json_lines
 from rsvlm.languages import check_language, language_name
 from rsvlm.models.ablation import blank_features
 from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
-from rsvlm.models.foreign_wishes import ForeignWish, can_ask, cannot_tell, foreign_language, read_wish, say_answer
+from rsvlm.models.foreign_wishes import (
+    FORMED,
+    ForeignWish,
+    can_ask,
+    cannot_tell,
+    foreign_language,
+    read_formed,
+    read_wish,
+    say_answer,
+)
 from rsvlm.models.generation import Hypothesis, Prompted, row_log_likelihoods, search_beams
 from rsvlm.models.inference import Captioner, training_distances
-from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, KnownInstructions, as_instruction
+from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, SURE, KnownInstructions, as_instruction
 from rsvlm.models.pictures import Picture, read_picture
 from rsvlm.models.prompts import Row
 from rsvlm.models.wishes import IMAGES, asked_languages
@@ -41,6 +51,7 @@ def answer_tasks(
     image_ids: Sequence[str],
     instructions: Sequence[str],
     *,
+    seconds: Sequence[str | None] | None = None,
     choices: Sequence[Sequence[str]] | None = None,
     margins: bool = True,
     max_new_tokens: int = 40,
@@ -54,18 +65,21 @@ def answer_tasks(
 
     Args:
         image_ids: the image of each instruction, a row of ``features``.
+        seconds: the second image of each instruction that is about two, None of the others; None: none is.
         choices: the answers that each instruction's is one of; none for one whose answer is free.
         margins: whether to measure them, which takes a pass over all choices.
         checkpoints: folder that keeps what was answered, BLOCK tasks a file, so that a call that was killed goes on;
             the caller removes it. A folder per set of features.
 
     Raises:
-        ValueError: other numbers of images, instructions and choices, or an image without features.
+        ValueError: other numbers of images, instructions, second images and choices, or an image without features.
     """
     choices = [()] * len(image_ids) if choices is None else choices
-    if not len(image_ids) == len(instructions) == len(choices):
+    seconds = [None] * len(image_ids) if seconds is None else seconds
+    if not len(image_ids) == len(instructions) == len(choices) == len(seconds):
         raise ValueError(
-            f"{len(image_ids)} images, {len(instructions)} instructions and {len(choices)} lists of choices"
+            f"{len(image_ids)} images, {len(instructions)} instructions and {len(choices)} lists of choices, "
+            f"{len(seconds)} second images or none"
         )
     lengths = [len(ids) for ids in captioner.encode_text(list(instructions))]
     # Those of few words apart from the others: a batch takes as many steps as its longest answer
@@ -74,14 +88,15 @@ def answer_tasks(
     starts = [*range(0, closed, BLOCK), *range(closed, len(order), BLOCK)]
     how = {"margins": margins, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     if checkpoints is not None:
-        given = [list(image_ids), list(instructions), [list(own) for own in choices], how, features.meta]
+        given = [list(image_ids), list(instructions), [list(own) for own in choices], how, features.meta, list(seconds)]
         checkpoints = checkpoints / fingerprint_values(captioner.config, _fingerprint(captioner), *given)[:16]
     answered: dict[int, dict] = {}
     for number, start in enumerate(starts):
         places = order[start : (*starts, len(order))[number + 1]]
         kept = checkpoints / f"block_{number:05}.jsonl" if checkpoints is not None else None
         if kept is None or not kept.is_file():
-            asked = Prompted(captioner, features, [image_ids[i] for i in places], [instructions[i] for i in places])
+            ids, texts, others = ([column[i] for i in places] for column in (image_ids, instructions, seconds))
+            asked = Prompted(captioner, features, ids, texts, seconds=others)
             rows = _answer(asked, [list(choices[i]) if margins else [] for i in places], max_new_tokens, batch_size)
             if kept is not None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
@@ -98,25 +113,29 @@ def answer_blind(
     features: Features,
     instructions: Sequence[str],
     *,
+    seconds: Sequence[str | None] | None = None,
     choices: Sequence[Sequence[str]] | None = None,
     **options: object,
 ) -> pd.DataFrame:
     """What ``answer_tasks`` gives without an image: all features stand at their training mean.
 
-    Equal instructions have equal answers and are asked once.
+    Equal instructions about as many images have equal answers and are asked once.
 
     Args:
         features: any of the captioner's; only their shape counts.
+        seconds: as for ``answer_tasks``; only which instructions have one counts.
         choices: as for ``answer_tasks``; those of an instruction's first occurrence count.
         options: of ``answer_tasks``.
     """
     blank = blank_features(captioner, features, ["blank"])
     given = choices or [()] * len(instructions)
-    different = dict(zip(reversed(instructions), reversed(given), strict=True))
-    ids, texts = ["blank"] * len(different), list(different)
-    answers = answer_tasks(captioner, blank, ids, texts, choices=list(different.values()), **options)
-    row_of = {text: row for row, text in enumerate(different)}
-    return answers.iloc[[row_of[text] for text in instructions]].reset_index(drop=True)
+    of_two = ["blank" if second else None for second in seconds or [None] * len(instructions)]
+    asked = list(zip(instructions, of_two, strict=True))
+    different = dict(zip(reversed(asked), reversed(given), strict=True))
+    ids, texts, others = ["blank"] * len(different), [text for text, _ in different], [other for _, other in different]
+    answers = answer_tasks(captioner, blank, ids, texts, seconds=others, choices=list(different.values()), **options)
+    row_of = {one: row for row, one in enumerate(different)}
+    return answers.iloc[[row_of[one] for one in asked]].reset_index(drop=True)
 
 
 @torch.inference_mode()
@@ -163,18 +182,21 @@ def answer(
     image: Picture | Image.Image,
     instruction: str,
     *,
+    second: Picture | Image.Image | None = None,
     language: str | None = None,
     max_new_tokens: int = 40,
     tell_from: float | None = None,
 ) -> Answer:
-    """The captioner's answer to an instruction about an image.
+    """The captioner's answer to an instruction about an image, or about two.
 
     Args:
         captioner: as ``load_captioner`` gives it, trained with instructions (``instruction_share``).
         image: a path, a PIL image or an array ((H, W) or (H, W, 3) uint8).
         instruction: such as "Is there a river?". In Portuguese, Spanish, French, German and Chinese a description, where
             the captioner was taught the language, and questions such as "Há um rio?", read by rule
-            (``rsvlm.models.foreign_wishes``); their answers are in the language.
+            (``rsvlm.models.foreign_wishes``); their answers are in the language, but for JSON and those in at most so many
+            words, which are in English.
+        second: a second image, like the first, for an instruction that compares two ("Which image has more airplanes?").
         language: code of the instruction's; None: it is told by its words.
         max_new_tokens: longest answer.
         tell_from: smallest margin, nats, from which an answer that is one of few is told; below, CANNOT_TELL is. The stage
@@ -182,8 +204,8 @@ def answer(
 
     Raises:
         ValueError: a blank instruction, one that is longer than the language model reads, one in another language that no
-            rule reads or that asks for words that the captioner was not taught, or a captioner that was not trained to
-            answer.
+            rule reads or that asks for words that the captioner was not taught, a captioner that was not trained to
+            answer, or not to compare two images where there are two, or a comparison of two where there is one.
         FileNotFoundError, rsvlm.data.images.ImageError: no such image, or none that can be read.
     """
     model = captioner.model
@@ -196,22 +218,28 @@ def answer(
     if not instruction:
         raise ValueError("the instruction is blank: say what is to be answered")
     instruction, spoken, wish = _read_language(known, instruction, language)
+    if second is not None and TWO_IMAGES not in known.kinds:
+        raise ValueError("this captioner was not trained to compare two images: ask about one, without `second`")
     longest = int(model.language_model.config.max_position_embeddings)
-    needed = len(model.image_prefix(model.encode_text([instruction])[0])) + max_new_tokens
+    prompt = model.encode_text([instruction])[0]
+    needed = len(model.image_prefix(prompt if second is None else model.second_image_prompt(prompt))) + max_new_tokens
     if needed > longest:
         raise ValueError(
             f"the instruction with its image and its answer takes up to {needed} tokens, the language model reads {longest}: "
             "say less"
         )
-    features = captioner.encode([read_picture(image)], ["image"])
     kind, like = known.recognise(instruction)
     kind = LANGUAGE_KIND if spoken != ENGLISH and not wish else kind if like >= LIKE else None
-    how = {"choices": [known.choices(kind)], "max_new_tokens": max_new_tokens}
+    if kind == TWO_IMAGES and second is None and like >= SURE:
+        raise ValueError(f"{instruction!r} compares two images, and there is one: give the other as `second`")
+    names = ["image", "second"] if second is not None else ["image"]
+    features = captioner.encode([read_picture(one) for one in (image, second) if one is not None], names)
+    how = {"choices": [known.choices(kind)], "max_new_tokens": max_new_tokens, "seconds": names[1:] or None}
     said = answer_tasks(model, features, ["image"], [instruction], **how).iloc[0]
     margin = None if math.isnan(said["margin"]) else float(said["margin"])
     distance = training_distances(captioner.memory, features.image_embeddings)[0]
     if is_uncertain(margin, tell_from):
-        told = cannot_tell(spoken) if wish else CANNOT_TELL
+        told = cannot_tell(wish.language) if wish else CANNOT_TELL
     else:
         told = say_answer(said["answer"], wish) if wish else said["answer"]
     values = (float(said["log_probability"]), margin, kind, bool(said["cut_off"]), captioner.warning(distance))
@@ -221,7 +249,9 @@ def answer(
 def _read_language(known: KnownInstructions, text: str, language: str | None) -> tuple[str, str, ForeignWish | None]:
     """(the instruction to give, the code of the answer's language, how the text was read where by rule)."""
     named = () if language in (None, ENGLISH) else (check_language(language, "language"),)
-    wish = read_wish(text, language) if named else None
+    wish = read_formed(text, known.kinds, language) if language != ENGLISH else None
+    other = read_wish(text, language) if named and not wish else None
+    wish = other if other and other.kind not in FORMED else wish
     asked = () if wish or language == ENGLISH else asked_languages(text) or named
     if asked and asked != (ENGLISH,):
         code = next((code for code in asked if code in known.languages), None)
@@ -232,7 +262,7 @@ def _read_language(known: KnownInstructions, text: str, language: str | None) ->
                 f"this captioner can't write {names}: no instruction taught it that; it writes {can}. {can_ask(asked[0])}"
             )
         return text, code, None
-    if language is None:
+    if language is None and wish is None:
         wish = read_wish(text)
         if wish is None and known.recognise(text)[1] < LIKE and (code := foreign_language(text)):
             raise ValueError(can_ask(code))
@@ -244,7 +274,7 @@ def _read_language(known: KnownInstructions, text: str, language: str | None) ->
         )
     if wish.kind not in known.kinds:
         raise ValueError(f"{text!r} is read as {wish.instruction!r}, which this captioner was not trained to answer")
-    return wish.instruction, wish.language, wish
+    return wish.instruction, wish.answer_language, wish
 
 
 def is_uncertain(margin: float | None, tell_from: float | None) -> bool:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rsvlm.models.prompts import PADDING, VISUAL, PackedRows, Row, attention_bias, pack_rows
+from rsvlm.models.prompts import OF_TWO, PADDING, VISUAL, PackedRows, Row, attention_bias, pack_rows
 from rsvlm.settings import CapRetSettings
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's
@@ -100,6 +100,14 @@ class CapRet(nn.Module):
         """Token ids of an image and the prompt behind it."""
         return [*self.start_ids, *[VISUAL] * self.settings.tokens_per_image, *prompt]
 
+    def second_image_prompt(self, prompt: Sequence[int]) -> list[int]:
+        """Token ids between the visual tokens of a first image and the answer: its words, a second image with its, the prompt.
+
+        ``<image 1> This is the first image. <image 2> This is the second image. <prompt>``
+        """
+        first, second = self.encode_text(OF_TWO)
+        return [*first, *[VISUAL] * self.settings.tokens_per_image, *second, *prompt]
+
     def pack(self, rows: Sequence[Row]) -> PackedRows:
         """The rows as one padded batch, on the captioner's device; see ``pack_rows``."""
         packed = pack_rows(rows, eos_id=self.eos_id, ret_id=self.ret_id, start_ids=self.start_ids)
@@ -133,6 +141,17 @@ class CapRet(nn.Module):
             tokens = torch.cat([tokens, self.grid_projection(self._standard(grid, "grid"))], dim=1)
         return tokens + self.visual_position
 
+    def beside(self, tokens: Tensor, more: Tensor, counts: Sequence[int]) -> Tensor:
+        """(B, m, H): each row's visual tokens (B, n, H), then those of its further images, then zeros that no token takes.
+
+        Args:
+            more: (S, n, H) of the further images, in the rows' order.
+            counts: B numbers of further images, S in all.
+        """
+        parts = more.split([int(count) for count in counts])
+        rows = [torch.cat([own, part.flatten(0, 1)]) for own, part in zip(tokens, parts, strict=True)]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
     def embed_images(self, pooled: Tensor) -> Tensor:
         """(B, R) rows of length 1 in the retrieval space, of pooled features (B, P)."""
         return F.normalize(self.image_projection(self._standard(pooled, "pooled")), dim=-1)
@@ -146,12 +165,18 @@ class CapRet(nn.Module):
         return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
     def embed_tokens(self, input_ids: Tensor, visual: Tensor | None = None) -> Tensor:
-        """(B, T, H) inputs of token ids (B, T); each ``VISUAL`` takes the next of the rows ``visual`` (..., H)."""
+        """(B, T, H) inputs of token ids (B, T); each ``VISUAL`` takes the next of the rows ``visual`` (..., H).
+
+        Of ``visual`` (B, m, H) with more rows than an image has, as ``beside`` gives them, a sequence takes its own first ones.
+        """
         table = self.language_model.get_input_embeddings()
         inputs = table(input_ids.clamp(0, self.vocabulary_size - 1))
         inputs = torch.where((input_ids == self.ret_id)[..., None], self.ret_input.to(inputs.dtype), inputs)
         if visual is not None:
-            inputs = inputs.masked_scatter((input_ids == VISUAL)[..., None], visual.to(inputs.dtype))
+            at = input_ids == VISUAL
+            if visual.dim() == 3 and visual.shape[1] > self.settings.tokens_per_image:
+                visual = visual[torch.arange(visual.shape[1], device=at.device) < at.sum(1, keepdim=True)]
+            inputs = inputs.masked_scatter(at[..., None], visual.to(inputs.dtype))
         return inputs
 
     def run_decoder(self, inputs: Tensor, **options: object) -> object:

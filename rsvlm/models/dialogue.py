@@ -17,15 +17,18 @@ import numpy as np
 import torch
 
 from rsvlm.data.caption_languages import ENGLISH
+from rsvlm.data.task_files import TWO_IMAGES
 from rsvlm.kernels import similarity_topk
 from rsvlm.languages import check_language, language_name
 from rsvlm.models.answering import CANNOT_TELL, answer_margin, is_uncertain
 from rsvlm.models.capret import ANCHOR, CapRet
 from rsvlm.models.foreign_wishes import (
+    FORMED,
     ForeignWish,
     can_ask,
     cannot_tell,
     foreign_language,
+    read_formed,
     read_wish,
     say_answer,
     search_wish,
@@ -228,8 +231,11 @@ class Conversation:
                 raise ValueError("language: of a description; leave it out where images or an answer are wanted")
             asked = (check_language(language, "language"),)
             foreign = read_wish(text, language) if wants == AUTO else None
+            if foreign and foreign.kind in FORMED and foreign.kind not in self.known.kinds:
+                foreign = None
         else:
-            asked = asked_languages(text) if wants in (WORDS, AUTO) and guessed is None else ()
+            foreign = read_formed(text, self.known.kinds) if wants == AUTO and guessed is None else None
+            asked = asked_languages(text) if wants in (WORDS, AUTO) and guessed is None and not foreign else ()
         if asked and asked != (ENGLISH,) and not foreign:
             return text or DESCRIBE.format(language=language_name(asked[0])), self._describe_in(text, asked)
         prompt = text or CAPTION_PROMPT
@@ -258,6 +264,9 @@ class Conversation:
             if self._seen is None or not text:
                 what = "an instruction" if self._seen else "an image to answer about"
                 raise Unclear(f"There is not {what} yet: give one first.", describe)
+            if kind == TWO_IMAGES and like >= LIKE and wants == AUTO:
+                about = "This seems to compare two images, and the dialogue is about one: rsvlm.answer takes a second."
+                raise Unclear(about, [*describe, (ANSWER, text)])
             return text, self._instructed(text, kind if like >= LIKE else None)
         if wish == FREE:
             answers = self.stream([*self._history, text] if text else self._history)
@@ -314,7 +323,8 @@ class Conversation:
         told, note = cannot_tell(wish.language), f"Read as “{wish.instruction}”."
         if said.text != CANNOT_TELL:
             told, note = say_answer(said.text, wish), f"Read as “{wish.instruction}”, answered “{said.text}”."
-        yield replace(said, text=told, note=" ".join(filter(None, [note, said.note])), language=wish.language)
+        spoken = wish.language if said.text == CANNOT_TELL else wish.answer_language
+        yield replace(said, text=told, note=" ".join(filter(None, [note, said.note])), language=spoken)
 
     def _find_foreign(self, wish: ForeignWish) -> Turn:
         """The turn that brings images for a description in another language."""

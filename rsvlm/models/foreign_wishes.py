@@ -2,6 +2,8 @@
 
 By rule: how a question begins in a language (``foreign_questions.json``) and which thing it names
 (``foreign_things.txt``) give the kind and the English instruction; the answer, one of few, goes back by the same tables.
+So are read a list (of the covers or the main things, as bullet points, with commas or numbered), a description in at most so
+many words, and JSON with given keys; of their answers only a list's things go back, words and JSON stay English.
 Nothing is translated freely: what no rule reads is refused with what is read (``can_ask``). No speaker has reviewed the tables.
 
 Held against the captions of UCM-Captions and their translations: the tables find 91 (German) to 97 % (Spanish) of the things
@@ -11,22 +13,28 @@ that the closed list finds in the English ones; of the 4,694, 39 (German) to 158
 
 import re
 import unicodedata
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from rsvlm.data.caption_languages import ENGLISH
-from rsvlm.data.instructions import NO, PLACES, YES, wordings
+from rsvlm.data.instruction_kinds import FORMS, KEYS, NO, PLACES, YES, joined, wordings
 from rsvlm.data.names import NUMBERS
 from rsvlm.data.objects import mentions_in, things
 from rsvlm.files import read_json
 from rsvlm.languages import WITHOUT_SPACES, detect_language, language_name, normal_text, other_language
-from rsvlm.models.wishes import IMAGES
+from rsvlm.models.wishes import IMAGES, named_languages
 
 QUESTIONS = Path(__file__).with_name("foreign_questions.json")
 THINGS = Path(__file__).with_name("foreign_things.txt")
 WITH_THING = ("presence", "count", "where")
-READ_IN_ORDER = (IMAGES, "count", "where", "climate", "largest", "presence")  # "how many are there" is no "are there"
+LIST, AT_MOST, JSON = "list", "at_most_words", "json"
+FORMED = (LIST, AT_MOST, JSON)  # kinds that say in which form to answer
+# "how many are there" is no "are there", and a question in so many words is a question
+READ_IN_ORDER = (IMAGES, JSON, LIST, "count", "where", "climate", "largest", "presence", AT_MOST)
+LISTED = (("covers", "the land covers"), ("main", "the main things"))  # what of an image is listed
+QUOTED = re.compile(r"[\"“”„«»「『`]\s*(\w+)\s*[\"“”«»」』`]")
 SHORTEST = 3  # words of a text whose language is told; shorter ones are taken for any
 _PICTURES = r"的?(?:卫星|航拍|遥感)?(?:图片|图像|照片|影像|图)[\u3002.]?$"  # at the end of a Chinese wish
 
@@ -48,6 +56,11 @@ class ForeignWish:
     instruction: str
     description: str = ""
 
+    @property
+    def answer_language(self) -> str:
+        """The code of the language that ``say_answer`` answers in."""
+        return ENGLISH if self.kind in (AT_MOST, JSON) else self.language
+
 
 def read_wish(text: str, language: str | None = None) -> ForeignWish | None:
     """A text as a question or a search in another language; None where no rule reads it.
@@ -64,8 +77,16 @@ def read_wish(text: str, language: str | None = None) -> ForeignWish | None:
         return next(iter(found.values()))
 
 
+def read_formed(text: str, kinds: Container[str], language: str | None = None) -> ForeignWish | None:
+    """As ``read_wish``, where the text asks for a form of answer and that is one of ``kinds``."""
+    wish = read_wish(text, language)
+    return wish if wish and wish.kind in FORMED and wish.kind in kinds else None
+
+
 def say_answer(answer: str, wish: ForeignWish) -> str:
-    """An English answer, one of few, in the language of its question; as it is where the tables lack it."""
+    """An English answer, one of few or a list, in the language of its question; as it is where the tables lack it."""
+    if wish.kind == LIST:
+        return _say_list(answer, _things(wish.language))
     form, low = _forms()[wish.language], answer.strip(" .").lower()
     if low in (YES, NO) and wish.kind == "presence":
         return form[low]
@@ -78,6 +99,18 @@ def say_answer(answer: str, wish: ForeignWish) -> str:
     named = {mention.name for mention in mentions_in(low)} if wish.kind == "largest" else set()
     own = _things(wish.language).get(named.pop()) if len(named) == 1 else None
     return own[0] if own else answer
+
+
+def _say_list(answer: str, forms: Mapping[str, Sequence[str]]) -> str:
+    """A list whose items name a thing each, with the things in other words; as it is where one does not."""
+    parts = re.split(r"(^\s*(?:[-*•]|\d+[.)])\s+|\n|, )", answer, flags=re.MULTILINE)
+    for place, item in enumerate(parts[::2]):
+        named = {mention.name for mention in mentions_in(item)}
+        if len(named) == 1 and (own := forms.get(next(iter(named)))):
+            parts[2 * place] = own[0]
+        elif item.strip():
+            return answer
+    return "".join(parts)
 
 
 def cannot_tell(language: str) -> str:
@@ -121,6 +154,10 @@ def languages_read() -> tuple[str, ...]:
 def _read(text: str, code: str) -> ForeignWish | None:
     plain = _plain(text)
     for kind in READ_IN_ORDER:
+        if kind in FORMED:
+            if instruction := _read_form(text, plain, code, kind):
+                return ForeignWish(code, kind, instruction)
+            continue
         lead = re.search(_forms()[code][kind], plain)
         if not lead:
             continue
@@ -137,6 +174,35 @@ def _read(text: str, code: str) -> ForeignWish | None:
         thing = things()[named[0]]
         words = {"one": thing.one, "plural": thing.plural, "the": f"the {thing.name}"}
         return ForeignWish(code, kind, wordings()[kind]["train"][0].format(**words))
+    return None
+
+
+def _read_form(text: str, plain: str, code: str, kind: str) -> str | None:
+    """The English instruction of a text that asks for an answer in a form; None where it does not, or says more."""
+    forms = _forms()[code]
+    words: dict[str, str] = {}
+    if kind == LIST and re.search(forms[LIST], plain):
+        what = [english for name, english in LISTED if re.search(forms[name], plain)]
+        form = [english for name, english in FORMS.items() if re.search(forms[name], plain)]
+        words = {"what": what[0], "form": form[0]} if what and len(form) == 1 else {}
+    elif kind == JSON and re.search(forms[JSON], plain):
+        bare = rf"(?<![A-Za-z_])(?:{'|'.join(KEYS)})(?![A-Za-z_])"
+        keys = list(dict.fromkeys(QUOTED.findall(text) or re.findall(bare, text)))
+        words = {"keys": joined([f'"{key}"' for key in keys])} if keys else {}
+    elif kind == AT_MOST and not _named(text, code) and not named_languages(text):
+        n = _number(plain, code)
+        words = {"n": NUMBERS[n]} if n else {}
+    return wordings()[kind]["train"][0].format(**words) if words else None
+
+
+def _number(plain: str, code: str) -> int | None:
+    """How many words a text asks for at most, from two to as many as NUMBERS has words for."""
+    numerals = {word: n for n, words in enumerate(_forms()[code]["numerals"], start=1) for word in words.split("|")}
+    shown = "|".join([r"\d+", *sorted(numerals, key=len, reverse=True)])
+    for form in _forms()[code][AT_MOST]:
+        if found := re.search(form.replace("{numbers}", shown), plain):
+            n = numerals.get(found[1]) or int(found[1])
+            return n if 1 < n < len(NUMBERS) else None
     return None
 
 

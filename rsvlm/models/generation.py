@@ -30,9 +30,11 @@ class Prompted:
         prompt: any instruction, or one for each image.
         neighbours: captions of similar training images for each image's prompt.
         view: "upright", or "mean" (features averaged over the image's turned and mirrored views).
+        seconds: rows of ``features`` of second images, one for each image or None; their prompts stand behind both.
 
     Raises:
-        ValueError: other numbers of images and neighbours or prompts, an image without features, an unknown view.
+        ValueError: other numbers of images and neighbours, prompts or second images, an image without features, an unknown
+            view.
     """
 
     captioner: CapRet
@@ -41,6 +43,7 @@ class Prompted:
     prompt: str | Sequence[str] = CAPTION_PROMPT
     neighbours: Sequence[Sequence[str]] | None = None
     view: str = "upright"
+    seconds: Sequence[str | None] | None = None
 
     @cached_property
     def prefixes(self) -> list[list[int]]:
@@ -51,14 +54,23 @@ class Prompted:
         asked = [self.prompt] * len(near) if isinstance(self.prompt, str) else list(self.prompt)
         if len(asked) != len(near):
             raise ValueError(f"{len(near)} images, but {len(asked)} prompts")
+        seconds = [None] * len(near) if self.seconds is None else self.seconds
+        if len(seconds) != len(near):
+            raise ValueError(f"{len(near)} images, but {len(seconds)} second ones; give None for those without")
         prompts = self.captioner.encode_text([caption_prompt(own, told) for own, told in zip(asked, near)])
+        prompts = [self.captioner.second_image_prompt(own) if second else own for own, second in zip(prompts, seconds)]
         return [self.captioner.image_prefix(prompt) for prompt in prompts]
 
     def visual_tokens(self, places: Sequence[int]) -> Tensor:
-        """(B, n, H) visual tokens of the images in these places."""
-        rows = self.features.rows([self.image_ids[place] for place in places])
+        """(B, n, H) visual tokens of the images in these places; as ``CapRet.beside`` where there are second ones."""
+        tokens = self._read([self.image_ids[place] for place in places])
+        seconds = [None] * len(places) if self.seconds is None else [self.seconds[place] for place in places]
+        more = [second for second in seconds if second]
+        return self.captioner.beside(tokens, self._read(more), [bool(one) for one in seconds]) if more else tokens
+
+    def _read(self, image_ids: Sequence[str]) -> Tensor:
         grid = self.captioner.settings.grid_cells > 0
-        read = read_visual(self.features, rows, choose_view(self.view), grid=grid)
+        read = read_visual(self.features, self.features.rows(image_ids), choose_view(self.view), grid=grid)
         return self.captioner.visual_tokens(read.pooled, read.grid)
 
     def batches(self, batch_size: int) -> Iterator[tuple[list[int], list[list[int]], Tensor]]:

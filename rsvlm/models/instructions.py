@@ -9,13 +9,14 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from rsvlm.data.task_files import SECOND_IMAGE, check_images
 from rsvlm.files import read_json_lines
 from rsvlm.models.capret import CapRet
 
@@ -37,14 +38,18 @@ class Asked:
     answer: str
     wording: int = 0  # instructions of a kind, wording and language differ only in what they are filled with
     language: str = "en"
+    second_image_id: str = ""  # of an instruction about two images
 
 
-def asked_of(path: Path, split: str) -> list[Asked]:
+def asked_of(path: Path, split: str, *, images: Container[str] | None = None) -> list[Asked]:
     """The instructions of ``tasks.jsonl`` about the images of a split, in the file's order; none where it is empty.
+
+    Args:
+        images: ids of the images that there are; None: nobody knows.
 
     Raises:
         FileNotFoundError: the stage make_instructions has not run.
-        ValueError: a line lacks a key or its answer; names the file and the line.
+        ValueError: a line lacks a key, its answer or one of its images; names the file and the line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no instructions; run the stage make_instructions (15_make_instructions)")
@@ -57,8 +62,9 @@ def asked_of(path: Path, split: str) -> list[Asked]:
             raise ValueError(
                 f"{path}: line {number}: {', '.join(missing)} missing or empty: run make_instructions again"
             )
+        check_images(task, images, f"{path}: line {number}")
         if task["split"] == split:
-            asked.append(Asked(**{key: task[key] for key in (*keys, "wording")}))
+            asked.append(Asked(**{key: task[key] for key in (*keys, "wording", SECOND_IMAGE) if key in task}))
     return asked
 
 

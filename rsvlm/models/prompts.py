@@ -36,6 +36,8 @@ RETRIEVAL_PROMPTS = (
     "I am looking for an aerial image.",
 )
 NEIGHBOURS = "Similar images:"
+# Behind the visual tokens of each of two images: what the first one's come behind is then as for one image
+OF_TWO = ("This is the first image.", "This is the second image.")
 VISUAL = -1  # stands for one visual token in a list of token ids
 PREFIX, PADDING = 0, -1  # in ``segments``; captions count from 1, text-only segments from -2 downwards
 
@@ -46,6 +48,10 @@ class VisualInput:
 
     pooled: Tensor
     grid: Tensor | None
+
+    def part(self, images: slice) -> "VisualInput":
+        """Some of the images."""
+        return VisualInput(self.pooled[images], None if self.grid is None else self.grid[images])
 
 
 def choose_view(name: str) -> int:
@@ -120,7 +126,8 @@ class Row:
         prefix: start token, ``VISUAL`` once a visual token, prompt; at least one token where there are captions.
         captions: caption tokens without an end token; the end token is predicted.
         asked: tokens between the prefix and each caption that are read and not predicted: an instruction of its own for
-            each caption, which is then its answer. Empty: the prefix says what is asked.
+            each caption, which is then its answer; with ``VISUAL`` where it is about a second image, too. Empty: the prefix
+            says what is asked.
         texts: text-only segments, without ``[RET]``, which is put behind them.
     """
 

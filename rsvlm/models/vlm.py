@@ -15,7 +15,7 @@ bfloat16 two nearly equal tokens may change places.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
@@ -37,6 +37,7 @@ from rsvlm.models.loading import (
     load_pretrained,
     load_processor,
 )
+from rsvlm.models.prompts import OF_TWO
 from rsvlm.models.vlm_adapters import load_adapters
 from rsvlm.progress import progress
 from rsvlm.settings import VlmSettings
@@ -74,20 +75,25 @@ class VisionLanguageModel:
         """How many numbers the model's weights are; of 4-bit weights each counts."""
         return self.model.num_parameters()
 
-    def prepare(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+    def prepare(
+        self, pictures: list[Image.Image] | list[list[Image.Image]], prompts: list[str] | None = None
+    ) -> dict[str, Tensor]:
         """The model's inputs for B pictures, on its device: input_ids (B, T), padded on the left, pixel_values, ...
 
         Args:
-            pictures: RGB, of any size.
+            pictures: RGB, of any size; or B lists of equally many.
+            prompts: a text each, with places for its pictures; None: the model's own.
 
         Raises:
             ValueError: a picture in another mode than RGB.
         """
-        shown = [[_shrink(picture, self.settings.image_size)] for picture in pictures]
+        given = [own if isinstance(own, list) else [own] for own in pictures]
+        shown = [[_shrink(picture, self.settings.image_size) for picture in own] for own in given]
+        texts = [self.prompt] * len(shown) if prompts is None else prompts
         bos, more = self.processor.tokenizer.bos_token, {}
-        if self.prompt or hasattr(self.processor, "image_token"):  # BLIP and GIT need no text
-            more = {"text": [self.prompt] * len(pictures), "padding": True}
-        if bos and self.prompt.startswith(bos):  # the chat template has written it
+        if texts[0] or hasattr(self.processor, "image_token"):  # BLIP and GIT need no text
+            more = {"text": texts, "padding": True}
+        if bos and texts[0].startswith(bos):  # the chat template has written it
             more["add_special_tokens"] = False
         inputs = self.processor(images=shown, return_tensors="pt", **more)
         inputs.pop("labels", None)  # PaliGemma's
@@ -168,27 +174,39 @@ def load_vlm(settings: VlmSettings, device: str = "auto", *, adapter: str | Path
     return VisionLanguageModel(model, processor, settings, prompt)
 
 
-def write_prompt(processor: object, model_type: str, prompt: str, what: str) -> str:
+def write_prompt(processor: object, model_type: str, prompt: str, what: str, *, images: int = 1) -> str | None:
     """The text beside a picture, with the place for the picture: by the chat template, else by the family's bare form.
+
+    Args:
+        images: 2: the places for two pictures, each with words behind it (``OF_TWO``).
+
+    Returns:
+        None where two pictures are to be shown and nothing says how: there is no chat template.
 
     Raises:
         ValueError: the chat template has no place for a picture, or the model takes no prompt.
     """
     if prompt and model_type == "git":
-        raise ValueError(f"{what}: GIT takes pictures alone: set prompt to ''")
+        raise ValueError(f"{what}: GIT takes pictures alone: set prompt to '' and tasks to 0")
     template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    if not template and images > 1:
+        return None
     if not template:
         image = str(getattr(processor, "image_token", None) or "")
         bare = BARE_PROMPTS.get(model_type, "{image}{prompt}") if prompt or model_type != "blip-2" else ""
         return bare.format(image=image, prompt=prompt)
-    text = [{"type": "text", "text": prompt}] if prompt else []
+    text, image = [{"type": "text", "text": prompt}] if prompt else [], {"type": "image"}
+    seen = [image, *text]
+    if images > 1:
+        first, second = ({"type": "text", "text": f"{words} "} for words in OF_TWO)
+        seen = [image, first, image, second, *text]
 
     def render(parts: list[dict]) -> str:
         messages = [{"role": "user", "content": parts}]
         return processor.apply_chat_template(messages, chat_template=template, add_generation_prompt=True)
 
     try:
-        alone, shown = render(text), render([{"type": "image"}, *text])
+        alone, shown = render([part for part in seen if part != image]), render(seen)
     except Exception as error:  # of whatever the template does
         raise ValueError(f"{what}: its chat template cannot be filled ({first_line(error)})") from error
     if alone == shown:
@@ -212,15 +230,39 @@ def caption_pictures(
     total = len(pictures) if hasattr(pictures, "__len__") else None
     with progress(total=total, unit="img", desc="captions", disable=total is not None and total <= size) as bar:
         for some in _batches(pictures, size):
-            inputs = vlm.prepare(some)
-            with torch.inference_mode():
-                ids = vlm.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=settings.max_new_tokens)
-            texts = vlm.processor.tokenizer.batch_decode(
-                _new_tokens(ids, inputs.get("input_ids")), skip_special_tokens=True
-            )
+            texts = _say(vlm, vlm.prepare(some))
             captions += [first_sentence(text) if settings.one_sentence else " ".join(text.split()) for text in texts]
             bar.update(len(some))
     return captions
+
+
+def answer_pictures(vlm: VisionLanguageModel, asked: Sequence[tuple[Sequence[Image.Image], str]]) -> list[str]:
+    """The answer to each instruction about one picture or two (RGB, of any size), in order, greedily decoded and whole.
+
+    Empty where the model has nothing to say, and where it cannot be shown two pictures.
+
+    Raises:
+        ValueError: the model takes no instruction.
+    """
+    what, model_type = f"captioner {vlm.settings.captioner}", vlm.model.config.model_type
+    prompts = [write_prompt(vlm.processor, model_type, text, what, images=len(own)) for own, text in asked]
+    answers = [""] * len(asked)
+    for images in (1, 2):
+        places = [place for place, (own, _) in enumerate(asked) if len(own) == images and prompts[place] is not None]
+        for some in _batches(places, vlm.settings.batch_size):
+            inputs = vlm.prepare([list(asked[place][0]) for place in some], [prompts[place] for place in some])
+            for place, text in zip(some, _say(vlm, inputs), strict=True):
+                answers[place] = text.strip()
+    return answers
+
+
+def _say(vlm: VisionLanguageModel, inputs: dict[str, Tensor]) -> list[str]:
+    """What is generated behind B prepared prompts."""
+    how = {"do_sample": False, "num_beams": 1, "max_new_tokens": vlm.settings.max_new_tokens}
+    with torch.inference_mode():
+        ids = vlm.model.generate(**inputs, **how)
+    new = _new_tokens(ids, inputs.get("input_ids"))
+    return vlm.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
 
 
 def first_sentence(text: str) -> str:
@@ -243,8 +285,8 @@ def _new_tokens(ids: Tensor, prompt: Tensor | None) -> Tensor:
     return ids[:, T:] if T and ids.shape[1] >= T and torch.equal(ids[:, :T], prompt) else ids
 
 
-def _batches(pictures: Iterable[Image.Image], size: int) -> Iterator[list[Image.Image]]:
-    rest = iter(pictures)
+def _batches(items: Iterable, size: int) -> Iterator[list]:
+    rest = iter(items)
     while some := list(islice(rest, size)):
         yield some
 

@@ -91,10 +91,18 @@ def asked_languages(text: str) -> tuple[str, ...]:
     if english and DESCRIBING & set(re.findall(r"[\w']+", text)):
         return (_ENGLISH[english[1]],)
     own = [code for code, words in ASKING.items() if _stands(code, words, text)]
-    named = [
-        code for code, names in OWN_NAMES.items() if _stands(code, names if own else f"(?:{IN})(?:{names})", text)
-    ]  # a temple may be Chinese, too
-    return tuple(named[:1] or own)
+    return named_languages(text, bare=bool(own))[:1] or tuple(own)
+
+
+def named_languages(text: str, *, bare: bool = False) -> tuple[str, ...]:
+    """The codes of the languages that a text names in other words than English ones, such as "em português".
+
+    Args:
+        bare: without a word before the name, too; a temple may be Chinese.
+    """
+    text = normal_text(text).lower()
+    names = OWN_NAMES.items()
+    return tuple(code for code, own in names if _stands(code, own if bare else f"(?:{IN})(?:{own})", text))
 
 
 def _stands(code: str, words: str, text: str) -> bool:

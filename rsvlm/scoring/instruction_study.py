@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsvlm.data.table import evenly_spaced
-from rsvlm.files import whole_folder, write_json, write_json_lines
+from rsvlm.data.task_files import SECOND_IMAGE, images_of
+from rsvlm.files import read_json_lines, whole_folder, write_json, write_json_lines
 from rsvlm.models.answering import ABSTENTION, CANNOT_TELL, answer_blind, answer_tasks
 from rsvlm.models.capret import CapRet
 from rsvlm.models.features import Features
@@ -26,19 +26,10 @@ from rsvlm.scoring.instructions import (
     robustness,
     score_answers,
 )
+from rsvlm.scoring.runs import ANSWER_KEYS, ANSWERS, OF_ANSWERS
 
-OWN, MAJORITY, BLIND, SHUFFLED = "captioner", "majority", "blind", "shuffled"
+OWN, MAJORITY, BLIND, SHUFFLED, VALIDATION = OF_ANSWERS
 NEVER = 1e6  # nats: a margin that no answer has, where no threshold keeps the promise
-
-
-def thin_tasks(tasks: Sequence[Mapping], split: str, most: int) -> list[Mapping]:
-    """At most so many tasks of a split, whole questions (all wordings of each), evenly spaced; 0: all."""
-    own = [task for task in tasks if task["split"] == split]
-    if not most or len(own) <= most:
-        return own
-    questions = list(dict.fromkeys(task["question"] for task in own))
-    kept = {questions[place] for place in evenly_spaced(len(questions), max(1, most * len(questions) // len(own)))}
-    return [task for task in own if task["question"] in kept]
 
 
 def closed_choices(tasks: Sequence[Mapping]) -> list[list[str]]:
@@ -47,21 +38,30 @@ def closed_choices(tasks: Sequence[Mapping]) -> list[list[str]]:
     return [own if len(own) <= MOST_CHOICES else [] for own in choices]
 
 
-def wrong_images(tasks: Sequence[Mapping], seed: int) -> list[str]:
-    """For each task another image of those asked about in its split and source, the same for all tasks of an image.
+def wrong_images(tasks: Sequence[Mapping], seed: int) -> tuple[list[str], list[str | None]]:
+    """(for each task another image of those that tasks of its split and source show, another second one or None).
 
-    One cycle through the images in random order, so that none keeps its own; a lone image does.
+    All tasks about one image have the same other one, the next in one cycle through the images in random order, so that none
+    keeps its own; a lone image does. Two images are both replaced, by neither of the two as long as there are four.
     """
     groups: dict[tuple[str, str], list[str]] = {}
     for task in tasks:
         own = groups.setdefault((task["split"], task["source"]), [])
-        if task["image_id"] not in own:
-            own.append(task["image_id"])
-    other: dict[str, str] = {}
-    for own in groups.values():
-        order = [own[place] for place in np.random.default_rng(seed).permutation(len(own))]
-        other |= dict(zip(order, [*order[1:], order[0]], strict=True))
-    return [other[task["image_id"]] for task in tasks]
+        own += [image_id for image_id in images_of(task) if image_id not in own]
+    cycles, at = {}, {}
+    for key, own in groups.items():
+        cycles[key] = [own[place] for place in np.random.default_rng(seed).permutation(len(own))]
+        at |= {image_id: place for place, image_id in enumerate(cycles[key])}
+    firsts, seconds = [], []
+    for task in tasks:
+        cycle, taken = cycles[task["split"], task["source"]], images_of(task)
+        for image_id in images_of(task):
+            steps = (cycle[(at[image_id] + step) % len(cycle)] for step in range(1, len(cycle)))
+            taken.append(next((one for one in steps if one not in taken), cycle[(at[image_id] + 1) % len(cycle)]))
+        other = taken[len(taken) // 2 :]
+        firsts.append(other[0])
+        seconds.append(other[1] if len(other) > 1 else None)
+    return firsts, seconds
 
 
 def answer_all(
@@ -88,12 +88,14 @@ def answer_all(
     if unknown:
         raise ValueError(f"baselines: {', '.join(unknown)} unknown; there are {BLIND} and {SHUFFLED}")
     ids, texts = [task["image_id"] for task in tasks], [task["instruction"] for task in tasks]
+    seconds = [task.get(SECOND_IMAGE) for task in tasks]
     how = {"choices": closed_choices(tasks), "checkpoints": checkpoints, **options}
-    answers = {OWN: answer_tasks(captioner, features, ids, texts, **how)}
+    answers = {OWN: answer_tasks(captioner, features, ids, texts, seconds=seconds, **how)}
     if BLIND in baselines:
-        answers[BLIND] = answer_blind(captioner, features, texts, margins=False, **how)
+        answers[BLIND] = answer_blind(captioner, features, texts, seconds=seconds, margins=False, **how)
     if SHUFFLED in baselines:
-        answers[SHUFFLED] = answer_tasks(captioner, features, wrong_images(tasks, seed), texts, margins=False, **how)
+        ids, seconds = wrong_images(tasks, seed)
+        answers[SHUFFLED] = answer_tasks(captioner, features, ids, texts, seconds=seconds, margins=False, **how)
     for own in answers.values():
         own.insert(0, "task_id", [task["task_id"] for task in tasks])
     return answers
@@ -176,18 +178,82 @@ def measure_answers(
         own[column] = answers[OWN][column].to_numpy()
     found = [known.recognise(task["instruction"]) for task in tasks]
     taken = [kind == task["kind"] and like >= LIKE for (kind, like), task in zip(found, tasks, strict=True)]
-    open_ones = {task["task_id"]: task["truth"]["there"] for task in tasks if "there" in task["truth"]}
     said = dict(zip(own["task_id"], own["answer"], strict=True))
     how = {"seed": seed, "resamples": resamples}
     return own, {
         "tasks": len(tasks),
         "accuracy": accuracy_by_kind(own, baselines, **how),
         "robustness": robustness(own),
-        "hallucination": chair_rs({name: said[name] for name in open_ones}, open_ones, **how) if open_ones else None,
+        "hallucination": _hallucination(tasks, said, **how),
         "recognised": round(float(np.mean(taken)), 6) if taken else None,
         "languages": measure_languages(tasks, said),
         "protocol": PROTOCOL,
     }
+
+
+def _hallucination(tasks: Sequence[Mapping], said: Mapping[str, str], **how: int) -> dict | None:
+    """CHAIR-RS of the open answers; None without any."""
+    open_ones = {task["task_id"]: task["truth"]["there"] for task in tasks if "there" in task["truth"]}
+    return chair_rs({name: said[name] for name in open_ones}, open_ones, **how) if open_ones else None
+
+
+def read_answers(folder: Path, names: Sequence[str]) -> dict[str, list[dict]]:
+    """name -> its answers to tasks, with ANSWER_KEYS, of those other models that gave any.
+
+    Args:
+        folder: of the other models, a folder each.
+
+    Raises:
+        ValueError: a line that is no answer; names the file and the line.
+    """
+    found = {}
+    for file in (folder / name / ANSWERS for name in names):
+        rows = read_json_lines(file) if file.is_file() else []
+        for number, row in enumerate(rows, start=1):
+            row = row if isinstance(row, dict) else {}
+            missing = [key for key in ANSWER_KEYS if not isinstance(row.get(key), str)]
+            if missing:
+                again = f"`dvc repro -f run_model@{file.parent.name}` makes it anew"
+                raise ValueError(f"{file}: line {number}: {', '.join(missing)} missing or no text: {again}")
+        if rows:
+            found[file.parent.name] = rows
+    return found
+
+
+def measure_others(
+    tasks: Sequence[Mapping],
+    others: Mapping[str, Sequence[Mapping]],
+    scores: pd.DataFrame,
+    *,
+    seed: int,
+    resamples: int = 1000,
+    detect: Detect | None = None,
+) -> dict[str, dict]:
+    """name -> ``tasks``, ``accuracy`` and ``hallucination`` of another model's answers, as ``measure_answers`` has them.
+
+    Where the captioner answered tasks, those count that both answered, and its own right answers and the difference to them
+    stand in ``accuracy`` as a baseline's do. An answer that cannot be read as one counts as wrong.
+
+    Args:
+        tasks: all, of any split.
+        others: of ``read_answers``. Answers to what is no task any more are left out, and so is a model without others.
+        scores: of the captioner's, as ``score_answers`` gives them; may be empty.
+        detect: as for ``measure_answers``.
+    """
+    measured, how = {}, {"seed": seed, "resamples": resamples}
+    beside = scores.set_index("task_id", drop=False)
+    for name, rows in others.items():
+        said = {tuple(row[key] for key in ANSWER_KEYS[:3]): row["answer"] for row in rows}
+        key_of = {task["task_id"]: tuple(task[key] for key in ANSWER_KEYS[:3]) for task in tasks}
+        own = [task for task in tasks if key_of[task["task_id"]] in said]
+        own = [task for task in own if task["task_id"] in beside.index] if len(beside) else own
+        if not own:
+            continue
+        answers = {task["task_id"]: said[key_of[task["task_id"]]] for task in own}
+        same = {OWN: beside.loc[list(answers)].reset_index(drop=True)} if len(beside) else {}
+        found = accuracy_by_kind(score_answers(own, answers, detect=detect), same, **how)
+        measured[name] = {"tasks": len(own), "accuracy": found, "hallucination": _hallucination(own, answers, **how)}
+    return measured
 
 
 def measure_languages(tasks: Sequence[Mapping], said: Mapping[str, str]) -> dict[str, dict]:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from rsvlm.data.instructions import NO, YES
+from rsvlm.data.instruction_kinds import FIRST, NO, SECOND, YES
 from rsvlm.data.names import NUMBERS
 from rsvlm.data.objects import COLOURS, mentions_in, plural_of, things_in, with_kinds
+from rsvlm.data.task_files import TWO_IMAGES
 from rsvlm.scoring.bootstrap import bootstrap_corpus, difference_of_draws, mean_of, resampled_sums, rounded
 
 COLUMNS = [
@@ -115,6 +116,16 @@ def _named_choice(text: str, truth: Mapping, detect: Detect | None) -> tuple:
     """One of the things that can be chosen, by any of its words."""
     found = [mention.name for mention in mentions_in(text) if mention.name in truth["choices"]]
     said = found[0] if len(set(found)) == 1 else None
+    return said == truth["value"], said is not None, said
+
+
+def _of_two(text: str, truth: Mapping, detect: Detect | None) -> tuple:
+    """Yes or no, or the first or the second image; one that is told as both is no answer."""
+    if YES in truth["choices"]:
+        return _yes_or_no(text, truth, detect)
+    ordinals = {"first": FIRST, "1st": FIRST, "1": FIRST, "second": SECOND, "2nd": SECOND, "2": SECOND}
+    found = {ordinals[word] for word in re.findall(r"[a-z0-9]+", text.lower()) if word in ordinals}
+    said = found.pop() if len(found) == 1 else None
     return said == truth["value"], said is not None, said
 
 
@@ -238,6 +249,7 @@ _READERS: dict[str, Callable[[str, Mapping, Detect | None], tuple]] = {
     "climate": _chosen,
     "largest": _named_choice,
     "compare": _named_choice,
+    TWO_IMAGES: _of_two,
     "not_visible": _named_choice,
     "scene": _scene,
     "list": _list,
@@ -277,7 +289,7 @@ def _shape(task: Mapping) -> tuple:
 def _fits(answer: str, shape: tuple, task: Mapping) -> bool:
     if task["kind"] == "at_most_words":
         return len(answer.split()) <= task["truth"]["value"]
-    if task["kind"] in ("compare", "not_visible"):
+    if task["kind"] in ("compare", "not_visible", TWO_IMAGES):
         return answer in task["truth"]["choices"]
     return shape == _shape(task)
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,14 @@ from rsvlm.content_cache import ContentCache
 from rsvlm.data.images import open_image
 from rsvlm.data.packed import digest_of
 from rsvlm.data.table import rows_of
+from rsvlm.data.task_files import images_of
 from rsvlm.files import cache_folder, whole_folder, write_json, write_json_lines
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.encoding import encode_texts
 from rsvlm.models.feature_shards import encode_images
 from rsvlm.models.features import encode_pictures
 from rsvlm.models.loading import choose_device, choose_precision
-from rsvlm.models.vlm import VisionLanguageModel, caption_pictures, load_vlm
+from rsvlm.models.vlm import VisionLanguageModel, answer_pictures, caption_pictures, load_vlm
 from rsvlm.models.zoo import PRESETS, load_encoder
 from rsvlm.progress import Passing, log_line, progress
 from rsvlm.safe_text import write_csv
@@ -37,7 +38,7 @@ from rsvlm.scoring.captions import ScoringTools
 from rsvlm.scoring.foreign_files import read_foreign_captions, read_foreign_embeddings
 from rsvlm.scoring.retrieval import EmbeddingSpace, retrieval_sets, save_space
 from rsvlm.scoring.retrieval_study import find_protocols, score_methods, score_protocols, with_protocols
-from rsvlm.scoring.runs import ABOUT, SCORES
+from rsvlm.scoring.runs import ABOUT, ANSWER_KEYS, ANSWERS, SCORES
 from rsvlm.settings import OtherModel, VlmLoraSettings, VlmSettings
 from rsvlm.training.contrastive import choose_activation
 from rsvlm.training.vlm_lora import CaptionedPicture, train_vlm_lora
@@ -56,12 +57,14 @@ class Measured:
         space: its vectors of images and of their captions; None: it has none.
         encode: from texts and whether to capitalise them to unit vectors (n, D); None: no other texts.
         captions: image_id -> caption; None: it says nothing.
+        answers: what it says to tasks, each with task_id, image_id, instruction and answer; None: it was asked none.
         facts: what it is and what it cost, for the record.
     """
 
     space: EmbeddingSpace | None = None
     encode: Callable[[list[str], bool], np.ndarray] | None = None
     captions: dict[str, str] | None = None
+    answers: list[dict] | None = None
     facts: dict = field(default_factory=dict)
 
 
@@ -71,6 +74,7 @@ def measure_model(
     *,
     split: str,
     root: Path,
+    tasks: Sequence[Mapping] = (),
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 32,
@@ -83,6 +87,7 @@ def measure_model(
     Args:
         table: the caption table whole, with paths that can be opened.
         root: what the entry's relative paths start from.
+        tasks: instructions about the table's images that a captioner answers, too, such as ``load_tasks`` gives.
         batch_size: images that an encoder takes at a time.
         adapters: folder for those of a captioner that is fine-tuned first; None: they are not kept.
         checkpoints: folder for that training's.
@@ -91,7 +96,7 @@ def measure_model(
         FileNotFoundError, ValueError: the model or a file is not there, not whole, or does not fit the images.
     """
     rows = rows_of(table, split=split)
-    space = encode = captions = None
+    space = encode = captions = answers = None
     facts = _training(entry)
     if entry.encoder:
         space, encode, own = _use_encoder(entry, table, rows, root, device, precision, batch_size, log)
@@ -102,13 +107,13 @@ def measure_model(
         space = found
         facts["embeddings"] = _matching(found)
     if entry.captioner:
-        captions, own = _use_captioner(entry, table, rows, root, device, adapters, checkpoints, log)
+        captions, answers, own = _use_captioner(entry, table, rows, tasks, root, device, adapters, checkpoints, log)
         facts |= own
     if entry.captions:
         said = read_foreign_captions(root / entry.captions, rows)
         captions = said.captions
         facts["captions"] = _matching(said)
-    return Measured(space, encode, captions, facts)
+    return Measured(space, encode, captions, answers, facts)
 
 
 def score_model(
@@ -180,6 +185,8 @@ def save_measurement(
         if measured.captions is not None:
             rows = ({"image_id": image_id, "caption": caption} for image_id, caption in measured.captions.items())
             write_json_lines(scratch / "captions.jsonl", rows)
+        if measured.answers is not None:
+            write_json_lines(scratch / ANSWERS, measured.answers)
         if measured.space is not None:
             save_space(measured.space, scratch / "embeddings")
         if adapters is not None:
@@ -241,13 +248,14 @@ def _use_captioner(
     entry: OtherModel,
     table: pd.DataFrame,
     rows: pd.DataFrame,
+    tasks: Sequence[Mapping],
     root: Path,
     device: str,
     adapters: Path | None,
     checkpoints: Path | None,
     log: Callable[[str], None],
-) -> tuple[dict[str, str], dict]:
-    """A caption of each row's image, and the captioner's facts. A block of captions that was made is kept."""
+) -> tuple[dict[str, str], list[dict] | None, dict]:
+    """A caption of each row's image, answers to tasks, and the captioner's facts. A block that was made is kept."""
     settings = VlmSettings.of(entry)
     if (root / entry.captioner).is_dir():
         place = str(root / entry.captioner)
@@ -269,6 +277,7 @@ def _use_captioner(
         }
     fingerprint, where = vlm.fingerprint(), vlm.model.device
     said, seconds = _caption(vlm, rows, fingerprint, log)
+    answers = _answer(vlm, tasks, dict(zip(table["image_id"], table["path"])), fingerprint, log) if tasks else None
     facts = {
         "weights": vlm.parameters,
         "fingerprint": fingerprint,
@@ -279,7 +288,7 @@ def _use_captioner(
         "seconds_an_image": seconds,
         "gigabytes": peak_memory(where),
     }
-    return said, facts | tuned
+    return said, answers, facts | tuned | ({"tasks": len(tasks)} if tasks else {})
 
 
 def _caption(
@@ -307,6 +316,39 @@ def _caption(
             bar.update(len(block))
     log(Passing(f"{len(said)} captions, {made} of them made now"))
     return said, round(spent / made, 4) if made else None
+
+
+def _answer(
+    vlm: VisionLanguageModel,
+    tasks: Sequence[Mapping],
+    paths: Mapping[str, str],
+    fingerprint: str,
+    log: Callable[[str], None],
+) -> list[dict]:
+    """A row a task, with ANSWER_KEYS. A block of answers that was given is kept, by the images' contents and the instruction."""
+    kind, said, made = f"answer {fingerprint}", [], 0
+    contents = {image_id: digest_of(Path(paths[image_id])) for task in tasks for image_id in images_of(task)}
+    with (
+        ContentCache(cache_folder() / "answers") as cache,
+        progress(total=len(tasks), unit="task", desc="answers") as bar,
+    ):
+        for start in range(0, len(tasks), BLOCK):
+            block = tasks[start : start + BLOCK]
+            keys = ["\n".join([*(contents[one] for one in images_of(task)), task["instruction"]]) for task in block]
+            known = cache.find(kind, keys)
+            new = {key: task for key, task in zip(keys, block) if key not in known}
+            if new:
+                asked = [
+                    ([open_image(paths[one]) for one in images_of(task)], task["instruction"]) for task in new.values()
+                ]
+                own = dict(zip(new, answer_pictures(vlm, asked), strict=True))
+                cache.keep(kind, own)
+                known, made = known | own, made + len(own)
+            answered = [task | {"answer": known[key]} for key, task in zip(keys, block, strict=True)]
+            said += [{key: task[key] for key in ANSWER_KEYS} for task in answered]
+            bar.update(len(block))
+    log(Passing(f"{len(said)} answers, {made} of them made now"))
+    return said
 
 
 def _captioned(table: pd.DataFrame, split: str) -> list[CaptionedPicture]:

@@ -72,8 +72,10 @@ RESERVED = (
     "parameters",
     "try",
 )  # keys of the metrics files that are no runs and no methods
-# In another model's folder: what it is and cost, or why it could not be measured; and its scores
-ABOUT, SCORES = "about.json", "metrics.json"
+# In another model's folder: what it is and cost, or why it could not be measured; its scores, and its answers to tasks
+ABOUT, SCORES, ANSWERS = "about.json", "metrics.json", "answers.jsonl"
+ANSWER_KEYS = ("task_id", "image_id", "instruction", "answer")  # of such an answer
+OF_ANSWERS = ("captioner", "majority", "blind", "shuffled", "validation")  # sets of answers that are the study's own
 Runs = dict[str, dict[str, dict[str, str]]]  # run -> source -> image_id -> caption
 
 

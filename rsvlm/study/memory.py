@@ -7,9 +7,11 @@ measured runs (within a factor of two). ``RSVLM_MEMORY=ignore`` starts a stage r
 """
 
 import ctypes.util
+import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +38,7 @@ EFFICIENTNET_VALUES = (
 TOWER_VALUES = 17
 STATISTICS = "the mean and standard deviation of the features"
 INSTRUCTION = 45  # tokens of an instruction and its answer; 99 of 100 are shorter
+TWO_IMAGES_WORDS = 12  # tokens that say which of two images is which
 LONGEST_DRAW = 40  # tokens, as rsvlm.training.captioning has it, which imports torch
 BATCH_OF, REWARD_BATCH_OF = ("batch_size", "captions_per_image"), ("reward_batch_size", "reward_samples")
 
@@ -249,7 +252,9 @@ def estimate_finetune_lora(
     row = prompt + captions * (caption + 1) + ((caption + 8) if retrieval else 0)
     lower = ("instructions_per_image",) if values["instruction_share"] else ()
     if lower:
-        asked = values["visual_tokens"] + G + values["instructions_per_image"] * INSTRUCTION
+        image, number_asked = values["visual_tokens"] + G, values["instructions_per_image"]
+        seconds = math.ceil(number_asked * two_images_share()) * (image + TWO_IMAGES_WORDS)
+        asked = image + number_asked * INSTRUCTION + seconds
         row = max(row, asked + ((caption + 8) if retrieval else 0))
     drawn = values["reward_batch_size"] * values["reward_samples"] if values["reward_steps"] else 0
     labels = B * (captions * (caption + 1) + retrieval)
@@ -439,6 +444,16 @@ def caption_tokens() -> int:
 def captions_an_image() -> int:
     """Captions of an image with rather many, in this study."""
     return _captions(paths.IMAGE_TABLE)[1]
+
+
+def two_images_share() -> float:
+    """Share of this study's training instructions that are about two images; 0 before any are made."""
+    from rsvlm.data.task_files import TWO_IMAGES  # here: it imports pandas
+
+    file, counts = paths.INSTRUCTIONS / "about.json", Counter()
+    for own in read_json(file)["by_source"].values() if file.is_file() else ():
+        counts.update(own.get("train", {}))
+    return counts[TWO_IMAGES] / max(1, counts.total())
 
 
 def features_meta() -> dict:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rsvlm.disks import told_in_a_line
 from rsvlm.files import read_json, whole_folder, write_json
 from rsvlm.scoring.leak_flags import leak_flags
-from rsvlm.scoring.runs import ABOUT
+from rsvlm.scoring.runs import ABOUT, OF_ANSWERS
 from rsvlm.settings import OtherModel, closest_name
 from rsvlm.study import paths
 from rsvlm.study.config import read_section
@@ -41,6 +41,8 @@ def model_entry(models: Mapping[str, Mapping], name: str) -> OtherModel:
     try:
         checked = OtherModel.of_mapping(entry)
         leak_flags(checked.trained_on, "", name, "test")  # refuses what is no part of a source
+        if checked.tasks and name.casefold() in OF_ANSWERS:
+            raise ValueError(f"'tasks': {name}.jsonl is a file of the study's own answers; give the model another name")
         return checked
     except ValueError as error:
         raise ValueError(f"models: {name}: {error}") from None

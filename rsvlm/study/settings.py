@@ -83,7 +83,7 @@ class AggregateData(Settings):
 class MakeInstructions(TaskSettings):
     """15_make_instructions."""
 
-    examples: int = setting(12, "tasks shown with their images", EXAMPLES)
+    examples: int = setting(20, "tasks shown with their images", EXAMPLES)
 
 
 class _Encoder(Settings):

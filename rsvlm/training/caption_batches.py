@@ -4,7 +4,7 @@ All of it derives from (seed, step), so that a training that was stopped goes on
 images get instructions instead of captions, those are drawn apart: everything else of a step is as without them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,6 +54,8 @@ class Batch:
         pooled: (N, P) features of the images for InfoNCE: the batch's, then the negatives.
         positives: (N, M) bool; None without text-only segments.
         is_answer: (C,) bool, whether it answers an instruction; None: none does. An answer's weight is 1 / its tokens.
+        seconds: features of the second images that rows ask about, in the rows' order; None: none does.
+        second_counts: B numbers of them.
     """
 
     rows: list[Row]
@@ -62,6 +64,22 @@ class Batch:
     pooled: Tensor
     positives: Tensor | None
     is_answer: Tensor | None = None
+    seconds: VisualInput | None = None
+    second_counts: tuple[int, ...] = ()
+
+    def visual_tokens(
+        self, captioner: CapRet, drop: Callable[[Tensor | None], Tensor | None] = lambda it: it
+    ) -> Tensor:
+        """(B, n, H) what the decoder gets of the rows' images, as ``CapRet.beside`` where rows ask about second ones.
+
+        Args:
+            drop: what is done to features first.
+        """
+        tokens = captioner.visual_tokens(drop(self.visual.pooled), drop(self.visual.grid))
+        if self.seconds is None:
+            return tokens
+        more = captioner.visual_tokens(drop(self.seconds.pooled), drop(self.seconds.grid))
+        return captioner.beside(tokens, more, self.second_counts)
 
     def part(self, team: Team) -> "Batch":
         """What one process of a team computes: its images with what belongs to them, and its part of the negatives."""
@@ -71,14 +89,17 @@ class Batch:
         own, others = team.part(B), team.part(len(self.pooled) - B)
         shown = [*range(B)[own], *range(B, len(self.pooled))[others]]
         start, stop = (sum(len(row.captions) for row in self.rows[:place]) for place in (own.start, own.stop))
-        grid = None if self.visual.grid is None else self.visual.grid[own]
+        before = [sum(self.second_counts[:place]) for place in (own.start, own.stop)]
+        seconds = self.seconds and self.seconds.part(slice(*before))
         return Batch(
             self.rows[own],
-            VisualInput(self.visual.pooled[own], grid),
+            self.visual.part(own),
             self.weights[start:stop],
             self.pooled[shown],
             None if self.positives is None else self.positives[shown],
             None if self.is_answer is None else self.is_answer[start:stop],
+            seconds if sum(self.second_counts[own]) else None,
+            self.second_counts[own],
         )
 
 
@@ -110,7 +131,7 @@ class TrainingBatches:
         asked: instructions about images among the examples; they take the place of captions where the settings say so.
 
     Raises:
-        ValueError: an instruction about an image that is none of the examples.
+        ValueError: an instruction about an image, or a second one, that is none of the examples.
     """
 
     def __init__(
@@ -129,6 +150,10 @@ class TrainingBatches:
         for one in asked if settings.trains_instructions else ():
             if one.image_id not in place_of:
                 raise ValueError(f"{one.image_id}: an instruction about it, but it is no image to train on")
+            if one.second_image_id and one.second_image_id not in place_of:
+                raise ValueError(
+                    f"{one.second_image_id}: an instruction's second image, but it is no image to train on"
+                )
             self.asked.setdefault(place_of[one.image_id], []).append(one)
 
     def draw(self, step: int, generator: np.random.Generator) -> Batch:
@@ -145,12 +170,13 @@ class TrainingBatches:
         ]
         rows = example_rows(self.captioner, prompts, captions, [lead + text for lead, text in zip(leads, texts)])
         views = self._draw_views(len(chosen), generator)
-        is_answer = None
+        is_answer, seconds = None, (None, ())
         if self.asked:
             told, views = self._draw_instructions(step, chosen, views)
             rows = with_instructions(self.captioner, rows, told)
             weights = [answer_weights(row) if place in told else weights[place] for place, row in enumerate(rows)]
             is_answer = torch.tensor([place in told for place, own in enumerate(weights) for _ in own])
+            seconds = second_images(self.captioner, self.features, [told.get(place, ()) for place in range(len(rows))])
         visual = read_visual(self.features, self.rows[chosen], views, grid=self.captioner.settings.grid_cells > 0)
         others, pooled = self._draw_negatives(chosen, generator), visual.pooled
         if len(others):
@@ -159,7 +185,7 @@ class TrainingBatches:
         shown = [*chosen, *others]
         positives = torch.tensor([[text in self.texts[i] for text in texts] for i in shown]) if texts else None
         counted = torch.tensor(np.concatenate(weights), dtype=torch.float32)
-        return Batch(rows, visual, counted, pooled, positives, is_answer)
+        return Batch(rows, visual, counted, pooled, positives, is_answer, *seconds)
 
     def images(self, step: int) -> np.ndarray:
         """The example numbers of a step's batch: the next of a new order each epoch, without a short last batch."""
@@ -250,9 +276,25 @@ def with_instructions(captioner: CapRet, rows: Sequence[Row], told: Mapping[int,
     changed = list(rows)
     for place, own in told.items():
         pairs = [(next(ids), next(ids)) for _ in own]
-        asked, answers = [one for one, _ in pairs], [one for _, one in pairs]
+        asked = [
+            captioner.second_image_prompt(question) if one.second_image_id else question
+            for one, (question, _) in zip(own, pairs, strict=True)
+        ]
+        answers = [answer for _, answer in pairs]
         changed[place] = replace(rows[place], prefix=captioner.image_prefix([]), captions=answers, asked=asked)
     return changed
+
+
+def second_images(
+    captioner: CapRet, features: Features, told: Sequence[Sequence[Asked]]
+) -> tuple[VisualInput | None, tuple[int, ...]]:
+    """(upright features of the second images that rows ask about, how many of each of the B rows); (None, ()) where none does."""
+    ids = [[one.second_image_id for one in own if one.second_image_id] for own in told]
+    if not any(ids):
+        return None, ()
+    rows = features.rows([image_id for own in ids for image_id in own])
+    read = read_visual(features, rows, UPRIGHT, grid=captioner.settings.grid_cells > 0)
+    return read, tuple(map(len, ids))
 
 
 def answer_weights(row: Row) -> list[float]:
@@ -276,5 +318,7 @@ def instruction_batches(
         places = features.rows([own[0].image_id for own in part])
         visual = read_visual(features, places, UPRIGHT, grid=captioner.settings.grid_cells > 0)
         weights = torch.tensor([weight for row in rows for weight in answer_weights(row)])
-        batches.append(Batch(rows, visual, weights, visual.pooled, None, torch.ones(len(weights), dtype=torch.bool)))
+        answers = torch.ones(len(weights), dtype=torch.bool)
+        seconds = second_images(captioner, features, part)
+        batches.append(Batch(rows, visual, weights, visual.pooled, None, answers, *seconds))
     return batches

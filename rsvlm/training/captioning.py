@@ -258,7 +258,7 @@ class _Captioning(Task):
         """loss and its parts, scalars; their means over a team that has parts of a batch are the batch's."""
         captioner, settings, device = self.model, self.settings, self.model.device
         packed = captioner.pack(batch.rows)
-        tokens = captioner.visual_tokens(self._drop(batch.visual.pooled), self._drop(batch.visual.grid))
+        tokens = batch.visual_tokens(captioner, self._drop)
         hidden = captioner.hidden_states(packed, tokens, chunk=settings.chunk if torch.is_grad_enabled() else 0)
         at = torch.cat([packed.predict_at, packed.before_ret])
         labels = torch.cat([packed.labels, torch.full_like(packed.before_ret, captioner.ret_id)])
@@ -377,7 +377,7 @@ class _SelfCritical(_Captioning):
     def _draw(self, batch: Batch, seeds: Sequence[int]) -> list[list[Hypothesis]]:
         self.model.eval()
         with torch.no_grad():
-            tokens = self.model.visual_tokens(batch.visual.pooled, batch.visual.grid)
+            tokens = batch.visual_tokens(self.model)
             prefixes = [row.prefix for row in batch.rows]
             limits = {"samples": self.samples, "max_new_tokens": LONGEST_DRAW}
             drawn = sample_tokens(self.model, prefixes, tokens, seeds=seeds, **limits)

@@ -35,7 +35,7 @@ def word_losses(
         part = chosen[start : start + settings.batch_size]
         (batch,) = validation_batches(captioner, features, part, plain)
         packed = captioner.pack(batch.rows)
-        hidden = captioner.hidden_states(packed, captioner.visual_tokens(batch.visual.pooled, batch.visual.grid))
+        hidden = captioner.hidden_states(packed, batch.visual_tokens(captioner))
         nats = captioner.negative_log_likelihoods(hidden.index_select(0, packed.predict_at), packed.labels)
         owners, labels, nats = packed.owners.tolist(), packed.labels.tolist(), nats.cpu().tolist()
         of_caption = [example for example in part for _ in dict.fromkeys(example.captions)]
@@ -82,7 +82,7 @@ def instruction_losses(
         total, tokens = 0.0, 0
         for batch in instruction_batches(captioner, features, own, settings):
             packed = captioner.pack(batch.rows)
-            hidden = captioner.hidden_states(packed, captioner.visual_tokens(batch.visual.pooled, batch.visual.grid))
+            hidden = captioner.hidden_states(packed, batch.visual_tokens(captioner))
             nats = captioner.negative_log_likelihoods(hidden.index_select(0, packed.predict_at), packed.labels)
             total += (nats * batch.weights.to(nats.device).index_select(0, packed.owners)).sum().item()
             tokens += len(nats)

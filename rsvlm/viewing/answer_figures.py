@@ -67,6 +67,33 @@ def accuracy_table(accuracy: Mapping[str, Mapping]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("kind")
 
 
+def others_table(others: Mapping[str, Mapping]) -> pd.DataFrame:
+    """Percent of right answers of other models by source and kind, beside the captioner's to the same tasks; empty for none.
+
+    Args:
+        others: as ``rsvlm.scoring.instruction_study.measure_others`` gives them.
+    """
+    rows = {}
+    for name, measured in others.items():
+        for source, kinds in measured["accuracy"].items():
+            for kind, own in kinds.items():
+                right, minus = own["right"], own.get("minus_captioner")
+                rows[source, kind, name] = {
+                    "right, %": round(100 * right["value"], 1),
+                    "95 % interval": f"{100 * right['low']:.1f} to {100 * right['high']:.1f}",
+                    "in the form asked for, %": round(100 * own["format_obeyed"]["value"], 1),
+                    "captioner, %": round(100 * own["captioner"]["value"], 1) if minus else None,
+                    "less the captioner, points": _difference(minus) if minus else "",
+                    "tasks": own["tasks"],
+                }
+    index = pd.MultiIndex.from_tuples(rows, names=["source", "kind", "model"]) if rows else None
+    return pd.DataFrame(list(rows.values()), index=index).sort_index()
+
+
+def _difference(minus: Mapping) -> str:
+    return f"{100 * minus['value']:.1f} [{100 * minus['low']:.1f}, {100 * minus['high']:.1f}]"
+
+
 def risk_figure(curves: Mapping[str, pd.DataFrame], *, chosen: Mapping | None = None) -> Figure:
     """Error among the answers given over the share of questions answered, the surest first; a line each.
 

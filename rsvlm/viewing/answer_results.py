@@ -75,9 +75,7 @@ def answer_examples(tasks: Sequence[Mapping], scores: pd.DataFrame, blind: pd.Da
 
 def answers_result(metrics: Mapping) -> Result:
     """What METRICS/score_instructions.json says, in sentences."""
-    if not metrics["accuracy"]:
-        return Result(NO_ANSWERS)
-    lines = []
+    lines = [] if metrics["accuracy"] else [NO_ANSWERS]
     for source, kinds in metrics["accuracy"].items():
         mean = {name: np.mean([own[name]["value"] for own in kinds.values()]) for name in ("right", "format_obeyed")}
         beside = {
@@ -100,6 +98,17 @@ def answers_result(metrics: Mapping) -> Result:
             f"Of the things that open answers name, {percent(own['value'])} ({percent(own['low'], own['high'])}) are not there "
             "(CHAIR-RS, results/closed_list.md)."
         )
+    for name, own in (metrics.get("others") or {}).items():
+        kinds = [one for by_kind in own["accuracy"].values() for one in by_kind.values()]
+        if not kinds:
+            continue
+        beside = (
+            _has(dict(enumerate(kinds)), "captioner") and f"; the captioner {_mean(kinds, 'captioner')} of the same"
+        )
+        lines.append(
+            f"{name}: {_mean(kinds, 'right')} right on average over {counted(len(kinds), 'kind')}{beside or ''}; "
+            f"{_mean(kinds, 'format_obeyed')} in the form asked for."
+        )
     test = metrics["abstention"]["test"]
     if test:
         lines.append(
@@ -114,6 +123,10 @@ def answers_result(metrics: Mapping) -> Result:
             f"{talk['asked_again']} asked again; the others are right by {percent(talk['right_of_told'])}."
         )
     return Result(" ".join(lines))
+
+
+def _mean(kinds: Sequence[Mapping], name: str) -> str:
+    return percent(np.mean([own[name]["value"] for own in kinds]))
 
 
 def _has(kinds: Mapping, name: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from rsvlm.data.task_files import SECOND_IMAGE
 from rsvlm.models.capret import CapRet
 from rsvlm.models.dialogue import ANSWER, Conversation, Seen, Unclear
 from rsvlm.models.features import Features
@@ -14,7 +15,11 @@ from rsvlm.viewing.page import make_thumbnail, render_page
 
 
 def draw_turns(tasks: Sequence[Mapping], count: int, seed: int) -> list[Mapping]:
-    """At most so many tasks: kinds in turn, in each one at random, each of another image as long as there are any."""
+    """At most so many tasks: kinds in turn, in each one at random, each of another image as long as there are any.
+
+    None about two images: a dialogue is about one.
+    """
+    tasks = [task for task in tasks if SECOND_IMAGE not in task]
     generator = np.random.default_rng(seed)
     waiting: dict[str, list[Mapping]] = {}
     for place in generator.permutation(len(tasks)):

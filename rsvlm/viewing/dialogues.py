@@ -124,7 +124,7 @@ def limits_of(talk: Conversation) -> list[str]:
         if told
         else "It sees the image and nothing else.",
         *_spoken(talk),
-        f"It reads a few forms of questions and searches in {', '.join(map(language_name, languages_read()))}, by rule.",
+        f"It reads a few forms of questions, wishes (a list, so many words, JSON) and searches in {', '.join(map(language_name, languages_read()))}, by rule.",
         *([TOLD_ALL if talk.tell_from is None else f"{TOLD_FROM} {talk.tell_from:.2f} nats."] if kinds else []),
         f"A wish for images brings up to {talk.images} of {len(talk.image_ids)}."
         if len(talk.image_ids)

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 from rsvlm.data.image_facts import Facts
+from rsvlm.data.images import open_image
 from rsvlm.data.names import SPLITS
-from rsvlm.viewing.plots import INK, figure, plain_text, show_picture, without_axes
+from rsvlm.data.task_files import images_of
+from rsvlm.viewing.plots import INK, figure, plain_text, shrink, without_axes
 from rsvlm.viewing.results import Result, counted, listed, percent
 
 NO_TASKS = "No instructions: `kinds` is empty."
@@ -45,7 +48,7 @@ def wordings_table(tasks: Sequence[Mapping], kind: str) -> pd.DataFrame:
 def draw_tasks(
     tasks: Sequence[Mapping], table: pd.DataFrame, *, most: int, seed: int, pixels: int = 160
 ) -> Figure | None:
-    """Some tasks with their images, as many kinds as fit, drawn at random; None without any.
+    """Some tasks with their images, both where they are about two, as many kinds as fit, drawn at random; None without any.
 
     Args:
         table: with image_id and path.
@@ -65,7 +68,7 @@ def draw_tasks(
     drawn, axes = figure(2.7 * columns, 3.6 * rows, rows=rows, columns=columns, squeeze=False)
     without_axes(axes)
     for own, task in zip(axes.flat, chosen):
-        show_picture(own, paths[task["image_id"]], pixels)
+        own.imshow(_beside([open_image(paths[image_id]) for image_id in images_of(task)], pixels))
         asked = textwrap.fill(task["instruction"], 38)
         said = "\n".join(textwrap.fill(line, 38) for line in task["answer"].splitlines()[:6])
         own.set_title(plain_text(f"{task['kind']}\n{asked}"), fontsize=7.5, fontweight="normal", loc="left")
@@ -74,6 +77,16 @@ def draw_tasks(
         own.spines[:].set_visible(False)
         own.set_xlabel(plain_text(said), fontsize=7.5, fontweight="bold", loc="left", color=INK)
     return drawn
+
+
+def _beside(images: Sequence[Image.Image], pixels: int) -> Image.Image:
+    """The image small, or two beside each other, with a white gap, in the room of one."""
+    small = [shrink(image, pixels // len(images)) for image in images]
+    lefts = [sum(one.width + pixels // 16 for one in small[:place]) for place in range(len(small))]
+    joined = Image.new("RGB", (lefts[-1] + small[-1].width, max(one.height for one in small)), "white")
+    for left, one in zip(lefts, small, strict=True):
+        joined.paste(one, (left, 0))
+    return joined
 
 
 def tasks_result(about: Mapping) -> Result:
