@@ -336,6 +336,9 @@ class RetrievalGallery(Settings):
         Within(0.1, 100, "browsers open pages of 100 MB, if slowly"),
     )
     seed: int = setting(0, "of the random sample", SEED)
+    tier: Literal["exact", "faiss", "lancedb"] = setting(
+        "exact", "what the search box searches in: exact, or faiss or lancedb for millions of images"
+    )
 
 
 class SearchEarth(Machine, EarthWindows):
