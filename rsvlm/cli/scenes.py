@@ -15,6 +15,7 @@ from rsvlm.cli.options import (
     Example,
     Heads,
     Keep,
+    Kind,
     Language,
     LeftOut,
     Unreadable,
@@ -153,6 +154,12 @@ def embed_a_scene(
     asset: Asset = None,
     missing: Skip = Missing.stop,
     unreadable: Keep = Unreadable.stop,
+    tier: Annotated[
+        Kind | None,
+        typer.Option(
+            help="Of an archive: faiss or lancedb keep all windows in a tier that is searched without reading every file."
+        ),
+    ] = None,
     bbox: Box = None,
     start: Start = None,
     end: End = None,
@@ -181,12 +188,14 @@ def embed_a_scene(
         check_settings(**how)
         found = _tell(open_archive(path, asset=asset, missing=missing.value).filter(**filters))
         model = load_encoder(encoder, choose_device(device))
-        done = embed_archive(model, found, out, unreadable=unreadable.value, log=_log, **look, **how)
+        done = embed_archive(model, found, out, unreadable=unreadable.value, tier=tier, log=_log, **look, **how)
         left = f", {len(done.skipped)} could not be embedded" if done.skipped else ""
         typer.echo(f"{done.scenes['windows'].sum()} windows of {len(done)} scenes in {out}{left}", err=True)
         return
-    if filters or asset is not None:
-        raise ValueError(f"{path}: one scene, so there is nothing to choose from; --asset and filters are for archives")
+    if filters or asset is not None or tier is not None:
+        raise ValueError(
+            f"{path}: one scene, so there is nothing to choose from; --asset, --tier and filters are for archives"
+        )
     check_place(out)
     check_settings(**how)
     with open_scene(path, **look) as opened:

@@ -28,6 +28,7 @@ from rsvlm.safe_text import write_csv
 from rsvlm.scenes.footprints import LONGITUDE_LATITUDE, area_of, footprints, meets
 from rsvlm.scenes.places import PLACES, check_ending, write_places
 from rsvlm.scenes.stac import Found, read_stac
+from rsvlm.scenes.window_index import WindowIndex
 from rsvlm.settings import closest_name
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -52,12 +53,14 @@ class SceneArchive:
         place: where they were looked for.
         skipped: (name, why) of what was left out because it cannot be used.
         notes: what else to know of it, in sentences.
+        windows: where ``search_archive`` looks first, for an archive that was embedded into a tier.
     """
 
     scenes: geopandas.GeoDataFrame
     place: str
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    windows: WindowIndex | None = None
 
     def __len__(self) -> int:
         return len(self.scenes)

@@ -1,7 +1,7 @@
 """An archive of many scenes embedded scene by scene, into a folder.
 
-``embed_archive`` fills it: a GeoParquet file a scene, as ``embed_scene`` writes it, and the list ``scenes.parquet``, which
-``load_archive`` reads.
+``embed_archive`` fills it: a GeoParquet file a scene, as ``embed_scene`` writes it, the list ``scenes.parquet``, which
+``load_archive`` reads, and where a tier is asked for the folder of ``scenes.window_index``.
 """
 
 import os
@@ -16,9 +16,12 @@ from pyarrow import ArrowException
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.files import fingerprint_values, whole_file
 from rsvlm.models.encoders import DualEncoder
+from rsvlm.models.faiss_tier import MEMORY
+from rsvlm.models.tiers import RECALL, TIERS
 from rsvlm.progress import log_line
 from rsvlm.scenes.archive import COLUMNS, NAMED, SceneArchive, open_archive
 from rsvlm.scenes.embedding import embed_scene
+from rsvlm.scenes.window_index import index_windows, open_windows
 
 LIST = "scenes.parquet"  # of an embedded archive
 HOPELESS = 20  # scenes that fail before any succeeds: then it is not the scenes
@@ -33,6 +36,9 @@ def embed_archive(
     stretch: str | Sequence = "auto",
     percentiles: tuple[float, float] = (2.0, 98.0),
     unreadable: str = "raise",
+    tier: str | None = None,
+    memory: int = MEMORY,
+    recall: float = RECALL,
     log: Callable[[str], None] = log_line,
     **options: object,
 ) -> SceneArchive:
@@ -47,6 +53,9 @@ def embed_archive(
         bands, stretch, percentiles: as ``open_scene`` takes them, for every scene.
         unreadable: ``raise``: an error at the end that names scenes that could not be read; ``keep``: none, they are in
             the list with the column ``trouble``.
+        tier: ``faiss`` or ``lancedb`` lay the windows of all scenes into a tier beside the files, which ``search_archive`` then asks
+            instead of reading every file; ``exact``: no tier, one that is there goes; None: what is there, at first ``exact``.
+        memory, recall: of a tier, as ``rsvlm.models.index.build_index`` takes them.
         options: as ``embed_scene`` takes them, but for ``within``.
 
     Returns:
@@ -54,11 +63,14 @@ def embed_archive(
         scenes that have some.
 
     Raises:
+        ModuleNotFoundError: the tier's package is not installed.
         SceneError: an empty archive, or scenes that could not be read.
-        ValueError: a setting is out of range, for example of ``embed_scene``.
+        ValueError: a setting is out of range, for example of ``embed_scene``, or there is no such tier.
     """
     if unreadable not in ("raise", "keep"):
         raise ValueError(f"unreadable: {unreadable!r} is neither 'raise' nor 'keep'")
+    if tier is not None and tier not in TIERS:
+        raise ValueError(f"tier: {tier!r} is none of {', '.join(TIERS)}")
     if "within" in options:
         raise ValueError("within: an archive's scenes have different coordinate systems; filter the archive instead")
     archive = archive if isinstance(archive, SceneArchive) else open_archive(archive)
@@ -84,6 +96,7 @@ def embed_archive(
                     f"the first {HOPELESS} scenes all fail, the last with: {error}; nothing was listed in {folder / LIST}"
                 ) from error
     frame = frame.assign(file=files, windows=windows, trouble=troubles)
+    index_windows(folder, frame[frame["trouble"] == ""], tier, memory, recall, log)
     with whole_file(folder / LIST) as path:
         frame.to_parquet(path, index=False)
     bad = [(name, why) for name, why in zip(frame["scene"], troubles) if why]
@@ -102,6 +115,7 @@ def load_archive(folder: Path | str) -> SceneArchive:
     Raises:
         FileNotFoundError: no list there, or a file that it names is missing.
         SceneError: a list that is not one of ``embed_archive``.
+        ValueError: the configuration of a tier is damaged.
     """
     folder = Path(folder)
     path = folder / LIST
@@ -121,7 +135,7 @@ def load_archive(folder: Path | str) -> SceneArchive:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: missing, though {path} tells of it; embed the archive again")
     skipped = tuple(frame.loc[~good, ["scene", "trouble"]].itertuples(index=False, name=None))
-    return SceneArchive(frame[good].reset_index(drop=True), str(folder), skipped)
+    return SceneArchive(frame[good].reset_index(drop=True), str(folder), skipped, windows=open_windows(folder))
 
 
 def _file_name(scene: str) -> str:

@@ -22,6 +22,8 @@ from rsvlm.scenes.search import find_peaks, search_scene
 from rsvlm.scenes.window_files import SceneEmbeddings, load_scene_embeddings
 from rsvlm.settings import closest_name
 
+MORE = 8  # times as many windows as are asked for, and as before, are taken from a tier: many overlap
+
 
 def search_archive(
     archive: SceneArchive | Path | str,
@@ -34,6 +36,9 @@ def search_archive(
     **filters: object,
 ) -> geopandas.GeoDataFrame:
     """The windows of all scenes that are most like a query, best first; within a scene none twice, as ``find_peaks`` has it.
+
+    Where the archive was embedded into a tier, that proposes windows of the scenes and places asked for, and only their rows are
+    read; their scores are exact.
 
     Args:
         archive: what ``embed_archive`` or ``load_archive`` gave, or its folder.
@@ -54,7 +59,7 @@ def search_archive(
     if k < 1:
         raise ValueError(f"k = {k}: expected at least 1")
     best = None
-    for row, peaks in _search(archive, query, encoder, k, bbox, geometry, filters):
+    for row, peaks in _search(archive, query, encoder, k, bbox, geometry, filters, True):
         shapes = np.full(len(peaks), None)
         if peaks.crs is not None:
             shapes = footprints(peaks.geometry.to_numpy(), peaks.crs)
@@ -81,7 +86,7 @@ def rank_scenes(
     geometry: object = None,
     **filters: object,
 ) -> geopandas.GeoDataFrame:
-    """The scenes that are most like a query, best first.
+    """The scenes that are most like a query, best first; all are looked at, also where the archive has a tier.
 
     Args:
         windows: a scene's score is the mean of so many of its best windows, which do not overlap much; 1: of the best.
@@ -97,7 +102,7 @@ def rank_scenes(
     if windows < 1:
         raise ValueError(f"windows = {windows}: expected at least 1")
     archive = archive if isinstance(archive, SceneArchive) else load_archive(archive)
-    found = _search(archive, query, encoder, windows, bbox, geometry, filters)
+    found = _search(archive, query, encoder, windows, bbox, geometry, filters, False)
     scores = {row.scene: float(peaks["score"].mean()) for row, peaks in found}
     frame = archive.scenes[archive.scenes["scene"].isin(scores)]
     frame = frame.assign(score=frame["scene"].map(scores).astype(float))
@@ -115,8 +120,13 @@ def _search(
     bbox: Sequence[float] | None,
     geometry: object,
     filters: Mapping[str, object],
+    by_tier: bool,
 ) -> Iterator[tuple[object, geopandas.GeoDataFrame]]:
-    """(row of the archive's scenes, its best windows) of each scene that has some, one scene in memory at a time."""
+    """(row of the archive's scenes, its best windows) of each scene that has some, one scene in memory at a time.
+
+    Args:
+        by_tier: only of scenes with windows among the best k of all, which the archive's tier finds where there is one.
+    """
     archive = archive if isinstance(archive, SceneArchive) else load_archive(archive)
     if "file" not in archive.scenes:
         raise SceneError(
@@ -129,13 +139,40 @@ def _search(
     area = area_of(bbox, geometry)
     chosen = archive.filter(bbox, geometry=geometry, **filters).scenes
     vector, made_by = _find_hit(archive, query) if is_hit(query) else (None, None)
-    for row in chosen.itertuples(index=False):
+    if vector is None and len(chosen):
+        first = load_scene_embeddings(Path(archive.place) / chosen["file"].iloc[0], rows=[])
+        vector, made_by = encode_queries(first, [query], encoder)[0], first.meta["encoder_fingerprint"]
+    if archive.windows is None or not by_tier:
+        rows: Mapping[str, list[int] | None] = dict.fromkeys(chosen["file"])
+        yield from _peaks(archive, chosen, rows, vector, made_by, k, area)
+        return
+    wanted, made = MORE * k, []
+    while len(chosen):
+        rows = archive.windows.find(vector, wanted, chosen["file"], area)
+        made = list(_peaks(archive, chosen, rows, vector, made_by, k, area))
+        if sum(len(peaks) for _, peaks in made) >= k or sum(map(len, rows.values())) < wanted:
+            break  # what was not proposed scores lower than k peaks, or there is no more
+        wanted *= MORE
+    yield from made
+
+
+def _peaks(
+    archive: SceneArchive,
+    chosen: geopandas.GeoDataFrame,
+    rows: Mapping[str, list[int] | None],
+    vector: np.ndarray,
+    made_by: str,
+    k: int,
+    area: shapely.Geometry | None,
+) -> Iterator[tuple[object, geopandas.GeoDataFrame]]:
+    """As ``_search``: of the files in ``rows``, among those rows of theirs; None: among all."""
+    for row in chosen[chosen["file"].isin(rows)].itertuples(index=False):
         place = Path(archive.place) / row.file
-        embeddings = load_scene_embeddings(place)
-        if vector is None:
-            vector, made_by = encode_queries(embeddings, [query], encoder)[0], embeddings.meta["encoder_fingerprint"]
-        elif embeddings.meta["encoder_fingerprint"] != made_by:
+        embeddings = load_scene_embeddings(place, rows[row.file])
+        if embeddings.meta["encoder_fingerprint"] != made_by:
             raise SceneError(f"{place}: made by another encoder than the scenes before it; embed the archive again")
+        if rows[row.file] is not None:
+            archive.windows.check(row.file, embeddings.meta["key"])
         embeddings = _inside(embeddings, area)
         if len(embeddings):
             side = max(embeddings.meta["scene"][name] for name in ("width", "height"))

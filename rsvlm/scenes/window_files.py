@@ -8,7 +8,7 @@ why, and which encoder looked at them stands in the file's metadata.
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from rsvlm.models.feature_shards import BLOCK
 
 if TYPE_CHECKING:
     import geopandas
+    from pyarrow.parquet import ParquetFile
 
 FORMAT = 2  # of the file: raise it when the same arguments give other bytes
 READ = (1, FORMAT)  # forms of the file that can be read; the first does not say where windows have data
@@ -72,8 +73,11 @@ class SceneEmbeddings:
         return np.unpackbits(bits).reshape(len(rows), GRID, GRID).astype(bool)
 
 
-def load_scene_embeddings(path: Path | str) -> SceneEmbeddings:
+def load_scene_embeddings(path: Path | str, rows: Sequence[int] | None = None) -> SceneEmbeddings:
     """What ``embed_scene`` wrote to a file.
+
+    Args:
+        rows: of its windows, rising; None: all of them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -91,7 +95,7 @@ def load_scene_embeddings(path: Path | str) -> SceneEmbeddings:
             f"{path}: no embeddings of a scene in the form that this version reads; make them anew with `rsvlm scene embed`"
         )
     try:
-        return SceneEmbeddings(*_read_windows(path, meta["dim"]), _with_paths(meta, path), path)
+        return SceneEmbeddings(*_read_windows(path, meta, rows), _with_paths(meta, path), path)
     except (
         LookupError,
         ValueError,
@@ -124,12 +128,15 @@ def _with_paths(meta: dict, file: Path) -> dict:
     return meta | found | {"scene": meta["scene"] | {"path": str(root / meta["scene"]["path"])}}
 
 
-def _read_windows(path: Path, dim: int) -> tuple["geopandas.GeoDataFrame", np.ndarray]:
-    """(the windows, their vectors (n, dim) float32)."""
+def _read_windows(path: Path, meta: dict, rows: Sequence[int] | None) -> tuple["geopandas.GeoDataFrame", np.ndarray]:
+    """(the windows, their vectors (n, D) float32)."""
     import geopandas
     import pyarrow.parquet as parquet
 
+    dim = meta["dim"]
     with parquet.ParquetFile(path, memory_map=True) as file:
+        if rows is not None:
+            return _read_rows(file, np.asarray(rows, np.int64), meta)
         columns = [name for name in file.schema_arrow.names if name != "embedding"]
         vectors = np.empty((file.metadata.num_rows, dim), np.float32)
         start = 0
@@ -138,6 +145,23 @@ def _read_windows(path: Path, dim: int) -> tuple["geopandas.GeoDataFrame", np.nd
             vectors[start : start + len(batch)] = part.reshape(-1, dim)
             start += len(batch)
     return geopandas.read_parquet(path, columns=columns), vectors
+
+
+def _read_rows(file: "ParquetFile", rows: np.ndarray, meta: dict) -> tuple["geopandas.GeoDataFrame", np.ndarray]:
+    """The same of some rows, for which only their groups are read."""
+    import geopandas
+    import pyarrow
+
+    ends = np.cumsum([file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)])
+    owner, parts = np.searchsorted(ends, rows, side="right"), [file.schema_arrow.empty_table()]
+    for group in np.unique(owner):
+        part = file.read_row_group(int(group))
+        parts.append(part.take(rows[owner == group] - (ends[group] - len(part))))
+    table = pyarrow.concat_tables(parts)
+    vectors = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, meta["dim"])
+    places = shapely.from_wkb(table["geometry"].to_numpy())
+    columns = table.drop_columns(["geometry", "embedding"]).to_pandas()
+    return geopandas.GeoDataFrame(columns, geometry=places, crs=meta["scene"]["crs"]), vectors
 
 
 def place_windows(rows: np.ndarray, transform: Affine) -> np.ndarray:
