@@ -25,6 +25,9 @@ from rsvlm.study.processes import TRAINING, training_processes
 SWITCH = "RSVLM_MEMORY"
 LIBRARIES = 0.75e9  # Python with torch, transformers and pandas
 CUDA_CONTEXT = 0.6e9
+FOUR_BIT = (
+    4 + 0.127
+) / 8  # bytes a weight: NF4 with constants that are quantised, too (Dettmers et al. 2023, section 3)
 LETTERS_A_TOKEN = 4.5
 LONG = 0.75  # share of the captions that are no longer than one is counted: batches are padded to their longest
 WORKING = 1.15  # gradients of activations that are alive together, and what an allocator cannot fill
@@ -281,7 +284,11 @@ def estimate_finetune_lora(
     trained = lora + P * H * (values["visual_tokens"] + bool(G)) + (P + H) * values["retrieval_dim"]
     rows = min(4096, len(meta["image_ids"]))
     return [
-        Part(number * decoder.parameters, "the language model's weights", ("language_model", "dtype")),
+        Part(
+            _decoder_bytes(decoder, number, values["four_bit"]),
+            "the language model's weights",
+            ("language_model", "dtype"),
+        ),
         Part(16 * trained, "what trains, with gradients and moments", ("lora_rank", "visual_tokens", "retrieval_dim")),
         Part(20 * trained, "the best weights so far and a checkpoint", ("lora_rank", "visual_tokens"), False),
         Part(
@@ -319,7 +326,7 @@ def estimate_generate_captions(values: dict) -> list[Part]:
     # beams: the words' logits, with [RET], as log-probabilities, as totals; draws: shares and their sums in float64
     logits = 4 * 4 * B * values["beams"], 32 * B * values["samples"]
     parts = [
-        Part(number * decoder.parameters, "the language model's weights"),
+        Part(_decoder_bytes(decoder, number, config.get("four_bit", False)), "the language model's weights"),
         Part(
             number * rows * (prefix + values["max_new_tokens"]) * 2 * decoder.key_width * (decoder.layers + 2),
             "keys and values of captions in the making",
@@ -471,6 +478,12 @@ def _read(path: Path, otherwise: str) -> dict:
     if not path.is_file():
         raise SizeUnknown(otherwise)
     return read_json(path)
+
+
+def _decoder_bytes(decoder: Decoder, number: float, four_bit: bool) -> float:
+    """Bytes of a language model's weights: in 4 bits all but the words' matrices of input and output (counted as two)."""
+    words = 2 * decoder.vocabulary * decoder.width if four_bit else decoder.parameters
+    return number * words + FOUR_BIT * max(0, decoder.parameters - words)
 
 
 def _tower(tower: Tower, tokens: int, training: bool, number: float) -> float:
