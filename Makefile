@@ -10,13 +10,15 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
 TESTING := .venv/testing
-# What the study in params.yaml needs beside the rest: boxes and masks, open_clip's encoders, vision-language models; what this
+# What the study in params.yaml needs beside the rest: boxes and masks, open_clip's encoders, vision-language models, a table, 4 bits; what this
 # machine's user/cluster.yaml or RSVLM_CLUSTER needs
 wanted = $(if $(shell grep -Es '$(2)' params.yaml),.venv/extra-$(1))
 EXTRAS := $(call wanted,boxes,format: (masks|[a-z]+_boxes)) \
   $(call wanted,openclip,encoder: *(open_clip:|hf-hub:|local-dir:|remoteclip|georsclip|rs-m-clip|skyclip)) \
   $(call wanted,vlm,captioner: *[^ n]) \
   $(call wanted,translate,translate_first: true) \
+  $(call wanted,lancedb,tier: *lancedb) \
+  $(call wanted,fourbit,four_bit: *true) \
   $(if $(filter-out none,$(RSVLM_CLUSTER))$(shell grep -Es '(local:|://|[.]ya?ml)' user/cluster.yaml),.venv/extra-cluster)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 

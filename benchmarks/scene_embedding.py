@@ -137,7 +137,8 @@ def run_step(step: str, arguments: argparse.Namespace) -> dict:
 
 def kill_halfway(arguments: argparse.Namespace) -> None:
     """Start to embed, and end it by SIGKILL when half of the blocks are there."""
-    from rsvlm.scenes.embedding import BLOCK, plan_windows
+    from rsvlm.scenes.embedding import BLOCK
+    from rsvlm.scenes.window_plans import plan_windows
 
     half = len(plan_windows(arguments.side, arguments.side, arguments.sizes, 0.5)) / BLOCK / 2
     with subprocess.Popen(_command("embed", arguments), stdout=subprocess.DEVNULL) as running:
@@ -182,8 +183,9 @@ def _embed(arguments: argparse.Namespace, name: str = "killed") -> dict:
 
 
 def _search(arguments: argparse.Namespace) -> dict:
-    from rsvlm.scenes.embedding import load_scene_embeddings
-    from rsvlm.scenes.search import find_peaks, search_scene, write_places, write_surface
+    from rsvlm.scenes.places import write_places
+    from rsvlm.scenes.search import find_peaks, search_scene, write_surface
+    from rsvlm.scenes.window_files import load_scene_embeddings
 
     encoder = _encoder(arguments)
     start = time.perf_counter()

@@ -5,6 +5,7 @@ from types import ModuleType
 
 # Module -> the package that brings it, the extra of pyproject.toml that names it.
 PACKAGES = {
+    "bitsandbytes": ("bitsandbytes", "fourbit"),
     "cv2": ("opencv-python-headless", "boxes"),
     "dask": ("dask", "cluster"),
     "distributed": ("distributed", "cluster"),

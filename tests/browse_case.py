@@ -19,7 +19,7 @@ from rsvlm.settings import Generation
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing import browse
-from rsvlm.viewing.retrieval_gallery import save_indexes
+from rsvlm.viewing.search_index import save_indexes
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 SCRIPT = "<script>document.title='taken'</script>"

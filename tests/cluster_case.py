@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rsvlm.cluster import Shard, map_shards, open_workers
@@ -66,6 +67,18 @@ def killed_once(how, encoder, blocks, tick) -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     yield from _original()(how, encoder, blocks, die)
+
+
+def one_slow(how, encoder, blocks, tick) -> Iterator[None]:
+    """``_encode_blocks``; the first process that comes here waits two seconds at each block. A line for each block and process."""
+    (block,) = blocks
+    folder, own = Path(block.image_paths[0]).parent, str(os.getpid())
+    with suppress(FileExistsError):
+        (folder / "slow").symlink_to(own)
+    with (folder / "computed").open("a") as file:
+        file.write(f"{block.start} {own}\n")
+    time.sleep(2 if os.readlink(folder / "slow") == own else 0)
+    yield from _original()(how, encoder, blocks, tick)
 
 
 def scheduler_killed(how, encoder, blocks, tick) -> Iterator[None]:

@@ -9,11 +9,12 @@ from scene_case import ColourEncoder, write_raster
 
 from rsvlm.data.rasters.scene import open_scene
 from rsvlm.models.index import build_index, load_index
-from rsvlm.scenes.archive import embed_archive, load_archive
-from rsvlm.scenes.embedding import embed_scene, load_scene_embeddings
+from rsvlm.scenes.archive_embedding import embed_archive, load_archive
+from rsvlm.scenes.embedding import embed_scene
 from rsvlm.scenes.mosaics import read_selo
-from rsvlm.scenes.search import read_hit
+from rsvlm.scenes.queries import read_hit
 from rsvlm.scenes.stac import read_stac
+from rsvlm.scenes.window_files import load_scene_embeddings
 
 
 def georeferenced(folder: Path) -> Path:

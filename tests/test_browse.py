@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from browse_case import add_captioner, build_study, open_archive, run_cells
@@ -10,14 +9,13 @@ from PIL import Image
 from test_galleries import SCRIPT, root  # noqa: F401
 
 from rsvlm.data.translations import save_translations
-from rsvlm.kernels import similarity_topk
 from rsvlm.models.features import load_features
 from rsvlm.study import paths
 from rsvlm.study.paths import finished_study
 from rsvlm.viewing import browse
 from rsvlm.viewing.caption_gallery import read_marks
 from rsvlm.viewing.dialogues import dialogue_markdown, export_dialogue, show_answer, start_dialogue
-from rsvlm.viewing.retrieval_gallery import load_index, saved_methods
+from rsvlm.viewing.search_index import saved_methods
 from rsvlm.viewing.widgets import CaptionGallery, DialoguePane, SearchBox
 
 
@@ -43,34 +41,6 @@ def talk_to(widget):
     return ask
 
 
-def test_an_index_finds_what_an_exact_search_finds(study):
-    index, features = load_index("dual_encoder", paths.SEARCH_INDEX), load_features(paths.FEATURES)
-    vector = features.image_embeddings[2:3]
-    scores, rows = similarity_topk(vector, features.image_embeddings, 8)
-    found = index.search(vector, 8)
-    assert [name for name, _ in found] == [features.image_ids[row] for row in rows[0]]
-    np.testing.assert_allclose([score for _, score in found], scores[0], atol=1e-6)
-    test = np.array([int(name[2]) < 4 for name in index.image_ids])
-    assert [name for name, _ in index.search(vector, 9, within=test)] == [name for name, _ in found if int(name[2]) < 4]
-    assert index.search(vector, 3, within=np.zeros(8, bool)) == []
-    with pytest.raises(FileNotFoundError, match="no index of 'ret'.*retrieval_gallery"):
-        load_index("ret", paths.SEARCH_INDEX)
-    (paths.SEARCH_INDEX / "dual_encoder.faiss").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"dual_encoder\.faiss: damaged"):
-        load_index("dual_encoder", paths.SEARCH_INDEX)
-
-
-def test_equal_scores_stand_in_the_order_of_the_images(study):
-    import faiss
-
-    index = load_index("dual_encoder", paths.SEARCH_INDEX)
-    index.faiss_index.reset()
-    index.faiss_index.add(np.tile(np.eye(index.faiss_index.d, dtype=np.float32)[:1], (8, 1)))
-    assert isinstance(index.faiss_index, faiss.IndexFlatIP)
-    found = index.search(np.ones((1, index.faiss_index.d), np.float32), 3)
-    assert [name for name, _ in found] == ["s/0.png", "s/1.png", "s/2.png"]
-
-
 def test_the_combined_index_is_the_weighted_sum(study):
     add_captioner()
     assert saved_methods(paths.SEARCH_INDEX) == ["dual_encoder", "ret", "combined"]
@@ -83,7 +53,8 @@ def test_the_combined_index_is_the_weighted_sum(study):
     text = archive.index("combined").query(browse.query_parts(archive, "a river", archive.index("combined").weights))
     width = load_features(paths.FEATURES).image_embeddings.shape[1]
     for name, score in combined.items():
-        both = archive.index("combined").vector(name)[0] * text[0]  # dual encoder, hubs, neighbours, [RET]
+        index = archive.index("combined")
+        both = index.held.reconstruct(index.row_of[name]) * text[0]  # dual encoder, hubs, neighbours, [RET]
         others = both[width : 2 * width + 2].sum()
         assert both[width : width + 2].sum() != 0  # what the image loses as a hub
         assert score == pytest.approx(0.75 * parts["dual_encoder"][name] + 0.25 * parts["ret"][name] + others, abs=1e-5)

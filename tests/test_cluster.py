@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from cluster_case import hungry, killed_once, scheduler_killed, slow, square, tried
+from cluster_case import hungry, killed_once, one_slow, scheduler_killed, slow, square, tried
 from PIL import Image
 from scene_case import UTM, write_raster
 
@@ -109,6 +109,20 @@ def test_features_are_the_same_bytes_also_where_a_worker_is_killed(encoder, tabl
     assert (tmp_path / "killed").is_file() and same(tmp_path / "alone", tmp_path / "shared")
     assert any("http://127.0.0.1:" in line and line.endswith("/status") for line in lines)
     assert not list(cache_folder().glob("features_*"))
+
+
+def test_a_slow_worker_gets_less_to_do_and_nothing_is_computed_twice(encoder, table, tmp_path, cluster, monkeypatch):
+    """One of two takes many times as long as the other: the map ends, with the bytes of one process."""
+    encode(encoder, table, tmp_path / "alone")
+    cluster.wait_for_workers(2)
+    monkeypatch.setenv(VARIABLE, cluster.scheduler_address)
+    monkeypatch.setattr(feature_shards, "_encode_blocks", one_slow)
+    encode(encoder, table, tmp_path / "shared")
+    assert same(tmp_path / "alone", tmp_path / "shared")
+    computed = [line.split() for line in (tmp_path / "computed").read_text().splitlines()]
+    assert sorted(int(start) for start, _ in computed) == [0, 4, 8, 12, 16, 20]
+    by_slow = [start for start, process in computed if process == os.readlink(tmp_path / "slow")]
+    assert 1 <= len(by_slow) < 3, "it had its shard to end, the other one did the rest"
 
 
 def test_a_poisoned_image_is_named_and_the_rest_is_kept(encoder, table, tmp_path, on_cluster, monkeypatch):

@@ -140,7 +140,7 @@ def test_a_scene_is_searched_in_portuguese(study, capsys, tmp_path):
     assert "read as Portuguese; --language en, if it is English\n" in done.stderr
     loaded = load_languages(study / "models/languages", encoder)
     surface = search_scene(
-        rsvlm.scenes.embedding.load_scene_embeddings(windows), loaded.embed(["um rio ao lado do mar"])[0]
+        rsvlm.scenes.window_files.load_scene_embeddings(windows), loaded.embed(["um rio ao lado do mar"])[0]
     )
     with rasterio.open(tmp_path / "s.tif") as file:
         assert file.tags()["QUERY"] == "um rio ao lado do mar"

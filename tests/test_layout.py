@@ -1,6 +1,7 @@
 """The layout of params.yaml outlives ``dvc exp run -S``: DVC's own functions on all shipped studies, and a whole experiment."""
 
 import difflib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -133,21 +134,20 @@ def test_lists_of_mappings_are_written_whole():
         with_values(OWN, {"b": {"tiles": 3}})
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc.*")
-def test_through_dvc_exp_run_and_apply(tmp_path, monkeypatch):
-    """A stage that restores the layout first, as the stages of a study do, in a repository of DVC's own."""
-    root = tmp_path / "study"
+def toy_repository(root: Path, monkeypatch) -> str:
+    """The parameters of a repository of DVC's with one stage, which restores their layout first as a study's stages do; committed."""
     root.mkdir()
     before = study_text("default")
     (root / "params.yaml").write_text(before)
     (root / "stage.py").write_text(
         "import json, sys\nfrom pathlib import Path\nfrom rsvlm.study.config import read_params\n"
         "from rsvlm.study.layout import restore_layout\n"
-        "file = Path('params.yaml')\nrestore_layout(file)\n"
-        "Path('headline.json').write_text(json.dumps({'epochs': read_params(file)['adapt_encoder']['epochs']}))\n"
+        "file = Path('params.yaml')\nrestore_layout(file)\nvalues = read_params(file)\n"
+        "found = {'epochs': values['adapt_encoder']['epochs'], 'rank': values['finetune_lora']['lora_rank']}\n"
+        "Path('headline.json').write_text(json.dumps(found))\n"
     )
     (root / "dvc.yaml").write_text(
-        f"stages:\n  one:\n    cmd: {sys.executable} stage.py\n    params: [adapt_encoder]\n"
+        f"stages:\n  one:\n    cmd: {sys.executable} stage.py\n    params: [adapt_encoder, finetune_lora]\n"
         "    deps: [stage.py, params.yaml]\n    outs: [headline.json]\nmetrics: [headline.json]\n"
     )
     (root / ".gitignore").write_text("/headline.json\n")
@@ -161,6 +161,13 @@ def test_through_dvc_exp_run_and_apply(tmp_path, monkeypatch):
     dvc("repro")
     git(root, "add", ".")
     git(root, "commit", "-qm", "first")
+    return before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc.*")
+def test_through_dvc_exp_run_and_apply(tmp_path, monkeypatch):
+    root = tmp_path / "study"
+    before = toy_repository(root, monkeypatch)
     dvc("exp", "run", "-n", "seven", "-S", "adapt_encoder.epochs=7")
     epochs = next(line for line in before.splitlines() if line.startswith("  epochs:"))
     wanted = [f"-{epochs}", f"+{epochs.replace('2', '7', 1)}"]
@@ -171,7 +178,7 @@ def test_through_dvc_exp_run_and_apply(tmp_path, monkeypatch):
     assert (root / "params.yaml").read_text() == before
     dvc("exp", "apply", "eight")
     assert changed_lines(before, (root / "params.yaml").read_text()) == [wanted[0], f"+{epochs.replace('2', '8', 1)}"]
-    assert (root / "headline.json").read_text() == '{"epochs": 8}'
+    assert json.loads((root / "headline.json").read_text())["epochs"] == 8
     # an experiment whose stages DVC takes from its cache, up to the one that reads the file whole
     git(root, "checkout", "-q", "params.yaml", "dvc.lock")
     dvc("exp", "run", "-n", "again", "-S", "adapt_encoder.epochs=7")

@@ -22,11 +22,14 @@ from typer.testing import CliRunner
 from rsvlm.cli import app, main
 from rsvlm.data.moments import moment
 from rsvlm.data.rasters.files import SceneError
+from rsvlm.data.rasters.windows import Window
 from rsvlm.models.encoders import DualEncoder, Preprocessing
-from rsvlm.scenes import archive as module
-from rsvlm.scenes.archive import embed_archive, load_archive, open_archive, rank_scenes, search_archive
+from rsvlm.scenes import archive_embedding as module
+from rsvlm.scenes.archive import BAND_NAMES, COLUMNS, open_archive
+from rsvlm.scenes.archive_embedding import embed_archive, load_archive
+from rsvlm.scenes.archive_search import rank_scenes, search_archive
 from rsvlm.scenes.footprints import area_of, footprints, meets, split_at_date_line
-from rsvlm.scenes.search import write_places
+from rsvlm.scenes.places import write_places
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (120, 120, 120)}
 GEOTIFF = pystac.MediaType.GEOTIFF
@@ -264,7 +267,7 @@ def test_an_items_metadata_becomes_columns(tmp_path):
     made.collection_id = "s2"
     frame = open_archive(document(tmp_path / "item.json", made)).scenes
     row = frame.iloc[0]
-    assert list(frame.columns[:8]) == list(module.COLUMNS)
+    assert list(frame.columns[:8]) == list(COLUMNS)
     assert row["scene"] == "one" and row["path"] == str(tmp_path / "images" / "a.tif")
     assert row["date"] == pd.Timestamp("2024-05-31T09:00Z") and row["end_datetime"] == pd.Timestamp(
         "2024-06-02", tz="UTC"
@@ -510,7 +513,7 @@ def test_bands_are_chosen_by_the_items_names(tmp_path):
         assert archive.open("a", bands=["B8", "red", "B03"]).bands == (4, 3, 2)
         assert archive.open("a", bands="sentinel-2").bands == (3, 2, 1)
         assert archive.open("a", bands=[1, 1, 2]).bands == (1, 1, 2)
-        assert archive.scenes[module.BAND_NAMES][0] == "B02 blue; B03 green; B04 red; B08 nir"
+        assert archive.scenes[BAND_NAMES][0] == "B02 blue; B03 green; B04 red; B08 nir"
         with pytest.raises(SceneError, match="violet"):
             archive.open("a", bands=["violet"])
         with pytest.raises(SceneError, match="no preset is called 'sentinel'"):
@@ -812,7 +815,7 @@ def test_searching_tells_what_is_wrong(collection, embedded, tmp_path):
     with pytest.raises(ValueError, match="blank"):
         search_archive(embedded, " ", MeanColour())
     with pytest.raises(ValueError, match="one scene"):
-        search_archive(embedded, module.Window(0, 0, 8, 8), MeanColour())
+        search_archive(embedded, Window(0, 0, 8, 8), MeanColour())
     with pytest.raises(ValueError, match="encoder"):
         search_archive(embedded, "red", MeanColour(shift=1.0))
     with pytest.raises(FileNotFoundError, match="rsvlm scene embed"):

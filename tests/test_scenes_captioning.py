@@ -25,7 +25,7 @@ from rsvlm.models.neighbours import Memory, training_memory
 from rsvlm.models.zoo import load_encoder
 from rsvlm.scenes import captioning
 from rsvlm.scenes.captioning import caption_scene, group_captions, say_place
-from rsvlm.scenes.search import write_places
+from rsvlm.scenes.places import write_places
 from rsvlm.settings import Generation
 
 torch.set_num_threads(1)

@@ -19,8 +19,10 @@ from scene_case import TURNED, UTM, ColourEncoder, green_with_red, write_raster
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
-from rsvlm.scenes import embedding
-from rsvlm.scenes.embedding import count_windows, embed_scene, load_scene_embeddings, plan_windows
+from rsvlm.scenes import embedding, window_files
+from rsvlm.scenes.embedding import embed_scene
+from rsvlm.scenes.window_files import load_scene_embeddings
+from rsvlm.scenes.window_plans import count_windows, plan_windows, share_within
 
 TESTS = Path(__file__).parent
 
@@ -216,7 +218,7 @@ def test_share_of_an_array_is_exact():
     fine = np.kron(mask, np.ones((400, 700), bool)).reshape(40, 70, 70, 130).mean((1, 3))  # of each pixel
     rows = np.array([[0, left, top, 9, 11] for left, top in zip(draw.integers(0, 61, 50), draw.integers(0, 29, 50))])
     truth = [fine[top : top + 11, left : left + 9].mean() for _, left, top, *_ in rows]
-    assert np.allclose(embedding._share_within(rows, mask, Scene), truth, atol=1e-8)
+    assert np.allclose(share_within(rows, mask, Scene), truth, atol=1e-8)
 
 
 def test_large_windows_are_read_no_finer_than_needed(red_square, tmp_path, monkeypatch):
@@ -366,10 +368,11 @@ def test_a_file_told_from_a_root_has_the_same_bytes_wherever_that_lies(red_squar
 
 
 def test_rows_are_written_and_read_by_groups(encoder, red_square, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "BLOCK", 16)
+    for module in (embedding, window_files):
+        monkeypatch.setattr(module, "BLOCK", 16)
     with open_scene(red_square) as scene:
         whole = embed_scene(encoder, scene, tmp_path / "a.parquet", sizes=(16,))
-        monkeypatch.setattr(embedding, "A_GROUP", 40)
+        monkeypatch.setattr(window_files, "A_GROUP", 40)
         parts = embed_scene(encoder, scene, tmp_path / "b.parquet", sizes=(16,))
     assert parquet.read_metadata(tmp_path / "b.parquet").num_row_groups == -(-len(whole) // 32)
     assert np.array_equal(whole.vectors, parts.vectors) and whole.table.equals(parts.table)

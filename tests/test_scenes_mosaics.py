@@ -12,7 +12,6 @@ from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
 from rsvlm.models.encoders import DualEncoder, Preprocessing
 from rsvlm.scenes import needles as needles_module
-from rsvlm.scenes.embedding import plan_windows
 from rsvlm.scenes.mosaics import (
     SYNTHETIC,
     MosaicError,
@@ -38,6 +37,7 @@ from rsvlm.scenes.needles import (
     search_selo,
     window_side,
 )
+from rsvlm.scenes.window_plans import plan_windows
 from rsvlm.scoring.localisation import compare_needles, judge_map, judge_maps, judge_searches, score_needles
 from rsvlm.viewing.mosaic_figures import (
     cost_table,

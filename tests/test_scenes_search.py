@@ -19,18 +19,11 @@ from rsvlm import cli
 from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
 from rsvlm.models.queries import Without
-from rsvlm.scenes import search
-from rsvlm.scenes.embedding import embed_scene, place_windows
-from rsvlm.scenes.search import (
-    add_centres,
-    choose_threshold,
-    find_peaks,
-    outline,
-    search_scene,
-    to_degrees,
-    write_places,
-    write_surface,
-)
+from rsvlm.scenes import places, queries, search
+from rsvlm.scenes.embedding import embed_scene
+from rsvlm.scenes.places import add_centres, to_degrees, write_places
+from rsvlm.scenes.search import choose_threshold, find_peaks, outline, search_scene, write_surface
+from rsvlm.scenes.window_files import place_windows
 
 SQUARE = (96, 32, 32, 32)
 
@@ -166,10 +159,12 @@ def test_an_earlier_hit_is_looked_for(found, tmp_path):
     write_places(hits, tmp_path / "a.parquet")
     add_centres(hits).to_csv(tmp_path / "a.csv", index=False)
     for name in ("a.geojson", "a.parquet", "a.csv"):
-        hit = search.read_hit(tmp_path / name, 2)
-        assert search.nearest_window(found.embeddings, hit) == Window(*hits[["left", "top", "width", "height"]].iloc[1])
+        hit = queries.read_hit(tmp_path / name, 2)
+        assert queries.nearest_window(found.embeddings, hit) == Window(
+            *hits[["left", "top", "width", "height"]].iloc[1]
+        )
         with pytest.raises(ValueError, match=f"{name}: no hit has the rank 4; it has 3"):
-            search.read_hit(tmp_path / name, 4)
+            queries.read_hit(tmp_path / name, 4)
     (tmp_path / "b.geojson").write_text("{}")
     for file, why in (
         ("b.geojson", "no file of hits"),
@@ -177,7 +172,7 @@ def test_an_earlier_hit_is_looked_for(found, tmp_path):
         ("scene.tif", "hits are read from"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=f"{file}: {why}"):
-            search.read_hit(tmp_path / file, 1)
+            queries.read_hit(tmp_path / file, 1)
     with pytest.raises(ValueError, match="a hit in the scene 'other', and the embeddings are of 'scene'"):
         search_scene(found.embeddings, dict(hits.iloc[1], scene="other"))
     with pytest.raises(ValueError, match="a row of hits with left, top, width, height is needed"):
@@ -198,13 +193,13 @@ def test_a_raster_is_looked_for_as_the_windows_of_the_scene_show_it(tmp_path):
     surface = search_scene(made, chip, ColourEncoder())
     peak = find_peaks(surface, 1)
     assert peak[["left", "top"]].iloc[0].tolist() == [32, 16] and peak["score"][0] == pytest.approx(1, abs=1e-6)
-    assert surface.query == "chip.tif" and search.read_as_scene(chip)
+    assert surface.query == "chip.tif" and queries.read_as_scene(chip)
     few = write_raster(tmp_path / "few.tif", bands[:2, :16, :16])
     with pytest.raises(ValueError, match="few.tif: there is no band 3; .* read as the scene was, with bands 3, 2, 1"):
         search_scene(made, few, ColourEncoder())
     picture = write_raster(tmp_path / "picture.tif", np.full((3, 9, 9), 90, np.uint8), photometric="RGB")
     Image.fromarray(np.full((9, 9, 3), 90, np.uint8)).save(tmp_path / "picture.png")
-    assert not search.read_as_scene(picture) and not search.read_as_scene(tmp_path / "picture.png")
+    assert not queries.read_as_scene(picture) and not queries.read_as_scene(tmp_path / "picture.png")
     one, other = search_scene(made, [picture, tmp_path / "picture.png"], ColourEncoder())
     assert np.array_equal(one.values, other.values)
 
@@ -336,7 +331,7 @@ def test_places_as_geojson_lie_right_to_a_pixel(found, tmp_path):
     told = json.loads((tmp_path / "a.geojson").read_text(encoding="utf-8"))
     assert "crs" not in told
     if peaks.crs is None:
-        assert set(read["coordinates"]) == {search.IN_PIXELS}
+        assert set(read["coordinates"]) == {places.IN_PIXELS}
         assert read.geometry.iloc[0].equals(shapely.box(96, 32, 128, 64))
         return
     assert read.crs.to_epsg() == 4326 and "coordinates" not in read

@@ -15,6 +15,7 @@ from rsvlm.cli.options import (
     Example,
     Heads,
     Keep,
+    Kind,
     Language,
     LeftOut,
     Unreadable,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from rsvlm.data.rasters.scene import Scene
     from rsvlm.models.encoders import DualEncoder
     from rsvlm.scenes.archive import SceneArchive
-    from rsvlm.scenes.embedding import SceneEmbeddings
+    from rsvlm.scenes.window_files import SceneEmbeddings
 
 scene = typer.Typer(
     no_args_is_help=True, help="Scenes: georeferenced images of any size, captioned, and searched by text or picture."
@@ -153,6 +154,12 @@ def embed_a_scene(
     asset: Asset = None,
     missing: Skip = Missing.stop,
     unreadable: Keep = Unreadable.stop,
+    tier: Annotated[
+        Kind | None,
+        typer.Option(
+            help="Of an archive: faiss or lancedb keep all windows in a tier that is searched without reading every file."
+        ),
+    ] = None,
     bbox: Box = None,
     start: Start = None,
     end: End = None,
@@ -173,19 +180,22 @@ def embed_a_scene(
     how |= {"precision": precision, "batch_size": batch_size}
     filters = _filters(bbox, start, end, cloud_cover_below, where)
     if path.is_dir() or path.suffix.lower() in (".json", ".geojson"):
-        from rsvlm.scenes.archive import embed_archive, open_archive
+        from rsvlm.scenes.archive import open_archive
+        from rsvlm.scenes.archive_embedding import embed_archive
 
         if out.suffix == ".parquet":
             raise ValueError(f"{out}: the embeddings of an archive are a folder of files; give a folder's name")
         check_settings(**how)
         found = _tell(open_archive(path, asset=asset, missing=missing.value).filter(**filters))
         model = load_encoder(encoder, choose_device(device))
-        done = embed_archive(model, found, out, unreadable=unreadable.value, log=_log, **look, **how)
+        done = embed_archive(model, found, out, unreadable=unreadable.value, tier=tier, log=_log, **look, **how)
         left = f", {len(done.skipped)} could not be embedded" if done.skipped else ""
         typer.echo(f"{done.scenes['windows'].sum()} windows of {len(done)} scenes in {out}{left}", err=True)
         return
-    if filters or asset is not None:
-        raise ValueError(f"{path}: one scene, so there is nothing to choose from; --asset and filters are for archives")
+    if filters or asset is not None or tier is not None:
+        raise ValueError(
+            f"{path}: one scene, so there is nothing to choose from; --asset, --tier and filters are for archives"
+        )
     check_place(out)
     check_settings(**how)
     with open_scene(path, **look) as opened:
@@ -245,31 +255,34 @@ def search_a_scene(
     """
     if outlines is not None and threshold is None:
         raise ValueError("--outlines: polygons are of what reaches --threshold; give that too")
-    from rsvlm.scenes import search as search_module
+    from rsvlm.scenes.places import PLACES, RASTERS, add_centres, check_ending, write_places
+    from rsvlm.scenes.queries import nearest_window, read_as_scene
+    from rsvlm.scenes.search import find_peaks, outline, search_scene, write_surface
 
     for file, endings in (
-        (out, search_module.PLACES),
-        (outlines, search_module.PLACES),
-        (surface, search_module.RASTERS),
+        (out, PLACES),
+        (outlines, PLACES),
+        (surface, RASTERS),
     ):
         if file is not None:
-            search_module.check_ending(file, endings)
+            check_ending(file, endings)
             check_place(file)
     check_ways({"a text": query, "--image": image, "--window": window}, language, languages)
     if query is not None and Path(query).is_file():
         typer.echo(f"{query}: taken as words; it is a file, too: --image FILE looks for what is like it", err=True)
-    if image is not None and search_module.read_as_scene(image):
+    if image is not None and read_as_scene(image):
         typer.echo(f"{image}: read as the scene was, the same bands and stretch", err=True)
     wanted = _window(window) if window is not None else image if query is None else query
     filters = _filters(bbox, start, end, cloud_cover_below, where)
-    from rsvlm.scenes.embedding import load_scene_embeddings
+    from rsvlm.scenes.window_files import load_scene_embeddings
 
     if embeddings.is_dir():
         if surface is not None or outlines is not None or threshold is not None:
             raise ValueError(
                 f"{embeddings}: an archive; --surface, --outlines and --threshold are for one scene: give one of its files"
             )
-        from rsvlm.scenes.archive import load_archive, rank_scenes, search_archive
+        from rsvlm.scenes.archive_embedding import load_archive
+        from rsvlm.scenes.archive_search import rank_scenes, search_archive
 
         archive = _tell(load_archive(embeddings))
         if len(archive):
@@ -280,7 +293,7 @@ def search_a_scene(
         else:
             places = search_archive(archive, wanted, encoder, k=k, **filters)
         if out is not None:
-            search_module.write_places(places, out)
+            write_places(places, out)
             typer.echo(f"{len(places)} places in {out}", err=True)
         else:
             write(places.drop(columns=places.geometry.name), None)
@@ -290,22 +303,22 @@ def search_a_scene(
     loaded = load_scene_embeddings(embeddings)
     example = wanted
     wanted, encoder = _read_scene_query(wanted, query, without, loaded, encoder, language, languages)
-    found = search_module.search_scene(loaded, wanted, encoder)
+    found = search_scene(loaded, wanted, encoder)
     if query is not None:  # the words, also where their vector was looked for
         found = replace(found, query=query if without is None else f"{query} without {without}")
     if window is not None:
-        stands = ",".join(map(str, search_module.nearest_window(loaded, example)))
+        stands = ",".join(map(str, nearest_window(loaded, example)))
         typer.echo(f"looked for: what is like the embedded window {stands}", err=True)
-    places = search_module.find_peaks(found, k, threshold=threshold)
+    places = find_peaks(found, k, threshold=threshold)
     if surface is not None:
-        search_module.write_surface(found, surface)
+        write_surface(found, surface)
     if outlines is not None:
-        search_module.write_places(search_module.outline(found, threshold), outlines)
+        write_places(outline(found, threshold), outlines)
     if out is not None:
-        search_module.write_places(places, out)
+        write_places(places, out)
         typer.echo(f"{len(places)} places in {out}", err=True)
     else:
-        write(search_module.add_centres(places), None)
+        write(add_centres(places), None)
 
 
 @scene.command("caption")
@@ -338,10 +351,10 @@ def caption_a_scene(
 
     The folder of --out is made where it is missing.
     """
-    from rsvlm.scenes import search as search_module
+    from rsvlm.scenes.places import PLACES, check_ending, write_places
 
     if out is not None:
-        search_module.check_ending(out, search_module.PLACES)
+        check_ending(out, PLACES)
         check_place(out)
     from rsvlm.data.rasters.scene import open_scene
     from rsvlm.models.inference import load_captioner
@@ -361,7 +374,7 @@ def caption_a_scene(
     left_out = f", {said.skipped} left out (nodata)" if said.skipped else ""
     typer.echo(f"{len(said.windows)} windows{left_out}; as one small picture: {said.overview}", err=True)
     if out is not None:
-        search_module.write_places(said.places(), out)
+        write_places(said.places(), out)
 
 
 def _read_scene_query(
@@ -390,7 +403,7 @@ def _read_scene_query(
 def _window(text: str) -> object:
     """What ``search_scene`` takes of COL,ROW,WIDTH,HEIGHT or HITS:RANK: a Window, or a hit."""
     from rsvlm.data.rasters.windows import Window
-    from rsvlm.scenes.search import read_hit
+    from rsvlm.scenes.queries import read_hit
 
     if re.fullmatch(r"\s*\d+(\s*,\s*\d+){3}\s*", text):
         return Window(*map(int, text.split(",")))

@@ -29,6 +29,7 @@ from rsvlm.models.loading import (
     choose_device,
     choose_dtype,
     first_line,
+    four_bits,
     load_pretrained,
     load_tokenizer,
     read_weights,
@@ -56,6 +57,7 @@ def build_capret(
     use_grid: bool = True,
     device: str = "auto",
     dtype: str = "auto",
+    four_bit: bool = False,
     seed: int = 0,
     **shape: object,
 ) -> CapRet:
@@ -66,6 +68,7 @@ def build_capret(
         training_rows: rows of ``features`` whose mean and standard deviation standardise all features: training images only.
         use_grid: whether grid cells become visual tokens (where the features have them).
         dtype: of the frozen language model; what trains is float32.
+        four_bit: as ``load_language_model`` takes it.
         shape: more fields of CapRetSettings, such as lora_rank.
     """
     if len(training_rows) == 0:
@@ -73,7 +76,7 @@ def build_capret(
     chosen = choose_device(device)
     cells = features.grid.shape[2] if use_grid and features.grid is not None else 0
     settings = CapRetSettings(feature_dim=features.pooled.shape[-1], grid_cells=cells, **shape)
-    model, tokenizer = load_language_model(language_model, device=str(chosen), dtype=dtype)
+    model, tokenizer = load_language_model(language_model, device=str(chosen), dtype=dtype, four_bit=four_bit)
     fingerprint = fingerprint_language_model(model, tokenizer)
     captioner = CapRet(model, tokenizer, settings, seed=seed)
     rows = training_rows[:: -(-len(training_rows) // STATISTICS_ROWS)]
@@ -90,7 +93,7 @@ def build_capret(
         "dtype": str(model.dtype).removeprefix("torch."),
         "settings": settings.model_dump(),
         "encoder_fingerprint": features.meta.get("encoder_fingerprint"),
-    }
+    } | ({"four_bit": True} if four_bit else {})
     return captioner
 
 
@@ -147,9 +150,12 @@ def load_capret(
             f"{folder}: trained on features of the encoder {str(known_encoder)[:12]}, but these are of "
             f"{str(features.meta.get('encoder_fingerprint'))[:12]}: {remedy}, or encode the images with the former"
         )
-    model, tokenizer = load_language_model(name, device=str(choose_device(device)), dtype=dtype or config["dtype"])
+    how = {"dtype": dtype or config["dtype"], "four_bit": config.get("four_bit", False)}
+    model, tokenizer = load_language_model(name, device=str(choose_device(device)), **how)
     found = fingerprint_language_model(model, tokenizer)
-    if found != wanted:
+    if (
+        found != wanted and not how["four_bit"]
+    ):  # how weights are rounded to 4 bits is the library's and the GPU's affair
         raise ValueError(
             f"{folder}: trained over the language model {name} with fingerprint {wanted[:12]}, but {name} here has "
             f"{found[:12]}: install the same version of it, or {remedy}"
@@ -159,7 +165,7 @@ def load_capret(
     check_names(captioner.trained_state(), state, folder / WEIGHTS, remedy)
     captioner.load_trained_state(state)
     captioner.config = config
-    if merge and model.dtype == torch.float32:
+    if merge and model.dtype == torch.float32 and not how["four_bit"]:
         merge_adapters(model)
     return captioner.eval()
 
@@ -173,34 +179,39 @@ def merge_adapters(language_model: nn.Module) -> None:
             module.merge()
 
 
-def load_language_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> tuple[nn.Module, object]:
+def load_language_model(
+    name: str, *, device: str = "cpu", dtype: str = "float32", four_bit: bool = False
+) -> tuple[nn.Module, object]:
     """(model, tokenizer): a causal language model in evaluation mode with frozen weights, and its tokenizer.
 
     Args:
         name: see the module's text.
         device: "cpu", "cuda", ...
         dtype: "float32", "bfloat16", "float16" or "auto" (see ``choose_dtype``).
+        four_bit: its linear layers in 4 bits, computed with and the rest kept in bfloat16 whatever ``dtype`` says; a GPU alone.
 
     Raises:
+        ModuleNotFoundError: bitsandbytes, which ``four_bit`` needs, is not installed.
         FileNotFoundError: the package, folder or hub name cannot be found here; says what to put where.
         ValueError: a folder without tokenizer, weights that are not whole (see ``rsvlm.models.loading``), an unknown
-            ``packaged:`` name or dtype.
+            ``packaged:`` name or dtype, or ``four_bit`` without a GPU.
     """
-    weights_dtype = choose_dtype(dtype, device)
+    weights_dtype = torch.bfloat16 if four_bit else choose_dtype(dtype, device)
+    more = four_bits(f"language_model {name}", torch.device(device), weights_dtype) if four_bit else {}
     if name == SMOLLM2:
         folder = _unpack_smollm2()
-        return _load(folder, device, weights_dtype, remedy=f"delete {folder}, it is unpacked again")
+        return _load(folder, device, weights_dtype, remedy=f"delete {folder}, it is unpacked again", **more)
     if name == RANDOM_LLAMA:
         with tempfile.TemporaryDirectory() as folder:
-            return _load(make_tiny_llama(Path(folder) / "llama"), device, weights_dtype)
+            return _load(make_tiny_llama(Path(folder) / "llama"), device, weights_dtype, **more)
     if name.startswith(("packaged:", "random:")):
         raise ValueError(f"language_model {name!r} is unknown: {SMOLLM2!r}, {RANDOM_LLAMA!r}, a folder or a hub name")
     folder = Path(name).expanduser()
     if folder.is_dir():
         _check_folder(folder)
-        return _load(folder, device, weights_dtype)
+        return _load(folder, device, weights_dtype, **more)
     try:
-        return _load(name, device, weights_dtype)
+        return _load(name, device, weights_dtype, **more)
     except OSError as error:
         raise FileNotFoundError(
             f"language_model {name!r} is no folder here ({folder.absolute()}) and could not be had from the "
@@ -224,7 +235,9 @@ def fingerprint_language_model(model: nn.Module, tokenizer: object) -> str:
     return digest.hexdigest()
 
 
-def _load(source: Path | str, device: str, dtype: torch.dtype, remedy: str = REMEDY) -> tuple[nn.Module, object]:
+def _load(
+    source: Path | str, device: str, dtype: torch.dtype, remedy: str = REMEDY, **more: object
+) -> tuple[nn.Module, object]:
     from transformers import AutoModelForCausalLM
 
     what = f"language_model {source}"
@@ -233,8 +246,12 @@ def _load(source: Path | str, device: str, dtype: torch.dtype, remedy: str = REM
         raise ValueError(
             f"{source}: the tokenizer has no end-of-text token; set eos_token in its tokenizer_config.json"
         )
-    model = load_pretrained(AutoModelForCausalLM, source, what, remedy=remedy, dtype=dtype)
-    return model.to(device).eval().requires_grad_(False), tokenizer
+    model = load_pretrained(AutoModelForCausalLM, source, what, remedy=remedy, dtype=dtype, **more)
+    if not more:  # weights in 4 bits are on their device
+        model = model.to(device)
+    # Of peft's prepare_model_for_kbit_training nothing is left to do: weights are frozen here, inputs have gradients from the
+    # projections, chunks do for checkpoints; its norms in float32 would make all activations float32.
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def _check_folder(folder: Path) -> None:

@@ -23,6 +23,7 @@ from rsvlm.models.tiers import (
     TRIES,
     TUNED_FOR,
     VECTORS,
+    Block,
     Hits,
     alone,
     batches,
@@ -44,7 +45,6 @@ FLAT = 50_000  # images up to which all are looked at; so are as many that a fil
 LINKS = 32  # of a node of HNSW
 A_CENTRE = 64  # images that a centre of IVF is learnt from
 SCAN = 65_536  # rows
-Block = tuple[list[str], np.ndarray, pd.DataFrame | None]
 
 
 def write_index(index: object, path: Path) -> None:

@@ -22,6 +22,7 @@ from rsvlm.models.image_filters import Where, facts_of
 from rsvlm.models.lance_tier import LanceTier
 from rsvlm.models.pictures import Picture, list_images, read_blocks, read_picture
 from rsvlm.models.queries import Without, encode_parts, unit_vector
+from rsvlm.models.tier_folders import read_tier
 from rsvlm.models.tiers import CONFIG, DAMAGED, RECALL, TIERS, ExactTier, Tier
 from rsvlm.models.zoo import find_encoder
 from rsvlm.progress import log_line
@@ -302,14 +303,9 @@ def load_index(
         name, wanted, capitalise, views = (
             config[key] for key in ("encoder", "encoder_fingerprint", "capitalise", "views")
         )
-        kind = config.get("tier", ExactTier.kind)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: the index is damaged ({error}); {DAMAGED}") from error
-    if kind not in TIERS:
-        raise ValueError(f"{folder / CONFIG}: 'tier' is {kind!r}, none of {', '.join(TIERS)}; {DAMAGED}")
     encoder = find_encoder(
         folder, encoder or (languages.encoder if languages else None), wanted, device, made_with=name
     )
-    read = {"exact": ExactTier.read, "faiss": FaissTier, "lancedb": LanceTier}[kind]
-    tier = read(folder, encoder.embedding_dim)
-    return ImageIndex(tier, encoder, capitalise, views, languages)
+    return ImageIndex(read_tier(folder, encoder.embedding_dim), encoder, capitalise, views, languages)

@@ -6,7 +6,7 @@ at all, so that what ``add`` has returned from outlives a kill, also one while t
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from rsvlm.models.tiers import (
     RECALL,
     TRIES,
     TUNED_FOR,
+    Block,
     Hits,
     alone,
     cheapest,
@@ -107,19 +108,9 @@ class LanceTier:
 
     def add(self, names: list[str], vectors: np.ndarray, facts: pd.DataFrame | None = None) -> None:
         """As ``Tier.add``; one version of the table."""
-        import pyarrow as pa
-
         if not names:
             return
-        flat = pa.array(np.ascontiguousarray(vectors, np.float16).reshape(-1))
-        known = pa.Table.from_pandas(whole_facts(facts, len(names)), preserve_index=False)
-        columns = [names, *(known[name] for name in COLUMNS), pa.FixedSizeListArray.from_arrays(flat, self.width)]
-        schema = _schema(self.width)
-        columns = [
-            column.cast(field.type) if isinstance(column, pa.ChunkedArray) else column
-            for field, column in zip(schema, columns)
-        ]
-        rows = pa.table(columns, schema=schema)
+        rows = self._rows(names, vectors, facts)
         with alone(self.folder):
             self.table.checkout_latest()
             if self.there(names):
@@ -127,6 +118,14 @@ class LanceTier:
                 merge.execute(rows)
             else:
                 self.table.add(rows)
+
+    def replace_source(self, source: str, blocks: Iterable[Block]) -> None:
+        """Take images in the place of all of a source; none of their names is another source's, which is not looked up."""
+        with alone(self.folder):
+            self.table.checkout_latest()
+            self.table.delete(f"source = {sql_text(source)}")
+            for block in blocks:
+                self.table.add(self._rows(*block))
 
     def remove(self, names: list[str]) -> None:
         """As ``Tier.remove``."""
@@ -160,6 +159,20 @@ class LanceTier:
         """All of them (n, D) float16, block by block, in the table's order."""
         for batch in self.table.search().select(["vector"]).to_batches(SCAN):
             yield _vectors(batch)
+
+    def _rows(self, names: list[str], vectors: np.ndarray, facts: pd.DataFrame | None):
+        """A table of Arrow."""
+        import pyarrow as pa
+
+        flat = pa.array(np.ascontiguousarray(vectors, np.float16).reshape(-1))
+        known = pa.Table.from_pandas(whole_facts(facts, len(names)), preserve_index=False)
+        columns = [names, *(known[name] for name in COLUMNS), pa.FixedSizeListArray.from_arrays(flat, self.width)]
+        schema = _schema(self.width)
+        columns = [
+            column.cast(field.type) if isinstance(column, pa.ChunkedArray) else column
+            for field, column in zip(schema, columns)
+        ]
+        return pa.table(columns, schema=schema)
 
     def _check(self, settings: object) -> None:
         wanted = {"trained_on", "recall_wanted", "nprobes", "refine"}

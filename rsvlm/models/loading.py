@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rsvlm.extras import PACKAGES
+from rsvlm.extras import PACKAGES, import_extra
 from rsvlm.files import fingerprint_file, read_json
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -235,6 +235,26 @@ def load_pretrained(
     if bad:
         raise ValueError(f"{what}: {_find_in_files(source, bad, model.dtype, remedy)}")
     return model
+
+
+def four_bits(what: str, device: torch.device, dtype: torch.dtype) -> dict:
+    """Options of ``load_pretrained`` for linear layers in 4 bits: NF4 with double quantisation (Dettmers et al. 2023, QLoRA).
+
+    Args:
+        what: whose they are, for an error.
+        dtype: what is computed in, and what the other weights are in.
+
+    Raises:
+        ModuleNotFoundError: bitsandbytes is not installed.
+        ValueError: the device is no CUDA GPU.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"{what}: four_bit needs a CUDA GPU, and this is {device}; set it to false")
+    import_extra("bitsandbytes", f"{what}: four_bit", "set it to false")
+    from transformers import BitsAndBytesConfig
+
+    how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **how), "device_map": {"": device}}
 
 
 def load_tokenizer(source: Path | str, what: str, **options) -> object:

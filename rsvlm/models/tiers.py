@@ -26,6 +26,7 @@ TUNED_FOR = 10  # images a query
 RECALL = 0.95  # share of the nearest that a search finds, unless something else is asked for
 TRIES = 100  # queries that a setting is measured with
 Hits = list[list[tuple[str, float]]]  # a query's (name, cosine), best first
+Block = tuple[list[str], np.ndarray, pd.DataFrame | None]  # names, vectors (n, D) and facts of some images
 
 
 class Tier(Protocol):

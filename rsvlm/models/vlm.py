@@ -17,7 +17,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from rsvlm.models.loading import (
     choose_dtype,
     fingerprint_tensors,
     first_line,
+    four_bits,
     is_code_permitted,
     load_config,
     load_pretrained,
@@ -128,7 +128,8 @@ def load_vlm(settings: VlmSettings, device: str = "auto", *, adapter: str | Path
     name, what, chosen = settings.captioner, f"captioner {settings.captioner}", choose_device(device)
     source = {"revision": settings.revision} if settings.revision else {}
     dtype = choose_dtype(settings.dtype, str(chosen))
-    options = {"dtype": dtype, "device_map": settings.device_map} | _quantization(settings, what, chosen, dtype)
+    options = four_bits(what, chosen, dtype) if settings.four_bit else {}
+    options |= {"dtype": dtype, "device_map": settings.device_map or options.get("device_map")}
     _check_folder(name, what)
     try:
         source["trust_remote_code"] = is_code_permitted(name, settings.revision, settings.remote_code, what)
@@ -315,17 +316,3 @@ def _check_folder(name: str, what: str) -> None:
             raise ValueError(
                 f"{what}: no {part} ({' or '.join(files)}) in the folder: copy it from where the weights come from"
             )
-
-
-def _quantization(settings: VlmSettings, what: str, device: torch.device, dtype: torch.dtype) -> dict:
-    """Arguments for weights in 4 bits (Dettmers et al. 2023, QLoRA's NF4), where they are asked for."""
-    if not settings.four_bit:
-        return {}
-    if device.type != "cuda":
-        raise ValueError(f"{what}: four_bit needs a CUDA GPU, and this is {device}; set it to false")
-    if find_spec("bitsandbytes") is None:
-        raise ModuleNotFoundError(f"{what}: four_bit needs bitsandbytes: python -m pip install bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    return {"quantization_config": how, "device_map": settings.device_map or {"": device}}

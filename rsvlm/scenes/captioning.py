@@ -29,7 +29,7 @@ from rsvlm.data.rasters.windows import Window
 from rsvlm.models.inference import Captioner, caption_pictures
 from rsvlm.models.neighbours import Memory
 from rsvlm.models.prompts import as_sentence
-from rsvlm.scenes.embedding import count_windows, plan_windows
+from rsvlm.scenes.window_plans import count_windows, plan_windows
 
 if TYPE_CHECKING:
     import geopandas
@@ -70,7 +70,7 @@ class SceneCaption:
     skipped: int
 
     def places(self) -> "geopandas.GeoDataFrame":
-        """All of it in one table, for ``rsvlm.scenes.search.write_places``.
+        """All of it in one table, for ``rsvlm.scenes.places.write_places``.
 
         Column ``kind``: scene (the text), overview, sentence or window; ``number`` counts each kind from 0, ``sentence``
         is the one that a window belongs to, ``windows`` lists a sentence's.

@@ -19,17 +19,11 @@ from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.encoding import encode_texts
 from rsvlm.models.features import Features
 from rsvlm.safe_text import write_csv
-from rsvlm.scenes.embedding import NoWindow, SceneEmbeddings, embed_scene
+from rsvlm.scenes.embedding import NoWindow, embed_scene
 from rsvlm.scenes.globe import LAND_SHARE, class_texts, describe_windows, land_of, make_globe
-from rsvlm.scenes.search import (
-    Surface,
-    choose_threshold,
-    find_peaks,
-    outline,
-    search_scene,
-    write_places,
-    write_surface,
-)
+from rsvlm.scenes.places import write_places
+from rsvlm.scenes.search import Surface, choose_threshold, find_peaks, outline, search_scene, write_surface
+from rsvlm.scenes.window_files import SceneEmbeddings
 from rsvlm.scoring.land_truth import MEASURES, colour_scores, neighbour_scores, score_ranking
 
 if TYPE_CHECKING:

@@ -29,9 +29,11 @@ from rsvlm.models.encoding import encode_texts
 from rsvlm.models.inference import Captioner, caption
 from rsvlm.models.loading import choose_precision
 from rsvlm.progress import progress
-from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings, plan_windows
+from rsvlm.scenes.embedding import embed_scene
 from rsvlm.scenes.mosaics import Mosaic, MosaicError, SeloCase, cell_side, overview, paint, write_mosaic
 from rsvlm.scenes.search import Surface, find_peaks, search_scene
+from rsvlm.scenes.window_files import SceneEmbeddings, load_scene_embeddings
+from rsvlm.scenes.window_plans import plan_windows
 
 METHODS = ("squash", "tiles", "overlap", "pyramid")
 OVERLAP = 0.5

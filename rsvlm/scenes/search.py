@@ -1,9 +1,8 @@
 """Where in a scene a text, a picture or another window is found: a surface of similarity, its peaks and its outlines.
 
-``scenes.embedding`` makes what is searched. Places go out as GeoJSON, GeoParquet and GeoTIFF.
+``scenes.embedding`` makes what is searched. A surface goes out as GeoTIFF; ``scenes.places`` writes what was found in it.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,40 +11,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
-from PIL import Image
 from pyproj import Geod, Transformer
-from pyproj.exceptions import ProjError
 from rasterio import Affine, features
 from rasterio.crs import CRS
 
-from rsvlm.data.rasters.files import SceneError
-from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
 from rsvlm.data.rasters.writing import new_raster
-from rsvlm.files import read_json, whole_file, write_text
 from rsvlm.models.encoders import DualEncoder
-from rsvlm.models.encoding import encode_texts
-from rsvlm.models.features import encode_pictures
-from rsvlm.models.pictures import read_picture
-from rsvlm.models.queries import Without, encode_parts, unit_vector
-from rsvlm.models.zoo import find_encoder
-from rsvlm.safe_text import check_query, read_csv
-from rsvlm.scenes.embedding import GRID, SceneEmbeddings, reading_size
-from rsvlm.scenes.footprints import footprints
+from rsvlm.scenes.places import RASTERS, check_ending, on_earth
+from rsvlm.scenes.queries import Query, encode_queries, query_name
+from rsvlm.scenes.window_files import GRID, SceneEmbeddings
 
 if TYPE_CHECKING:
     import geopandas
-    import pandas as pd
 
 MOST_CELLS = 16_000_000  # of a surface whose cells nobody chose
 STRIP = 4_000_000  # cells computed at a time
 MOSTLY = 0.5  # share of a window that has data, for it to be a place that is found
-DIGITS = 9  # decimals of a degree in GeoJSON: a tenth of a millimetre
-PLACES, RASTERS = (".geojson", ".json", ".parquet"), (".tif", ".tiff")  # endings of the files that are written
-IN_PIXELS = "pixels of the scene: column, row"
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # files that are pictures, however many bits they have
-HITS = (".geojson", ".json", ".parquet", ".csv")  # of files that a hit is read from
-Query = str | Path | Image.Image | np.ndarray | Window | Without  # or the row of a hit, a pandas Series
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +94,7 @@ def search_scene(
         raise ValueError(f"cell: a whole number of pixels from 1 is needed; got {cell}")
     scores = (embeddings.vectors @ vectors.T).T.astype(np.float32, order="C")
     values = _spread(embeddings, scores, int(cell))
-    names = [_name(one) for one in queries]
+    names = [query_name(one) for one in queries]
     made = [Surface(*parts, embeddings, name) for *parts, name in zip(values, [int(cell)] * len(names), scores, names)]
     return made if several else made[0]
 
@@ -249,225 +231,6 @@ def write_surface(surface: Surface, path: Path | str) -> None:
         file.update_tags(QUERY=surface.query, SCENE=surface.embeddings.meta["scene"]["name"])
 
 
-def write_places(frame: "geopandas.GeoDataFrame", path: Path | str) -> None:
-    """Places as .geojson (RFC 7946: longitude and latitude of WGS 84) or as .parquet (GeoParquet in their own CRS).
-
-    In GeoJSON edges of a projected CRS are given by several points, and what lies over the date line or a pole is cut
-    there. Without a CRS the coordinates are pixels, and a property ``coordinates`` of each place says so.
-
-    Raises:
-        ValueError: another ending.
-    """
-    path = check_ending(path, PLACES)
-    if path.suffix.lower() == ".parquet":
-        with whole_file(path) as scratch:
-            frame.to_parquet(scratch, index=False)
-        return
-    shapes = to_degrees(frame)
-    table = frame.drop(columns=frame.geometry.name)
-    if frame.crs is None:
-        table = table.assign(coordinates=IN_PIXELS)
-    places = [
-        {
-            "type": "Feature",
-            "geometry": _as_json(shape),
-            "properties": {str(name): _plain(value) for name, value in zip(table.columns, row)},
-        }
-        for shape, row in zip(shapes, table.itertuples(index=False, name=None))
-    ]
-    lines = ",\n".join(json.dumps(place, ensure_ascii=False, allow_nan=False) for place in places)
-    write_text(path, '{"type": "FeatureCollection", "features": [\n' + lines + "\n]}\n")
-
-
-def check_ending(path: Path | str, endings: tuple[str, ...]) -> Path:
-    """The path. ValueError says which endings are written where it has none of them."""
-    path = Path(path)
-    if path.suffix.lower() not in endings:
-        raise ValueError(f"{path}: what is written here ends in {' or '.join(endings)}")
-    return path
-
-
-def to_degrees(frame: "geopandas.GeoDataFrame") -> list[shapely.Geometry | None]:
-    """The geometries in longitude and latitude of WGS 84, cut at the date line; as they are without a CRS.
-
-    Raises:
-        ValueError: a CRS that is not the Earth's, or a place beyond the edge of one.
-    """
-    if frame.crs is None:
-        return list(frame.geometry)
-    if _on_earth(frame.crs) is None:
-        raise ValueError(
-            f"the CRS {frame.crs.name!r} has no longitude and latitude on Earth, which GeoJSON wants; write .parquet"
-        )
-    made = footprints(frame.geometry.to_numpy(), frame.crs)
-    for shape, given in zip(made, frame.geometry):
-        if shape is None and given is not None:
-            raise ValueError(f"a place leaves the Earth in its CRS, {given.bounds}: cut it to the scene's ground first")
-    return made.tolist()
-
-
-def add_centres(frame: "geopandas.GeoDataFrame") -> "pd.DataFrame":
-    """The table without geometry, with the centres' longitude and latitude where the CRS has them."""
-    table, to = frame.drop(columns=frame.geometry.name), _on_earth(frame.crs)
-    if to is None:
-        return table
-    centres = shapely.get_coordinates(shapely.centroid(frame.geometry.to_numpy()))
-    longitude, latitude = to.transform(*centres.T)
-    longitude = (np.asarray(longitude) + 180) % 360 - 180
-    return table.assign(longitude=longitude.round(7), latitude=np.round(latitude, 7))
-
-
-def encode_queries(
-    embeddings: SceneEmbeddings, queries: list[Query], encoder: DualEncoder | str | Path | None
-) -> np.ndarray:
-    """float32 (queries, D) of length 1."""
-    return encode_parts(queries, lambda plain: _encode_plain(embeddings, plain, encoder))
-
-
-def _encode_plain(
-    embeddings: SceneEmbeddings, queries: list[Query], encoder: DualEncoder | str | Path | None
-) -> np.ndarray:
-    meta, D, own = embeddings.meta, embeddings.vectors.shape[1], embeddings.meta["scene"]["name"]
-    for query in queries:
-        if is_hit(query) and query.get("scene", own) != own:
-            raise ValueError(f"query: a hit in the scene {query['scene']!r}, and the embeddings are of {own!r}")
-    queries = [_as_window(query) for query in queries]
-    vectors = np.zeros((len(queries), D), np.float32)
-    texts = [place for place, query in enumerate(queries) if isinstance(query, str)]
-    pictures = []
-    for place, query in enumerate(queries):
-        if isinstance(query, str):
-            check_query(query, f"query {place}")
-        elif isinstance(query, Window):
-            vectors[place] = embeddings.vectors[_nearest(embeddings, query)]
-        elif isinstance(query, np.ndarray) and query.ndim == 1:
-            vectors[place] = unit_vector(query, D)
-        elif isinstance(query, Path | Image.Image | np.ndarray):
-            pictures.append(place)
-        else:
-            raise ValueError(
-                f"query {place}: a text, a picture (a Path, a PIL image, an array), a Window, a row of hits or a vector is "
-                f"needed; got {type(query).__name__}"
-            )
-    if texts or pictures:
-        place = embeddings.file or Path(meta["scene"]["path"])
-        wanted = meta["encoder_fingerprint"]
-        model = find_encoder(place, encoder, wanted, "cpu", made_with=meta["encoder"]).eval()
-    if texts:
-        vectors[texts] = encode_texts(model, [queries[place] for place in texts], capitalise=True)
-    if pictures:
-        read = [_read_example(queries[place], meta["scene"], model) for place in pictures]
-        made = encode_pictures(model, read, list(map(str, pictures)), views=meta["views"])
-        vectors[pictures] = made.image_embeddings
-    return vectors
-
-
-def read_as_scene(path: Path) -> bool:
-    """Whether a file that is looked for is read with a scene's bands and stretch, and not as the picture that it is."""
-    if path.suffix.lower() in PICTURES or not path.is_file():
-        return False
-    with open_scene(path, bands=[1], stretch=(0, 1)) as raster:
-        return raster.type != "uint8" or raster.data_bands not in (1, 3)
-
-
-def nearest_window(embeddings: SceneEmbeddings, query: Query) -> Window:
-    """The embedded window that stands for a window of the scene, or for a hit.
-
-    Raises:
-        ValueError: none overlaps with it.
-    """
-    return embeddings.window(_nearest(embeddings, _as_window(query)))
-
-
-def is_hit(query: object) -> bool:
-    """Whether a query is a row of hits: a pandas Series, or a dict."""
-    return hasattr(query, "keys")
-
-
-def read_hit(path: Path | str, rank: int) -> "pd.Series":
-    """A row of a file of hits, as ``write_places`` writes them, or of a CSV with their columns.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no file of hits, or no hit of that rank.
-    """
-    import pandas as pd
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of hits")
-    if path.suffix.lower() not in HITS:
-        raise ValueError(f"{path}: hits are read from {', '.join(HITS)}")
-    try:
-        if path.suffix.lower() == ".csv":
-            table = read_csv(path)
-        elif path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path)
-        else:
-            table = pd.DataFrame([place["properties"] for place in read_json(path)["features"]])
-        ranks = table["rank"].astype(int)
-    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
-        raise ValueError(f"{path}: no file of hits ({type(error).__name__}: {error})") from error
-    if not (ranks == rank).any():
-        raise ValueError(f"{path}: no hit has the rank {rank}; it has {len(table)}")
-    return table[ranks == rank].iloc[0]
-
-
-def _as_window(query: Query) -> Query:
-    """The Window of a row of hits; other queries as they are."""
-    if not is_hit(query):
-        return query
-    try:
-        return Window(*(int(query[name]) for name in Window._fields))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"query: a row of hits with {', '.join(Window._fields)} is needed; got {query!r:.200}"
-        ) from error
-
-
-def _read_example(query: Query, scene: dict, encoder: DualEncoder) -> Image.Image:
-    """A picture that is looked for; of a raster what the windows of a scene would show of it."""
-    if not isinstance(query, Path) or not read_as_scene(query):
-        return read_picture(query)
-    stretch = list(zip(scene["low"], scene["high"]))
-    try:
-        with open_scene(query, bands=scene["bands"], stretch=stretch) as raster:
-            whole = Window(0, 0, raster.width, raster.height)
-            return Image.fromarray(raster.read(whole, reading_size(whole, encoder)).pixels)
-    except SceneError as error:
-        raise SceneError(
-            f"{error}; it is read as the scene was, with bands {', '.join(map(str, scene['bands']))}: give a raster of the "
-            "same bands, or a picture of 8 bits"
-        ) from error
-
-
-def _nearest(embeddings: SceneEmbeddings, window: Window) -> int:
-    """The row whose window overlaps most with a window, by intersection over union."""
-    level, left, top, width, height = (
-        embeddings.table[name].to_numpy(np.float64) for name in ("level", "left", "top", "width", "height")
-    )
-    x = np.minimum(left + width, window.left + window.width) - np.maximum(left, window.left)
-    y = np.minimum(top + height, window.top + window.height) - np.maximum(top, window.top)
-    shared = x.clip(0) * y.clip(0)
-    share = shared / (width * height + window.width * window.height - shared)
-    if not share.max() > 0:
-        raise ValueError(f"the window {tuple(window)} (left, top, width, height) overlaps no window that was embedded")
-    return int(np.lexsort((level, -share))[0])
-
-
-def _name(query: Query) -> str:
-    query = _as_window(query)
-    if isinstance(query, str):
-        return query
-    if isinstance(query, Without):
-        return f"{_name(query.wanted)} without {_name(query.unwanted)}"
-    if isinstance(query, Path):
-        return query.name
-    if isinstance(query, Window):
-        return f"the window {tuple(query)}"
-    return "a vector" if isinstance(query, np.ndarray) and query.ndim == 1 else "a picture"
-
-
 def _spread(embeddings: SceneEmbeddings, scores: np.ndarray, cell: int) -> list[np.ndarray]:
     """Values (rows, columns) of each row of scores (queries, n).
 
@@ -555,7 +318,7 @@ def _ground(embeddings: SceneEmbeddings, columns: np.ndarray, rows: np.ndarray) 
     if embeddings.table.crs is None:
         return lambda one, many: np.hypot(columns[many] - columns[one], rows[many] - rows[one])
     x, y = _apply(embeddings.transform, columns, rows)
-    to = _on_earth(embeddings.table.crs)
+    to = on_earth(embeddings.table.crs)
     if to is None:
         raise ValueError(f"distance: the CRS {embeddings.table.crs.name!r} is not on Earth, where metres are measured")
     longitude, latitude = to.transform(x, y)
@@ -578,7 +341,7 @@ def _cell_areas(surface: Surface) -> np.ndarray:
     y = np.minimum(np.arange(rows + 1) * surface.cell, own["height"]).astype(np.float64)
     if surface.embeddings.table.crs is None:
         return np.diff(y)[:, None] * np.diff(x)[None, :]
-    to = _on_earth(surface.embeddings.table.crs, "EPSG:6933")
+    to = on_earth(surface.embeddings.table.crs, "EPSG:6933")
     if to is None:
         return np.full((rows, columns), np.nan)
     around = 2 * Transformer.from_crs("EPSG:4326", "EPSG:6933", always_xy=True).transform(180, 0)[0]
@@ -593,29 +356,3 @@ def _cell_areas(surface: Surface) -> np.ndarray:
         double = sum(e[i] * n[(i + 1) % 4] - e[(i + 1) % 4] * n[i] for i in range(4))
         areas[start : start + height] = np.abs(double) / 2
     return np.nan_to_num(areas, nan=0.0, posinf=0.0)  # beyond the Earth's edge there is no ground
-
-
-def _on_earth(crs: object, target: str = "EPSG:4326") -> Transformer | None:
-    """From a CRS to one of the Earth's; None where there is no way: no CRS, another planet, a plan of a building."""
-    try:
-        return None if crs is None else Transformer.from_crs(crs, target, always_xy=True)
-    except ProjError:
-        return None
-
-
-def _as_json(shape: shapely.Geometry | None) -> dict | None:
-    """A geometry as GeoJSON; null where there is none."""
-    if shape is None:
-        return None
-    return json.loads(shapely.to_geojson(shapely.transform(shape, lambda points: points.round(DIGITS))))
-
-
-def _plain(value: object) -> object:
-    """A cell of a table as a JSON value; what is missing or not finite as None."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return round(value, DIGITS) if np.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return None if value != value else value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -3,7 +3,8 @@
 The estimate reads configurations and file headers only: no model is loaded, torch is not imported. It counts what
 grows with parameters, models and data: weights, what training keeps of them, activations until the backward pass,
 logits, caches; the numbers of values a token or a pixel were counted from the layers' formulas and held against
-measured runs (within a factor of two). ``RSVLM_MEMORY=ignore`` starts a stage regardless.
+measured runs (within a factor of two). A training on several processes (``RSVLM_PROCESSES``) needs the memory of each, with
+its part of a batch. ``RSVLM_MEMORY=ignore`` starts a stage regardless.
 """
 
 import ctypes.util
@@ -21,10 +22,14 @@ import psutil
 
 from rsvlm.files import read_json, read_json_lines
 from rsvlm.study import paths
+from rsvlm.study.processes import TRAINING, training_processes
 
 SWITCH = "RSVLM_MEMORY"
 LIBRARIES = 0.75e9  # Python with torch, transformers and pandas
 CUDA_CONTEXT = 0.6e9
+FOUR_BIT = (
+    4 + 0.127
+) / 8  # bytes a weight: NF4 with constants that are quantised, too (Dettmers et al. 2023, section 3)
 LETTERS_A_TOKEN = 4.5
 LONG = 0.75  # share of the captions that are no longer than one is counted: batches are padded to their longest
 WORKING = 1.15  # gradients of activations that are alive together, and what an allocator cannot fill
@@ -40,6 +45,7 @@ STATISTICS = "the mean and standard deviation of the features"
 INSTRUCTION = 45  # tokens of an instruction and its answer; 99 of 100 are shorter
 TWO_IMAGES_WORDS = 12  # tokens that say which of two images is which
 LONGEST_DRAW = 40  # tokens, as rsvlm.training.captioning has it, which imports torch
+TRAININGS, BATCHES = ("adapt_encoder", "finetune_lora"), ("batch_size", "reward_batch_size")
 BATCH_OF, REWARD_BATCH_OF = ("batch_size", "captions_per_image"), ("reward_batch_size", "reward_samples")
 
 
@@ -104,8 +110,15 @@ def check_memory(stage: str, values: dict, log: Callable[[str], None], *, file: 
     """
     if stage not in ESTIMATES:
         return
+    processes = training_processes() if stage in TRAININGS else (1, 1)
+    if processes is None:
+        log(
+            f"[{stage}] memory: not estimated ({TRAINING} tells no --nproc-per-node, so not how many processes are here)"
+        )
+        return
+    here, size = processes
     try:
-        parts = ESTIMATES[stage](values)
+        parts = ESTIMATES[stage](_share(values, size))
     except SizeUnknown as unknown:
         log(f"[{stage}] memory: not estimated ({unknown})")
         return
@@ -114,22 +127,33 @@ def check_memory(stage: str, values: dict, log: Callable[[str], None], *, file: 
         ("GPU memory", gpu_memory() if on_gpu else 0, [part for part in parts if on_gpu and part.on_device]),
         ("memory", free_memory(), [part for part in parts if not (on_gpu and part.on_device)]),
     ):
-        needed = sum(part.size for part in own) + (CUDA_CONTEXT if place.startswith("GPU") else LIBRARIES)
+        each = sum(part.size for part in own) + (CUDA_CONTEXT if place.startswith("GPU") else LIBRARIES)
         if not own:
             continue
+        needed, by = each, ""
+        if here > 1 and place == "memory":  # GPUs: each process has its own; what starts them keeps its model here
+            waiting = LIBRARIES + parts[0].size
+            needed = here * each + waiting
+            by = f": {_gigabytes(each)} by each of {here} processes ({TRAINING}), {_gigabytes(waiting)} by what starts them"
         largest = max(own, key=lambda part: part.size)
         log(
-            f"[{stage}] {place}: about {_gigabytes(needed)} needed, most of it for {largest.what} "
-            f"({_gigabytes(largest.size)}); {_gigabytes(free)} free"
+            f"[{stage}] {place}: about {_gigabytes(needed)} needed{by}, most of it for {largest.what} "
+            f"({_gigabytes(largest.size)}{' each' if by else ''}); {_gigabytes(free)} free"
         )
         if needed > free and os.environ.get(SWITCH) != "ignore":
             levers = " or ".join(f"{name} ({values[name]})" for name in largest.lower if values.get(name) is not None)
             raise ValueError(
-                f"{file}, section {stage!r}: about {_gigabytes(needed)} of {place} are needed, but "
-                f"{_gigabytes(free)} are free. {_gigabytes(largest.size)} of it are for {largest.what}"
-                f"{f': lower {levers}' if levers else ''}{_elsewhere(largest, values)}. The estimate is right within "
+                f"{file}, section {stage!r}: about {_gigabytes(needed)} of {place} are needed{by}, but "
+                f"{_gigabytes(free)} are free. {_gigabytes(largest.size)} of {'each' if by else 'it'} are for {largest.what}"
+                f"{f': lower {levers}' if levers else ''}{_elsewhere(largest, values)}"
+                f"{f', or {TRAINING}' if by else ''}. The estimate is right within "
                 f"a factor of two: {SWITCH}=ignore in the environment starts the stage regardless"
             )
+
+
+def _share(values: dict, size: int) -> dict:
+    """The parameters of a training as one of so many processes has them: its part of a batch."""
+    return values | {name: -(-values[name] // size) for name in BATCHES if name in values}
 
 
 def free_memory() -> float:
@@ -265,7 +289,11 @@ def estimate_finetune_lora(
     trained = lora + P * H * (values["visual_tokens"] + bool(G)) + (P + H) * values["retrieval_dim"]
     rows = min(4096, len(meta["image_ids"]))
     return [
-        Part(number * decoder.parameters, "the language model's weights", ("language_model", "dtype")),
+        Part(
+            _decoder_bytes(decoder, number, values["four_bit"]),
+            "the language model's weights",
+            ("language_model", "dtype"),
+        ),
         Part(16 * trained, "what trains, with gradients and moments", ("lora_rank", "visual_tokens", "retrieval_dim")),
         Part(20 * trained, "the best weights so far and a checkpoint", ("lora_rank", "visual_tokens"), False),
         Part(
@@ -303,7 +331,7 @@ def estimate_generate_captions(values: dict) -> list[Part]:
     # beams: the words' logits, with [RET], as log-probabilities, as totals; draws: shares and their sums in float64
     logits = 4 * 4 * B * values["beams"], 32 * B * values["samples"]
     parts = [
-        Part(number * decoder.parameters, "the language model's weights"),
+        Part(_decoder_bytes(decoder, number, config.get("four_bit", False)), "the language model's weights"),
         Part(
             number * rows * (prefix + values["max_new_tokens"]) * 2 * decoder.key_width * (decoder.layers + 2),
             "keys and values of captions in the making",
@@ -465,6 +493,12 @@ def _read(path: Path, otherwise: str) -> dict:
     if not path.is_file():
         raise SizeUnknown(otherwise)
     return read_json(path)
+
+
+def _decoder_bytes(decoder: Decoder, number: float, four_bit: bool) -> float:
+    """Bytes of a language model's weights: in 4 bits all but the words' matrices of input and output (counted as two)."""
+    words = 2 * decoder.vocabulary * decoder.width if four_bit else decoder.parameters
+    return number * words + FOUR_BIT * max(0, decoder.parameters - words)
 
 
 def _tower(tower: Tower, tokens: int, training: bool, number: float) -> float:

@@ -6,7 +6,7 @@ is the estimate of ``rsvlm.study.memory``. Models that are not on this machine c
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,14 @@ def plan(study: str, params: dict[str, dict]) -> list[str]:
             row * tune["batch_size"],
             lambda values: estimate_finetune_lora(values, decoder, CAPTION, meta),
         ),
+        *_table(
+            tune | {"four_bit": True},
+            tune["steps"],
+            row * tune["batch_size"],
+            lambda values: estimate_finetune_lora(values, decoder, CAPTION, meta),
+            [replace(MACHINES[0], name="24 GB, four_bit *")],
+        )[1:],
+        "  * four_bit: computed, never run; unpacking the weights takes time that is not counted",
         "",
         "activations of finetune_lora by the captions' length, GB, without chunk",
         f"  {'caption':>8} {'row':>5} {'an image':>9} {'a batch':>9}",
@@ -195,12 +203,18 @@ def _count(model: nn.Module, run: Callable[[], Tensor]) -> Cost:
     return Cost(forward.get_total_flops(), backward.get_total_flops())
 
 
-def _table(values: dict, steps: int, batch: Cost, estimate: Callable[[dict], list[Part]]) -> list[str]:
+def _table(
+    values: dict,
+    steps: int,
+    batch: Cost,
+    estimate: Callable[[dict], list[Part]],
+    machines: Sequence[Machine] = MACHINES,
+) -> list[str]:
     """A line a machine: the largest chunk that fits, memory a GPU, hours."""
     lines = [
         f"  {'machine':<22} {'chunk':>5} {'weights':>8} {'trained':>8} {'activations':>11} {'in all':>7} {'hours':>7}"
     ]
-    for machine in MACHINES:
+    for machine in machines:
         own = values | {"batch_size": -(-values["batch_size"] // machine.gpus)}
         chunk = next(
             (one for one in CHUNKS if _needed(estimate(own | {"chunk": one})) <= FILLED * machine.memory), None

@@ -5,6 +5,7 @@ A stage that went on after a killed ``dvc`` would overwrite the outs of the next
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ import psutil
 from rsvlm.files import only_process
 from rsvlm.study import paths
 
+TRAINING = "RSVLM_PROCESSES"  # as rsvlm.training.processes has it, which imports torch
 SHELLS = {"sh", "ash", "bash", "busybox", "dash", "fish", "ksh", "zsh"}  # DVC runs a command through one of them
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LOOK_EVERY = 0.5  # seconds
@@ -28,6 +30,18 @@ def only_run(stage: str) -> AbstractContextManager[None]:
         rsvlm.files.InUse: another process runs this stage; at once.
     """
     return only_process(paths.LOCKS / f"{stage}.lock", f"[{stage}] one run at a time")
+
+
+def training_processes() -> tuple[int, int] | None:
+    """(those of this machine, those of all machines) that ``RSVLM_PROCESSES`` has a training run on; None: it does not say."""
+    told = os.environ.get(TRAINING, "").strip() or "1"
+    if told.isdecimal():
+        return max(1, int(told)), max(1, int(told))
+    here = re.search(r"--nproc[-_]per[-_]node[= ](\d+)(?!\S)", told)
+    machines = re.search(r"--nnodes[= ](\d+)(?!\S)", told)
+    if here is None or ("--nnodes" in told and machines is None):
+        return None
+    return int(here[1]), int(here[1]) * (int(machines[1]) if machines else 1)
 
 
 def end_with_dvc() -> None:

@@ -149,11 +149,24 @@ class _Decoder(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "of the frozen language model: auto (bfloat16 where the hardware has it), float32 or bfloat16"
     )
+    four_bit: bool = setting(False, "the frozen language model in 4 bits (NF4, bitsandbytes; CUDA GPUs only)")
     use_grid: bool = setting(True, "grid features become one visual token a cell; false: pooled features only")
 
 
 class FinetuneLora(Machine, RewardSettings, CaptioningSettings, Prompting, CapRetShape, _Decoder):
     """40_finetune_lora."""
+
+    @model_validator(mode="after")
+    def _check_four_bit(self) -> Self:
+        if self.four_bit and self.device == "cpu":
+            raise ValueError(
+                "'four_bit' needs a CUDA GPU, and 'device' is cpu: set four_bit to false, or device to auto"
+            )
+        if self.four_bit and self.shard:
+            raise ValueError(
+                "'four_bit' and 'shard': weights in 4 bits are not spread over processes; take one of both"
+            )
+        return self
 
 
 class GenerateCaptions(Machine, Generation):
@@ -336,6 +349,9 @@ class RetrievalGallery(Settings):
         Within(0.1, 100, "browsers open pages of 100 MB, if slowly"),
     )
     seed: int = setting(0, "of the random sample", SEED)
+    tier: Literal["exact", "faiss", "lancedb"] = setting(
+        "exact", "what the search box searches in: exact, or faiss or lancedb for millions of images"
+    )
 
 
 class SearchEarth(Machine, EarthWindows):

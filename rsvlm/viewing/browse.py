@@ -36,7 +36,7 @@ from rsvlm.scoring.runs import read_captions
 from rsvlm.viewing.language_marks import captions_by_image
 from rsvlm.viewing.page import ThumbnailCache, make_thumbnail
 from rsvlm.viewing.records import StudyFiles
-from rsvlm.viewing.retrieval_gallery import SearchIndex, load_index, saved_methods
+from rsvlm.viewing.search_index import SearchIndex, load_index, saved_methods
 
 NO_CAPTIONER = (
     "no captioner yet: run the stages finetune_lora and generate_captions (`make study`), then this cell again"
@@ -134,7 +134,7 @@ class Archive:
     def index(self, method: str) -> SearchIndex:
         """The saved index of a method. Raises as ``load_index``."""
         if method not in self._indexes:
-            self._indexes[method] = load_index(method, self.files.search_index)
+            self._indexes[method] = load_index(method, self.files.search_index, self.table)
         return self._indexes[method]
 
 
@@ -217,8 +217,8 @@ def search_text(
 
 
 def similar_images(archive: Archive, image_id: str, results: int = 12, *, split: str | None = None) -> Search:
-    """The other images nearest to one, by the dual encoder."""
-    vector = archive.index("dual_encoder").vector(image_id)
+    """The other images nearest to one, by the dual encoder. ValueError: it is not among the study's."""
+    vector = archive.features.image_embeddings[archive.features.rows([image_id])]
     found = _search(archive, "dual_encoder", vector, results + 1, split)
     return replace(found, hits=[hit for hit in found.hits if hit[0] != image_id][:results])
 
@@ -294,11 +294,10 @@ def _search(
 ) -> Search:
     """What a method's index finds for a vector among the images of a split; right are the ``known`` images in it."""
     index = archive.index(method)
-    wanted = np.ones(len(index.image_ids), dtype=bool)
-    if split is not None:
-        wanted = np.isin(index.image_ids, rows_of(archive.table, split=split).index)
+    rows_of(archive.table, split=split)  # there is such a split
+    wanted = index.within(split)
     start = time.perf_counter()
-    hits = index.search(vector, results, within=None if split is None else wanted)
+    hits = index.search(vector, results, split=split)
     seconds = time.perf_counter() - start
     right = frozenset(name for name in known if name in index.row_of and wanted[index.row_of[name]])
     return Search(hits, right, int(wanted.sum()), encode_seconds, seconds)

@@ -1,13 +1,7 @@
-"""What retrieval finds: the gallery of searches by caption and by image on one page, and the indexes of the search box.
+"""What retrieval finds: the gallery of searches by caption and by image on one page."""
 
-The images of each retrieval method lie in a FAISS index on disk, with exact inner products (``IndexFlatIP``): 100,000
-images take tens of milliseconds on two cores, and nothing is lost to an approximation. ``dual_encoder`` holds every
-image; ``ret`` and ``combined`` those that have embeddings from ``[RET]``.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +9,8 @@ import pandas as pd
 from IPython.display import HTML
 
 from rsvlm.data.table import rows_of
-from rsvlm.extras import import_extra
-from rsvlm.files import read_json, whole_folder, write_json
+from rsvlm.files import read_json
 from rsvlm.kernels import retrieval_ranks, similarity_topk
-from rsvlm.models.faiss_tier import write_index
 from rsvlm.models.features import load_features
 from rsvlm.scoring.fusion import combine_spaces, make_parts
 from rsvlm.scoring.published import RECALLS
@@ -38,8 +30,6 @@ from rsvlm.viewing.page import (
 from rsvlm.viewing.records import StudyFiles
 
 SCRIPTS = ("dom.js", "retrieval.js")
-META, NO_INDEX = "index.json", "run the stage retrieval_gallery (notebook 86_retrieval_gallery)"
-TIES = 32  # more than asked for, so that equal scores at the end of a result stand in the images' order
 TERMS_SHOWN = ("text to image", "image to text", "R@K", "mean recall", "mean recall by text")
 SEARCHED_BY = ("dual_encoder", "ret", "combined")  # the methods of the page and of the search box, in its order
 
@@ -300,100 +290,3 @@ def summarise_places(by_caption: Sequence[Query], by_image: Sequence[Query]) -> 
         first = {f"in first {k}": round(100 * float((ranks <= k).mean()), 1) for k in (1, 5, 10)}
         rows[name] = {"searches": len(ranks), **first, "median place": int(np.median(ranks))}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-@dataclass(frozen=True)
-class SearchIndex:
-    """The images of one method, ready to be searched."""
-
-    image_ids: list[str]
-    weights: dict[str, float]  # of the vectors' parts; one part of weight 1 where nothing is combined
-    faiss_index: object
-
-    @cached_property
-    def row_of(self) -> dict[str, int]:
-        """Row of each image id."""
-        return {image_id: row for row, image_id in enumerate(self.image_ids)}
-
-    def vector(self, image_id: str) -> np.ndarray:
-        """(1, D) of an image. ValueError: it is not in the index."""
-        if image_id not in self.row_of:
-            raise ValueError(f"image {image_id!r} is not in the index")
-        return self.faiss_index.reconstruct(self.row_of[image_id])[None]
-
-    def query(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """(1, D): the query of these parts, each (1, D_part) of length 1, weighted as the images are."""
-        return np.hstack([np.sqrt(weight) * parts[part] for part, weight in self.weights.items()]).astype(np.float32)
-
-    def search(self, vector: np.ndarray, count: int, *, within: np.ndarray | None = None) -> list[tuple[str, float]]:
-        """(image id, score) of the ``count`` best, best first, ties in the images' order.
-
-        Args:
-            vector: (1, D).
-            within: (N,) bool: the images that may be found; None: all.
-        """
-        options, allowed = {}, len(self.image_ids)
-        if within is not None:
-            faiss, allowed = import_extra("faiss", "the search index"), int(within.sum())
-            bits = np.packbits(within, bitorder="little")
-            options["params"] = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
-        wanted = min(count + TIES, allowed)
-        if wanted < 1 or count < 1:
-            return []
-        scores, rows = self.faiss_index.search(np.ascontiguousarray(vector, dtype=np.float32), wanted, **options)
-        order = np.lexsort((rows[0], -scores[0]))[:count]
-        return [(self.image_ids[rows[0, i]], float(scores[0, i])) for i in order]
-
-
-def save_indexes(table: pd.DataFrame, files: StudyFiles) -> pd.DataFrame:
-    """What was indexed, one row a method: images, dimensions, weights; after writing it whole to ``files.search_index``.
-
-    A method whose vectors or weights the study has not made is left out, with the reason in the column ``why not``.
-    """
-    faiss = import_extra("faiss", "the search index")
-    rows, meta = {}, {}
-    with whole_folder(files.search_index) as scratch:
-        for method in SEARCHED_BY:
-            try:
-                space, weights = read_method(files, method, table)
-            except (FileNotFoundError, ValueError) as error:
-                rows[method] = {"images": 0, "dimensions": 0, "weights": "", "why not": str(error)}
-                continue
-            images, width = space.image_vectors.shape
-            made = faiss.IndexFlatIP(width)
-            made.add(np.ascontiguousarray(space.image_vectors, dtype=np.float32))
-            write_index(made, scratch / f"{method}.faiss")
-            meta[method] = {"image_ids": list(space.image_ids), "weights": weights}
-            shown = ", ".join(f"{part} {weight:g}" for part, weight in weights.items())
-            rows[method] = {"images": images, "dimensions": width, "weights": shown, "why not": ""}
-        write_json(scratch / META, meta)
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def saved_methods(folder: Path) -> list[str]:
-    """The methods that an index was saved of in this folder."""
-    meta = read_json(folder / META) if (folder / META).is_file() else {}
-    return [method for method in SEARCHED_BY if method in meta]
-
-
-def load_index(method: str, folder: Path) -> SearchIndex:
-    """The saved index of a method.
-
-    Raises:
-        FileNotFoundError: the study has not saved it.
-        ValueError: its files do not fit each other.
-        ImportError: FAISS is not installed.
-    """
-    if method not in saved_methods(folder):
-        raise FileNotFoundError(f"{folder}: no index of {method!r}; {NO_INDEX}")
-    faiss = import_extra("faiss", "the search index")
-    own, path = read_json(folder / META)[method], folder / f"{method}.faiss"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; {NO_INDEX}")
-    try:
-        read = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path}: damaged ({str(error).splitlines()[0]}); {NO_INDEX}") from error
-    if read.ntotal != len(own["image_ids"]):
-        raise ValueError(f"{path}: {read.ntotal} vectors for {len(own['image_ids'])} images; {NO_INDEX}")
-    return SearchIndex(own["image_ids"], own["weights"], read)

@@ -18,9 +18,9 @@ from rsvlm.files import cache_folder
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.inference import Captioner
 from rsvlm.scenes.archive import SceneArchive, open_archive
-from rsvlm.scenes.embedding import SceneEmbeddings, load_scene_embeddings
 from rsvlm.scenes.globe import make_globe
 from rsvlm.scenes.search import Surface
+from rsvlm.scenes.window_files import SceneEmbeddings, load_scene_embeddings
 from rsvlm.viewing.records import StudyFiles
 from rsvlm.viewing.scene_models import SceneModels
 from rsvlm.viewing.scene_panel import ScenePanel

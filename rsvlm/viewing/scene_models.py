@@ -20,9 +20,11 @@ from rsvlm.models.inference import Captioner, caption, load_captioner
 from rsvlm.models.loading import choose_device
 from rsvlm.models.zoo import load_encoder
 from rsvlm.progress import progress_told_to
-from rsvlm.scenes.archive import SceneArchive, embed_archive
+from rsvlm.scenes.archive import SceneArchive
+from rsvlm.scenes.archive_embedding import embed_archive
 from rsvlm.scenes.captioning import caption_scene
-from rsvlm.scenes.embedding import SceneEmbeddings, embed_scene, load_scene_embeddings
+from rsvlm.scenes.embedding import embed_scene
+from rsvlm.scenes.window_files import SceneEmbeddings, load_scene_embeddings
 from rsvlm.viewing.page import ThumbnailCache
 from rsvlm.viewing.scene_pictures import fit, windows_of
 

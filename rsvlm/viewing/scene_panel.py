@@ -16,10 +16,12 @@ from ipywidgets import Box
 
 from rsvlm.data.rasters.scene import Scene
 from rsvlm.data.rasters.windows import Window
-from rsvlm.scenes.archive import SceneArchive, rank_scenes, search_archive
-from rsvlm.scenes.embedding import SceneEmbeddings
+from rsvlm.scenes.archive import SceneArchive
+from rsvlm.scenes.archive_search import rank_scenes, search_archive
 from rsvlm.scenes.globe import open_world
-from rsvlm.scenes.search import Surface, find_peaks, outline, search_scene, write_places, write_surface
+from rsvlm.scenes.places import write_places
+from rsvlm.scenes.search import Surface, find_peaks, outline, search_scene, write_surface
+from rsvlm.scenes.window_files import SceneEmbeddings
 from rsvlm.viewing.page import read_template
 from rsvlm.viewing.scene_frames import DEGREES, Frame, Plane, choose_frame
 from rsvlm.viewing.scene_layers import OPACITY, SceneLayers

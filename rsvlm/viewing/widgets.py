@@ -58,7 +58,7 @@ from rsvlm.viewing.records import (
     open_records,
     select_rows,
 )
-from rsvlm.viewing.retrieval_gallery import NO_INDEX
+from rsvlm.viewing.search_index import NO_INDEX
 
 TOLD = (ValueError, OSError, RuntimeError, ImportError)  # errors with a message for the reader
 LARGE_PIXELS, LARGE_BYTES = 1_024, 400_000  # the enlarged picture
