@@ -193,7 +193,7 @@ def test_the_image_table_can_be_read_by_mlcroissant(study):
     mlcroissant = pytest.importorskip("mlcroissant", reason="the group cards is not installed (make test installs it)")
     rows, _, folder = study
     shutil.copy(
-        folder.parent / "aggregated" / "images.jsonl", folder / "croissant" / "images.jsonl"
+        folder.parent / "aggregated" / "images.parquet", folder / "croissant" / "images.parquet"
     )  # it looks beside the description
     dataset = mlcroissant.Dataset(jsonld=str(folder / "croissant" / "image_table.json"))
     records = list(dataset.records("images"))

@@ -48,7 +48,7 @@ from rsvlm.data.translations import HOW_OF, read_translation_file, save_translat
 from rsvlm.extras import import_extra
 from rsvlm.files import fingerprint_file, read_json_lines, whole_folder, write_json, write_json_lines
 
-TABLE, ADAPT = "images.jsonl", "adapt.jsonl"  # the table, and the rows that adapt the encoder alone
+TABLE, ADAPT = "images.parquet", "adapt.parquet"  # the table, and the rows that adapt the encoder alone
 TRANSLATIONS = "translations.jsonl"  # the table's captions in other languages, see rsvlm.data.translations
 NEAR_DUPLICATES = "near_duplicates.jsonl"  # every pair of near-duplicates, beside the table
 PACKED_READERS = {"webdataset": packed_readers.read_webdataset, "hf_dataset": packed_readers.read_hf_dataset}

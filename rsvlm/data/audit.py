@@ -16,7 +16,7 @@ from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.duplicates import KINDS, Fingerprint, Pair, find_pairs, without_contrast
 from rsvlm.data.listings import Listing
 from rsvlm.data.local_features import LEAST_SIDE, find_same_ground
-from rsvlm.data.table import SPLITS
+from rsvlm.data.names import SPLITS
 from rsvlm.extras import import_extra
 
 WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")

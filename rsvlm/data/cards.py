@@ -297,8 +297,8 @@ def describe_table(sources: list[str], files: Mapping[str, str]) -> dict:
         sources: names of the study's sources.
         files: file name -> SHA-256 of a table.
     """
-    text = "One object an image: id, source, split, file, captions, class, size, resolution."
-    objects = [_file(file, text, "application/jsonlines", sha256=digest) for file, digest in sorted(files.items())]
+    text = "One row an image: id, source, split, file, captions, class, size, resolution."
+    objects = [_file(file, text, "application/x-parquet", sha256=digest) for file, digest in sorted(files.items())]
     taken = {key: ("column", key) for key in ("image_id", "source", "split", "path", "label")}
     records = [_records(file.rsplit(".", 1)[0], file, taken) for file in sorted(files)]
     titles = ", ".join(KNOWN[name].title if name in KNOWN else name for name in sources)
