@@ -100,7 +100,7 @@ def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path):
     rows, report = run(tmp_path, make_source(tmp_path))
     metrics = write_aggregated(rows, report, **folders(tmp_path))
     table = load_table(tmp_path / "aggregated" / "images.parquet")
-    assert table.to_dict("records") == rows
+    assert table.to_dict("records") == list(rows)
     assert list(rows_of(table, split="test", source="s")["image_id"]) == ["s/5.png"]
     with pytest.raises(ValueError, match="no source 'x' in the image table; it has s"):
         rows_of(table, source="x")

@@ -62,7 +62,7 @@ def save_table(rows: Iterable[dict], path: Path) -> None:
         with parquet.ParquetWriter(scratch, SCHEMA, **WRITING) as writer:
             while part := list(islice(left, A_GROUP)):
                 writer.write_table(pa.Table.from_pylist(part, SCHEMA), row_group_size=A_GROUP)
-                hashes.append(_hashes([row["image_id"] for row in part]))
+                hashes.append(hash_texts([row["image_id"] for row in part]))
         with parquet.ParquetFile(scratch) as file:
             _check_unique(hashes, file, str(path))
 
@@ -84,9 +84,12 @@ def _in_order(rows: Iterable[dict], where: str) -> Iterator[dict]:
         yield checked
 
 
-def _hashes(ids: Iterable[str]) -> np.ndarray:
-    """Eight bytes an id, by which those that are perhaps equal are found without holding them all."""
-    return pd.util.hash_array(np.array(list(ids), dtype=object), categorize=False)
+def hash_texts(texts: Iterable[str]) -> np.ndarray:
+    """(n,) uint64, by which equal texts are found without holding them all; the same on every machine.
+
+    That two of ten million different texts have one hash has a chance of three in a million.
+    """
+    return pd.util.hash_array(np.array(list(texts), dtype=object), categorize=False)
 
 
 def _check_unique(hashes: list[np.ndarray], file: parquet.ParquetFile, where: str) -> None:
@@ -162,7 +165,7 @@ def read_blocks(
                     part = part.filter(compute.is_in(part.column(key).cast(pa.string()), pa.array(values, pa.string())))
                 met = met or len(part) > 0
                 if "image_id" in wanted:
-                    hashes.append(_hashes(part.column("image_id").to_pylist()))
+                    hashes.append(hash_texts(part.column("image_id").to_pylist()))
                 if len(part):
                     yield _as_frame(part.select(wanted), root)
             number += about.num_rows
