@@ -193,7 +193,7 @@ def sibling_share(rows: Iterable[Mapping]) -> dict[str, dict[str, float]]:
     """
     sets: dict[str, list[np.ndarray]] = {}
     for part, block in _blocks(rows):
-        sets.setdefault(part, []).append(hash_texts("\0".join(sorted(set(row["captions"]))) for row in block))
+        sets.setdefault(part, []).append(hash_texts("\0".join(["", *sorted(set(row["captions"]))]) for row in block))
     return _shares(sets, sets)
 
 

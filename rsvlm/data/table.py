@@ -116,7 +116,7 @@ def load_table(
 ) -> pd.DataFrame:
     """The table, or some columns and rows of it, in the file's order. Nothing else is read.
 
-    ``captions`` stay in Arrow's memory, half a gigabyte for ten million of them where Python's objects take two: the
+    ``captions`` stay in Arrow's memory, which takes half of what lists of Python's texts take and no time to collect: the
     column is pandas' own ``ArrowDtype``, of which a cell, ``tolist()`` and an iteration give plain lists of str, so
     callers see no difference but for ``map`` and ``iterrows``, which give arrays. ``image_id`` and ``path`` are pandas' ``str``; the
     other columns hold objects, None for null.
