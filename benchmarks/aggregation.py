@@ -71,10 +71,10 @@ def build_table(folder: Path) -> dict[str, float]:
         }
         for item in found
     ]
-    save_table(rows, folder / "images.jsonl")
+    save_table(rows, folder / "images.parquet")
     seconds["table written"] = clock() - start
     start = clock()
-    load_table(folder / "images.jsonl")
+    load_table(folder / "images.parquet")
     seconds["table loaded"] = clock() - start
     return seconds
 
@@ -82,7 +82,7 @@ def build_table(folder: Path) -> dict[str, float]:
 def audit_images(folder: Path) -> dict[str, float]:
     """Seconds to fingerprint all images with an empty and with a full cache, to pair them and to compare captions."""
     seconds, clock = {}, time.perf_counter
-    rows = load_table(folder / "images.jsonl").to_dict("records")
+    rows = load_table(folder / "images.parquet").to_dict("records")
     paths = [Path(row["path"]) for row in rows]
     for name in ("fingerprints, first time", "fingerprints, from the cache"):
         start = clock()

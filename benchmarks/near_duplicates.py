@@ -23,7 +23,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rsvlm.data.duplicates import find_pairs, fingerprint_images, usable_cores, without_contrast
+from rsvlm.cluster import usable_cores
+from rsvlm.data.duplicates import find_pairs, fingerprint_images, without_contrast
 from rsvlm.data.images import EXTENSIONS, open_image
 from rsvlm.data.local_features import LEAST_SIDE, find_same_ground
 from rsvlm.files import write_json

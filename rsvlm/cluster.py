@@ -14,6 +14,7 @@ This process calls it once for all shards, so that it can read ahead; a worker c
 import asyncio
 import json
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -70,6 +71,11 @@ class ShardsFailed(RuntimeError):
 
 class SchedulerLost(RuntimeError):
     """The cluster's scheduler went away; finished shards are kept."""
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def chosen_cluster() -> LocalWorkers | str | None:

@@ -17,7 +17,6 @@ PACKAGES = {
     "num2words": ("num2words", "vlm"),
     "open_clip": ("open-clip-torch", "openclip"),
     "py3langid": ("py3langid", "languages"),
-    "pyarrow": ("pyarrow", "parquet"),
     "rasterio": ("rasterio", "scenes"),
     "sacrebleu": ("sacrebleu", "languages"),
     "spellchecker": ("pyspellchecker", "audit"),

@@ -15,7 +15,8 @@ from rsvlm.data.aggregate import list_source
 from rsvlm.data.images import open_image
 from rsvlm.data.listings import find_images
 from rsvlm.data.sources import PACKED, parse_source
-from rsvlm.data.table import check_rows, load_table, save_table
+from rsvlm.data.table import load_table, save_table
+from rsvlm.data.table_rows import check_rows
 from rsvlm.data.task_files import TWO_IMAGES, load_tasks
 from rsvlm.data.translations import load_translations, read_translation_file
 from rsvlm.files import fingerprint_values, write_json, write_json_lines
@@ -307,8 +308,8 @@ def row(name: str) -> dict:
 
 @case
 def image_table(folder: Path) -> Case:
-    file = folder / "images.jsonl"
-    save_table(map(row, NAMES), file)
+    file = folder / "images.parquet"
+    save_table(list(map(row, NAMES)), file)
     return [file], lambda: load_table(file, folder)
 
 

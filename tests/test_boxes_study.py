@@ -12,7 +12,8 @@ from PIL import Image
 from study_case import ROOT, copy_with_study, dvc
 
 from rsvlm.data.names import NUMBERS, SPLITS
-from rsvlm.files import read_json, read_json_lines
+from rsvlm.data.table import load_table
+from rsvlm.files import read_json
 from rsvlm.study.studies import study_params
 from rsvlm.viewing.data_figures import findings_table
 
@@ -39,8 +40,8 @@ def boxes_study(tmp_path_factory):
 def captions(boxes_study) -> dict[str, dict[str, list[str]]]:
     """Source -> place -> captions, from the study's table."""
     found = defaultdict(dict)
-    for row in read_json_lines(boxes_study / "data" / "aggregated" / "images.jsonl"):
-        found[row["source"]][Path(row["path"]).stem] = row["captions"]
+    for row in load_table(boxes_study / "data" / "aggregated" / "images.parquet").itertuples():
+        found[row.source][Path(row.path).stem] = row.captions
     return found
 
 

@@ -76,7 +76,7 @@ def test_a_source_may_adapt_the_encoder_alone(tmp_path):
         run(tmp_path, own, more)
     rows, report = run(tmp_path, own, more | {"allow_missing_images": True})
     metrics = write_aggregated(rows, report, **folders(tmp_path))
-    tables = [tmp_path / "aggregated" / name for name in ("images.jsonl", "adapt.jsonl")]
+    tables = [tmp_path / "aggregated" / name for name in ("images.parquet", "adapt.parquet")]
     assert set(load_table(tables[0])["source"]) == {"s"}
     assert load_table(tables[1])["image_id"].tolist() == ["more/0.png"], "its near-duplicate of a test image left"
     both = load_adapt_table(*tables)
@@ -92,15 +92,15 @@ def test_a_source_may_adapt_the_encoder_alone(tmp_path):
 def test_a_study_without_such_a_source_has_an_empty_table_of_them(tmp_path):
     rows, report = run(tmp_path, make_source(tmp_path))
     write_aggregated(rows, report, **folders(tmp_path))
-    tables = [tmp_path / "aggregated" / name for name in ("images.jsonl", "adapt.jsonl")]
+    tables = [tmp_path / "aggregated" / name for name in ("images.parquet", "adapt.parquet")]
     assert load_table(tables[1]).empty and load_adapt_table(*tables).equals(load_table(tables[0]))
 
 
 def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path):
     rows, report = run(tmp_path, make_source(tmp_path))
     metrics = write_aggregated(rows, report, **folders(tmp_path))
-    table = load_table(tmp_path / "aggregated" / "images.jsonl")
-    assert table.to_dict("records") == rows
+    table = load_table(tmp_path / "aggregated" / "images.parquet")
+    assert table.to_dict("records") == list(rows)
     assert list(rows_of(table, split="test", source="s")["image_id"]) == ["s/5.png"]
     with pytest.raises(ValueError, match="no source 'x' in the image table; it has s"):
         rows_of(table, source="x")
@@ -117,7 +117,7 @@ def test_written_table_reads_back_and_metrics_hold_numbers(tmp_path):
 def test_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
     rows, report = run(tmp_path, make_source(tmp_path))
     write_aggregated(rows, report, **folders(tmp_path))
-    before = (tmp_path / "aggregated" / "images.jsonl").read_bytes()
+    before = (tmp_path / "aggregated" / "images.parquet").read_bytes()
 
     def no_space(path, value):
         raise OSError(28, "No space left on device")
@@ -125,7 +125,7 @@ def test_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
     monkeypatch.setattr(aggregate, "write_json", no_space)
     with pytest.raises(OSError, match="No space left"):
         write_aggregated(rows[:1], report, **folders(tmp_path))
-    assert (tmp_path / "aggregated" / "images.jsonl").read_bytes() == before
+    assert (tmp_path / "aggregated" / "images.parquet").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aggregated", "cards", "s"]
 
 
@@ -404,13 +404,13 @@ def test_wrong_settings_of_the_whole(tmp_path):
 def test_table_checks_its_rows(tmp_path, change, message):
     row = {"image_id": "s/1", "source": "s", "split": "train", "path": "a.png", "captions": ["x"], "label": None}
     with pytest.raises(ValueError, match=message) as error:
-        save_table([row, row | {"image_id": "s/2"} | change], tmp_path / "t.jsonl")
-    assert "t.jsonl" in str(error.value) and not list(tmp_path.iterdir())
+        save_table([row, row | {"image_id": "s/2"} | change], tmp_path / "t.parquet")
+    assert "t.parquet" in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_absent_table_says_what_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="aggregate_data"):
-        load_table(tmp_path / "images.jsonl")
+        load_table(tmp_path / "images.parquet")
 
 
 def test_real_ucm(shared_data):

@@ -179,7 +179,7 @@ def test_counts_say_whether_they_are_of_the_file_or_of_what_was_read(tmp_path):
     found = findings_table(report)
     assert found.loc["captions that repeat another of the same image (kept)"].tolist() == ["in the file", 6]
     assert found.loc["images beyond the limit a split (left out)"].tolist() == ["when read", 3]
-    page = measured_block(cards.measured_facts("own", rows, report))
+    page = measured_block(cards.measured_facts("own", rows.of("own"), report))
     assert "6 blank captions in the file, left out" in page and "Of 6 captions read, 1 different ones" in page
     metrics = metrics_of(report)["sources"]["own"]
     assert metrics["in_file"] == {
@@ -193,7 +193,7 @@ def test_the_image_table_can_be_read_by_mlcroissant(study):
     mlcroissant = pytest.importorskip("mlcroissant", reason="the group cards is not installed (make test installs it)")
     rows, _, folder = study
     shutil.copy(
-        folder.parent / "aggregated" / "images.jsonl", folder / "croissant" / "images.jsonl"
+        folder.parent / "aggregated" / "images.parquet", folder / "croissant" / "images.parquet"
     )  # it looks beside the description
     dataset = mlcroissant.Dataset(jsonld=str(folder / "croissant" / "image_table.json"))
     records = list(dataset.records("images"))
@@ -209,7 +209,7 @@ def test_cards_are_renewed_from_a_run(study, tmp_path):
         path.name: path.read_bytes() for path in CARDS.glob("*.md")
     }
     report["near_duplicates"].pop("list")
-    assert renew_cards(rows, report, folder) == ["rsicd"]
+    assert renew_cards(rows.of, report, folder) == ["rsicd"]
     assert "| images | 10,921 | 4 |" in (folder / "rsicd.md").read_text(encoding="utf-8")
     assert load_measured("rsicd", folder)["examples"]["atypical"]["image_id"] == "rsicd/field_0.png"
 

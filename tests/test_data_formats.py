@@ -189,7 +189,6 @@ def test_one_table_with_a_column_of_splits(tmp_path, file, content, read_as):
 
 
 def test_parquet_with_lists_and_missing_values(tmp_path):
-    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
     rows = {"image": ["a.jpg", "b.jpg"], "captions": [["a river", "a bridge"], ["a field"]], "split": ["train", "test"]}
     path = tmp_path / "t.parquet"
     pd.DataFrame(rows | {"category": ["river", None]}).to_parquet(path)

@@ -178,7 +178,7 @@ def test_a_study_of_chips(tmp_path):
     assert (rows[0]["width"], rows[0]["height"]) == (32, 24)
     folders = {name: tmp_path / name for name in ("aggregated", "pages", "cards")}
     aggregate.write_aggregated(rows, report, **folders)
-    table = load_table(tmp_path / "aggregated" / "images.jsonl")
+    table = load_table(tmp_path / "aggregated" / "images.parquet")
     for image_id, path in zip(table["image_id"], table["path"]):
         assert path.endswith(f"{Path(image_id).name}::bands=4,3,2;stretch=0,3000")
         assert np.array_equal(np.asarray(open_image(path)), shown(chips[Path(image_id).name]))

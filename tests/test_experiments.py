@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from ruamel.yaml import YAML
+from rsvlm.data.table import save_table
 from rsvlm.files import fingerprint_values
 
 params = YAML(typ="safe").load(Path("params.yaml").read_text())
@@ -43,7 +44,7 @@ table = [
     for n in images
 ]
 table.append(table[0] | {"image_id": "s/train.png", "split": "train", "captions": ["<b>said</b> after 0.9"]})
-put("data/aggregated/images.jsonl", "".join(json.dumps(row) + "\\n" for row in table))
+save_table(table, Path("data/aggregated/images.parquet"))
 lines = [f"captioner,s,{split},s/{n}.png,released,False,{score + n}" for n in images]
 put("reports/scores/captions.csv", "run,source,split,image_id,references,reference_set_seen,CIDEr\\n" + "\\n".join(lines))
 ids = [row["image_id"] for row in table]

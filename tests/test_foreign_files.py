@@ -1,7 +1,6 @@
 """Other people's captions and embeddings meet the images of a table, whole or not at all."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -324,17 +323,9 @@ def test_files_that_are_not_whole_or_not_there(tmp_path, ucm):
         read_foreign_embeddings(folder, ucm, TEXTS)
 
 
-def test_parquet_without_pyarrow(tmp_path, ucm, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (tmp_path / "s.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ModuleNotFoundError, match="reading embeddings from Parquet needs pyarrow: python -m pip"):
-        read_foreign_embeddings(tmp_path / "s.parquet", ucm, TEXTS)
-
-
 @pytest.fixture
 def parquet(tmp_path):
     """Writes columns to a Parquet file in tmp_path/space."""
-    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
     (tmp_path / "space").mkdir()
 
     def write(name: str, **columns) -> Path:

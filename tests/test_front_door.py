@@ -328,8 +328,6 @@ def failure(capsys, *arguments):
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_captions_as_a_table(house, tmp_path, ending):
     out = tmp_path / f"captions.{ending}"
-    if ending == "parquet":
-        pytest.importorskip("pyarrow", reason="pyarrow is not installed: tables are not written as Parquet here")
     done = run("caption", house[0] / "captioner", house[0] / "pictures", "--out", out)
     assert done.exit_code == 0, done.output
     read = {"csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True), "parquet": pd.read_parquet}[

@@ -7,7 +7,9 @@ from collections import Counter
 from io import BytesIO
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from test_data_packed import picture
 from test_data_readers import entry, read
 
@@ -17,6 +19,7 @@ from rsvlm.data.names import ALL, check_name
 from rsvlm.data.packed_readers import read_webdataset
 from rsvlm.data.sources import parse_source
 from rsvlm.data.table import load_table, save_table
+from rsvlm.data.table_rows import SCHEMA
 from rsvlm.files import read_json, read_json_lines
 from rsvlm.scoring.caption_files import read_caption_lists
 from rsvlm.scoring.image_matching import match_images
@@ -144,9 +147,9 @@ def test_a_line_break_in_a_caption_becomes_a_space_or_is_refused(tmp_path, mark)
         clean_captions([f"a{mark}river"], Counter(), ALL - {"extra_spaces"})
     row = {"image_id": "s/1", "source": "s", "split": "train", "path": "a.png", "captions": ["a"], "label": None}
     for change in ({"captions": [f"a{mark}b"]}, {"image_id": f"s/a{mark}b"}, {"label": f"a{mark}b"}):
-        (tmp_path / "t.jsonl").write_text(json.dumps(row | change))
-        with pytest.raises(ValueError, match=r"t\.jsonl: row 1: \w+ holds a line break"):
-            load_table(tmp_path / "t.jsonl")
+        parquet.write_table(pa.Table.from_pylist([row | change], SCHEMA), tmp_path / "t.parquet")
+        with pytest.raises(ValueError, match=r"t\.parquet: row 1: \w+ holds a line break"):
+            load_table(tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize("name", ["a\nb.png", "a\x1b.png", "a\ud8ff.png"])

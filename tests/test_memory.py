@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rsvlm.data.table import save_table
 from rsvlm.models.captioner import load_language_model
 from rsvlm.models.packaged import PACKAGED, EfficientNetLite2, SameConv
 from rsvlm.models.zoo import RANDOM_CLIP, load_encoder
@@ -28,7 +29,7 @@ def section(study: str, stage: str, **changes: object) -> dict:
 @pytest.fixture(autouse=True)
 def study(tmp_path, monkeypatch):
     """A study's outs as the estimate reads them, on a machine without a GPU and without bf16, 24 GB free."""
-    monkeypatch.setattr(paths, "IMAGE_TABLE", tmp_path / "images.jsonl")
+    monkeypatch.setattr(paths, "IMAGE_TABLE", tmp_path / "images.parquet")
     monkeypatch.setattr(paths, "FEATURES", tmp_path / "features")
     monkeypatch.setattr(paths, "FINETUNED", tmp_path / "finetuned")
     monkeypatch.setattr(paths, "ENCODER", tmp_path / "encoder")
@@ -36,8 +37,9 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_has_bf16", lambda: False)
     monkeypatch.setattr(memory, "free_memory", lambda: 24 * GB)
     monkeypatch.delenv(memory.SWITCH, raising=False)
-    row = {"captions": ["A green forest beside a river and some houses."] * 5}  # 46 letters
-    paths.IMAGE_TABLE.write_text("\n".join([json.dumps(row)] * 30))
+    row = {"source": "s", "split": "train", "path": "a.png", "label": None}
+    row["captions"] = ["A green forest beside a river and some houses."] * 5  # 46 letters
+    save_table([row | {"image_id": f"s/{number}"} for number in range(30)], paths.IMAGE_TABLE)
     features = {"dims": {"pooled": 1280}, "views": 8, "grid": 3, "image_ids": [f"{i}" for i in range(5000)]}
     write(paths.FEATURES / "meta.json", features)
     write(paths.ENCODER / "config.json", {"image_size": 224})
@@ -203,7 +205,7 @@ def test_what_cannot_be_told_yet_says_so(tmp_path):
     lines = []
     check_memory("finetune_lora", section("cap4", "finetune_lora"), lines.append)
     assert lines == ["[finetune_lora] memory: not estimated (meta-llama/Llama-2-7b-hf is not on this machine yet)"]
-    (tmp_path / "images.jsonl").rename(tmp_path / "gone")
+    (tmp_path / "images.parquet").rename(tmp_path / "gone")
     memory._captions.cache_clear()
     check_memory("adapt_encoder", section("blue_marble", "adapt_encoder"), lines.append)
     assert "no caption table yet" in lines[1]

@@ -155,7 +155,7 @@ def study(tmp_path_factory):
     """A study whose models are a captioner, and captions from elsewhere of a few images, which fail."""
     with copy_with_study(tmp_path_factory.mktemp("models") / "a study", "smoke") as root:
         dvc(root, "repro", "aggregate_data")
-        table = load_table(root / "data" / "aggregated" / "images.jsonl")
+        table = load_table(root / "data" / "aggregated" / "images.parquet")
         test = rows_of(table, split="test")
         said = {Path(image_id).stem: own[0] for image_id, own in zip(test["image_id"], test["captions"])}
         (root / "said.json").write_text(json.dumps(said))

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from rsvlm.data.table import save_table
 from rsvlm.files import read_json, write_json, write_json_lines
 from rsvlm.scoring.caption_study import paired_table, score_study, text_table
 from rsvlm.scoring.captions import class_names, describe_texts, hallucinated_classes
@@ -63,7 +64,7 @@ def study(scratch_root):
     rows = caption_rows()
     shutil.copy(NOTEBOOKS.parent / "dvc.yaml", scratch_root)
     (scratch_root / "params.yaml").write_text(PARAMS, encoding="utf-8")
-    write_json_lines(scratch_root / "data/aggregated/images.jsonl", rows)
+    save_table(rows, scratch_root / "data/aggregated/images.parquet")
     tested = [row for row in rows if row["split"] == "test"]
     for run, captions in {
         "captioner": [row["captions"][1] for row in tested],

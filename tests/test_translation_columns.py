@@ -47,7 +47,7 @@ def aggregated(root, source):
     """(metrics, report, the table of translations)."""
     rows, report = aggregate_sources([source], data_root=str(root), log=lambda line: None, root=root)
     metrics = write_aggregated(rows, report, **folders(root))
-    table = load_table(root / "aggregated/images.jsonl")
+    table = load_table(root / "aggregated/images.parquet")
     return metrics, report, load_translations(root / "aggregated/translations.jsonl", table)
 
 
@@ -66,7 +66,7 @@ def test_from_columns_to_the_table(tmp_path):
     assert facts["de"]["cells"] == 2 * n and facts["de"]["cells_without_translation"] == n == facts["de"]["translated"]
     assert facts["pt"]["translated"] == 2 * n and metrics["sources"]["s"]["captions_in_de"] == n
     assert translations_table(report)["lines or cells without translation"].tolist() == [n, 0]
-    images = (tmp_path / "aggregated/images.jsonl").read_text(encoding="utf-8")
+    images = str(load_table(tmp_path / "aggregated/images.parquet").to_dict("records"))
     assert "translations" not in images and "Um rio" not in images
     assert "- In Portuguese, given by people:" in (tmp_path / "cards/s.md").read_text(encoding="utf-8")
 
@@ -172,7 +172,6 @@ def test_a_list_that_does_not_fit_is_refused(tmp_path, cell, says):
 
 
 def test_a_parquet_file_of_hugging_face(tmp_path):
-    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
     for number, split in enumerate(SPLITS):
         table = {"image": [{"bytes": picture(number), "path": None}], "caption": [ROW[0]], "caption_pt": ["Um rio."]}
         (tmp_path / "set").mkdir(exist_ok=True)

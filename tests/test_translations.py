@@ -115,7 +115,7 @@ def test_from_files_to_the_table(tmp_path):
     metrics, report = aggregated(
         tmp_path, one | {"translations": {"zh": "zh.tsv", "pt": "pt.tsv"}, "translated_by": "people"}, other
     )
-    table = load_table(tmp_path / "aggregated/images.jsonl")
+    table = load_table(tmp_path / "aggregated/images.parquet")
     found = load_translations(tmp_path / "aggregated/translations.jsonl", table)
     own = table[table["source"] == "s"]
     assert found["image_id"].tolist() == [image_id for image_id in own["image_id"] for _ in range(2)]
@@ -146,7 +146,7 @@ def test_from_files_to_the_table(tmp_path):
 def test_without_translations_the_table_is_there_and_empty(tmp_path):
     metrics, report = aggregated(tmp_path, make_source(tmp_path))
     assert (tmp_path / "aggregated/translations.jsonl").read_bytes() == b""
-    table = load_table(tmp_path / "aggregated/images.jsonl")
+    table = load_table(tmp_path / "aggregated/images.parquet")
     assert load_translations(tmp_path / "aggregated/translations.jsonl", table).empty
     assert translations_table(report).empty and not any("captions_in" in key for key in metrics["sources"]["s"])
     assert "translations" not in json.loads((tmp_path / "aggregated/report.json").read_text(encoding="utf-8"))

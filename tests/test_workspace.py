@@ -152,7 +152,7 @@ def test_a_try_goes_on_from_other_tries_where_that_is_asked_for(project):
     assert read_json(project / "reports/metrics/score_captions.json") == {"of": "the study"}, "as it was"
     _, places = by_hand(project, "finetune_lora", go_on_from_scratch=True)
     assert places.FEATURES == project / "scratch/30_encode_images/data/features"
-    assert places.IMAGE_TABLE == project / "data/aggregated/images.jsonl"
+    assert places.IMAGE_TABLE == project / "data/aggregated/images.parquet"
 
 
 def test_a_try_is_not_recorded(project):

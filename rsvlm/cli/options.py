@@ -100,10 +100,6 @@ def check_out(out: Path | None) -> None:
     if out.suffix not in (".csv", ".jsonl", ".parquet"):
         raise ValueError(f"{out}: the table is written as .csv, .jsonl or .parquet")
     check_place(out)
-    if out.suffix == ".parquet":
-        from rsvlm.extras import import_extra
-
-        import_extra("pyarrow", "a Parquet file", "give a name that ends in .csv or .jsonl")
 
 
 def check_ways(ways: dict[str, object], language: str | None, languages: Path | None) -> None:

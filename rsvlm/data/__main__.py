@@ -6,12 +6,14 @@ Relative paths, the defaults too, start from the working directory.
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from rsvlm.data.aggregate import TABLE, audit_sources
 from rsvlm.data.audit import english_dictionary, search_scope
 from rsvlm.data.cards import render_cards, renew_cards
 from rsvlm.data.catalogue import KNOWN, DownloadError, get_source
+from rsvlm.data.spill import Made
 from rsvlm.data.table import load_table
 from rsvlm.files import read_json, write_json, write_json_lines
 
@@ -39,6 +41,14 @@ def known_sources(data_root: Path) -> list[dict]:
             "the files' names; FOLDER is the one above a source's own folder"
         )
     return sources
+
+
+def rows_of_study(source: str) -> Sequence[dict]:
+    """A source's rows of the study in place, as its card needs them."""
+    table = load_table(AGGREGATED / TABLE, columns=["image_id", "source", "split", "captions"])
+    own = table[table["source"] == source]
+    columns = {name: own[name].array for name in ("image_id", "split", "captions")}
+    return Made(len(own), lambda place: {name: values[place] for name, values in columns.items()})
 
 
 def check_cards() -> None:
@@ -114,11 +124,10 @@ def main(arguments: list[str] | None = None) -> int:
                     f"  {kind}: {counts['pairs']}, of them {counts['train_and_test']} between training and test; {scope}"
                 )
             if chosen.cards:
-                print(f"cards filled: {', '.join(renew_cards(rows, report, CARDS))}")
+                print(f"cards filled: {', '.join(renew_cards(rows.of, report, CARDS))}")
         elif chosen.study:
             check_cards()
-            table, report = load_table(AGGREGATED / TABLE), read_json(AGGREGATED / "report.json")
-            renewed = renew_cards(table.to_dict("records"), report, CARDS)
+            renewed = renew_cards(rows_of_study, read_json(AGGREGATED / "report.json"), CARDS)
             print(f"cards filled: {', '.join(renewed)}")
         else:
             check_cards()

@@ -6,9 +6,10 @@ splits that are drawn, checks of the whole.
 
 import os
 import random
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import ChainMap, Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from rsvlm.data import audit, box_readers, caption_readers, caption_tables, packed_readers
@@ -22,7 +23,6 @@ from rsvlm.data.images import ImageError
 from rsvlm.data.listings import (
     NAMES_SHOWN,
     FoundImage,
-    ListedImage,
     Listing,
     find_images,
     mend_rsicd_splits,
@@ -43,12 +43,14 @@ from rsvlm.data.sources import (
     place_of,
     settings_of,
 )
+from rsvlm.data.spill import Chosen, StoredRows, Texts
 from rsvlm.data.table import save_table
+from rsvlm.data.table_rows import ORDER
 from rsvlm.data.translations import HOW_OF, read_translation_file, save_translations, translated_rows
 from rsvlm.extras import import_extra
-from rsvlm.files import fingerprint_file, read_json_lines, whole_folder, write_json, write_json_lines
+from rsvlm.files import cache_folder, fingerprint_file, read_json_lines, whole_folder, write_json, write_json_lines
 
-TABLE, ADAPT = "images.jsonl", "adapt.jsonl"  # the table, and the rows that adapt the encoder alone
+TABLE, ADAPT = "images.parquet", "adapt.parquet"  # the table, and the rows that adapt the encoder alone
 TRANSLATIONS = "translations.jsonl"  # the table's captions in other languages, see rsvlm.data.translations
 NEAR_DUPLICATES = "near_duplicates.jsonl"  # every pair of near-duplicates, beside the table
 PACKED_READERS = {"webdataset": packed_readers.read_webdataset, "hf_dataset": packed_readers.read_hf_dataset}
@@ -69,8 +71,11 @@ def aggregate_sources(
     tiles: Path | None = None,
     root: Path | None = None,
     log: Log = print,
-) -> tuple[list[dict], dict]:
+) -> tuple[StoredRows, dict]:
     """Rows of all images that are used, and the report on them.
+
+    Captions lie on disk from the moment that a source's annotations were read: of one source alone all are in memory, while
+    they are read. Translations are in memory, in the report.
 
     Rows of a source with ``use: adapt`` are among them, from its training split alone; ``write_aggregated`` puts them
     into a table of their own.
@@ -103,20 +108,19 @@ def aggregate_sources(
     rows, _, report = _survey(parsed, run, drop_train_near_duplicates_of_test, find_same_ground, check_spelling)
     report["translations"] = []
     for source in parsed:
-        own = [row for row in rows if row["source"] == source.name]
-        facts = report["sources"][source.name]
+        own, facts = rows.of(source.name), report["sources"][source.name]
         translated, facts["translations"] = _translate(
             source, own, texts[source.name], facts.get("translations", {}), run
         )
         report["translations"] += translated
     entering = {source.name for source in parsed if source.use == "all"}
-    _check_splits({row["split"] for row in rows if row["source"] in entering}, report)
+    _check_splits({row["split"] for row in rows.rows if row["source"] in entering}, report)
     return rows, report
 
 
 def audit_sources(
     sources: list[dict], *, data_root: str, find_same_ground: bool = True, check_spelling: bool = True
-) -> tuple[list[dict], dict]:
+) -> tuple[StoredRows, dict]:
     """Rows of every listed image of some sources, also of those without a file, and the report on them.
 
     Nothing is dropped and no split needs to be there. Arguments and errors are those of ``aggregate_sources``.
@@ -242,7 +246,7 @@ def _read_translations(source: Source, run: "_Run") -> dict[str, tuple[Path, dic
 
 def _translate(
     source: Source,
-    rows: list[dict],
+    rows: StoredRows,
     texts: dict[str, tuple[Path, dict[str, str], Counter]],
     facts: Mapping[str, dict],
     run: "_Run",
@@ -250,18 +254,17 @@ def _translate(
     """A source's rows of the table of translations, and by language how many of its captions have one.
 
     Args:
-        facts: what was met in columns of translations, by language; the rows hold their texts, which are taken out of them.
+        facts: what was met in columns of translations, by language.
 
     Raises:
         ValueError: a file, or the columns of a language, have a translation for not one caption.
     """
     translated, facts = [], dict(facts)
     how = HOW_OF[source.translated_by]
-    for row in rows:
-        for language, captions in row.pop("translations", ()):
+    for image_id, given in rows.translations() if facts else ():
+        for language, captions in given:
             if any(captions):
-                own = {"image_id": row["image_id"], "language": language, "captions": list(captions)}
-                translated.append(own | {"how": how})
+                translated.append({"image_id": image_id, "language": language, "captions": captions, "how": how})
     for language in facts:
         if rows and not any(row["language"] == language for row in translated):
             raise ValueError(
@@ -278,19 +281,19 @@ def _translate(
         translated += own
         facts[language] = {"file": fingerprint_file(path)} | {key: counts[key] for key in sorted(counts)}
     if source.languages:
-        names = {row["image_id"].removeprefix(f"{source.name}/"): row["image_id"] for row in rows}
+        names = {row["image_id"].removeprefix(f"{source.name}/"): row["image_id"] for row in rows.rows}
         tiles = run.tiles or place_of("blue_marble", run.data_root, run.root)
         for row in read_json_lines(tiles / TILE_TRANSLATIONS):
             if row["image"] in names:
                 own = {"image_id": names[row["image"]], "language": row["language"], "captions": row["captions"]}
                 translated.append(own | {"how": "rule"})
-    listed = [caption for row in rows for caption in row["captions"]]
+    listed = sum(len(row["captions"]) for row in rows) if translated else 0
     for language in sorted({row["language"] for row in translated}):
         own = [row for row in translated if row["language"] == language]
         said = [caption for row in own for caption in row["captions"] if caption is not None]
         facts[language] = facts.get(language, {}) | {
             "how": own[0]["how"],
-            "captions": len(listed),
+            "captions": listed,
             "translated": len(said),
             "distinct": len(set(said)),
         }
@@ -313,7 +316,7 @@ class _Run:
 
 def _survey(
     sources: list[Source], run: _Run, drop: bool, same_ground: bool, spelling: bool
-) -> tuple[list[dict], list[dict], dict]:
+) -> tuple[StoredRows, StoredRows, dict]:
     """Rows that are used, rows that are only compared, and the report.
 
     All files are listed, and missing ones and splits told, before the first image is opened.
@@ -325,17 +328,17 @@ def _survey(
     report: dict = {"sources": {one.source.name: one.facts for one in listed}}
     entering = [one for one in listed if one.source.use == "all"]
     if entering:
-        splits = {item.listed.split for one in entering for item in one.found if item.listed.captions}
+        splits = {image.split for one in entering for image in one.images if image.path and image.spoken}
         drawn = any(one.source.val_share and one.facts["splits_read"].get("train") for one in entering)
         _check_splits(splits | ({"val"} if drawn else set()), report)
-    rows, others, prints = [], [], {}
+    rows, others, prints = [], [], ChainMap()
     for one in listed:
         new, new_prints = _read_images(one, run)
         run.log(
             f"{one.source.name}: {one.facts.get('images_read', 0)} of {one.facts['images_listed']} listed images read"
         )
         (others if one.source.use == "audit" else rows).extend(new)
-        prints |= new_prints
+        prints.maps.append(new_prints)
     shares = {source.name: source.val_share for source in sources if source.val_share}
     rows, pairs, report["near_duplicates"] = audit.find_near_duplicates(
         rows, others, prints, drop, shares, run.seed, same_ground=same_ground, cache=run.cache, log=run.log
@@ -343,22 +346,37 @@ def _survey(
     report["near_duplicates"]["list"] = pairs
     for name, count in report["near_duplicates"].pop("drawn_for_validation").items():
         report["sources"][name]["images_drawn_for_validation"] = count
-    rows.sort(key=lambda row: (row["source"], row["split"], row["image_id"]))
-    report["verbatim"] = audit.verbatim_share([*rows, *others])
-    report["siblings"] = audit.sibling_share([*rows, *others])
+    texts = {one.source.name: one.texts for one in listed}
+    rows = StoredRows(sorted(rows, key=lambda row: [row[key] for key in ORDER]), texts)
+    others = StoredRows(others, texts)
+    report["verbatim"] = audit.verbatim_share(chain(rows, others))
+    report["siblings"] = audit.sibling_share(chain(rows, others))
     for name, facts in report["sources"].items():
-        own = {split: [] for split in SPLITS}
-        for row in (*rows, *others):
-            if row["source"] == name:
-                own[row["split"]].append(row)
-        captions = {split: [caption for row in part for caption in row["captions"]] for split, part in own.items()}
-        facts["images"] = {split: len(part) for split, part in own.items()}
-        facts["captions"] = {split: len(part) for split, part in captions.items()}
-        every = [caption for part in captions.values() for caption in part]
-        facts |= audit.caption_facts(every)
+        own = (rows if facts["use"] != "audit" else others).of(name)
+        facts["images"] = {split: sum(row["split"] == split for row in own.rows) for split in SPLITS}
+        facts["captions"] = dict.fromkeys(SPLITS, 0)
+        facts |= audit.caption_facts(_count_captions(own, facts["captions"]))
         if spelling:
-            facts["misspelt"] = audit.find_misspelt(every)
+            facts["misspelt"] = audit.find_misspelt(caption for row in own for caption in row["captions"])
     return rows, others, report
+
+
+def _count_captions(rows: StoredRows, counts: dict[str, int]) -> Iterator[str]:
+    """The captions of some rows; how many they are goes into ``counts``, by split."""
+    for row in rows:
+        counts[row["split"]] += len(row["captions"])
+        yield from row["captions"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """A listed image, its captions being the texts of that place."""
+
+    name: str
+    split: str
+    path: Path | None  # None: it is missing, and its captions are only compared
+    spoken: bool  # it has captions
+    place: int
 
 
 @dataclass
@@ -366,10 +384,9 @@ class _ListedFiles:
     """A source before its images are opened: what its annotations list and what lies in its folder."""
 
     source: Source
-    listing: Listing
     facts: dict  # its part of the report
-    found: list[FoundImage]
-    missing: list[str]
+    images: list[_Image]  # by their names
+    texts: Texts
     allow: bool  # missing and broken images are left out and counted; else they stop the stage
 
 
@@ -435,7 +452,18 @@ def _list_files(source: Source, run: _Run) -> _ListedFiles:
             + f"{folder}, "
             f"for example {', '.join(sorted(missing)[:5])}; bring them, or set allow_missing_images to go on"
         )
-    return _ListedFiles(source, listing, facts, found, missing, allow)
+    images = [(item.name, item.path, item.listed) for item in found]
+    if source.use == "audit":
+        absent = set(missing)
+        images += [(image.name, None, image) for image in listing.images if image.name in absent]
+    images.sort(key=lambda image: image[0])
+    stored = ({key: getattr(listed, key) for key in ("captions", "label", "translations")} for *_, listed in images)
+    texts = Texts(stored, run.cache or cache_folder())
+    light = [
+        _Image(name, listed.split, path, bool(listed.captions), place)
+        for place, (name, path, listed) in enumerate(images)
+    ]
+    return _ListedFiles(source, facts, light, texts, allow)
 
 
 def _name_of(file: Path, source: Source, folder: Path) -> str:
@@ -443,18 +471,20 @@ def _name_of(file: Path, source: Source, folder: Path) -> str:
     return file.relative_to(folder).as_posix() if source.format in PACKED else file.name
 
 
-def _read_images(one: _ListedFiles, run: _Run) -> tuple[list[dict], dict[str, Fingerprint]]:
-    """Rows of one source and fingerprints by image_id; its part of the report grows."""
+def _read_images(one: _ListedFiles, run: _Run) -> tuple[list[dict], Mapping[str, Fingerprint]]:
+    """Rows of one source, without their texts, and fingerprints by image_id; its part of the report grows."""
     source, facts = one.source, one.facts
+    missing = [_row_of(source, image) for image in one.images if image.path is None]
     if source.use == "audit" and facts.get("images_on_disk") is False:
-        return [_row_of(source, image.name, image) for image in one.listing.images], {}
-    wordless = [item.name for item in one.found if not item.listed.captions]
-    spoken = [item for item in one.found if item.listed.captions]
-    wanted = [item for item in spoken if source.use != "adapt" or item.listed.split == "train"]
+        return missing, {}
+    found = [image for image in one.images if image.path is not None]
+    wordless = [image.name for image in found if not image.spoken]
+    spoken = [image for image in found if image.spoken]
+    wanted = [image for image in spoken if source.use != "adapt" or image.split == "train"]
     usable = _limit(wanted, run.most, f"{run.seed}/{source.name}")
-    rows, prints, broken, sizes = [], {}, [], Counter()
-    prints_of = fingerprint_images([item.path for item in usable], cache=run.cache, log=run.log)
-    for item, print_of in zip(usable, prints_of, strict=True):
+    rows, places, broken, sizes = [], {}, [], Counter()
+    prints = fingerprint_images([image.path for image in usable], cache=run.cache, log=run.log)
+    for number, (item, print_of) in enumerate(zip(usable, prints, strict=True)):
         if isinstance(print_of, ImageError):
             if not one.allow:
                 raise ImageError(
@@ -467,8 +497,8 @@ def _read_images(one: _ListedFiles, run: _Run) -> tuple[list[dict], dict[str, Fi
         absolute = Path(run.data_root).is_absolute() and not item.path.is_relative_to(run.root)
         path = item.path if absolute else Path(os.path.relpath(item.path, run.root))
         seen = {"width": print_of.width, "height": print_of.height, "resolution": source.resolution}
-        rows.append(_row_of(source, item.name, item.listed) | {"path": path.as_posix()} | seen)
-        prints[rows[-1]["image_id"]] = print_of
+        rows.append(_row_of(source, item) | {"path": path.as_posix()} | seen)
+        places[rows[-1]["image_id"]] = number
     facts |= {
         "images_without_caption": len(wordless),
         "first_images_without_caption": sorted(wordless)[:NAMES_SHOWN],
@@ -480,28 +510,20 @@ def _read_images(one: _ListedFiles, run: _Run) -> tuple[list[dict], dict[str, Fi
         "image_sizes": dict(sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMES_SHOWN]),
         "different_image_sizes": len(sizes),
     }
-    if source.use == "audit":
-        absent = set(one.missing)
-        rows += [_row_of(source, image.name, image) for image in one.listing.images if image.name in absent]
-    return rows, prints
+    return [*rows, *missing], Chosen(prints, places)
 
 
-def _row_of(source: Source, name: str, image: ListedImage) -> dict:
-    """A row of an image without its file, for comparing captions: such a row never enters the table."""
-    return {
-        "image_id": f"{source.name}/{name}",
-        "source": source.name,
-        "split": image.split,
-        "captions": list(image.captions),
-        "label": image.label,
-    } | ({"translations": image.translations} if image.translations else {})
+def _row_of(source: Source, image: _Image) -> dict:
+    """A row of an image without its file and its texts, as ``StoredRows`` takes it."""
+    about = {"source": source.name, "split": image.split, "place": image.place}
+    return {"image_id": f"{source.name}/{image.name}"} | about
 
 
-def _limit(found: list[FoundImage], most: int | None, seed: str) -> list[FoundImage]:
+def _limit(found: list[_Image], most: int | None, seed: str) -> list[_Image]:
     """At most ``most`` images a split, drawn at random, in the order of their names."""
     kept = []
     for split in SPLITS:
-        items = sorted((item for item in found if item.listed.split == split), key=lambda item: item.name)
+        items = sorted((item for item in found if item.split == split), key=lambda item: item.name)
         if most is not None and len(items) > most:
             items = sorted(random.Random(f"{seed}/{split}").sample(items, most), key=lambda item: item.name)
         kept += items
@@ -521,7 +543,7 @@ def _check_splits(present: set[str], report: dict) -> None:
             raise ValueError(missing_split(split, sums))
 
 
-def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, pages: Path, cards: Path) -> dict:
+def write_aggregated(rows: StoredRows, report: dict, *, aggregated: Path, pages: Path, cards: Path) -> dict:
     """The stage's metrics; writes both tables, the near-duplicates, ``report.json`` and the sources' filled cards.
 
     Args:
@@ -530,10 +552,10 @@ def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, pages:
     """
     adapting = {name for name, facts in report["sources"].items() if facts["use"] == "adapt"}
     with whole_folder(aggregated) as scratch:
-        entering = [row for row in rows if row["source"] not in adapting]
-        save_table(entering, scratch / TABLE)
-        save_table([row for row in rows if row["source"] in adapting], scratch / ADAPT)
+        save_table((row for row in rows if row["source"] not in adapting), scratch / TABLE)
+        save_table((row for name in sorted(adapting) for row in rows.of(name)), scratch / ADAPT)
         write_json_lines(scratch / NEAR_DUPLICATES, report["near_duplicates"]["list"])
+        entering = (row for row in rows.rows if row["source"] not in adapting)
         save_translations(report["translations"], entering, scratch / TRANSLATIONS)
         # The lists have files of their own.
         duplicates = {key: value for key, value in report["near_duplicates"].items() if key != "list"}
@@ -541,7 +563,7 @@ def write_aggregated(rows: list[dict], report: dict, *, aggregated: Path, pages:
         write_json(scratch / "report.json", rest | {"near_duplicates": duplicates})
     tables = [aggregated / name for name in ((TABLE, ADAPT) if adapting else (TABLE,))]
     with whole_folder(cards) as scratch:
-        write_study_cards(scratch, rows, report, tables, pages)
+        write_study_cards(scratch, rows.of, report, tables, pages)
     return metrics_of(report)
 
 

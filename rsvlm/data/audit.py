@@ -6,17 +6,21 @@ Images that show the same and captions word for word, which training images must
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.resources import files
-from itertools import combinations
+from itertools import combinations, groupby, islice
 from pathlib import Path
+
+import numpy as np
 
 from rsvlm.data.catalogue import KNOWN
 from rsvlm.data.duplicates import KINDS, Fingerprint, Pair, find_pairs, without_contrast
 from rsvlm.data.listings import Listing
 from rsvlm.data.local_features import LEAST_SIDE, find_same_ground
-from rsvlm.data.table import SPLITS
+from rsvlm.data.names import SPLITS
+from rsvlm.data.spill import BLOCK, Made
+from rsvlm.data.table import hash_texts
 from rsvlm.extras import import_extra
 
 WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
@@ -38,7 +42,7 @@ RECALL = {
 def find_near_duplicates(
     rows: list[dict],
     others: list[dict],
-    prints: dict[str, Fingerprint],
+    prints: Mapping[str, Fingerprint],
     drop_from_train: bool,
     val_shares: Mapping[str, float] | None = None,
     seed: int = 0,
@@ -69,7 +73,7 @@ def find_near_duplicates(
         ModuleNotFoundError: ``same_ground`` needs OpenCV, and it is missing.
     """
     known = sorted((row for row in (*rows, *others) if row["image_id"] in prints), key=lambda row: row["image_id"])
-    ordered = [prints[row["image_id"]] for row in known]
+    ordered = Made(len(known), lambda place: prints[known[place]["image_id"]])
     pairs = find_pairs(ordered)
     searched = {"switched_on": same_ground, "images": 0, "images_too_small": 0, "pairs_compared": 0}
     if same_ground:
@@ -167,46 +171,53 @@ def search_scope(same_ground: Mapping | None) -> dict[str, str]:
     return scope | {"same_ground": f"of planted ones are found: {planted['same_ground']}{not_searched}"}
 
 
-def verbatim_share(rows: list[dict]) -> dict[str, dict[str, float]]:
+def verbatim_share(rows: Iterable[Mapping]) -> dict[str, dict[str, float]]:
     """Share of the captions of each source and split that occur word for word in each source and split.
 
-    ``{"ucm/test": {"ucm/train": 0.55, ...}}``; among its own captions, share of those that another image has too.
+    ``{"ucm/test": {"ucm/train": 0.55, ...}}``; among its own captions, share of those that another image has too. Captions
+    pass a block at a time, their hashes are counted.
     """
-    texts: dict[str, list[str]] = {}
-    holders: dict[str, dict[str, set[str]]] = {}
-    for row in rows:
-        texts.setdefault(_part(row), []).extend(row["captions"])
-        known = holders.setdefault(_part(row), {})
-        for caption in row["captions"]:
-            known.setdefault(caption, set()).add(row["image_id"])
-    return {
-        name: {
-            other: round(
-                sum(len(known.get(text, ())) > (other == name) for text in captions) / max(len(captions), 1), 6
-            )
-            for other, known in sorted(holders.items(), key=_in_order)
-        }
-        for name, captions in sorted(texts.items(), key=_in_order)
-    }
+    said: dict[str, list[np.ndarray]] = {}
+    held: dict[str, list[np.ndarray]] = {}
+    for part, block in _blocks(rows):
+        said.setdefault(part, []).append(hash_texts(text for row in block for text in row["captions"]))
+        held.setdefault(part, []).append(hash_texts(text for row in block for text in set(row["captions"])))
+    return _shares(said, held)
 
 
-def sibling_share(rows: list[dict]) -> dict[str, dict[str, float]]:
+def sibling_share(rows: Iterable[Mapping]) -> dict[str, dict[str, float]]:
     """Share of the images of each source and split that have a sibling in each source and split.
 
     Siblings are different images with the same set of captions: what was written of one was given to all. The form is
     ``verbatim_share``'s.
     """
-    holders: dict[str, Counter] = {}
-    for row in rows:
-        holders.setdefault(_part(row), Counter())[frozenset(row["captions"])] += 1
-    ordered = sorted(holders.items(), key=_in_order)
-    return {
-        name: {
-            other: round(sum(n for of, n in sets.items() if known[of] > (other == name)) / sets.total(), 6)
-            for other, known in ordered
-        }
-        for name, sets in ordered
-    }
+    sets: dict[str, list[np.ndarray]] = {}
+    for part, block in _blocks(rows):
+        sets.setdefault(part, []).append(hash_texts("\0".join(["", *sorted(set(row["captions"]))]) for row in block))
+    return _shares(sets, sets)
+
+
+def _blocks(rows: Iterable[Mapping]) -> Iterator[tuple[str, list[Mapping]]]:
+    """(source/split, rows of it that follow each other), at most BLOCK."""
+    for part, own in groupby(rows, _part):
+        while block := list(islice(own, BLOCK)):
+            yield part, block
+
+
+def _shares(hashes: Mapping[str, list[np.ndarray]], holders: Mapping[str, list[np.ndarray]]) -> dict[str, dict]:
+    """part -> part -> share of the first one's hashes that the second one has, within a part those that it has twice."""
+    counted, known = (
+        {part: np.unique(np.concatenate(own), return_counts=True) for part, own in sorted(one.items(), key=_in_order)}
+        for one in (hashes, holders)
+    )
+
+    def shared(name: str, other: str) -> float:
+        (own, times), (found, count) = counted[name], known[other]
+        _, mine, theirs = np.intersect1d(own, found, assume_unique=True, return_indices=True)
+        again = count[theirs] > (other == name)
+        return round(int(times[mine][again].sum()) / max(int(times.sum()), 1), 6)
+
+    return {name: {other: shared(name, other) for other in known} for name in counted}
 
 
 def _shared_images(pairs: list[Pair], known: list[dict]) -> dict[str, dict[str, int]]:
@@ -241,13 +252,17 @@ def _in_order(item: tuple[str, object]) -> tuple[str, int]:
     return source, SPLITS.index(split)
 
 
-def caption_facts(captions: list[str]) -> dict:
+def caption_facts(captions: Iterable[str]) -> dict:
     """Numbers on a source's captions: distinct ones, their words, the vocabulary, words that occur once."""
-    words = Counter(word for caption in captions for word in words_of(caption))
-    lengths = sorted(len(caption.split()) for caption in captions)
+    words, counts, hashes, left = Counter(), Counter(), [], iter(captions)
+    while block := list(islice(left, BLOCK)):
+        words.update(word for caption in block for word in words_of(caption))
+        counts.update(len(caption.split()) for caption in block)
+        hashes.append(hash_texts(block))
+    lengths = sorted(counts.elements())
     spread = {"least": lengths[0], "median": lengths[len(lengths) // 2], "most": lengths[-1]} if lengths else {}
     return {
-        "distinct_captions": len(set(captions)),
+        "distinct_captions": len(np.unique(np.concatenate(hashes))) if hashes else 0,
         "words": sum(words.values()),
         "vocabulary": len(words),
         "words_that_occur_once": sum(count == 1 for count in words.values()),

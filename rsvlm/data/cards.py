@@ -8,7 +8,7 @@ renew the ones in the repository.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rsvlm.data.audit import search_scope, words_of
@@ -77,12 +77,12 @@ JSON_FIELDS = {
 }
 
 
-def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
+def measured_facts(name: str, rows: Sequence[dict], report: Mapping) -> dict:
     """What a run found on one source, for its card: numbers, checksums, overlaps, examples. JSON, no paths.
 
     Args:
         name: of the source.
-        rows: of the image table, all sources; of a source without rows no examples are shown.
+        rows: of the source in the image table; without any no examples are shown.
         report: of rsvlm.data.aggregate.
     """
     facts, shared = report["sources"][name], report["near_duplicates"]
@@ -119,26 +119,35 @@ def measured_facts(name: str, rows: list[dict], report: Mapping) -> dict:
         },
         "same_ground": shared["same_ground"],
         "images_compared": any(part.startswith(f"{name}/") for part in duplicates),
-        "examples": example_images([row for row in rows if row["source"] == name]),
+        "examples": example_images(rows),
     }
 
 
-def example_images(rows: list[dict]) -> dict[str, dict]:
-    """The training image whose words are the most common among the source's images, and that with the rarest."""
-    train = [row for row in rows if row["split"] == "train"]
-    if not train:
-        return {}
-    holders = Counter(word for row in train for word in {w for caption in row["captions"] for w in words_of(caption)})
+def example_images(rows: Iterable[dict]) -> dict[str, dict]:
+    """The training image whose words are the most common among the source's images, and that with the rarest.
 
-    def commonness(row: Mapping) -> float:
+    Args:
+        rows: of the source; they are gone through twice.
+    """
+    holders = Counter(
+        word for row in _training(rows) for word in {w for text in row["captions"] for w in words_of(text)}
+    )
+
+    def commonness(row: Mapping) -> tuple[float, str]:
         words = [word for caption in row["captions"] for word in words_of(caption)]
-        return sum(holders[word] for word in words) / max(len(words), 1)
+        return sum(holders[word] for word in words) / max(len(words), 1), row["image_id"]
 
-    ordered = sorted(train, key=lambda row: (commonness(row), row["image_id"]))
+    ends = {"typical": max(_training(rows), key=commonness, default=None)}
+    ends["atypical"] = min(_training(rows), key=commonness, default=None)
     return {
         kind: {"image_id": row["image_id"], "captions": list(dict.fromkeys(row["captions"]))[:5]}
-        for kind, row in (("typical", ordered[-1]), ("atypical", ordered[0]))
+        for kind, row in ends.items()
+        if row
     }
+
+
+def _training(rows: Iterable[dict]) -> Iterator[dict]:
+    return (row for row in rows if row["split"] == "train")
 
 
 def measured_block(facts: Mapping | None) -> str:
@@ -180,15 +189,18 @@ def fill_card(page: str, block: str, where: str) -> str:
     return page[: page.index(BEGIN)] + block + page[page.index(END) + len(END) :]
 
 
-def write_study_cards(folder: Path, rows: list[dict], report: Mapping, tables: list[Path], pages: Path) -> None:
+def write_study_cards(
+    folder: Path, rows: Callable[[str], Sequence[dict]], report: Mapping, tables: list[Path], pages: Path
+) -> None:
     """Put filled cards and Croissant descriptions of a study's sources, and of its tables, into a folder.
 
     Args:
+        rows: source -> its rows of the image table.
         pages: folder of the cards that people write; a source without a page there gets the start of one.
     """
     sources = sorted(report["sources"])
     for name in sources:
-        facts = measured_facts(name, rows, report)
+        facts = measured_facts(name, rows(name), report)
         page = pages / f"{KNOWN[name].card}.md" if name in KNOWN else None
         text = page.read_text(encoding="utf-8") if page and page.is_file() else _own_card(name)
         write_text(folder / f"{name}.md", fill_card(text, measured_block(facts), str(page or name)))
@@ -219,11 +231,11 @@ def mixture_card(report: Mapping) -> str:
     return _render("mixture", values | {"cap4": set(entered) == set(CAP4)})
 
 
-def renew_cards(rows: list[dict], report: Mapping, folder: Path) -> list[str]:
+def renew_cards(rows: Callable[[str], Sequence[dict]], report: Mapping, folder: Path) -> list[str]:
     """Names of the known sources whose cards in ``folder`` were filled anew from a run."""
     renewed = sorted(set(report["sources"]) & set(KNOWN))
     for name in renewed:
-        write_json(folder / "measured" / f"{name}.json", measured_facts(name, rows, report))
+        write_json(folder / "measured" / f"{name}.json", measured_facts(name, rows(name), report))
     render_cards(folder)
     return renewed
 
@@ -297,8 +309,8 @@ def describe_table(sources: list[str], files: Mapping[str, str]) -> dict:
         sources: names of the study's sources.
         files: file name -> SHA-256 of a table.
     """
-    text = "One object an image: id, source, split, file, captions, class, size, resolution."
-    objects = [_file(file, text, "application/jsonlines", sha256=digest) for file, digest in sorted(files.items())]
+    text = "One row an image: id, source, split, file, captions, class, size, resolution."
+    objects = [_file(file, text, "application/x-parquet", sha256=digest) for file, digest in sorted(files.items())]
     taken = {key: ("column", key) for key in ("image_id", "source", "split", "path", "label")}
     records = [_records(file.rsplit(".", 1)[0], file, taken) for file in sorted(files)]
     titles = ", ".join(KNOWN[name].title if name in KNOWN else name for name in sources)

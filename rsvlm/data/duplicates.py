@@ -17,9 +17,8 @@ decoded again, and a file that changed is. Then three steps, each cheaper than c
 """
 
 import os
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -31,10 +30,11 @@ import numpy as np
 from PIL import Image
 from scipy import fft, ndimage
 
-from rsvlm.cluster import Shard, chosen_cluster, map_shards, open_workers
+from rsvlm.cluster import Shard, chosen_cluster, map_shards, open_workers, usable_cores
 from rsvlm.content_cache import ContentCache
 from rsvlm.data.images import FULL_SIZE, READING, ImageError, check_file, open_image
 from rsvlm.data.packed import digest_of
+from rsvlm.data.spill import Made, Records
 from rsvlm.extras import import_extra
 from rsvlm.files import cache_folder
 from rsvlm.progress import Passing
@@ -110,8 +110,10 @@ def fingerprint_images(
     cache: Path | None = None,
     processes: int | None = None,
     log: Callable[[str], None] = lambda line: None,
-) -> list[Fingerprint | ImageError]:
+) -> Sequence[Fingerprint | ImageError]:
     """A Fingerprint for each path, in order; an ImageError in the place of a file that cannot be read as an image.
+
+    They lie on disk, 2.4 kB each, until they are looked at.
 
     Args:
         cache: folder where fingerprints are kept; None takes ``cache_folder()``.
@@ -127,19 +129,23 @@ def fingerprint_images(
     kind = f"fingerprint {VERSION}"
     with ContentCache(cache or cache_folder()) as kept:
         several = processes or (usable_cores() if len(path_of) > IN_ONE_PROCESS else 1)
-        faults = keep_missing(
-            kept, kind, path_of, _take_batch, A_BATCH, several, log, "new images decoded", elsewhere=True
-        )
-        found = kept.find(kind, path_of)
-    results: list[Fingerprint | ImageError] = []
-    for digest, path in zip(digests, paths, strict=True):
+        taken = "new images decoded"
+        faults = keep_missing(kept, kind, path_of, _take_batch, A_BATCH, several, log, taken, elsewhere=True)
+        records, numbers = Records(cache or cache_folder()), {}
+        for digest, value in kept.read(kind, path_of):
+            numbers[digest] = len(records)
+            records.append(value)
+
+    def take(place: int) -> Fingerprint | ImageError:
+        digest, path = digests[place], paths[place]
         if isinstance(digest, ImageError):
-            results.append(digest)
-        elif digest in found:
-            results.append(_fingerprint_of(digest, found[digest], path))
-        else:  # an error names one file with that content; the others get one with their own name
-            results.append(ImageError(str(faults[digest]).replace(str(path_of[digest]), str(path))))
-    return results
+            return digest
+        if digest in numbers:
+            return _fingerprint_of(digest, records[numbers[digest]], path)
+        # An error names one file with that content; the others get one with their own name.
+        return ImageError(str(faults[digest]).replace(str(path_of[digest]), str(path)))
+
+    return Made(len(paths), take)
 
 
 def take_fingerprint(path: Path) -> bytes:
@@ -187,11 +193,6 @@ def _take_batch(batch: list[tuple[str, Path]]) -> dict[str, bytes | ImageError]:
         except ImageError as error:
             results[digest] = error
     return results
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def keep_missing(
@@ -255,7 +256,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def find_pairs(prints: list[Fingerprint], detail: float = DETAIL) -> list[Pair]:
+def find_pairs(prints: Sequence[Fingerprint], detail: float = DETAIL) -> list[Pair]:
     """All pairs of near-duplicates, sorted. Images without contrast pair only with files equal to theirs.
 
     Args:
@@ -279,7 +280,7 @@ def find_pairs(prints: list[Fingerprint], detail: float = DETAIL) -> list[Pair]:
     return sorted(pairs)
 
 
-def without_contrast(prints: list[Fingerprint]) -> list[int]:
+def without_contrast(prints: Sequence[Fingerprint]) -> list[int]:
     """Places of images that are too even to be compared."""
     return [place for place, one in enumerate(prints) if one.grey.std() < CONTRAST]
 
@@ -295,7 +296,7 @@ def detail_correlation(first: Image.Image, second: Image.Image) -> float:
 
 
 def _near_duplicates_of(
-    prints: list[Fingerprint], places: list[int], least: float
+    prints: Sequence[Fingerprint], places: list[int], least: float
 ) -> Iterator[tuple[int, int, int, float]]:
     """(a, b, turn of b against a, correlation of the detail) of each pair among some places that passes all steps."""
     open_grey = lru_cache(maxsize=512)(lambda place: open_image(prints[place].path).convert("L"))
@@ -313,14 +314,14 @@ def _near_duplicates_of(
             yield a, b, turn, value
 
 
-def _alike(prints: list[Fingerprint], places: list[int]) -> Iterator[tuple[int, int, int, float]]:
+def _alike(prints: Sequence[Fingerprint], places: list[int]) -> Iterator[tuple[int, int, int, float]]:
     """Candidates as (whole or cropped image, turned image, its turn, correlation of the grey pictures)."""
     even = set(without_contrast(prints))
     places = [place for place in places if place not in even]
     if len(places) < 2:
         return
-    turned = np.concatenate([prints[place].turned for place in places])
-    cropped = np.concatenate([prints[place].cropped for place in places])
+    hashes = np.stack([np.concatenate([one.turned, one.cropped]) for one in (prints[place] for place in places)])
+    turned, cropped = (part.reshape(-1, BYTES) for part in np.split(hashes, [len(TURNS)], axis=1))
     faiss = import_extra("faiss", "the search for near-duplicates")
     index = faiss.IndexBinaryMultiHash(8 * BYTES, PARTS, PART_BITS)
     index.nflip = FLIPS

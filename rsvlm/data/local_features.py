@@ -12,7 +12,7 @@ Features and comparisons are kept by content: a second run computes nothing agai
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import parent_process
@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rsvlm.cluster import usable_cores
 from rsvlm.content_cache import ContentCache
-from rsvlm.data.duplicates import TURN_NAMES, Fingerprint, Pair, keep_missing, usable_cores
+from rsvlm.data.duplicates import TURN_NAMES, Fingerprint, Pair, keep_missing
 from rsvlm.data.images import READING, open_image
 from rsvlm.extras import import_extra
 from rsvlm.files import cache_folder, fingerprint_values
@@ -83,7 +84,7 @@ class Features:
 
 
 def find_same_ground(
-    prints: list[Fingerprint],
+    prints: Sequence[Fingerprint],
     skip: set[tuple[int, int]],
     *,
     cache: Path | None = None,

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from rsvlm.data.names import check_name
 from rsvlm.data.recipes import BETWEEN, split_reading
-from rsvlm.extras import import_extra
 
 if TYPE_CHECKING:
     import pyarrow
@@ -164,14 +163,16 @@ def _check_member(member: tarfile.TarInfo, path: Path) -> str:
     return name
 
 
-def open_parquet(path: Path) -> "pyarrow.parquet.ParquetFile":
+def open_parquet(path: Path, remedy: str = "fetch it again") -> "pyarrow.parquet.ParquetFile":
     """A Parquet file, its head read.
+
+    Args:
+        remedy: the end of an error's sentence: what to do about a damaged file.
 
     Raises:
         ValueError: not a whole Parquet file; names it.
-        ModuleNotFoundError: pyarrow is missing; says how to install it.
     """
-    pyarrow = import_extra("pyarrow", "reading Parquet")
+    import pyarrow
     from pyarrow import parquet
 
     try:
@@ -179,13 +180,17 @@ def open_parquet(path: Path) -> "pyarrow.parquet.ParquetFile":
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path}: not a whole Parquet file ({error}); fetch it again") from error
+        raise ValueError(f"{path}: not a whole Parquet file ({error}); {remedy}") from error
 
 
 def read_columns(
-    file: "pyarrow.parquet.ParquetFile", path: Path, group: int, columns: list[str] | None
+    file: "pyarrow.parquet.ParquetFile",
+    path: Path,
+    group: int,
+    columns: list[str] | None,
+    remedy: str = "fetch the file again",
 ) -> "pyarrow.Table":
-    """Some columns of a row group; None: all.
+    """Some columns of a row group; None: all. ``remedy`` as for ``open_parquet``.
 
     Raises:
         ImageError: it is damaged; names the file and the group.
@@ -197,7 +202,7 @@ def read_columns(
         read.validate(full=True)  # that texts are texts, too
         return read
     except (ArrowException, OSError) as error:
-        raise ImageError(f"{path}: row group {group} cannot be read ({error}); fetch the file again") from error
+        raise ImageError(f"{path}: row group {group} cannot be read ({error}); {remedy}") from error
 
 
 def read_group(path: Path, column: str, group: int) -> "pyarrow.ChunkedArray":
@@ -206,7 +211,7 @@ def read_group(path: Path, column: str, group: int) -> "pyarrow.ChunkedArray":
     Raises:
         ImageError: the group is damaged, or too large to be read as a whole; says how to write it anew.
     """
-    pyarrow = import_extra("pyarrow", "reading Parquet")
+    import pyarrow
     from pyarrow import compute
 
     file = open_parquet(path)

@@ -144,7 +144,6 @@ def read_hf_dataset(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a file is not whole or holds no or several columns for one thing, no split, both formats at once.
-        ModuleNotFoundError: pyarrow is missing.
     """
     base, files = _find_split_files(places, "hf_dataset")
     arrow = [path for path, _ in files if path.suffix == ".arrow"]

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.data.moments import moment
-from rsvlm.extras import import_extra
 
 SIDES = ("west", "south", "east", "north")
 COLUMNS = ("source", "split", "date", *SIDES)  # what may be known of an image
@@ -174,8 +173,6 @@ def read_facts(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if path.suffix == ".parquet":
-        import_extra("pyarrow", "a Parquet file", "give a table that ends in .csv")
     try:
         read = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
     except (ValueError, OSError) as error:

@@ -130,7 +130,7 @@ def save_captioner(
         more["unlike_training"] = found
 
     def write_memory(scratch: Path) -> None:
-        rows = [{"image_id": image_id, "captions": own} for image_id, own in memory.captions.items()]
+        rows = ({"image_id": image_id, "captions": own} for image_id, own in memory.captions.items())
         write_json_lines(scratch / MEMORY_ROWS, rows)
         write_array(scratch / MEMORY_VECTORS, memory.vectors.astype(np.float16))
         write_text(scratch / "README.md", model_card(model.config | more))

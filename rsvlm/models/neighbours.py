@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.data.caption_languages import captions_by_language
+from rsvlm.data.table import CaptionsOf
 from rsvlm.data.translations import HOW_NAMES
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.features import Features
@@ -271,7 +272,7 @@ def training_memory(features: Features, table: pd.DataFrame) -> Memory:
     training = table[table["split"] == "train"]
     if len(training) == 0:
         raise ValueError("the split 'train' holds no image: there are no neighbours to take captions from")
-    captions = dict(zip(training["image_id"], training["captions"]))
+    captions = CaptionsOf(training)
     return Memory(captions, features.image_embeddings[features.rows(list(captions))].astype(np.float16))
 
 

@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from rsvlm.extras import import_extra
 from rsvlm.files import only_process, read_array, read_json, whole_folder, write_array, write_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.image_filters import Where, allowed_rows, whole_facts
@@ -197,7 +196,6 @@ def write_rows(folder: Path, names: list[str], vectors: np.ndarray | None, facts
         write_array(folder / VECTORS, vectors)
     write_json(folder / NAMES, names)
     if facts is not None:
-        import_extra("pyarrow", "an index that knows sources, splits, dates or places", "leave out facts=")
         facts.to_parquet(folder / FACTS, index=False)
 
 
@@ -221,7 +219,6 @@ def read_known(path: Path) -> pd.DataFrame | None:
     """What is known of images, where a file tells it. ValueError: it is damaged."""
     if not path.is_file():
         return None
-    import_extra("pyarrow", "an index that knows sources, splits, dates or places")
     try:
         return pd.read_parquet(path)
     except (ValueError, OSError) as error:  # pyarrow's errors are ValueErrors and OSErrors

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rsvlm.extras import import_extra
 from rsvlm.scoring.caption_files import CAPTION_COLUMNS, IMAGE_COLUMNS, one_caption_each, read_caption_lists
 from rsvlm.scoring.image_matching import Matches, match_images, such_as
 from rsvlm.scoring.retrieval import EmbeddingSpace, unit_rows
@@ -88,7 +87,6 @@ def read_foreign_embeddings(
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ModuleNotFoundError: Parquet needs pyarrow.
         ValueError: arrays are missing, pickled or do not fit each other; an image has several rows or none, a text none
             or differing ones; a vector is zero or not finite. Names the file and the image or text.
     """
@@ -251,7 +249,7 @@ def _checked(path: Path, what: str, names: np.ndarray, array: str, vectors: np.n
 
 def _read_parquet(path: Path, kinds: tuple[tuple[str, ...], ...]) -> list[list[tuple]]:
     """Of each kind, known by the names of its column, the (name, vector) of its rows."""
-    arrow = import_extra("pyarrow", "reading embeddings from Parquet")
+    import pyarrow
     from pyarrow import parquet
 
     try:
@@ -262,7 +260,7 @@ def _read_parquet(path: Path, kinds: tuple[tuple[str, ...], ...]) -> list[list[t
                 wanted = VECTORS[:1] if vector is None else [name for known in kinds for name in known]
                 raise ValueError(f"no column {', '.join(wanted)}; it has {', '.join(own.values())}")
             rows = file.read(columns=[vector, *filter(None, names)])
-    except (arrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     try:
         columns = [rows[name].to_pylist() if name else [None] * len(rows) for name in names]

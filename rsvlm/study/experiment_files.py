@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rsvlm.data.table import load_table, rows_of
+from rsvlm.data.table import load_table
 from rsvlm.files import read_json, write_json, write_text
 from rsvlm.safe_text import as_cell
 from rsvlm.scoring.runs import RESERVED, RUNS
@@ -168,11 +168,11 @@ def write_pair_gallery(first: Experiment, second: Experiment, page: Path) -> dic
             write_text(files.others / f"{name}.jsonl", _read(one, f"data/generated/{RUN}.jsonl"))
         tables = []
         for one in pair:
-            write_text(files.table, _read(one, paths.PLACES["IMAGE_TABLE"]))
-            tables.append(rows_of(load_table(files.table, files.root), split=splits[0]))
+            files.table.write_bytes(_content(one, paths.PLACES["IMAGE_TABLE"]))
+            tables.append(load_table(files.table, columns=["image_id", "path", "captions"], split=splits[0]))
         _check_same_images(pair, tables)
         shown = next((one for one in pair if _link_features(one, files.features)), None)
-        write_text(files.table, _read(shown or first, paths.PLACES["IMAGE_TABLE"]))
+        files.table.write_bytes(_content(shown or first, paths.PLACES["IMAGE_TABLE"]))
         write_text(files.scores / "captions.csv", _joined_scores(names, pair))
         measured = [json.loads(_read(one, "reports/metrics/score_captions.json")) for one in pair]
         write_json(files.metrics / "score_captions.json", {name: own[RUN] for name, own in zip(names, measured)})
@@ -226,7 +226,12 @@ def _file_system(revision: str) -> object:
 
 
 def _read(experiment: Experiment, place: str) -> str:
-    """The text of one of an experiment's files.
+    """The text of one of an experiment's files. Raises as ``_content``."""
+    return _content(experiment, place).decode("utf-8")
+
+
+def _content(experiment: Experiment, place: str) -> bytes:
+    """The bytes of one of an experiment's files.
 
     Raises:
         ValueError: it has no such file, or the file is no longer in DVC's cache.
@@ -236,8 +241,8 @@ def _read(experiment: Experiment, place: str) -> str:
     _check_results(experiment)
     try:
         if not experiment.revision:
-            return (paths.ROOT / place).read_text(encoding="utf-8")
-        return _file_system(experiment.revision).cat_file(place).decode("utf-8")
+            return (paths.ROOT / place).read_bytes()
+        return _file_system(experiment.revision).cat_file(place)
     except (DvcException, OSError) as error:
         where = "in DVC's cache, `dvc gc` took it" if experiment.revision else f"in {paths.ROOT}, run `dvc repro`"
         raise ValueError(f"{experiment.name}: no {place} {where} ({error})") from error

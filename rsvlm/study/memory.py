@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from rsvlm.files import read_json, read_json_lines
+from rsvlm.files import read_json
 from rsvlm.study import paths
 from rsvlm.study.processes import TRAINING, training_processes
 
@@ -456,12 +456,15 @@ def _captions(table: Path) -> tuple[int, int]:
     """(tokens of a rather long caption, captions of an image with rather many)."""
     if not table.is_file():
         raise SizeUnknown("no caption table yet")
-    rows = read_json_lines(table)
-    letters = sorted(len(caption) for row in rows for caption in row["captions"])
-    counts = sorted(len(row["captions"]) for row in rows)
-    if not letters:
+    from rsvlm.data.table import load_table  # here: pandas takes long to import
+
+    captions = load_table(table, columns=["captions"])["captions"]
+    letters = captions.explode().str.len().sort_values(ignore_index=True)
+    counts = captions.list.len().sort_values(ignore_index=True)
+    if letters.empty:
         raise SizeUnknown("the caption table is empty")
-    return int(letters[int(LONG * (len(letters) - 1))] / LETTERS_A_TOKEN) + 2, counts[int(LONG * (len(counts) - 1))]
+    long, many = (int(sizes[int(LONG * (len(sizes) - 1))]) for sizes in (letters, counts))
+    return int(long / LETTERS_A_TOKEN) + 2, many
 
 
 def caption_tokens() -> int:

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from rsvlm.data.catalogue import KNOWN
-from rsvlm.data.table import SPLITS
+from rsvlm.data.names import SPLITS
 from rsvlm.disks import told_in_a_line
 from rsvlm.files import read_json, write_text
 from rsvlm.safe_text import as_code, as_markdown, as_yaml

@@ -40,9 +40,9 @@ PLACES = {
     "MODEL_FILES": "build/model_files",  # what the files of other models are like, one JSON a model
     "BLUE_MARBLE": "data/blue_marble",  # tiles cut by aggregate_data, in Karpathy's format
     "AGGREGATED": "data/aggregated",
-    "IMAGE_TABLE": "data/aggregated/images.jsonl",  # the one caption table
+    "IMAGE_TABLE": "data/aggregated/images.parquet",  # the one caption table
     "TRANSLATIONS": "data/aggregated/translations.jsonl",  # the table's captions in other languages
-    "ADAPT_TABLE": "data/aggregated/adapt.jsonl",  # training images of other sources, for adapting the encoder alone
+    "ADAPT_TABLE": "data/aggregated/adapt.parquet",  # training images of other sources, for adapting the encoder alone
     "INSTRUCTIONS": "data/instructions",  # instructions with their answers, made from the table and the maps
     "TASKS": "data/instructions/tasks.jsonl",
     "FEATURES": "data/features",

@@ -103,9 +103,30 @@ class Batch:
         )
 
 
+class Examples(Sequence[Example]):
+    """The images of some rows of the table as examples, each made when it is asked for: captions stay where they are.
+
+    Args:
+        rows: columns ``image_id`` and ``captions``.
+        neighbours: image id -> captions for its prompt.
+    """
+
+    def __init__(self, rows: pd.DataFrame, neighbours: Mapping[str, Sequence[str]]) -> None:
+        self._image_ids, self._captions, self._neighbours = list(rows["image_id"]), rows["captions"].array, neighbours
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
+
+    def __getitem__(self, place: int | slice) -> Example | list[Example]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(len(self))[place]]
+        image_id = self._image_ids[place]
+        return Example(image_id, tuple(self._captions[place]), tuple(self._neighbours.get(image_id, ())))
+
+
 def examples_of(
     table: pd.DataFrame, split: str, neighbours: Mapping[str, Sequence[str]] | None = None
-) -> list[Example]:
+) -> Sequence[Example]:
     """The split's images as examples, with ``neighbours[image_id]`` for their prompts.
 
     Raises:
@@ -114,14 +135,12 @@ def examples_of(
     rows = table[table["split"] == split]
     if len(rows) == 0:
         raise ValueError(f"the split {split!r} holds no image; see the table of splits in aggregate_data's report")
-    examples = []
     for image_id, captions in zip(rows["image_id"], rows["captions"]):
         if len(captions) == 0:
             raise ValueError(f"{image_id}: no caption, so nothing to learn from")
         if neighbours is not None and image_id not in neighbours:
             raise ValueError(f"{image_id}: no neighbours' captions are given for it")
-        examples.append(Example(image_id, tuple(captions), tuple(neighbours[image_id]) if neighbours else ()))
-    return examples
+    return Examples(rows, neighbours or {})
 
 
 class TrainingBatches:
@@ -143,9 +162,9 @@ class TrainingBatches:
         asked: Sequence[Asked] = (),
     ) -> None:
         self.captioner, self.features, self.examples, self.settings = captioner, features, examples, settings
-        self.rows = features.rows([example.image_id for example in examples])
-        self.texts = [set(example.captions) for example in examples]
-        place_of = {example.image_id: place for place, example in enumerate(examples)}
+        image_ids = [example.image_id for example in examples]
+        self.rows = features.rows(image_ids)
+        place_of = {image_id: place for place, image_id in enumerate(image_ids)}
         self.asked: dict[int, list[Asked]] = {}  # by the example's number
         for one in asked if settings.trains_instructions else ():
             if one.image_id not in place_of:
@@ -182,8 +201,8 @@ class TrainingBatches:
         if len(others):
             views = self._draw_views(len(others), generator)
             pooled = torch.cat([pooled, read_visual(self.features, self.rows[others], views, grid=False).pooled])
-        shown = [*chosen, *others]
-        positives = torch.tensor([[text in self.texts[i] for text in texts] for i in shown]) if texts else None
+        known = [set(self.examples[i].captions) for i in (*chosen, *others)] if texts else []
+        positives = torch.tensor([[text in own for text in texts] for own in known]) if texts else None
         counted = torch.tensor(np.concatenate(weights), dtype=torch.float32)
         return Batch(rows, visual, counted, pooled, positives, is_answer, *seconds)
 

@@ -17,6 +17,7 @@ place of the references, and each counts by how much higher its CIDEr is than th
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rsvlm.data.table import evenly_spaced
+from rsvlm.data.table import evenly_spaced, fingerprint_rows
 from rsvlm.files import cache_folder, passing_folder, read_json, write_json
 from rsvlm.kernels import contrastive_loss
 from rsvlm.models.capret import CapRet
@@ -95,7 +96,7 @@ def train_captioner(
         if save_to is not None:
             save_capret(captioner, save_to, **how, kept_step=result.kept_step)
         return result
-    data = [asdict(example) for example in (*training, *validation, *asked[0], *asked[1])]
+    data = fingerprint_rows(asdict(one) for one in chain(training, validation, *asked))
     shape = (captioner.settings.model_dump(), captioner.config, captioner.device.type, features.meta, data)
     task = _Captioning(captioner, features, training, validation, settings, log, asked)
     if settings.shard and task.team.size > 1:

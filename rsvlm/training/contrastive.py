@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rsvlm.files import cache_folder, passing_folder, read_json, read_json_lines, write_json, write_json_lines
+from rsvlm.data.table import fingerprint_rows
+from rsvlm.files import cache_folder, passing_folder, read_json, write_json
 from rsvlm.kernels import contrastive_loss, hits, two_way_ranks
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.encoding import encode_texts, prefetch
@@ -37,7 +38,7 @@ WARMUP_SHARE = 0.1  # of the steps, in which the learning rates rise
 MAX_LOGIT_SCALE = 100.0  # CLIP's
 CURVE_ROWS = 500
 CURVE_COLUMNS = ["step", "epoch", "loss", "logit_scale", "image_learning_rate", "gradient_norm"]
-TABLE = "table.jsonl"
+TABLE = "table.parquet"
 SPARE = 8 / 7  # images are kept this much larger than the input, so that a crop loses no detail (256 px for 224)
 DEPTHS = (1, 5, 10)
 PROMPT = "an aerial image of {}."
@@ -141,8 +142,7 @@ def adapt_encoder(
         task.precision,
         str(encoder.device.type),
         encoder.fingerprint(),
-        training[["image_id", "captions"]].values.tolist(),
-        validation[["image_id", "captions"]].values.tolist(),
+        *(fingerprint_rows(map(list, zip(own["image_id"], own["captions"]))) for own in (training, validation)),
         fingerprint_images(training["path"].tolist()),
         fingerprint_images(validation["path"].tolist()),
     )
@@ -181,7 +181,7 @@ def _adapt_elsewhere(
     """The fields of the result of ``encoder``, trained by the processes that ``command`` starts."""
     with passing_folder(parent.absolute() / "asked") as folder:
         encoder.save(folder / BEFORE)
-        write_json_lines(folder / TABLE, table[["image_id", "split", "path", "captions"]].to_dict("records"))
+        table[["image_id", "split", "path", "captions"]].to_parquet(folder / TABLE, index=False)
         asked = {"settings": settings.model_dump(), "checkpoints": str(folder.parent), "name": encoder.name}
         write_json(folder / WHAT, asked | {"cache_gigabytes": cache_gigabytes})
         with off_device(encoder) as device:
@@ -197,7 +197,7 @@ def adapt_here(folder: Path, device: torch.device, log: Callable[[str], None]) -
     encoder.name = asked["name"]
     result = adapt_encoder(
         encoder,
-        pd.DataFrame(read_json_lines(folder / TABLE)),
+        pd.read_parquet(folder / TABLE, dtype_backend="pyarrow"),  # captions stay in Arrow's memory
         AdaptSettings(**asked["settings"]),
         save_to=folder / AFTER,
         checkpoints=Path(asked["checkpoints"]),
@@ -230,7 +230,7 @@ class _Adaptation(Task):
         self.steps_per_epoch = max(1, len(training) // settings.batch_size)
         self.steps = settings.epochs * self.steps_per_epoch
         self.curve_every = max(1, self.steps // CURVE_ROWS)
-        self.texts = [sorted(set(own)) for own in training["captions"]]
+        self.captions = training["captions"].array
         self.val_captions = validation["captions"].tolist()
         _freeze(encoder, settings)
         self.optimizer = build_optimizer(encoder.parameter_groups(), settings)
@@ -263,10 +263,10 @@ class _Adaptation(Task):
             self.settings.captions_per_image,
             self.team.part(len(batch[0])),
         )
-        texts = []
-        for captions in (self.texts[row] for row in rows):
+        texts, known = [], [sorted(set(self.captions[row])) for row in rows]
+        for captions in known:
             texts += [captions[i] for i in generator.choice(len(captions), n, replace=len(captions) < n)]
-        positives = torch.tensor([[text in self.texts[row] for text in texts] for row in rows[own]])  # (b, M)
+        positives = torch.tensor([[text in captions for text in texts] for captions in known[own]])  # (b, M)
         images = augment(pixels.to(encoder.device), self.crop_size, generator, settings, part=own, of=len(rows))
         with autocast(self.precision, encoder.device):
             image_embeddings = in_chunks(self._embed, images, settings.chunk)

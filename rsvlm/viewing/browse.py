@@ -12,7 +12,8 @@ import pandas as pd
 from PIL import Image
 
 from rsvlm.data.images import open_image
-from rsvlm.data.table import SPLITS, rows_of
+from rsvlm.data.names import SPLITS
+from rsvlm.data.table import rows_of
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.encoding import encode_texts
 from rsvlm.models.features import Features, encode_pictures, encoding_of, load_features

@@ -137,7 +137,7 @@ def draw_captions(table: pd.DataFrame, most_words: int = 40) -> Figure:
     drawn, (lengths, words) = figure(10, 3.2, columns=2)
     colours = series_colours(sorted(table["source"].unique()))
     for source, rows in table.groupby("source", sort=True):
-        captions = [caption for captions in rows["captions"] for caption in captions]
+        captions = rows["captions"].explode()
         counts = [min(len(caption.split()), most_words) for caption in captions]
         shares = np.bincount(counts, minlength=most_words + 1) / len(counts)
         lengths.plot(range(most_words + 1), 100 * shares, label=source, color=colours[source], markersize=3)

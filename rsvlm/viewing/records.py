@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from rsvlm.data.caption_languages import ENGLISH
-from rsvlm.data.table import load_table, rows_of
+from rsvlm.data.table import load_table
 from rsvlm.data.translations import COLUMNS as TRANSLATED
 from rsvlm.data.translations import load_translations
 from rsvlm.disks import is_open
@@ -46,7 +46,7 @@ class StudyFiles:
     """Where the parts of a study lie: a page or a widget reads those that it shows, and says which one is missing."""
 
     root: Path = Path()  # relative paths of the image table start here
-    table: Path = Path("images.jsonl")  # the image table
+    table: Path = Path("images.parquet")  # the image table
     translations: Path = Path("translations.jsonl")  # its captions in other languages
     generated: Path = Path("generated")  # captions, a JSON-lines file a run
     others: Path = Path("others")  # other models' captions, likewise
@@ -64,9 +64,9 @@ class StudyFiles:
     marks: Path = Path("marks.csv")  # what people found good or wrong
     dialogues: Path = Path("user/dialogues")  # exported ones
 
-    def read_table(self) -> pd.DataFrame:
-        """The image table, its paths ready to be opened. Raises as ``load_table``."""
-        return load_table(self.table, self.root)
+    def read_table(self, columns: Sequence[str] | None = None, split: str | None = None) -> pd.DataFrame:
+        """The image table, its paths ready to be opened. Arguments and errors as ``load_table``."""
+        return load_table(self.table, self.root, columns, split)
 
     def read_translations(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table's captions in other languages, as ``load_translations`` gives them; no row where there are none."""
@@ -237,7 +237,7 @@ def read_records(
     """
     if references not in REFERENCES:
         raise ValueError(f"references is {references!r}: give 'released' or 'distinct'")
-    rows = rows_of(files.read_table(), split=split)
+    rows = files.read_table(split=split)
     made = files.runs()
     wanted = list(dict.fromkeys(made if runs is None else runs))
     if not wanted:

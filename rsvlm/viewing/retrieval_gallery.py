@@ -208,7 +208,7 @@ def write_retrieval_gallery(
         results: how many answers of each search are shown.
         thumbnail_pixels, page_megabytes: size of the pictures and of the page; JPEG quality gives way to the last.
     """
-    rows = rows_of(files.read_table(), split=split)
+    rows = files.read_table(split=split)
     translations = files.read_translations(rows)
     foreign, rows = captions_by_image(translations), rows.set_index("image_id")
     searches = read_searches(files, method, split=split, results=results)

@@ -13,7 +13,6 @@ from ipywidgets import Box, Layout
 
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.scene import Scene, open_scene
-from rsvlm.data.table import rows_of
 from rsvlm.files import cache_folder
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.inference import Captioner
@@ -168,7 +167,7 @@ def training_pictures(study: StudyFiles) -> dict[str, str]:
     """image id -> path of a study's training images; nothing where it has no image table yet."""
     if not study.table.is_file():
         return {}
-    rows = rows_of(study.read_table(), split="train")
+    rows = study.read_table(["image_id", "path"], "train")
     return dict(zip(rows["image_id"], rows["path"], strict=True))
 
 
