@@ -27,6 +27,7 @@ from rsvlm.data.catalogue import REMOTECLIP_IMAGES
 from rsvlm.data.duplicates import fingerprint_images
 from rsvlm.data.listings import find_images
 from rsvlm.data.sources import parse_source
+from rsvlm.data.spill import Chosen
 from rsvlm.data.table import load_table, save_table
 from rsvlm.files import write_json
 from rsvlm.study.recording import provenance
@@ -89,7 +90,7 @@ def audit_images(folder: Path) -> dict[str, float]:
         prints = fingerprint_images(paths, cache=folder / "cache")
         seconds[name] = clock() - start
     start = clock()
-    by_image = {row["image_id"]: one for row, one in zip(rows, prints, strict=True)}
+    by_image = Chosen(prints, {row["image_id"]: place for place, row in enumerate(rows)})
     find_near_duplicates(rows, [], by_image, True, cache=folder / "cache")
     seconds["near_duplicates"] = clock() - start
     start = clock()

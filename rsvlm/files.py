@@ -58,7 +58,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     scratch = _scratch(path)
     try:
-        with _naming(path):
+        with naming(path):
             yield scratch
             with scratch.open("rb") as file:
                 os.fsync(file.fileno())
@@ -78,7 +78,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: as ``whole_file``.
     """
-    with passing_folder(path) as scratch, _naming(path):
+    with passing_folder(path) as scratch, naming(path):
         yield scratch
         _put_in_place(scratch, path)
 
@@ -128,8 +128,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of the disk that name no file, or the scratch one, are raised as ones of ``path``."""
+def naming(path: Path) -> Iterator[None]:
+    """Within, errors of the disk that name no file, or a scratch one, are raised as ones of ``path``."""
     try:
         yield
     except OSError as error:

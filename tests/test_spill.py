@@ -113,6 +113,18 @@ def test_records_come_back_by_number(tmp_path):
         records[1000]
 
 
+def test_a_full_disk_is_told_with_its_folder(tmp_path, monkeypatch):
+    if not Path("/dev/full").exists():
+        pytest.skip("/dev/full is Linux's")
+    monkeypatch.setattr("rsvlm.data.spill.nameless_file", lambda folder: open("/dev/full", "r+b", buffering=0))
+    with pytest.raises(OSError, match="No space left") as told:
+        Records(tmp_path).append(b"a" * 5000)
+    assert told.value.filename == str(tmp_path)
+    with pytest.raises(OSError, match="No space left") as told:
+        Texts([{"captions": ["a river"], "label": None}], tmp_path)
+    assert told.value.filename == str(tmp_path)
+
+
 def test_made_values_are_made_when_they_are_looked_at():
     asked = []
     values = Made(5, lambda place: asked.append(place) or place * 10)

@@ -45,9 +45,10 @@ def known_sources(data_root: Path) -> list[dict]:
 
 def rows_of_study(source: str) -> Sequence[dict]:
     """A source's rows of the study in place, as its card needs them."""
-    table = load_table(AGGREGATED / TABLE, columns=["image_id", "source", "split", "captions"])
-    own = table[table["source"] == source]
-    columns = {name: own[name].array for name in ("image_id", "split", "captions")}
+    if source not in set(load_table(AGGREGATED / TABLE, columns=["source"])["source"]):
+        return []  # it was only compared
+    own = load_table(AGGREGATED / TABLE, columns=["image_id", "split", "captions"], source=source)
+    columns = {name: own[name].array for name in own}
     return Made(len(own), lambda place: {name: values[place] for name, values in columns.items()})
 
 

@@ -15,6 +15,8 @@ from typing import BinaryIO
 import pyarrow as pa
 from pyarrow import ipc
 
+from rsvlm.files import naming
+
 BLOCK = 4096  # rows written, or read, at a time
 _TEXTS = pa.schema({"captions": pa.list_(pa.string()), "label": pa.string(), "translations": pa.string()})
 
@@ -33,14 +35,15 @@ class Records(Sequence[bytes]):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file, self._size, self._count = nameless_file(folder), 0, 0
+        self._folder, self._file, self._size, self._count = folder, nameless_file(folder), 0, 0
 
     def append(self, record: bytes) -> None:
-        """ValueError: of another length than the first."""
+        """Raises ValueError: of another length than the first; OSError: the disk is full."""
         self._size = self._size or len(record)
         if len(record) != self._size:
             raise ValueError(f"a record of {len(record)} bytes among records of {self._size}")
-        self._file.write(record)
+        with naming(self._folder):
+            self._file.write(record)
         self._count += 1
 
     def __len__(self) -> int:
@@ -49,7 +52,8 @@ class Records(Sequence[bytes]):
     def __getitem__(self, place: int) -> bytes:
         if not 0 <= place < self._count:
             raise IndexError(place)
-        self._file.flush()
+        with naming(self._folder):
+            self._file.flush()
         return os.pread(self._file.fileno(), self._size, place * self._size)
 
 
@@ -102,11 +106,17 @@ class Texts:
     Args:
         rows: dicts with these keys; ``translations``, as ``ListedImage`` has them, may be left out.
         folder: where there is room for them.
+
+    Raises:
+        OSError: the disk is full; names the folder.
     """
 
     def __init__(self, rows: Iterable[dict], folder: Path) -> None:
         self._file, self._kept, left = nameless_file(folder), (-1, []), iter(rows)
-        with ipc.new_file(self._file, _TEXTS, options=ipc.IpcWriteOptions(compression="zstd")) as writer:
+        with (
+            naming(folder),
+            ipc.new_file(self._file, _TEXTS, options=ipc.IpcWriteOptions(compression="zstd")) as writer,
+        ):
             while part := list(islice(left, BLOCK)):
                 rows = [row | {"translations": json.dumps(row.get("translations") or None)} for row in part]
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, _TEXTS))
