@@ -230,12 +230,12 @@ def test_fingerprints_are_the_same_on_a_cluster(table, tmp_path, on_cluster, mon
     """A broken image is no failed shard: the audit counts it."""
     files = [*map(Path, table["path"]), tmp_path / "broken.png"]
     files[-1].write_bytes(files[0].read_bytes()[:60])
-    here = fingerprint_images(files, cache=tmp_path / "here")  # few images: in this process
+    here = list(fingerprint_images(files, cache=tmp_path / "here"))  # few images: in this process
     monkeypatch.setattr(duplicates, "IN_ONE_PROCESS", 5)
     monkeypatch.setattr(duplicates, "A_BATCH", 4)
     with monkeypatch.context() as patch:
         patch.setattr(duplicates, "map_batches", None)
-        there = fingerprint_images(files, cache=tmp_path / "there")
+        there = list(fingerprint_images(files, cache=tmp_path / "there"))
     assert str(here.pop()) == str(there.pop()) and len(there) == 22
     for one, other in zip(here, there, strict=True):
         pairs = zip(vars(one).values(), vars(other).values(), strict=True)
