@@ -14,7 +14,8 @@ from rsvlm.models.packaged import PACKAGED, EfficientNetLite2, SameConv
 from rsvlm.models.zoo import RANDOM_CLIP, load_encoder
 from rsvlm.settings import bounds
 from rsvlm.study import memory, paths
-from rsvlm.study.memory import ESTIMATES, SizeUnknown, cgroup_free, check_memory, decoder_size, encoder_size
+from rsvlm.study.memory import ESTIMATES, cgroup_free, check_memory
+from rsvlm.study.model_sizes import Decoder, Encoder, SizeUnknown, Tower, decoder_size, encoder_size
 from rsvlm.study.settings import SECTIONS
 from rsvlm.study.studies import study_params
 
@@ -131,8 +132,8 @@ def test_a_shipped_study_fits_a_laptop(stage, name):
 
 def test_the_papers_study_fits_one_gpu_of_80_gb(tiny_models, tmp_path, monkeypatch):
     """By the sizes of CLIP ViT-L/14 and LLaMA-2-7B, which are not at hand in tests."""
-    llama = memory.Decoder(6_738_415_616, 4096, 11_008, 32, 4096, 32_000)
-    clip = memory.Encoder(427_616_513, memory.Tower(768, 12, 77), memory.Tower(1024, 24, 257), 224)
+    llama = Decoder(6_738_415_616, 4096, 11_008, 32, 4096, 32_000)
+    clip = Encoder(427_616_513, Tower(768, 12, 77), Tower(1024, 24, 257), 224)
     monkeypatch.setattr(memory, "decoder_size", lambda name: llama)
     monkeypatch.setattr(memory, "encoder_size", lambda name, size: clip)
     monkeypatch.setattr(memory, "gpu_memory", lambda: 79 * GB)

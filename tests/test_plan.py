@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rsvlm.study import plan
-from rsvlm.study.memory import Decoder, Tower
+from rsvlm.study.model_sizes import Decoder, Tower
 from rsvlm.study.studies import main, study_params
 
 torch.set_num_threads(1)

@@ -14,15 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rsvlm.models.loading  # noqa: F401  before transformers: it makes torchvision importable
 from rsvlm.data.catalogue import KNOWN
-from rsvlm.study.memory import (
-    CUDA_CONTEXT,
-    Decoder,
-    Encoder,
-    Part,
-    Tower,
-    estimate_adapt_encoder,
-    estimate_finetune_lora,
-)
+from rsvlm.study.memory import CUDA_CONTEXT, Part, estimate_adapt_encoder, estimate_finetune_lora
+from rsvlm.study.model_sizes import Decoder, Encoder, Tower
 
 UTILISATION = 0.35  # of the peak rate; well-tuned trainings of LLaMA reach .4 to .5, small batches less
 FILLED = 0.9  # of a GPU's memory
