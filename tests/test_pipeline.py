@@ -66,7 +66,8 @@ def test_a_stage_has_one_name_in_every_place(stage):
         return
     commands = entry["cmd"] if isinstance(entry["cmd"], list) else [entry["cmd"]]
     assert f"python -m rsvlm.study.run {stage}" in commands
-    assert entry["params"] == ([stage, "run_model.models"] if stage == "leaderboard" else [stage])
+    compares = stage in ("leaderboard", "score_instructions")  # they show the other models beside the study's
+    assert entry["params"] == ([stage, "run_model.models"] if compares else [stage])
     assert [dep for dep in entry["deps"] if dep != "build/params_checked"][0] == f"build/notebooks/{notebook}.ipynb"
     assert f"reports/notebooks/{notebook}.ipynb" in entry["outs"]
 
