@@ -25,7 +25,18 @@ PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "rsvlm"
 # The command has a door to both the library and the study
 LIBRARY = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ("study", "cli"))
-ROOMS = ("kernels", "data", "models", "training", "scoring", "scenes", "viewing", "study", "cli")  # from the lowest up
+ROOMS = (
+    "settings",
+    "kernels",
+    "data",
+    "models",
+    "training",
+    "scoring",
+    "scenes",
+    "viewing",
+    "study",
+    "cli",
+)  # from the lowest up
 OPTIONAL = {"triton"}  # no wheels for every machine; all else that the modules import at their heads is installed
 IMPORT_ALL = """
 import importlib, json, pkgutil, rsvlm
