@@ -64,7 +64,8 @@ def whole_file(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(scratch, path)
     finally:
-        scratch.unlink(missing_ok=True)
+        if scratch.exists():  # on a read-only disk the attempt alone is an error, which would hide the one above
+            scratch.unlink()
 
 
 @contextmanager

@@ -244,3 +244,10 @@ def test_what_python_writes_is_what_the_libraries_write(tmp_path):
     index = faiss.read_index(str(tmp_path / "c"))
     faiss.write_index(index, str(tmp_path / "d"))
     assert (tmp_path / "c").read_bytes() == (tmp_path / "d").read_bytes() and index.ntotal == 500
+
+
+@pytest.mark.parametrize("write", [write_scene, write_vectors, write_faiss])
+def test_a_read_only_disk_is_told_with_the_files_own_name(write, tmp_path):
+    with read_only(tmp_path), pytest.raises(OSError, match=rf"Read-only file system: '{tmp_path}/file'$"):
+        write(tmp_path / "file")
+    write(tmp_path / "file")

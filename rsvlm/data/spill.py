@@ -113,14 +113,12 @@ class Texts:
 
     def __init__(self, rows: Iterable[dict], folder: Path) -> None:
         self._file, self._kept, left = nameless_file(folder), (-1, []), iter(rows)
-        with (
-            naming(folder),
-            ipc.new_file(self._file, _TEXTS, options=ipc.IpcWriteOptions(compression="zstd")) as writer,
-        ):
-            while part := list(islice(left, BLOCK)):
-                rows = [row | {"translations": json.dumps(row.get("translations") or None)} for row in part]
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, _TEXTS))
-        self._file.flush()
+        with naming(folder):
+            with ipc.new_file(self._file, _TEXTS, options=ipc.IpcWriteOptions(compression="zstd")) as writer:
+                while part := list(islice(left, BLOCK)):
+                    rows = [row | {"translations": json.dumps(row.get("translations") or None)} for row in part]
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, _TEXTS))
+            self._file.flush()
         self._reader = ipc.open_file(self._file)
 
     def __getitem__(self, place: int) -> dict:

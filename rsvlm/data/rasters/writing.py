@@ -37,7 +37,9 @@ def new_raster(path: Path, **profile: object) -> Iterator[rasterio.io.DatasetWri
                 with rasterio.open(scratch, "w", driver="GTiff", opener=opener, **profile) as file:
                     yield file
         except RasterioError as error:
-            raise (faults or [error])[0] from error
+            if not faults:
+                raise
+            raise faults[0] from error
         if faults:
             raise faults[0]
 
@@ -46,8 +48,13 @@ class _Told(io.FileIO):
     """A file that keeps the system's errors where GDAL would not pass them on; it writes less instead."""
 
     def __init__(self, faults: list[OSError], path: str, mode: str = "rb") -> None:
-        super().__init__(path, mode.replace("b", ""))
         self._faults = faults
+        try:
+            super().__init__(path, mode.replace("b", ""))
+        except OSError as error:
+            if mode.startswith("w"):  # GDAL also asks whether the file is there
+                faults.append(error)
+            raise
 
     def write(self, data: bytes) -> int:
         done = 0
