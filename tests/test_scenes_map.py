@@ -10,11 +10,13 @@ from browse_case import add_captioner, build_study, run_cells
 from rasterio import Affine
 from scene_case import TURNED, UTM, ColourEncoder, green_with_red, write_raster
 from test_galleries import root  # noqa: F401
+from test_tiers import needed
 
 from rsvlm.data.rasters.scene import open_scene
 from rsvlm.data.rasters.windows import Window
 from rsvlm.scenes import globe
 from rsvlm.scenes.embedding import embed_scene
+from rsvlm.scenes.window_index import WindowIndex
 from rsvlm.viewing import scene_map, scene_models
 from rsvlm.viewing.scene_frames import Plane, choose_frame
 from rsvlm.viewing.scene_layers import NOTHING
@@ -305,6 +307,26 @@ def test_an_archive_is_filtered_searched_and_opened(tmp_path):
     assert "unknown scene 's9'" in ask("open", scene="s9") and shown.scene is None
     (folder / "s0.tif").unlink()
     assert "s0.tif" in ask("open", scene="s0") and shown.map is not None
+
+
+@pytest.mark.parametrize("tier", ["faiss", "lancedb"])
+def test_an_archive_is_searched_through_a_tier(tmp_path, tier, monkeypatch):
+    needed(tier)
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for number in range(3):
+        write_raster(folder / f"s{number}.tif", green_with_red(200, 120, 96, 32, 16 * (number + 1)))
+    expected = open_map(folder, tmp_path, results=5)[1]("search", text="Red")["hits"]
+    shown, ask, _ = open_map(folder, tmp_path, results=5, tier=tier)
+    asked = []
+    search = WindowIndex.find
+    monkeypatch.setattr(
+        WindowIndex, "find", lambda index, *given, **more: asked.append(1) or search(index, *given, **more)
+    )
+    assert ask("search", text="Red")["hits"] == expected and asked
+    assert shown.panel.models.embedded.windows.tier.kind == tier
+    with pytest.raises(ValueError, match="tier: 'gold' is none of exact, faiss, lancedb"):
+        open_map(folder, tmp_path, tier="gold")
 
 
 def test_an_archive_tells_what_it_leaves_out(tmp_path):

@@ -16,6 +16,7 @@ from rsvlm.data.rasters.scene import Scene, open_scene
 from rsvlm.files import cache_folder
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.inference import Captioner
+from rsvlm.models.tiers import TIERS
 from rsvlm.scenes.archive import SceneArchive, open_archive
 from rsvlm.scenes.globe import make_globe
 from rsvlm.scenes.search import Surface
@@ -46,11 +47,12 @@ class SceneMap(Box):
         sizes, overlap: of the windows, as ``embed_scene`` takes them.
         bands, stretch: as ``open_scene`` takes them.
         examples: searches offered at first.
+        tier: what holds the windows of an archive, one of ``rsvlm.models.tiers.TIERS``.
 
     A scene that cannot be opened is told of in the panel.
 
     Raises:
-        ValueError: ``results`` is out of range.
+        ValueError: ``results`` is out of range, or there is no such tier.
     """
 
     def __init__(
@@ -69,13 +71,16 @@ class SceneMap(Box):
         stretch: str | Sequence = "auto",
         examples: Sequence[str] = EXAMPLES,
         device: str = "cpu",
+        tier: str = "exact",
     ) -> None:
         if not 1 <= results <= 100:
             raise ValueError(f"results is {results}: give 1 to 100")
+        if tier not in TIERS:
+            raise ValueError(f"tier: {tier!r} is none of {', '.join(TIERS)}")
         reading = {"bands": bands, "stretch": stretch}
         options = {"out": Path(out), "training": training or {}, "results": results, "sizes": tuple(sizes)}
         options |= {"reading": reading, "examples": examples}
-        models = SceneModels(encoder, captioner, sizes=sizes, overlap=overlap, device=device)
+        models = SceneModels(encoder, captioner, sizes=sizes, overlap=overlap, device=device, tier=tier)
         place = Box(layout=Layout(flex="3 1 26rem", min_width="min(100%, 18rem)", overflow="visible"))
         self.panel = ScenePanel(place, models, options)
         self.panel.layout = Layout(flex="2 1 21rem", min_width="min(100%, 18rem)")

@@ -67,8 +67,9 @@ class SceneModels:
         sizes: Sequence[int],
         overlap: float,
         device: str,
+        tier: str = "exact",
     ) -> None:
-        self._encoder, self._captioner, self.device = encoder, captioner, device
+        self._encoder, self._captioner, self.device, self.tier = encoder, captioner, device, tier
         self.how = {"sizes": tuple(sizes), "overlap": overlap}
         self.embedded: SceneArchive | None = None
 
@@ -118,6 +119,7 @@ class SceneModels:
                 archive,
                 cache_folder() / "scenes" / key,
                 unreadable="keep",
+                tier=self.tier,
                 log=log,
                 **reading,
                 **self.how,
