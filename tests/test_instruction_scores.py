@@ -214,7 +214,11 @@ def test_pictures_and_tables_say_what_was_scored():
     drawn = accuracy_figure(accuracy, "s")
     assert [label.get_text() for label in drawn.axes[0].get_yticklabels()] == ["presence (10)"]
     assert accuracy_table(accuracy).loc["presence", "right, %"] == 70.0
-    assert robustness_table(robustness(scores)["s"]).loc["presence", "contradictory answers, %"] == 20.0
+    shown = robustness_table(robustness(scores)["s"]).loc["presence"]
+    assert shown["contradictory answers, %"] == 20.0 and shown["questions"] == 5
+    assert (
+        robustness_table({"list": {**robustness(scores)["s"]["presence"], "lowest": None}}).loc["list"].iloc[0] == "–"
+    )
     confidence, right = np.arange(10.0), scores["right"].to_numpy()
     chosen = abstention(confidence, right, 5.0, 0.2)
     lines = risk_figure({"margin": risk_coverage(confidence, right)}, chosen=chosen).axes[0].get_lines()

@@ -117,7 +117,10 @@ def risk_figure(curves: Mapping[str, pd.DataFrame], *, chosen: Mapping | None = 
 
 
 def robustness_table(found: Mapping[str, Mapping]) -> pd.DataFrame:
-    """Percent by kind: the worst and the best wording, questions with contradictory answers, questions half right."""
+    """Percent by kind: the worst and the best wording, questions with contradictory answers, questions half right.
+
+    A dash stands where too few tasks have been asked in one wording, or no answer can contradict another.
+    """
     names = {
         "lowest": "worst wording, %",
         "highest": "best wording, %",
@@ -129,4 +132,5 @@ def robustness_table(found: Mapping[str, Mapping]) -> pd.DataFrame:
         | {"questions": own["n"]}
         for kind, own in found.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("kind")
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("kind")
+    return table.astype(object).where(table.notna(), "–")
