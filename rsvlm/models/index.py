@@ -23,7 +23,7 @@ from rsvlm.models.lance_tier import LanceTier
 from rsvlm.models.pictures import Picture, list_images, read_blocks, read_picture
 from rsvlm.models.queries import Without, encode_parts, unit_vector
 from rsvlm.models.tier_folders import read_tier
-from rsvlm.models.tiers import CONFIG, DAMAGED, RECALL, TIERS, ExactTier, Tier
+from rsvlm.models.tiers import CONFIG, DAMAGED, RECALL, ExactTier, Tier, check_tier
 from rsvlm.models.zoo import find_encoder
 from rsvlm.progress import log_line
 from rsvlm.safe_text import check_query
@@ -203,7 +203,7 @@ def build_index(
 
     Args:
         images: paths, folders, PIL images or arrays, as ``caption`` takes them.
-        tier: one of TIERS; all but ``exact`` need ``folder``.
+        tier: one of ``rsvlm.models.tiers.TIERS``; all but ``exact`` need ``folder``.
         folder: where the index is kept; it follows each change. What a killed call of the tier ``lancedb`` had taken stays, and
             the next call goes on there.
         facts: what is known of images, see ``rsvlm.models.image_filters.read_facts``.
@@ -220,8 +220,7 @@ def build_index(
         ValueError: an unknown tier, no folder, or one that holds something else, a recall that is no share,
             or too little memory.
     """
-    if tier not in TIERS:
-        raise ValueError(f"tier: {tier!r} is none of {', '.join(TIERS)}")
+    check_tier(tier)
     if not 0 < recall <= 1:
         raise ValueError(f"recall: a share above 0, at most 1, is needed; is {recall}")
     options = {"facts": facts, "precision": precision, "batch_size": batch_size, "unreadable": unreadable}

@@ -176,6 +176,12 @@ def cheapest(
     return max(tried, key=lambda setting: setting["recall"])
 
 
+def check_tier(kind: str) -> None:
+    """A ValueError where there is no such tier."""
+    if kind not in TIERS:
+        raise ValueError(f"tier: {kind!r} is none of {', '.join(TIERS)}")
+
+
 def check_there(names: Iterable[str], there: set[str]) -> None:
     """ValueError where a name is not there; names it."""
     missing = sorted(set(names) - there)

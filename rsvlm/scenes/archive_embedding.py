@@ -17,7 +17,7 @@ from rsvlm.data.rasters.files import SceneError
 from rsvlm.files import fingerprint_values, whole_file
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.faiss_tier import MEMORY
-from rsvlm.models.tiers import RECALL, TIERS
+from rsvlm.models.tiers import RECALL, check_tier
 from rsvlm.progress import log_line
 from rsvlm.scenes.archive import COLUMNS, NAMED, SceneArchive, open_archive
 from rsvlm.scenes.embedding import embed_scene
@@ -69,8 +69,8 @@ def embed_archive(
     """
     if unreadable not in ("raise", "keep"):
         raise ValueError(f"unreadable: {unreadable!r} is neither 'raise' nor 'keep'")
-    if tier is not None and tier not in TIERS:
-        raise ValueError(f"tier: {tier!r} is none of {', '.join(TIERS)}")
+    if tier is not None:
+        check_tier(tier)
     if "within" in options:
         raise ValueError("within: an archive's scenes have different coordinate systems; filter the archive instead")
     archive = archive if isinstance(archive, SceneArchive) else open_archive(archive)

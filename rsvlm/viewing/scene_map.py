@@ -16,7 +16,7 @@ from rsvlm.data.rasters.scene import Scene, open_scene
 from rsvlm.files import cache_folder
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.inference import Captioner
-from rsvlm.models.tiers import TIERS
+from rsvlm.models.tiers import check_tier
 from rsvlm.scenes.archive import SceneArchive, open_archive
 from rsvlm.scenes.globe import make_globe
 from rsvlm.scenes.search import Surface
@@ -75,8 +75,7 @@ class SceneMap(Box):
     ) -> None:
         if not 1 <= results <= 100:
             raise ValueError(f"results is {results}: give 1 to 100")
-        if tier not in TIERS:
-            raise ValueError(f"tier: {tier!r} is none of {', '.join(TIERS)}")
+        check_tier(tier)
         reading = {"bands": bands, "stretch": stretch}
         options = {"out": Path(out), "training": training or {}, "results": results, "sizes": tuple(sizes)}
         options |= {"reading": reading, "examples": examples}
