@@ -6,6 +6,7 @@ pooled, grid = encoder.image_features(pixels, grid=3)
 similarity = normalize(encoder.project_images(pooled)) @ normalize(encoder.text_features(captions)).T
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -94,6 +95,15 @@ class DualEncoder(nn.Module, ABC):
     @abstractmethod
     def image_blocks(self) -> list[list[nn.Module]]:
         """The image tower from its input on: the stem first, then one entry a block."""
+
+    @property
+    def members(self) -> list["DualEncoder"]:
+        """The encoders that it is made of, each of which learns by a loss of its own: itself."""
+        return [self]
+
+    def sibling(self, number: int) -> "DualEncoder":
+        """A copy to be trained beside it; weights that started random are drawn anew by ``number``."""
+        return copy.deepcopy(self)
 
     @abstractmethod
     def _save_into(self, folder: Path) -> None:

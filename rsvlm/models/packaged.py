@@ -160,11 +160,21 @@ class PackagedEncoder(DualEncoder):
             raise ValueError(f"image_size: EfficientNet-Lite2 needs at least 32 pixels, got {image_size}")
         super().__init__(name, Preprocessing(image_size, PIXEL_MEAN, PIXEL_STD), FEATURE_DIM, embedding_dim)
         self.image_tower, self.text_tower, self.tokenizer = image_tower, text_tower, tokenizer
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same start in every study
-            self.image_projection = nn.Linear(FEATURE_DIM, embedding_dim, bias=False)
-            self.text_projection = nn.Linear(text_tower.config.hidden_size, embedding_dim, bias=False)
+        self._draw_projections(0)  # the same start in every study
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_TEMPERATURE)))
+
+    def _draw_projections(self, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.image_projection = nn.Linear(FEATURE_DIM, self.embedding_dim, bias=False)
+            self.text_projection = nn.Linear(self.text_tower.config.hidden_size, self.embedding_dim, bias=False)
+
+    def sibling(self, number: int) -> "PackagedEncoder":
+        made = super().sibling(number)
+        if self.name == PACKAGED:
+            made._draw_projections(number)
+            made.to(self.device)
+        return made
 
     @classmethod
     def from_packages(cls, image_size: int | None = None) -> "PackagedEncoder":

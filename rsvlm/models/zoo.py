@@ -20,12 +20,14 @@ from rsvlm.data.catalogue import DownloadError, fetch_file, unpack_safely
 from rsvlm.files import cache_folder, fingerprint_file, read_json, write_json
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.hub_encoders import HubEncoder
+from rsvlm.models.joined import MODEL_TYPE as JOINED
+from rsvlm.models.joined import JoinedEncoder
 from rsvlm.models.loading import first_line
 from rsvlm.models.open_clip import CONFIG as OPEN_CLIP_CONFIG
 from rsvlm.models.open_clip import FOLDER, HUB, PREFIX, load_open_clip
 from rsvlm.models.packaged import MODEL_TYPE, PACKAGED, PackagedEncoder
 from rsvlm.models.tiny import make_tiny_clip
-from rsvlm.settings import closest_name
+from rsvlm.settings import MOST_MEMBERS, closest_name
 
 RANDOM_CLIP = "random:clip"
 RECORD = "downloads.json"  # beside a preset's weights: the checksum that the first download had
@@ -137,6 +139,8 @@ def _load_folder_or_hub(name: str, image_size: int | None) -> DualEncoder:
             )
         if told.get("model_type") == MODEL_TYPE:
             return PackagedEncoder.from_folder(folder, image_size)
+        if told.get("model_type") == JOINED:
+            return _load_joined(folder, told, image_size)
     elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or folder.exists():
         raise FileNotFoundError(f"encoder {name}: no such folder")
     elif "/" in name and folder.parent.is_dir():  # a slip in a path is no wish for the network
@@ -146,6 +150,15 @@ def _load_folder_or_hub(name: str, image_size: int | None) -> DualEncoder:
     return HubEncoder.from_name(name, image_size)
 
 
+def _load_joined(folder: Path, told: dict, image_size: int | None) -> JoinedEncoder:
+    members = told.get("members")
+    if not isinstance(members, int) or not 2 <= members <= MOST_MEMBERS:
+        raise ValueError(
+            f"{folder / 'config.json'}: members is {members!r}, and a number from 2 to {MOST_MEMBERS} is needed"
+        )
+    return JoinedEncoder(str(folder), [load_encoder(folder / str(n), image_size=image_size) for n in range(members)])
+
+
 def is_encoder(folder: Path) -> bool:
     """Whether a folder looks like an encoder's, saved here, by Hugging Face or by open_clip."""
     if (folder / OPEN_CLIP_CONFIG).is_file():
@@ -153,7 +166,7 @@ def is_encoder(folder: Path) -> bool:
     config = folder / "config.json"
     told = read_json(config) if config.is_file() else None
     return isinstance(told, dict) and (
-        told.get("model_type") == MODEL_TYPE or {"text_config", "vision_config"} <= told.keys()
+        told.get("model_type") in (MODEL_TYPE, JOINED) or {"text_config", "vision_config"} <= told.keys()
     )
 
 

@@ -31,7 +31,15 @@ from rsvlm.settings.checks import (
     shown,
     type_text,
 )
-from rsvlm.settings.encoders import AdaptSettings, Augmentation, EarthWindows, Encoding, LanguageSettings, Pooling
+from rsvlm.settings.encoders import (
+    MOST_MEMBERS,
+    AdaptSettings,
+    Augmentation,
+    EarthWindows,
+    Encoding,
+    LanguageSettings,
+    Pooling,
+)
 from rsvlm.settings.machines import ClusterSettings, LocalWorkers
 from rsvlm.settings.other_models import OtherModel, VlmLoraSettings, VlmSettings
 
@@ -50,6 +58,7 @@ __all__ = [
     "IMAGES",
     "LONGEST_LIST",
     "LONGEST_PART",
+    "MOST_MEMBERS",
     "LanguageSettings",
     "LocalWorkers",
     "OtherModel",

@@ -21,6 +21,8 @@ from rsvlm.settings.checks import (
     setting,
 )
 
+MOST_MEMBERS = 8
+
 
 class Augmentation(Settings):
     """What training images go through. Turns and mirror images are wrong for captions that tell of north or left.
@@ -55,6 +57,11 @@ class AdaptSettings(Augmentation):
         Within(0, 1000, "0 keeps the encoder; recall on validation images falls long before 1,000"),
         quick=1,
     )
+    members: int = setting(
+        1,
+        "encoders trained alike, from other beginnings, whose embeddings stand end to end; each costs an encoder's time",
+        Within(1, MOST_MEMBERS, "the gain of each is smaller than that of the one before"),
+    )
     batch_size: int = setting(
         60, "images a step", Within(2, 32_768, f"one pair has nothing to be told from; {BATCH.why}")
     )
@@ -81,6 +88,14 @@ class AdaptSettings(Augmentation):
     precision: Precision = setting("auto", "auto (bf16 where the hardware has it), fp32 or bf16")
     checkpoint_every: int = setting(50, "steps between two checkpoints", STEPS)
     seed: int = setting(0, "of data order, captions and augmentation", SEED)
+
+    @model_validator(mode="after")
+    def _check_members(self) -> Self:
+        if self.members > 1 and not self.epochs:
+            raise ValueError(
+                f"'members' {self.members} need 'epochs' of 1 or more: without training they are all alike"
+            )
+        return self
 
 
 class LanguageSettings(Settings):

@@ -168,9 +168,9 @@ def estimate_adapt_encoder(values: dict, encoder: Encoder | None = None, caption
     Args:
         encoder, caption: its size, and a caption's tokens; None: as they are here.
     """
-    encoder = encoder or encoder_size(values["encoder"], values["image_size"])
-    training = values["train"] == "all"
-    trained = encoder.parameters if training else 0
+    encoder, members = encoder or encoder_size(values["encoder"], values["image_size"]), values["members"]
+    training, parameters = values["train"] == "all", members * encoder.parameters
+    trained = parameters if training else 0
     images, texts = values["batch_size"], values["batch_size"] * values["captions_per_image"]
     average = 2 if values["average_decay"] else 0
     number = _bytes_of(values["precision"], values["device"], mixed=3.5)
@@ -184,20 +184,22 @@ def estimate_adapt_encoder(values: dict, encoder: Encoder | None = None, caption
     tokens = min(encoder.text.tokens, (caption or caption_tokens()) + 2)
     together = values["chunk"] or max(images, texts)  # whose activations are kept
     return [
-        Part(4 * encoder.parameters, "weights", ("encoder",)),
-        Part(12 * trained, "gradients and AdamW's moments", ("encoder",)),
-        Part((4 + 16 + 4 * average) * trained, "the best weights so far and a checkpoint", ("encoder",), False),
+        Part(4 * parameters, "weights", ("encoder", "members")),
+        Part(12 * trained, "gradients and AdamW's moments", ("encoder", "members")),
         Part(
-            min(images, together) * image * WORKING + images * 4 * 12 * side**2,
+            (4 + 16 + 4 * average) * trained, "the best weights so far and a checkpoint", ("encoder", "members"), False
+        ),
+        Part(
+            members * (min(images, together) * image * WORKING + images * 4 * 12 * side**2),
             "the images of a batch",
             ("batch_size", "crop_size", "image_size"),
         ),
         Part(
-            min(texts, together) * _tower(encoder.text, tokens, training, number) * WORKING,
+            members * min(texts, together) * _tower(encoder.text, tokens, training, number) * WORKING,
             "the captions of a batch",
             ("captions_per_image", "batch_size"),
         ),
-        Part(6 * 4 * images * texts, "similarities of a batch", ("captions_per_image", "batch_size")),
+        Part(members * 6 * 4 * images * texts, "similarities of a batch", ("captions_per_image", "batch_size")),
     ]
 
 

@@ -1,6 +1,6 @@
 """How large a model is, read from its configuration and its files' headers: nothing is loaded, torch is not imported."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rsvlm.files import read_json
@@ -77,6 +77,9 @@ def encoder_size(name: str, image_size: int | None) -> Encoder:
     if (folder / "open_clip_config.json").is_file():
         return _open_clip_size(folder)
     config = read_known(folder / "config.json", f"{name} has no config.json here")
+    if config.get("model_type") == "rsvlm-joined":
+        one = encoder_size(str(folder / "0"), image_size)
+        return replace(one, parameters=one.parameters * config["members"])
     if "vision_config" not in config:
         return Encoder(count_parameters(folder), MINILM, None, image_size or config.get("image_size", 224))
     vision, text = config["vision_config"], config["text_config"]

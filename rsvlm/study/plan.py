@@ -81,11 +81,12 @@ def plan(study: str, params: dict[str, dict]) -> list[str]:
     decoder = _known(DECODERS, tune["language_model"], study, "finetune_lora.language_model")
     adapt = adapt | {"precision": "bf16", "device": "cuda"}
     tune = tune | {"dtype": "bfloat16", "device": "cuda", "captions_per_image": tune["captions_per_image"] or 5}
-    meta = {"dims": {"pooled": encoder.vision.width}, "views": params["encode_images"]["views"]}
+    meta = {"dims": {"pooled": adapt["members"] * encoder.vision.width}, "views": params["encode_images"]["views"]}
     meta |= {"grid": params["encode_images"]["grid"], "image_ids": range(images)}
 
     picture, caption = encoder_cost(encoder.vision), encoder_cost(encoder.text)
-    batch = picture * adapt["batch_size"] + caption * (adapt["batch_size"] * adapt["captions_per_image"])
+    pictures = adapt["members"] * adapt["batch_size"]
+    batch = picture * pictures + caption * (pictures * adapt["captions_per_image"])
     length = row_tokens(tune, CAPTION, meta["grid"])
     row = decoder_cost(decoder, length, tune["captions_per_image"] * (CAPTION + 1) + 1)
     steps = adapt["epochs"] * (images // adapt["batch_size"])

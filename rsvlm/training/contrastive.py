@@ -11,7 +11,7 @@ every image is told from the captions of all. Without dropout the curve is one p
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -257,32 +257,30 @@ class _Adaptation(Task):
 
     def losses(self, batch: tuple[np.ndarray, Tensor], generator: np.random.Generator) -> dict[str, Tensor]:
         rows, pixels = batch
-        encoder, settings, n, own = (
-            self.model,
-            self.settings,
-            self.settings.captions_per_image,
-            self.team.part(len(batch[0])),
-        )
-        texts, known = [], [sorted(set(self.captions[row])) for row in rows]
+        known = [sorted(set(self.captions[row])) for row in rows]
+        losses = [self._loss_of(member, known, pixels, generator) for member in self.model.members]
+        return {"loss": sum(losses) / len(losses)}
+
+    def _loss_of(
+        self, encoder: DualEncoder, known: list[list[str]], pixels: Tensor, generator: np.random.Generator
+    ) -> Tensor:
+        """The loss of an encoder, with captions and augmentation drawn for it."""
+        settings, n, own = self.settings, self.settings.captions_per_image, self.team.part(len(known))
+        texts = []
         for captions in known:
             texts += [captions[i] for i in generator.choice(len(captions), n, replace=len(captions) < n)]
         positives = torch.tensor([[text in captions for text in texts] for captions in known[own]])  # (b, M)
-        images = augment(pixels.to(encoder.device), self.crop_size, generator, settings, part=own, of=len(rows))
+        images = augment(pixels.to(encoder.device), self.crop_size, generator, settings, part=own, of=len(known))
         with autocast(self.precision, encoder.device):
-            image_embeddings = in_chunks(self._embed, images, settings.chunk)
+            image_embeddings = in_chunks(partial(_embed, encoder), images, settings.chunk)
             text_embeddings = in_chunks(encoder.text_features, texts[own.start * n : own.stop * n], settings.chunk)
-        loss = contrastive_loss(
+        return contrastive_loss(
             F.normalize(image_embeddings.float(), dim=-1),
             F.normalize(text_embeddings.float(), dim=-1),
             encoder.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE),
             positives.to(encoder.device),
             group=self.team.group,
         )
-        return {"loss": loss}
-
-    def _embed(self, images: Tensor) -> Tensor:
-        pooled, _ = self.model.image_features(self.model.normalize(images))
-        return self.model.project_images(pooled)
 
     def curve_row(self, step: int, losses: dict[str, float], norm: float) -> dict[str, float]:
         scale, rate = self.model.logit_scale.exp().item(), self.optimizer.param_groups[0]["lr"]
@@ -310,6 +308,11 @@ class _Adaptation(Task):
         order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(self.training))
         rows = order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
         return rows, self.pixels.read(rows[self.team.part(len(rows))])
+
+
+def _embed(encoder: DualEncoder, images: Tensor) -> Tensor:
+    pooled, _ = encoder.image_features(encoder.normalize(images))
+    return encoder.project_images(pooled)
 
 
 def one_cycle(step: int, total: int, warmup_share: float) -> tuple[float, float]:
