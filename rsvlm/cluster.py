@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsvlm.extras import import_extra
+from rsvlm.files import cache_folder
 from rsvlm.progress import Passing, log_line, progress
 from rsvlm.settings import ClusterSettings, LocalWorkers
 
@@ -338,6 +339,8 @@ def _job_cluster(file: Path) -> Any:
             f"{file}: `jobqueue` holds {', '.join(sections) or 'nothing'}; give it one section of {', '.join(JOBS)}"
         )
     dask.config.update(dask.config.config, told)
+    if not dask.config.get(place := f"jobqueue.{sections[0]}.log-directory", None):
+        dask.config.set({place: str(cache_folder().absolute() / "jobs")})  # else jobs print into the project's folder
     cluster = getattr(jobqueue, JOBS[sections[0]])()
     cluster.adapt()
     return cluster

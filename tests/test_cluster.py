@@ -334,6 +334,7 @@ def test_jobs_by_the_file_of_dask_jobqueue(tmp_path, cluster, monkeypatch):
     class Jobs:
         def adapt(self):
             seen.append([dask.config.get("jobqueue.slurm.cores"), dask.config.get("distributed.adaptive.maximum")])
+            seen.append(Path(dask.config.get("jobqueue.slurm.log-directory")))
 
         def __enter__(self):
             return cluster.scheduler_address
@@ -343,7 +344,7 @@ def test_jobs_by_the_file_of_dask_jobqueue(tmp_path, cluster, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "dask_jobqueue", types.SimpleNamespace(SLURMCluster=Jobs))
     found = [value for _, value in computed(slow, shards(tmp_path, 2))]
-    assert len(found) == 2 and seen == [[4, 3], "ended"]
+    assert len(found) == 2 and seen == [[4, 3], cache_folder().absolute() / "jobs", "ended"]
     file.write_text("jobqueue:\n  slorm: {cores: 4}\n")
     with pytest.raises(ValueError, match="slurm.yaml: `jobqueue` holds slorm; give it one section of htcondor, lsf"):
         list(computed(square, shards(tmp_path, 1)))
