@@ -1,13 +1,13 @@
 """Answers to instructions: of many tasks in batches, of one image, or none where they are too uncertain.
 
-An instruction stands alone behind the upright image, as in training. Beside its answer stands what the captioner thinks of it: the
+An instruction stands behind the upright image, alone or behind its neighbours' captions, as in training. Beside its answer stands what the captioner thinks of it: the
 log-probability a token, and for questions whose answers training knew by heart (yes or no, a number, a place) the margin,
 by how much the answer given is likelier than the likeliest other one.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from rsvlm.models.foreign_wishes import (
 from rsvlm.models.generation import Hypothesis, Prompted, row_log_likelihoods, search_beams
 from rsvlm.models.inference import Captioner, training_distances
 from rsvlm.models.instructions import LANGUAGE_KIND, LIKE, SURE, KnownInstructions, as_instruction
+from rsvlm.models.neighbours import told_with_instructions
 from rsvlm.models.pictures import Picture, read_picture
 from rsvlm.models.prompts import Row
 from rsvlm.models.wishes import IMAGES, asked_languages
@@ -52,6 +53,7 @@ def answer_tasks(
     instructions: Sequence[str],
     *,
     seconds: Sequence[str | None] | None = None,
+    near: Mapping[str, Sequence[str]] | None = None,
     choices: Sequence[Sequence[str]] | None = None,
     margins: bool = True,
     max_new_tokens: int = 40,
@@ -66,6 +68,8 @@ def answer_tasks(
     Args:
         image_ids: the image of each instruction, a row of ``features``.
         seconds: the second image of each instruction that is about two, None of the others; None: none is.
+        near: image id -> the neighbours' captions that instructions about it stand behind, as training had them; none
+            for images that it lacks.
         choices: the answers that each instruction's is one of; none for one whose answer is free.
         margins: whether to measure them, which takes a pass over all choices.
         checkpoints: folder that keeps what was answered, BLOCK tasks a file, so that a call that was killed goes on;
@@ -75,7 +79,7 @@ def answer_tasks(
         ValueError: other numbers of images, instructions, second images and choices, or an image without features.
     """
     choices = [()] * len(image_ids) if choices is None else choices
-    seconds = [None] * len(image_ids) if seconds is None else seconds
+    seconds, near = [None] * len(image_ids) if seconds is None else seconds, near or {}
     if not len(image_ids) == len(instructions) == len(choices) == len(seconds):
         raise ValueError(
             f"{len(image_ids)} images, {len(instructions)} instructions and {len(choices)} lists of choices, "
@@ -88,7 +92,16 @@ def answer_tasks(
     starts = [*range(0, closed, BLOCK), *range(closed, len(order), BLOCK)]
     how = {"margins": margins, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     if checkpoints is not None:
-        given = [list(image_ids), list(instructions), [list(own) for own in choices], how, features.meta, list(seconds)]
+        told = {image_id: list(own) for image_id, own in near.items()}
+        given = [
+            list(image_ids),
+            list(instructions),
+            [list(own) for own in choices],
+            how,
+            features.meta,
+            list(seconds),
+            told,
+        ]
         checkpoints = checkpoints / fingerprint_values(captioner.config, _fingerprint(captioner), *given)[:16]
     answered: dict[int, dict] = {}
     for number, start in enumerate(starts):
@@ -96,7 +109,8 @@ def answer_tasks(
         kept = checkpoints / f"block_{number:05}.jsonl" if checkpoints is not None else None
         if kept is None or not kept.is_file():
             ids, texts, others = ([column[i] for i in places] for column in (image_ids, instructions, seconds))
-            asked = Prompted(captioner, features, ids, texts, seconds=others)
+            first, second = ([near.get(one or "", ()) for one in own] for own in (ids, others))
+            asked = Prompted(captioner, features, ids, texts, first, seconds=others, second_neighbours=second)
             rows = _answer(asked, [list(choices[i]) if margins else [] for i in places], max_new_tokens, batch_size)
             if kept is not None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +131,7 @@ def answer_blind(
     choices: Sequence[Sequence[str]] | None = None,
     **options: object,
 ) -> pd.DataFrame:
-    """What ``answer_tasks`` gives without an image: all features stand at their training mean.
+    """What ``answer_tasks`` gives without an image: all features stand at their training mean, and it has no neighbours.
 
     Equal instructions about as many images have equal answers and are asked once.
 
@@ -221,8 +235,15 @@ def answer(
     if second is not None and TWO_IMAGES not in known.kinds:
         raise ValueError("this captioner was not trained to compare two images: ask about one, without `second`")
     longest = int(model.language_model.config.max_position_embeddings)
-    prompt = model.encode_text([instruction])[0]
-    needed = len(model.image_prefix(prompt if second is None else model.second_image_prompt(prompt))) + max_new_tokens
+    names = ["image", "second"] if second is not None else ["image"]
+    features = captioner.encode([read_picture(one) for one in (image, second) if one is not None], names)
+    told = told_with_instructions(model.config)
+    near = captioner.pools(features.image_embeddings, names).top(told) if told else {}
+    beside = [near.get(name, ()) for name in names]
+    asked = Prompted(
+        model, features, names[:1], instruction, beside[:1], "upright", names[1:] or None, beside[1:] or None
+    )
+    needed = len(asked.prefixes[0]) + max_new_tokens
     if needed > longest:
         raise ValueError(
             f"the instruction with its image and its answer takes up to {needed} tokens, the language model reads {longest}: "
@@ -232,9 +253,12 @@ def answer(
     kind = LANGUAGE_KIND if spoken != ENGLISH and not wish else kind if like >= LIKE else None
     if kind == TWO_IMAGES and second is None and like >= SURE:
         raise ValueError(f"{instruction!r} compares two images, and there is one: give the other as `second`")
-    names = ["image", "second"] if second is not None else ["image"]
-    features = captioner.encode([read_picture(one) for one in (image, second) if one is not None], names)
-    how = {"choices": [known.choices(kind)], "max_new_tokens": max_new_tokens, "seconds": names[1:] or None}
+    how = {
+        "near": near,
+        "choices": [known.choices(kind)],
+        "max_new_tokens": max_new_tokens,
+        "seconds": names[1:] or None,
+    }
     said = answer_tasks(model, features, ["image"], [instruction], **how).iloc[0]
     margin = None if math.isnan(said["margin"]) else float(said["margin"])
     distance = training_distances(captioner.memory, features.image_embeddings)[0]

@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rsvlm.models.prompts import OF_TWO, PADDING, VISUAL, PackedRows, Row, attention_bias, pack_rows
+from rsvlm.models.prompts import (
+    OF_TWO,
+    PADDING,
+    VISUAL,
+    PackedRows,
+    Row,
+    attention_bias,
+    pack_rows,
+    tell_neighbours,
+)
 from rsvlm.settings import CapRetSettings
 
 MAX_LOGIT_SCALE = 100.0  # CLIP's
@@ -99,6 +108,10 @@ class CapRet(nn.Module):
     def image_prefix(self, prompt: Sequence[int]) -> list[int]:
         """Token ids of an image and the prompt behind it."""
         return [*self.start_ids, *[VISUAL] * self.settings.tokens_per_image, *prompt]
+
+    def neighbours_prompt(self, neighbours: Sequence[str]) -> list[int]:
+        """Token ids of neighbours' captions as they stand before an instruction; none without captions."""
+        return self.encode_text([tell_neighbours(neighbours)])[0] if neighbours else []
 
     def second_image_prompt(self, prompt: Sequence[int]) -> list[int]:
         """Token ids between the visual tokens of a first image and the answer: its words, a second image with its, the prompt.

@@ -74,11 +74,17 @@ class Seen:
     upright: VisualInput | None = None  # of the image, for instructions; None: the first one of ``parts``
     vector: np.ndarray | None = None  # (1, D) in the encoder's space, to find captions of similar images by
     image_id: str = ""  # of an image that may be a training one, which is not similar to itself
+    told: str = ""  # neighbours' captions, which instructions stand behind; blank: they stand alone
 
     @property
     def image(self) -> VisualInput:
         """What the model is given with an instruction."""
         return self.upright or next(part for part in self.parts if not isinstance(part, str))
+
+    @property
+    def before_instruction(self) -> list[str | VisualInput]:
+        """What an instruction stands behind."""
+        return [self.image, self.told] if self.told else [self.image]
 
 
 @dataclass(frozen=True)
@@ -345,12 +351,12 @@ class Conversation:
         """The turns that answer an instruction about the last image; CANNOT_TELL at once where it is too uncertain."""
         text, seen, choices = as_instruction(text), self._seen, self.known.choices(kind)
         note = " ".join(filter(None, [seen.warning, "" if kind else UNLIKE]))
-        turns = self.stream([seen.image, text], words_only=True, plain=True)
+        turns = self.stream([*seen.before_instruction, text], words_only=True, plain=True)
         if not choices or self.tell_from is None:
             yield from (replace(turn, note=note) for turn in turns)
             return
         *_, said = turns
-        (prefix,), visual = _read_history(self.captioner, [seen.image, text], self.max_new_tokens)
+        (prefix,), visual = _read_history(self.captioner, [*seen.before_instruction, text], self.max_new_tokens)
         margin = answer_margin(self.captioner, prefix, visual[None], said.text, choices)
         if is_uncertain(margin, self.tell_from):
             than = "likelier than other answers" if margin >= 0 else "less likely than another answer"

@@ -29,6 +29,7 @@ class Prompted:
         image_ids: rows of ``features``; an image may occur several times.
         prompt: any instruction, or one for each image.
         neighbours: captions of similar training images for each image's prompt.
+        second_neighbours: the same for second images, whose captions stand behind them.
         view: "upright", or "mean" (features averaged over the image's turned and mirrored views).
         seconds: rows of ``features`` of second images, one for each image or None; their prompts stand behind both.
 
@@ -44,6 +45,7 @@ class Prompted:
     neighbours: Sequence[Sequence[str]] | None = None
     view: str = "upright"
     seconds: Sequence[str | None] | None = None
+    second_neighbours: Sequence[Sequence[str]] | None = None
 
     @cached_property
     def prefixes(self) -> list[list[int]]:
@@ -57,8 +59,13 @@ class Prompted:
         seconds = [None] * len(near) if self.seconds is None else self.seconds
         if len(seconds) != len(near):
             raise ValueError(f"{len(near)} images, but {len(seconds)} second ones; give None for those without")
-        prompts = self.captioner.encode_text([caption_prompt(own, told) for own, told in zip(asked, near)])
-        prompts = [self.captioner.second_image_prompt(own) if second else own for own, second in zip(prompts, seconds)]
+        told_of_seconds = self.second_neighbours or [()] * len(near)
+        behind = [more if second else own for own, more, second in zip(near, told_of_seconds, seconds, strict=True)]
+        prompts = self.captioner.encode_text([caption_prompt(own, told) for own, told in zip(asked, behind)])
+        for place, second in enumerate(seconds):
+            if second:
+                second_prompt = self.captioner.second_image_prompt(prompts[place])
+                prompts[place] = [*self.captioner.neighbours_prompt(near[place]), *second_prompt]
         return [self.captioner.image_prefix(prompt) for prompt in prompts]
 
     def visual_tokens(self, places: Sequence[int]) -> Tensor:

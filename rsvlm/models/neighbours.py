@@ -335,6 +335,29 @@ def training_pools(features: Features, table: pd.DataFrame, image_ids: Sequence[
     return training_memory(features, table).pools(vectors, image_ids, **options)
 
 
+def told_with_instructions(config: Mapping[str, Mapping]) -> int:
+    """How many neighbours' captions stand before a captioner's instructions, by its config.json; 0: they stand alone."""
+    trained = config.get("training", {}).get("instruction_neighbours", False)
+    return config["prompting"]["neighbour_captions"] if trained else 0
+
+
+def instruction_neighbours(
+    config: Mapping[str, Mapping], features: Features, table: pd.DataFrame, image_ids: Sequence[str]
+) -> dict[str, list[str]]:
+    """Image id -> the captions that a captioner's instructions about it stand behind; empty where they stand alone.
+
+    Args:
+        config: the captioner's.
+        table: with the training captions.
+        image_ids: an image may occur several times.
+    """
+    told = told_with_instructions(config)
+    if not told:
+        return {}
+    different = list(dict.fromkeys(image_ids))
+    return training_pools(features, table, different, **pool_options(config["prompting"])).top(told)
+
+
 def baseline_captions(pools: Pools) -> dict[str, dict[str, str]]:
     """run -> {image_id: caption} for three runs without a language model.
 

@@ -108,9 +108,16 @@ def caption_prompt(instruction: str = CAPTION_PROMPT, neighbours: Sequence[str] 
     >>> caption_prompt("Caption:", ["A river .", "Two roads."])
     'Similar images: A river. Two roads. Caption:'
     """
-    if not neighbours:
-        return instruction
-    return " ".join([NEIGHBOURS, *(as_sentence(caption) for caption in neighbours), instruction])
+    return f"{tell_neighbours(neighbours)} {instruction}" if neighbours else instruction
+
+
+def tell_neighbours(neighbours: Sequence[str]) -> str:
+    """The text that stands before an instruction; blank without captions.
+
+    >>> tell_neighbours(["A river .", "Two roads."])
+    'Similar images: A river. Two roads.'
+    """
+    return " ".join([NEIGHBOURS, *map(as_sentence, neighbours)]) if neighbours else ""
 
 
 def as_sentence(caption: str) -> str:

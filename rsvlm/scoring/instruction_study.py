@@ -70,6 +70,7 @@ def answer_all(
     tasks: Sequence[Mapping],
     baselines: Sequence[str] = (BLIND, SHUFFLED),
     *,
+    near: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     checkpoints: Path | None = None,
     **options: int,
@@ -77,7 +78,9 @@ def answer_all(
     """OWN and each baseline -> what ``answer_tasks`` gives for the tasks, in their order, with their task_id.
 
     Args:
-        baselines: BLIND (all features at the training mean), SHUFFLED (another image's, see ``wrong_images``).
+        baselines: BLIND (all features at the training mean, no neighbours), SHUFFLED (another image's, with its neighbours, see
+            ``wrong_images``).
+        near: as ``answer_tasks`` takes it.
         checkpoints: folder that lets a call that was killed go on; the caller removes it.
         options: of ``answer_tasks``: max_new_tokens, batch_size.
 
@@ -90,12 +93,13 @@ def answer_all(
     ids, texts = [task["image_id"] for task in tasks], [task["instruction"] for task in tasks]
     seconds = [task.get(SECOND_IMAGE) for task in tasks]
     how = {"choices": closed_choices(tasks), "checkpoints": checkpoints, **options}
-    answers = {OWN: answer_tasks(captioner, features, ids, texts, seconds=seconds, **how)}
+    answers = {OWN: answer_tasks(captioner, features, ids, texts, seconds=seconds, near=near, **how)}
     if BLIND in baselines:
         answers[BLIND] = answer_blind(captioner, features, texts, seconds=seconds, margins=False, **how)
     if SHUFFLED in baselines:
         ids, seconds = wrong_images(tasks, seed)
-        answers[SHUFFLED] = answer_tasks(captioner, features, ids, texts, seconds=seconds, margins=False, **how)
+        how |= {"near": near, "margins": False}
+        answers[SHUFFLED] = answer_tasks(captioner, features, ids, texts, seconds=seconds, **how)
     for own in answers.values():
         own.insert(0, "task_id", [task["task_id"] for task in tasks])
     return answers

@@ -128,7 +128,11 @@ def say_consensus(
 
 
 def say_captioner(
-    tests: Mapping[str, Mapping[str, LanguageTest]], features: Features, captioner: CapRet | None, **options: object
+    tests: Mapping[str, Mapping[str, LanguageTest]],
+    features: Features,
+    captioner: CapRet | None,
+    near: Mapping[str, Sequence[str]] | None = None,
+    **options: object,
 ) -> dict[str, dict[str, dict[str, str]]]:
     """source -> language -> image id -> what a captioner says to "Describe the image in Portuguese.", greedily.
 
@@ -138,12 +142,13 @@ def say_captioner(
     Args:
         tests: as ``language_tests`` gives them.
         captioner: None for none.
+        near: image id -> the neighbours' captions that instructions about it stand behind; None: they stand alone.
         options: of ``rsvlm.models.answering.answer_tasks``: max_new_tokens, batch_size, checkpoints.
     """
 
     def say(ids: list[str], language: str) -> dict[str, str]:
         asked = [DESCRIBE.format(language=language_name(language))] * len(ids)
-        answers = answer_tasks(captioner, features, ids, asked, margins=False, **options)
+        answers = answer_tasks(captioner, features, ids, asked, near=near, margins=False, **options)
         return dict(zip(ids, answers["answer"], strict=True))
 
     return _say_in_each(tests, KnownInstructions.of(captioner).languages if captioner else (), say)

@@ -119,6 +119,7 @@ class CaptioningSettings(Settings):
     instruction_share: float = setting(
         0.0, "share of the images of a step that get instructions instead of a caption", SHARE
     )
+    instruction_neighbours: bool = setting(False, "instructions stand behind the neighbours' captions, as captions do")
     instructions_per_image: int = setting(
         2,
         "instructions of such an image in a step, behind one image",

@@ -59,7 +59,7 @@ class AdaptSettings(Augmentation):
     )
     members: int = setting(
         1,
-        "encoders trained alike, from other beginnings, whose embeddings stand end to end; each costs an encoder's time",
+        "encoders trained alike, whose embeddings stand end to end; each costs an encoder's time",
         Within(1, MOST_MEMBERS, "the gain of each is smaller than that of the one before"),
     )
     batch_size: int = setting(

@@ -174,6 +174,7 @@ class TrainingBatches:
                     f"{one.second_image_id}: an instruction's second image, but it is no image to train on"
                 )
             self.asked.setdefault(place_of[one.image_id], []).append(one)
+        self.near = near_of(examples, settings)
 
     def draw(self, step: int, generator: np.random.Generator) -> Batch:
         """The batch of a step."""
@@ -192,7 +193,9 @@ class TrainingBatches:
         is_answer, seconds = None, (None, ())
         if self.asked:
             told, views = self._draw_instructions(step, chosen, views)
-            rows = with_instructions(self.captioner, rows, told)
+            bare = np.random.default_rng([settings.seed, 4, step]).random(len(rows)) < settings.neighbour_dropout
+            near = [{} if own else self.near for own in bare]
+            rows = with_instructions(self.captioner, rows, told, near)
             weights = [answer_weights(row) if place in told else weights[place] for place, row in enumerate(rows)]
             is_answer = torch.tensor([place in told for place, own in enumerate(weights) for _ in own])
             seconds = second_images(self.captioner, self.features, [told.get(place, ()) for place in range(len(rows))])
@@ -287,20 +290,38 @@ def example_rows(
     ]
 
 
-def with_instructions(captioner: CapRet, rows: Sequence[Row], told: Mapping[int, Sequence[Asked]]) -> list[Row]:
-    """The rows, those in ``told`` (by place) with instructions and answers instead of prompt and captions."""
+def near_of(examples: Sequence[Example], settings: CaptioningSettings) -> Mapping[str, Sequence[str]]:
+    """Image id -> the neighbours' captions that its instructions stand behind; empty where they stand alone."""
+    return {one.image_id: one.neighbours for one in examples} if settings.instruction_neighbours else {}
+
+
+def with_instructions(
+    captioner: CapRet,
+    rows: Sequence[Row],
+    told: Mapping[int, Sequence[Asked]],
+    near: Sequence[Mapping[str, Sequence[str]]],
+) -> list[Row]:
+    """The rows, those in ``told`` (by place) with instructions and answers instead of prompt and captions.
+
+    Args:
+        near: for each row, image id -> the neighbours' captions that its instructions stand behind, as ``near_of`` gives it.
+    """
     ids = iter(
         captioner.encode_text([text for own in told.values() for one in own for text in (one.instruction, one.answer)])
     )
     changed = list(rows)
     for place, own in told.items():
         pairs = [(next(ids), next(ids)) for _ in own]
+        captions_near = {one: captioner.neighbours_prompt(near[place].get(one, ())) for one in image_ids_of(own)}
         asked = [
-            captioner.second_image_prompt(question) if one.second_image_id else question
+            captioner.second_image_prompt([*captions_near[one.second_image_id], *question])
+            if one.second_image_id
+            else question
             for one, (question, _) in zip(own, pairs, strict=True)
         ]
         answers = [answer for _, answer in pairs]
-        changed[place] = replace(rows[place], prefix=captioner.image_prefix([]), captions=answers, asked=asked)
+        prefix = captioner.image_prefix(captions_near[own[0].image_id])
+        changed[place] = replace(rows[place], prefix=prefix, captions=answers, asked=asked)
     return changed
 
 
@@ -321,10 +342,23 @@ def answer_weights(row: Row) -> list[float]:
     return [1 / (len(answer) + 1) for answer in row.captions]
 
 
+def image_ids_of(asked: Sequence[Asked]) -> set[str]:
+    """The images that instructions are about, second ones among them."""
+    return {image_id for one in asked for image_id in (one.image_id, one.second_image_id) if image_id}
+
+
 def instruction_batches(
-    captioner: CapRet, features: Features, asked: Sequence[Asked], settings: CaptioningSettings
+    captioner: CapRet,
+    features: Features,
+    asked: Sequence[Asked],
+    settings: CaptioningSettings,
+    near: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Batch]:
-    """Batches of instructions with their answers, upright view, an image's next to each other in one row."""
+    """Batches of instructions with their answers, upright view, an image's next to each other in one row.
+
+    Args:
+        near: image id -> the neighbours' captions that its instructions stand behind; None: they stand alone.
+    """
     by_image: dict[str, list[Asked]] = {}
     for one in asked:
         by_image.setdefault(one.image_id, []).append(one)
@@ -333,7 +367,7 @@ def instruction_batches(
     batches = []
     for start in range(0, len(parts), settings.batch_size):
         part = parts[start : start + settings.batch_size]
-        rows = with_instructions(captioner, [Row(()) for _ in part], dict(enumerate(part)))
+        rows = with_instructions(captioner, [Row(()) for _ in part], dict(enumerate(part)), [near or {}] * len(part))
         places = features.rows([own[0].image_id for own in part])
         visual = read_visual(features, places, UPRIGHT, grid=captioner.settings.grid_cells > 0)
         weights = torch.tensor([weight for row in rows for weight in answer_weights(row)])

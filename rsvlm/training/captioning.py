@@ -41,6 +41,7 @@ from rsvlm.training.caption_batches import (
     Example,
     TrainingBatches,
     instruction_batches,
+    near_of,
     validation_batches,
 )
 from rsvlm.training.captioning_result import INSTRUCTION_LOSS, LOSSES, CaptioningResult, RewardResult
@@ -209,7 +210,7 @@ class _Captioning(Task):
         self.validation = validation_batches(captioner, features, [validation[i] for i in spread], settings)
         own = sorted(asked[1] if asked[0] else (), key=lambda one: (one.kind, one.image_id, one.instruction))
         own = [own[i] for i in evenly_spaced(len(own), settings.validation_images)]  # of every kind alike
-        self.asked_validation = instruction_batches(captioner, features, own, settings)
+        self.asked_validation = instruction_batches(captioner, features, own, settings, near_of(validation, settings))
         self.keeps_last = settings.keep == "last" or not self.validation
         self.optimizer = build_optimizer(captioner.parameter_groups(), settings, betas=(0.9, 0.95))
 

@@ -1,6 +1,6 @@
 """Where a captioner's loss comes from: each word of validation captions, each kind of answers to instructions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -67,11 +67,18 @@ def summarise_words(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, floa
 
 @torch.inference_mode()
 def instruction_losses(
-    captioner: CapRet, features: Features, asked: Sequence[Asked], settings: CaptioningSettings, *, most: int = 24
+    captioner: CapRet,
+    features: Features,
+    asked: Sequence[Asked],
+    settings: CaptioningSettings,
+    *,
+    near: Mapping[str, Sequence[str]] | None = None,
+    most: int = 24,
 ) -> pd.DataFrame:
     """The loss of answers by kind, a row a kind: nats (mean a token, each answer counting alike), answers, tokens.
 
     Args:
+        near: image id -> the neighbours' captions that its instructions stand behind; None: they stand alone.
         most: answers of a kind that are looked at, evenly spaced; 0: all.
     """
     captioner.eval()
@@ -80,7 +87,7 @@ def instruction_losses(
         own = [one for one in asked if one.kind == kind]
         own = [own[place] for place in evenly_spaced(len(own), most)]
         total, tokens = 0.0, 0
-        for batch in instruction_batches(captioner, features, own, settings):
+        for batch in instruction_batches(captioner, features, own, settings, near):
             packed = captioner.pack(batch.rows)
             hidden = captioner.hidden_states(packed, batch.visual_tokens(captioner))
             nats = captioner.negative_log_likelihoods(hidden.index_select(0, packed.predict_at), packed.labels)

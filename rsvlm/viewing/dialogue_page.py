@@ -9,7 +9,7 @@ from rsvlm.data.task_files import SECOND_IMAGE
 from rsvlm.models.capret import CapRet
 from rsvlm.models.dialogue import ANSWER, Conversation, Seen, Unclear
 from rsvlm.models.features import Features
-from rsvlm.models.prompts import UPRIGHT, read_visual
+from rsvlm.models.prompts import UPRIGHT, read_visual, tell_neighbours
 from rsvlm.viewing.dialogues import words_of
 from rsvlm.viewing.page import make_thumbnail, render_page
 
@@ -35,10 +35,15 @@ def draw_turns(tasks: Sequence[Mapping], count: int, seed: int) -> list[Mapping]
     return chosen
 
 
-def record_turns(talk: Conversation, features: Features, tasks: Sequence[Mapping]) -> list[dict]:
+def record_turns(
+    talk: Conversation, features: Features, tasks: Sequence[Mapping], near: Mapping[str, Sequence[str]] | None = None
+) -> list[dict]:
     """What the model says to each task's instruction in a dialogue of its own.
 
     Where the dialogue does not know what is asked for, an answer is asked for, as a person would.
+
+    Args:
+        near: image id -> the neighbours' captions that instructions about it stand behind; None: they stand alone.
 
     Returns:
         A dict a task: ``task``, ``text``, ``said`` (the same, with what words do not say), ``note``, ``asked_again``.
@@ -46,7 +51,8 @@ def record_turns(talk: Conversation, features: Features, tasks: Sequence[Mapping
     turns = []
     for task in tasks:
         talk.start_afresh()
-        talk.give_image(task["image_id"], look_upright(talk.captioner, features, task["image_id"]))
+        told = tell_neighbours((near or {}).get(task["image_id"], ()))
+        talk.give_image(task["image_id"], look_upright(talk.captioner, features, task["image_id"], told))
         asked_again, note = False, ""
         try:
             *_, said = talk.ask(task["instruction"])
@@ -59,10 +65,10 @@ def record_turns(talk: Conversation, features: Features, tasks: Sequence[Mapping
     return turns
 
 
-def look_upright(captioner: CapRet, features: Features, image_id: str) -> Seen:
-    """What the model is given of an image for instructions alone: its features, upright."""
+def look_upright(captioner: CapRet, features: Features, image_id: str, told: str = "") -> Seen:
+    """What the model is given of an image for instructions alone: its features, upright, and what they stand behind."""
     visual = read_visual(features, features.rows([image_id]), UPRIGHT, grid=captioner.settings.grid_cells > 0)
-    return Seen((visual,))
+    return Seen((visual,), told=told)
 
 
 def turns_table(turns: Sequence[Mapping]) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from rsvlm.models.dialogue import AUTO, Conversation, Seen, Turn, Unclear, conte
 from rsvlm.models.features import Features
 from rsvlm.models.foreign_wishes import languages_read
 from rsvlm.models.inference import Captioner, training_distances
-from rsvlm.models.prompts import UPRIGHT, caption_prompt, choose_view, read_visual
+from rsvlm.models.neighbours import told_with_instructions
+from rsvlm.models.prompts import UPRIGHT, choose_view, read_visual, tell_neighbours
 from rsvlm.scoring.retrieval import load_space
 from rsvlm.viewing.browse import BY_ENCODER, Archive, picture_of, read_file, search_text
 from rsvlm.viewing.page import encode_jpeg, make_thumbnail, show_cards
@@ -99,9 +100,10 @@ def _look(captioner: Captioner, features: Features, image_id: str) -> Seen:
     parts, upright = [read_visual(features, row, view, grid=grid)], read_visual(features, row, UPRIGHT, grid=grid)
     told = captioner.config["prompting"]["neighbour_captions"]
     if told:
-        parts.append(caption_prompt("", captioner.pools(vectors, [image_id]).top(told)[image_id]).strip())
+        parts.append(tell_neighbours(captioner.pools(vectors, [image_id]).top(told)[image_id]))
     warning = captioner.warning(training_distances(captioner.memory, vectors)[0])
-    return Seen(tuple(parts), warning, upright, vectors, image_id)
+    behind = parts[-1] if told_with_instructions(captioner.config) else ""
+    return Seen(tuple(parts), warning, upright, vectors, image_id, behind)
 
 
 def limits_of(talk: Conversation) -> list[str]:
