@@ -1,7 +1,7 @@
 """Contrastive adaptation of a dual encoder to a study's captions (the paper's CLIP-Cap-4).
 
 Each step takes a batch of images, augmented, with random captions of theirs; every caption that belongs to an image,
-equal texts included, is a positive of it. Data order derives from (seed, epoch), captions, augmentation and dropout from
+equal texts included, is a positive of it. Each member of a joined encoder has a batch and a loss of its own. Data order derives from (seed, epoch), captions, augmentation and dropout from
 (seed, step). Between epochs the encoder is measured on validation images, by retrieval.
 
 On several processes (``rsvlm.training.processes``) each takes a part of the batch, and the loss is that of the whole batch:
@@ -249,23 +249,22 @@ class _Adaptation(Task):
     def rates(self, step: int) -> tuple[float, float]:
         return one_cycle(step, self.steps, WARMUP_SHARE)
 
-    def batches(self, steps: range) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """(rows, the pixels of this process's part of them), read ahead."""
+    def batches(self, steps: range) -> Iterator[list[tuple[np.ndarray, Tensor]]]:
+        """For each member (rows, the pixels of this process's part of them), read ahead."""
         if steps and self.team.size > 1:
             _ = self.pixels  # opened here: the thread that reads ahead must not wait for other processes
         return prefetch(self._read, steps)
 
-    def losses(self, batch: tuple[np.ndarray, Tensor], generator: np.random.Generator) -> dict[str, Tensor]:
-        rows, pixels = batch
-        known = [sorted(set(self.captions[row])) for row in rows]
-        losses = [self._loss_of(member, known, pixels, generator) for member in self.model.members]
+    def losses(self, batch: list[tuple[np.ndarray, Tensor]], generator: np.random.Generator) -> dict[str, Tensor]:
+        losses = [self._loss_of(member, *own, generator) for member, own in zip(self.model.members, batch, strict=True)]
         return {"loss": sum(losses) / len(losses)}
 
     def _loss_of(
-        self, encoder: DualEncoder, known: list[list[str]], pixels: Tensor, generator: np.random.Generator
+        self, encoder: DualEncoder, rows: np.ndarray, pixels: Tensor, generator: np.random.Generator
     ) -> Tensor:
-        """The loss of an encoder, with captions and augmentation drawn for it."""
-        settings, n, own = self.settings, self.settings.captions_per_image, self.team.part(len(known))
+        """The loss of a member on its own images, with captions and augmentation drawn for it."""
+        settings, n, own = self.settings, self.settings.captions_per_image, self.team.part(len(rows))
+        known = [sorted(set(self.captions[row])) for row in rows]
         texts = []
         for captions in known:
             texts += [captions[i] for i in generator.choice(len(captions), n, replace=len(captions) < n)]
@@ -303,11 +302,14 @@ class _Adaptation(Task):
         with self.team.first():
             return open_pixels(images["path"].tolist(), how, cache_gigabytes=self.cache_gigabytes, log=self.log)
 
-    def _read(self, step: int) -> tuple[np.ndarray, Tensor]:
+    def _read(self, step: int) -> list[tuple[np.ndarray, Tensor]]:
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.settings.seed, 1, epoch]).permutation(len(self.training))
-        rows = order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
-        return rows, self.pixels.read(rows[self.team.part(len(rows))])
+        size, batch = self.settings.batch_size, []
+        for member in range(len(self.model.members)):
+            own = [self.settings.seed, 1, epoch, *([member] if member else [])]
+            rows = np.random.default_rng(own).permutation(len(self.training))[place * size : (place + 1) * size]
+            batch.append((rows, self.pixels.read(rows[self.team.part(len(rows))])))
+        return batch
 
 
 def _embed(encoder: DualEncoder, images: Tensor) -> Tensor:
