@@ -15,6 +15,7 @@ from rsvlm.models.instructions import CONFIG_KEY, Asked, describe_kinds
 from rsvlm.models.neighbours import instruction_neighbours, pool_options, training_memory, training_pools
 from rsvlm.models.prompts import read_visual, tell_neighbours
 from rsvlm.settings import CaptioningSettings, Generation
+from rsvlm.study.settings import FinetuneLora
 from rsvlm.training.caption_batches import TrainingBatches, examples_of, instruction_batches
 from rsvlm.training.word_losses import instruction_losses
 from rsvlm.viewing.dialogue_page import record_turns
@@ -96,6 +97,11 @@ def test_what_they_stand_behind_is_told_by_the_captioners_config(features, near,
     plain = captioner.config | {"training": {"instruction_neighbours": False}}
     assert instruction_neighbours(plain, features, table, features.image_ids) == {}
     assert instruction_neighbours({}, features, table, features.image_ids) == {}
+
+
+def test_without_captions_in_the_prompt_the_setting_is_refused():
+    with pytest.raises(ValueError, match="'instruction_neighbours' needs 'neighbour_captions' of 1 or more"):
+        FinetuneLora(instruction_neighbours=True, neighbour_captions=0)
 
 
 def test_answers_depend_on_them_and_blind_ones_do_not(features, near, captioner, tmp_path):

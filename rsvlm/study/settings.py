@@ -168,6 +168,12 @@ class FinetuneLora(Machine, RewardSettings, CaptioningSettings, Prompting, CapRe
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_instruction_neighbours(self) -> Self:
+        if self.instruction_neighbours and not self.neighbour_captions:
+            raise ValueError("'instruction_neighbours' needs 'neighbour_captions' of 1 or more: with 0 there are none")
+        return self
+
 
 class GenerateCaptions(Machine, Generation):
     """50_generate_captions."""

@@ -1,8 +1,8 @@
 """Contrastive adaptation of a dual encoder to a study's captions (the paper's CLIP-Cap-4).
 
 Each step takes a batch of images, augmented, with random captions of theirs; every caption that belongs to an image,
-equal texts included, is a positive of it. Each member of a joined encoder has a batch and a loss of its own. Data order derives from (seed, epoch), captions, augmentation and dropout from
-(seed, step). Between epochs the encoder is measured on validation images, by retrieval.
+equal texts included, is a positive of it. Each member of a joined encoder has a batch and a loss of its own. Data order
+derives from (seed, epoch) and the member, captions, augmentation and dropout from (seed, step). Between epochs the encoder is measured on validation images, by retrieval.
 
 On several processes (``rsvlm.training.processes``) each takes a part of the batch, and the loss is that of the whole batch:
 every image is told from the captions of all. Without dropout the curve is one process's within rounding.
