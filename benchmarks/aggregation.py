@@ -21,11 +21,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rsvlm.data.aggregate import list_source
 from rsvlm.data.audit import find_near_duplicates, verbatim_share
 from rsvlm.data.catalogue import REMOTECLIP_IMAGES
 from rsvlm.data.duplicates import fingerprint_images
 from rsvlm.data.listings import find_images
+from rsvlm.data.readers import list_source
 from rsvlm.data.sources import parse_source
 from rsvlm.data.spill import Chosen
 from rsvlm.data.table import load_table, save_table

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from a checkout 
 import numpy as np
 
 from rsvlm.content_cache import ContentCache
-from rsvlm.data.aggregate import list_source
+from rsvlm.data.readers import list_source
 from rsvlm.data.sources import Source
 from rsvlm.files import write_json
 from rsvlm.scoring.captions import ScoringTools, score_captions

@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from rsvlm.data.aggregate import list_source
 from rsvlm.data.images import open_image
 from rsvlm.data.listings import find_images
+from rsvlm.data.readers import list_source
+from rsvlm.data.source_translations import read_translation_file
 from rsvlm.data.sources import PACKED, parse_source
 from rsvlm.data.table import load_table, save_table
 from rsvlm.data.table_rows import check_rows
 from rsvlm.data.task_files import TWO_IMAGES, load_tasks
-from rsvlm.data.translations import load_translations, read_translation_file
+from rsvlm.data.translations import load_translations
 from rsvlm.files import fingerprint_values, write_json, write_json_lines
 from rsvlm.models.features import load_features
 from rsvlm.models.instructions import asked_of

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask
 
-from rsvlm.data.aggregate import aggregate_sources, list_source
+from rsvlm.data.aggregate import aggregate_sources
 from rsvlm.data.box_captions import CaptionSettings, caption_boxes, words_of
 from rsvlm.data.box_readers import read_coco_boxes, read_dota_boxes, read_voc_boxes, read_yolo_boxes
 from rsvlm.data.boxes import Box, Classes, boxes_of_part, read_mask_boxes
 from rsvlm.data.images import ImageError
 from rsvlm.data.names import ALL, CLASSES, class_words, fixes_report
+from rsvlm.data.readers import list_source
 from rsvlm.data.sources import parse_source
 
 pytest.importorskip("cv2", reason="the extra audit is not installed (make test installs it)")

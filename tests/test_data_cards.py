@@ -11,7 +11,7 @@ from PIL import Image
 
 from rsvlm.data import cards
 from rsvlm.data.__main__ import main
-from rsvlm.data.aggregate import aggregate_sources, list_source, metrics_of, write_aggregated
+from rsvlm.data.aggregate import aggregate_sources, metrics_of, write_aggregated
 from rsvlm.data.audit import find_misspelt
 from rsvlm.data.cards import (
     BEGIN,
@@ -25,6 +25,7 @@ from rsvlm.data.cards import (
     renew_cards,
 )
 from rsvlm.data.catalogue import CAP4, KNOWN, REMOTECLIP, REMOTECLIP_IMAGES
+from rsvlm.data.readers import list_source
 from rsvlm.data.sources import parse_source
 from rsvlm.files import fingerprint_file, read_json
 from rsvlm.study.overview import model_card

@@ -6,11 +6,12 @@ import json
 import pandas as pd
 import pytest
 
-from rsvlm.data.aggregate import aggregate_sources, list_source
+from rsvlm.data.aggregate import aggregate_sources
 from rsvlm.data.caption_readers import read_coco_captions, read_precomputed, read_sydney_text
 from rsvlm.data.caption_tables import Columns, read_caption_table, read_retrieval_json
 from rsvlm.data.listings import read_lines
 from rsvlm.data.names import ALL
+from rsvlm.data.readers import list_source
 from rsvlm.data.sources import parse_source
 from rsvlm.scoring.caption_files import read_caption_lists
 

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from rsvlm.data import packed
-from rsvlm.data.aggregate import aggregate_sources, list_source, write_aggregated
+from rsvlm.data.aggregate import aggregate_sources, write_aggregated
 from rsvlm.data.duplicates import fingerprint_images
 from rsvlm.data.images import ImageError, open_image
 from rsvlm.data.names import SPLITS
 from rsvlm.data.packed import open_stream, scan_shard, split_path, stat_of
+from rsvlm.data.readers import list_source
 from rsvlm.data.sources import check_sources, parse_source
 from rsvlm.data.table import load_table
 from rsvlm.models.feature_shards import encode_images

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from rsvlm.data import listings as official_splits
-from rsvlm.data.aggregate import list_source
 from rsvlm.data.caption_readers import UCM_CLASSES, read_karpathy, read_nwpu
 from rsvlm.data.listings import find_images
 from rsvlm.data.names import ALL, check_fixes
+from rsvlm.data.readers import list_source
 from rsvlm.data.sources import parse_source
 
 

@@ -9,9 +9,10 @@ import pytest
 from test_data_aggregate import folders, make_source
 
 from rsvlm.data.aggregate import aggregate_sources, write_aggregated
+from rsvlm.data.source_translations import read_translation_file
 from rsvlm.data.sources import check_sources, parse_source
 from rsvlm.data.table import load_table
-from rsvlm.data.translations import load_translations, read_translation_file, save_translations
+from rsvlm.data.translations import load_translations, save_translations
 from rsvlm.viewing.data_figures import translations_table
 
 GOOD = "A river .\tUm rio.\nTwo  planes .\tDois aviões.\n"

@@ -12,48 +12,38 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from rsvlm.data import audit, box_readers, caption_readers, caption_tables, packed_readers
-from rsvlm.data.blue_marble import TRANSLATIONS as TILE_TRANSLATIONS
-from rsvlm.data.blue_marble import make_blue_marble
-from rsvlm.data.box_captions import caption_listing
-from rsvlm.data.boxes import Classes, read_mask_boxes
+from rsvlm.data import audit
 from rsvlm.data.cards import write_study_cards
 from rsvlm.data.duplicates import Fingerprint, fingerprint_images
 from rsvlm.data.images import ImageError
 from rsvlm.data.listings import (
     NAMES_SHOWN,
     FoundImage,
-    Listing,
     find_images,
-    mend_rsicd_splits,
-    name_rsicd_classes,
     take_splits,
 )
-from rsvlm.data.names import SPLITS, check_fixes, class_words, fixes_report
+from rsvlm.data.names import SPLITS, check_fixes, fixes_report
+from rsvlm.data.readers import list_source
 from rsvlm.data.recipes import read_as, recipe_of
+from rsvlm.data.source_translations import read_translation_files, translate_source
 from rsvlm.data.sources import (
-    OLDER,
     PACKED,
-    SOUGHT,
     Source,
-    TileSettings,
     missing_split,
     parse_source,
     parse_sources,
     place_of,
-    settings_of,
 )
 from rsvlm.data.spill import Chosen, StoredRows, Texts
 from rsvlm.data.table import save_table
 from rsvlm.data.table_rows import ORDER
-from rsvlm.data.translations import HOW_OF, read_translation_file, save_translations, translated_rows
+from rsvlm.data.translations import save_translations
 from rsvlm.extras import import_extra
-from rsvlm.files import cache_folder, fingerprint_file, read_json_lines, whole_folder, write_json, write_json_lines
+from rsvlm.files import cache_folder, fingerprint_file, whole_folder, write_json, write_json_lines
 
 TABLE, ADAPT = "images.parquet", "adapt.parquet"  # the table, and the rows that adapt the encoder alone
 TRANSLATIONS = "translations.jsonl"  # the table's captions in other languages, see rsvlm.data.translations
 NEAR_DUPLICATES = "near_duplicates.jsonl"  # every pair of near-duplicates, beside the table
-PACKED_READERS = {"webdataset": packed_readers.read_webdataset, "hf_dataset": packed_readers.read_hf_dataset}
 Log = Callable[[str], None]
 
 
@@ -104,13 +94,18 @@ def aggregate_sources(
     run = _Run(
         data_root, allow_missing_images, max_images_per_split, seed, cache, tiles, (root or Path()).absolute(), log
     )
-    texts = {source.name: _read_translations(source, run) for source in parsed}  # a wrong file shows before the images
+    # A wrong file shows before the images are read.
+    texts = {source.name: read_translation_files(source, data_root, run.root) for source in parsed}
     rows, _, report = _survey(parsed, run, drop_train_near_duplicates_of_test, find_same_ground, check_spelling)
     report["translations"] = []
     for source in parsed:
         own, facts = rows.of(source.name), report["sources"][source.name]
-        translated, facts["translations"] = _translate(
-            source, own, texts[source.name], facts.get("translations", {}), run
+        translated, facts["translations"] = translate_source(
+            source,
+            own,
+            texts[source.name],
+            facts.get("translations", {}),
+            tiles=tiles or place_of("blue_marble", data_root, run.root),
         )
         report["translations"] += translated
     entering = {source.name for source in parsed if source.use == "all"}
@@ -128,176 +123,6 @@ def audit_sources(
     parsed = [parse_source(source | {"use": "audit"}) for source in sources]
     run = _Run(data_root, True, None, 0, None, None, Path.cwd(), print)
     return _survey(parsed, run, False, find_same_ground, check_spelling)[1:]
-
-
-def list_source(
-    source: Source, data_root: str, seed: int = 0, tiles: Path | None = None, root: Path | None = None
-) -> tuple[Listing, Path | None, list[Path]]:
-    """A source's listing, its folder of images, and the files or folders of its annotations.
-
-    The folder of a format whose files hold the images is the one that their names start from.
-
-    Args:
-        data_root: folder that paths start from, absolute or relative to ``root``.
-        seed: of Blue Marble's tiles and of the wording of captions made from boxes.
-        tiles: folder that Blue Marble's tiles are written to; None = ``blue_marble`` below ``data_root``.
-        root: None = the working directory.
-
-    Raises:
-        FileNotFoundError, ValueError: as the format's reader.
-    """
-    if source.format == "blue_marble":
-        tiles = tiles or place_of("blue_marble", data_root, root)
-        settings = TileSettings(tiles=source.tiles, tile_pixels=source.tile_pixels, seed=seed)
-        make_blue_marble(settings, tiles, source.languages)
-        annotations, images = tiles / "dataset.json", tiles / "images"
-        return caption_readers.read_karpathy(annotations, labels="field"), images, [annotations]
-
-    def below(path: str) -> Path:
-        try:
-            return place_of(path, data_root, root)
-        except ValueError as error:
-            raise ValueError(f"sources: {source.name}: {error}") from error
-
-    fixes = check_fixes(source.fixes)
-    images = below(source.images) if source.images else None
-    lists = {split: below(path) for split, path in (source.splits or {}).items()}
-    if isinstance(source.annotations, Mapping):
-        place = {split: below(path) for split, path in source.annotations.items()}
-        used = list(place.values())
-    else:
-        place = below(source.annotations)
-        used = [place, *lists.values()]
-    if source.format in PACKED:
-        listing, images, used = PACKED_READERS[source.format](place, fixes, _columns_of(source))
-    else:
-        listing = _read_source(source, place, images, lists, fixes, seed)
-    if not listing.counts["captions_listed"]:
-        raise ValueError(
-            f"sources: {source.name}: not one caption for {len(listing.images):,} images in "
-            f"{', '.join(map(str, used[:NAMES_SHOWN]))}; format {source.format} looks for {SOUGHT.get(source.format, 'captions')}"
-        )
-    mend_rsicd_splits(listing, allowed="rsicd_swapped_splits" in fixes)
-    if source.labels == "prefix":
-        used += name_rsicd_classes(listing, used[0].parent)
-    return listing, images, used
-
-
-def _read_source(
-    source: Source,
-    place: Path | dict[str, Path],
-    images: Path | None,
-    lists: dict[str, Path],
-    fixes: frozenset[str],
-    seed: int,
-) -> Listing:
-    """What the format's reader gives; ``place`` is a file or folder of annotations, or a file a split."""
-    plain = {
-        "nwpu": caption_readers.read_nwpu,
-        "retrieval_json": caption_tables.read_retrieval_json,
-        "precomputed": caption_readers.read_precomputed,
-        "coco_captions": caption_readers.read_coco_captions,
-    }
-    if source.format in plain:
-        return plain[source.format](place, fixes)
-    if OLDER.get(source.format, source.format) == "caption_table":
-        return caption_tables.read_caption_table(place, fixes, _columns_of(source))
-    if source.format == "karpathy":
-        return caption_readers.read_karpathy(place, fixes=fixes, labels=source.labels)
-    if source.format == "sydney_text":
-        return caption_readers.read_sydney_text(place, lists, fixes)
-    words, settings = class_words(source.classes, "classes", source.format == "masks"), settings_of(source.captions)
-    if source.format == "coco_boxes":
-        return caption_listing(
-            box_readers.read_coco_boxes(place, images or Path(), Classes(words), fixes), settings, seed
-        )
-    if images is None:
-        raise ValueError(f"sources: {source.name}: format {source.format} needs 'images' also for an audit alone")
-    if source.format == "masks":
-        least = (source.min_pixels, source.min_share, settings.centre)
-        boxed = read_mask_boxes(place, images, words, lists, source.split, source.suffix, *least)
-    else:
-        readers = {
-            "voc_boxes": box_readers.read_voc_boxes,
-            "dota_boxes": box_readers.read_dota_boxes,
-            "yolo_boxes": box_readers.read_yolo_boxes,
-        }
-        boxed = readers[source.format](place, images, Classes(words), lists, source.split, fixes)
-    return caption_listing(boxed, settings, seed)
-
-
-def _columns_of(source: Source) -> caption_tables.Columns:
-    captions = tuple(source.caption_columns) if source.caption_columns else None
-    named = sorted((source.translations or {}).items())
-    translations = tuple((language, tuple(own)) for language, own in named if isinstance(own, list))
-    return caption_tables.Columns(source.split_column, source.image_column, captions, source.label_column, translations)
-
-
-def _read_translations(source: Source, run: "_Run") -> dict[str, tuple[Path, dict[str, str], Counter]]:
-    """Language -> the file of a source's translations, English -> translation, and what was met in it."""
-    found = {}
-    for language, path in sorted((source.translations or {}).items()):
-        if isinstance(path, list):  # columns, which are read with the captions
-            continue
-        place, counts = place_of(path, run.data_root, run.root), Counter()
-        found[language] = place, read_translation_file(place, counts), counts
-    return found
-
-
-def _translate(
-    source: Source,
-    rows: StoredRows,
-    texts: dict[str, tuple[Path, dict[str, str], Counter]],
-    facts: Mapping[str, dict],
-    run: "_Run",
-) -> tuple[list[dict], dict[str, dict]]:
-    """A source's rows of the table of translations, and by language how many of its captions have one.
-
-    Args:
-        facts: what was met in columns of translations, by language.
-
-    Raises:
-        ValueError: a file, or the columns of a language, have a translation for not one caption.
-    """
-    translated, facts = [], dict(facts)
-    how = HOW_OF[source.translated_by]
-    for image_id, given in rows.translations() if facts else ():
-        for language, captions in given:
-            if any(captions):
-                translated.append({"image_id": image_id, "language": language, "captions": captions, "how": how})
-    for language in facts:
-        if rows and not any(row["language"] == language for row in translated):
-            raise ValueError(
-                f"sources: {source.name}: translations: {language}: not one cell of {', '.join(source.translations[language])} "
-                "holds a text; take the language out, or name other columns"
-            )
-    for language, (path, known, counts) in texts.items():
-        own = translated_rows(rows, language, known, how)
-        if rows and not own:
-            raise ValueError(
-                f"sources: {source.name}: translations: not one line of {path} is a caption of this source; its first is "
-                f"{next(iter(known))!r}, the source's first caption {rows[0]['captions'][0]!r}"
-            )
-        translated += own
-        facts[language] = {"file": fingerprint_file(path)} | {key: counts[key] for key in sorted(counts)}
-    if source.languages:
-        names = {row["image_id"].removeprefix(f"{source.name}/"): row["image_id"] for row in rows.rows}
-        tiles = run.tiles or place_of("blue_marble", run.data_root, run.root)
-        for row in read_json_lines(tiles / TILE_TRANSLATIONS):
-            if row["image"] in names:
-                own = {"image_id": names[row["image"]], "language": row["language"], "captions": row["captions"]}
-                translated.append(own | {"how": "rule"})
-    listed = sum(len(row["captions"]) for row in rows) if translated else 0
-    for language in sorted({row["language"] for row in translated}):
-        own = [row for row in translated if row["language"] == language]
-        said = [caption for row in own for caption in row["captions"] if caption is not None]
-        facts[language] = facts.get(language, {}) | {
-            "how": own[0]["how"],
-            "captions": listed,
-            "translated": len(said),
-            "distinct": len(set(said)),
-        }
-    return translated, facts
 
 
 @dataclass(frozen=True)

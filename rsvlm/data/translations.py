@@ -1,10 +1,4 @@
-"""Captions in other languages: files of translations, and the table of them beside the image table.
-
-A file of translations has a line ``English<TAB>translation`` for each different caption, UTF-8, in any order. Captions
-are matched as the study uses them, with white space collapsed and in Unicode's composed form (NFC).
-
-A table of captions may hold them instead, in columns beside those of the captions: the translation of each caption stands in
-its row (``rsvlm.data.caption_tables``).
+"""Captions in other languages: the table of them beside the image table.
 
 The table, ``translations.jsonl``, has a row an image and language, sorted as the image table is, then by language:
 
@@ -15,83 +9,17 @@ has no row. ``how``: ``machine`` (translated by a program, nobody has read it), 
 in the language by the same rules as the English).
 """
 
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import get_args
 
 import pandas as pd
 
-from rsvlm.data.listings import check_encoding, has_words, read_lines
-from rsvlm.data.sources import Translator
 from rsvlm.files import read_json_lines, write_json_lines
-from rsvlm.languages import check_language, normal_text
+from rsvlm.languages import check_language
 
 COLUMNS = ["image_id", "language", "captions", "how"]
 HOW = ("machine", "given", "rule")
 HOW_NAMES = {"machine": "machine-translated", "given": "given by people", "rule": "written by rule"}
-HOW_OF: dict[Translator, str] = dict(zip(get_args(Translator), HOW))  # who translated a source's files -> how
-
-
-def read_translation_file(path: Path, counts: Counter | None = None) -> dict[str, str]:
-    """English -> translation, both as ``normal_text`` has them.
-
-    Args:
-        counts: what was met is added: ``lines``, ``lines_without_translation`` (left out), ``lines_doubled`` (the same
-            twice, read once), ``lines_in_another_normal_form`` (composed).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not UTF-8, text that was read in a wrong encoding before, a line without exactly one tab or without
-            English, one English text with two translations, or no translation at all; names file and line.
-    """
-    counts = Counter() if counts is None else counts
-    found: dict[str, str] = {}
-    first: dict[str, int] = {}
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        where = f"{path}: line {number}"
-        parts = line.split("\t")
-        if len(parts) != 2:
-            raise ValueError(
-                f"{where}: {len(parts) - 1} tabs, must be one: English<TAB>translation. Did an editor make spaces of tabs, or "
-                f"is it another kind of table? It reads {line[:60]!r}"
-            )
-        check_encoding(line, where)
-        english, translation = map(normal_text, parts)
-        if not english:
-            raise ValueError(f"{where}: no English before the tab; take the line out or fill it in")
-        counts["lines"] += 1
-        counts["lines_in_another_normal_form"] += not unicodedata.is_normalized("NFC", line)
-        if not has_words(translation):
-            counts["lines_without_translation"] += 1
-            continue
-        if found.setdefault(english, translation) != translation:
-            raise ValueError(
-                f"{where}: {english!r} is {translation!r} here and {found[english]!r} in line {first[english]}; keep one of "
-                "the two"
-            )
-        counts["lines_doubled"] += english in first
-        first.setdefault(english, number)
-    if not found:
-        raise ValueError(f"{path}: no translation in it; is the file cut off?")
-    return found
-
-
-def translated_rows(rows: Iterable[dict], language: str, texts: Mapping[str, str], how: str) -> list[dict]:
-    """Rows of the table of translations for rows of the image table, in their order.
-
-    Args:
-        texts: English -> translation, from ``read_translation_file``.
-    """
-    found = []
-    for row in rows:
-        captions = [texts.get(normal_text(caption)) for caption in row["captions"]]
-        if any(captions):
-            found.append({"image_id": row["image_id"], "language": language, "captions": captions, "how": how})
-    return found
 
 
 def save_translations(rows: Iterable[dict], images: Iterable[dict], path: Path) -> None:
