@@ -131,7 +131,9 @@ def pictures(tmp_path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("corner", CORNERS)
 def test_adapting_an_encoder(tiny_models, pictures, corner):
-    settings = at_bounds(AdaptSettings, corner, batch_size=2, freeze_blocks=1, crop_size=32, precision="fp32")
+    fixed = {"batch_size": 2, "freeze_blocks": 1, "crop_size": 32, "precision": "fp32"}
+    fixed |= {"members": 1} if corner == "even" else {}  # without an epoch several are refused: all would be alike
+    settings = at_bounds(AdaptSettings, corner, **fixed)
     with suppress(Enough, FloatingPointError):
         adapt_encoder(load_encoder(str(tiny_models.clip)), pictures, settings, log=log_nothing)
 

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import save_file
 
-from rsvlm.models import multilingual
-from rsvlm.models.multilingual import BATCH_TOKENS, MOST_TOKENS, PACKAGED, embed_texts, load_text_tower
+from rsvlm.models.multilingual import MOST_TOKENS, PACKAGED, embed_texts, load_text_tower
 from rsvlm.models.tiny import train_tokenizer
 
 torch.set_num_threads(1)
@@ -55,14 +54,6 @@ def test_a_text_has_the_same_bits_alone_and_in_any_company(packaged):
     alone = np.concatenate([packaged.embed([text]) for text in texts])
     backwards = packaged.embed(texts[::-1])[::-1]
     assert np.array_equal(together, alone) and np.array_equal(together, backwards)
-
-
-def test_a_batch_is_never_so_small_that_rows_round_otherwise():
-    for lengths in ([MOST_TOKENS] * 9, [1] * 1000, [3, MOST_TOKENS, 17] * 20):
-        batches = list(multilingual._batches(lengths))
-        assert [row for rows in batches for row in rows] == list(range(len(lengths)))
-        filled = [sum(lengths[row] for row in rows) + 3 * max(0, 8 - len(rows)) for rows in batches]
-        assert max(filled) <= BATCH_TOKENS  # the package would cut a larger one in two
 
 
 def test_what_is_left_out_and_what_is_unknown_is_told(packaged):
