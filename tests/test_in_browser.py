@@ -499,6 +499,33 @@ def test_what_is_entered_while_the_model_answers_waits_and_can_be_taken_back(not
     playwright.expect(chat.locator(".turn.model").last.locator("figure")).to_have_count(3)
 
 
+AHEAD = """(box, words) => {
+  const all = (name) => [...box.getRootNode().querySelectorAll(name)];
+  all("[name=text]")[0].value = words;
+  all(".subject button")[0].click();
+  all(".hit .thumb")[2].focus();
+}"""
+
+
+# What is too long is refused, and the hits go.
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [("Caption 7", ".hit:nth-child(3) .thumb"), ("word " * 1001, "[name=text]")],
+    ids=["hits", "none"],
+)
+def test_who_goes_ahead_by_key_while_an_answer_comes_keeps_the_focus(notebook, words, kept):
+    box = search_of(notebook.page)
+    field = box.get_by_label("What to look for")
+    field.fill("Caption 7")
+    field.press("Enter")
+    playwright.expect(box.locator("[role=status].found")).to_contain_text("images searched")
+    box.locator(".hit .thumb").first.click()
+    playwright.expect(box.get_by_label("The image asked about")).to_be_focused()
+    box.locator(".subject").evaluate(AHEAD, words)
+    playwright.expect(box.locator(".subject")).to_be_hidden()
+    playwright.expect(box.locator(kept)).to_be_focused()
+
+
 AT = """() => {
   let at = document.activeElement;
   while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;

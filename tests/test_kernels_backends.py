@@ -110,6 +110,16 @@ def test_a_scan_can_be_forced_and_the_inner_one_counts(monkeypatch):
         similarity_topk(torch.ones(2, 3), torch.ones(4, 3), 2)
 
 
+def test_prepared_items_are_scanned_in_one_type_by_torch_or_where_queries_are_many_by_faiss(monkeypatch):
+    monkeypatch.delenv(backends.SCAN_VARIABLE, raising=False)
+    for installed in (True, False):
+        monkeypatch.setattr(backends, "_has_faiss", lambda there=installed: there)
+        names = [backends.choose_scan("similarity_topk", "cpu", queries).name for queries in (1, 19, 20)]
+        assert names == ["float32", "float32", "faiss" if installed else "float32"]
+    with force_scan("bfloat16"):
+        assert backends.choose_scan("similarity_topk", "cpu", 1).name == "bfloat16"
+
+
 @pytest.mark.parametrize(
     ("able", "once", "seconds", "chosen", "reason"),
     [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rsvlm.kernels import count_rungs, force_scan, similarity_topk, tiles
+from rsvlm.kernels import count_rungs, force_scan, prepare, similarity_topk, tiles
 from rsvlm.kernels import topk as topk_module
 from rsvlm.kernels.tiles import Rows, rounding_of, rounds_once, scan_error, sum_in_fixed_order
 
@@ -27,12 +27,13 @@ def reference(queries, items, k, normalize=True):
 
 
 def check(queries, items, k, **options):
-    expected = reference(queries, items, k, **options)
+    expected, prepared = reference(queries, items, k, **options), prepare(items, **options)
     for block in BLOCKS:
-        scores, indices = similarity_topk(queries, items, k, block=block, **options)
-        assert (scores.dtype, indices.dtype) == (torch.float32, torch.int64)
-        np.testing.assert_array_equal(indices.numpy(), expected[1], err_msg=f"block {block}")
-        np.testing.assert_array_equal(scores.numpy(), expected[0], err_msg=f"block {block}")
+        for among in (items, prepared):
+            scores, indices = similarity_topk(queries, among, k, block=block, **options)
+            assert (scores.dtype, indices.dtype) == (torch.float32, torch.int64)
+            np.testing.assert_array_equal(indices.numpy(), expected[1], err_msg=f"block {block}")
+            np.testing.assert_array_equal(scores.numpy(), expected[0], err_msg=f"block {block}")
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -42,6 +43,42 @@ def test_agrees_with_reference_for_every_block(n_queries, n_items, width, k, nor
     queries = random.normal(size=(n_queries, width)).astype(np.float32)
     items = random.normal(size=(n_items, width)).astype(np.float32)
     check(queries, items, k, normalize=normalize)
+
+
+def test_prepared_items_are_gone_through_once_and_some_of_them_by_their_place():
+    random = np.random.default_rng(7)
+    queries, items = random.normal(size=(30, 12)), random.normal(size=(300, 12)).astype(np.float16)
+    prepared, some = prepare(items), torch.tensor([250, 3, 77, 4, 111, 9])
+    first = similarity_topk(queries, prepared, 4)
+    ((asked, kept),) = prepared.kept.items()
+    assert all(
+        map(
+            torch.equal,
+            similarity_topk(queries[:1], prepared.some(some), 4),
+            similarity_topk(queries[:1], items[some], 4),
+        )
+    )
+    assert all(map(torch.equal, similarity_topk(queries, prepared, 4), first))
+    assert prepared.kept[asked] is kept and len(prepared.kept) == 1
+
+
+def test_prepared_items_are_refused_where_they_do_not_fit():
+    random = np.random.default_rng(8)
+    prepared = prepare(random.normal(size=(9, 4)), normalize=False)
+    with pytest.raises(
+        ValueError, match="items: prepared with normalize=False on cpu, asked for with normalize=True on cpu"
+    ):
+        similarity_topk(np.ones((1, 4)), prepared, 2)
+    with pytest.raises(ValueError, match="queries have width 5, items have width 4"):
+        similarity_topk(np.ones((1, 5)), prepared, 2, normalize=False)
+    with pytest.raises(ValueError, match="expected floating-point numbers, got int64"):
+        prepare(np.ones((3, 4), np.int64))
+    broken = np.ones((9000, 4), np.float32)
+    broken[8123, 2] = np.nan
+    with pytest.raises(ValueError, match="items: row 8123 holds NaN or infinity"):
+        similarity_topk(np.ones((1, 4)), prepare(broken), 2)
+    none = similarity_topk(np.ones((2, 4)), prepare(np.ones((0, 4))), 3)
+    assert none[0].isneginf().all() and none[1].eq(-1).all()
 
 
 def test_a_block_of_one_item():

@@ -1,6 +1,7 @@
 """The tiers of an index: the same answers, filters before the search, changes that outlive a kill, clear errors."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -258,6 +259,18 @@ def test_a_kill_loses_nothing_that_was_acknowledged(kind, tmp_path, moment):
         assert rows(100, number)[0][0] not in {name for name, _ in tier.search(rows(100, number)[1][:1], 5)[0]}
     tier.add(["after.png"], rows(1, 99)[1])
     assert tier.search(rows(1, 99)[1], 1)[0][0][0] == "after.png"
+
+
+def test_an_index_whose_tuning_was_cut_short_is_passed_by(tmp_path, monkeypatch):
+    names, vectors = rows(400)
+    tier = opened("lancedb", tmp_path / "index", names, vectors)
+    monkeypatch.setattr(lance_tier, "INDEXED_FROM", 300)
+    monkeypatch.setattr(LanceTier, "_tune", lambda tier, n: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        tier.compact()
+    tier = again(tier)
+    assert any(index.name == "vector_idx" for index in tier.table.list_indices())
+    assert [own[0][0] for own in tier.search(vectors, 1)] == names
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from rsvlm.kernels import (
     contrastive_loss,
     force_backend,
+    prepare,
     retrieval_ranks,
     similarity_topk,
     tiles,
@@ -83,6 +84,12 @@ def test_topk_of_several_launches(small_launches, dtype):
     for cosine in (True, False):
         assert same_bits(*both(similarity_topk, guarded(queries), guarded(items), 12, normalize=cosine))
     assert both(similarity_topk, queries, items, 3)[1][1][0].tolist() == [5, 300, 301]
+    with force_backend("triton"):
+        prepared, some = prepare(items), torch.arange(499, -1, -3, device=DEVICE)
+        for _ in range(2):
+            assert same_bits(similarity_topk(queries, prepared, 12), similarity_topk(queries, items, 12))
+            among = similarity_topk(queries, prepared.some(some), 12)
+            assert same_bits(among, similarity_topk(queries, items[some], 12))
 
 
 def test_topk_of_equal_zero_and_huge_rows():

@@ -7,9 +7,10 @@ Each has two backends, torch and Triton; ``backends`` says which of them runs.
 from rsvlm.kernels.backends import backends_for, force_backend, force_scan
 from rsvlm.kernels.infonce import contrastive_loss
 from rsvlm.kernels.ranks import TIE_RULES, Ranks, hits, retrieval_ranks, two_way_ranks
+from rsvlm.kernels.tiles import Prepared, prepare
 from rsvlm.kernels.topk import count_rungs, similarity_topk
 
 __all__ = [
-    "TIE_RULES", "Ranks", "backends_for", "contrastive_loss", "count_rungs", "force_backend", "force_scan", "hits",
-    "retrieval_ranks", "similarity_topk", "two_way_ranks",
+    "TIE_RULES", "Prepared", "Ranks", "backends_for", "contrastive_loss", "count_rungs", "force_backend", "force_scan",
+    "hits", "prepare", "retrieval_ranks", "similarity_topk", "two_way_ranks",
 ]  # fmt: skip

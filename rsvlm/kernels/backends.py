@@ -30,6 +30,7 @@ VARIABLE = "RSVLM_KERNELS"
 SCANS = ("faiss", "float32", "bfloat16")
 SCAN_VARIABLE = "RSVLM_SCAN"
 MUCH_FASTER = 0.75  # of the time in float32: its wider error bound costs a bfloat16 scan some time elsewhere
+MANY = 20  # queries that FAISS multiplies as a matrix; fewer, one by one on one core, torch scans faster
 OLDEST_GPU = (8, 0)  # compute capability; the kernels are compiled and checked for 8.0 and 9.0
 
 log = logging.getLogger("rsvlm.kernels")
@@ -89,8 +90,12 @@ def backends_for(device: torch.device | str, *operations: str) -> dict[str, dict
     return found
 
 
-def choose_scan(operation: str, device: torch.device | str) -> Choice:
+def choose_scan(operation: str, device: torch.device | str, prepared_for: int | None = None) -> Choice:
     """How the torch backends of top-k and ranks scan on ``device``; only a CPU has the choice, and only top-k FAISS.
+
+    Args:
+        operation: one of OPERATIONS.
+        prepared_for: how many queries go through items that were prepared for many calls; None where they were not.
 
     Raises:
         ValueError: a forced scan that is unknown or not installed, or whose products are not what the error bound takes
@@ -100,6 +105,8 @@ def choose_scan(operation: str, device: torch.device | str) -> Choice:
         return Choice("float32", "the choice is for CPUs")
     can_be_faiss = operation == "similarity_topk"
     forced, by = _forced_choice(SCAN_VARIABLE, "scan", SCANS)
+    if forced is None and prepared_for is not None:  # float32 alone: one copy serves many queries and few
+        return Choice("faiss" if prepared_for >= MANY and _has_faiss() else "float32", "the items are kept in float32")
     if forced is None:
         return _faster_scan(torch.get_num_threads(), can_be_faiss and _has_faiss())
     if forced == "faiss" and not can_be_faiss:

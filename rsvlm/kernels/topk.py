@@ -24,6 +24,7 @@ from rsvlm.kernels.tiles import (
     QUERY_ROWS,
     Candidates,
     Matrix,
+    Prepared,
     Rows,
     check_matrices,
     exact_tile,
@@ -47,7 +48,7 @@ _counts: ContextVar[Counter | None] = ContextVar("counts", default=None)
 
 @torch.no_grad()
 def similarity_topk(
-    queries: Matrix, items: Matrix, k: int, *, normalize: bool = True, block: int = 2048
+    queries: Matrix, items: Matrix | Prepared, k: int, *, normalize: bool = True, block: int = 2048
 ) -> tuple[Tensor, Tensor]:
     """The k items with the highest score for each query: (scores (Q, k) float32, indices (Q, k) int64).
 
@@ -56,7 +57,8 @@ def similarity_topk(
 
     Args:
         queries: (Q, D), torch tensor or numpy array (a memory map, too) of any floating type.
-        items: (M, D), likewise; read ``block`` rows at a time, once for every 8,192 queries. M < 2**32.
+        items: (M, D), likewise; read ``block`` rows at a time, once for every 8,192 queries. M < 2**32. For many calls with
+            the same: what ``prepare`` makes of them.
         k: how many items a query, at least 1.
         normalize: cosine (True; a zero vector scores 0) or plain inner product (False).
         block: items in one tile of the torch backend; FAISS is given at least 16,384. Memory beyond the result is about
@@ -64,13 +66,18 @@ def similarity_topk(
             rows of another type or length than wanted take in float32: (8,192 + block) * D * 4 bytes.
 
     Raises:
-        ValueError: shapes or types do not fit, or a row holds NaN or infinity (the row is named).
+        ValueError: shapes or types do not fit, a row holds NaN or infinity (the row is named), or the items were prepared
+            otherwise.
     """
-    device = check_matrices(queries, items, block)
+    prepared = items if isinstance(items, Prepared) else None
+    device = check_matrices(queries, items if prepared is None else items.matrix, block)
     if k < 1:
         raise ValueError(f"k = {k}: expected at least 1")
+    if prepared is not None and (prepared.normalize, prepared.device) != (normalize, device):
+        made = f"normalize={prepared.normalize} on {prepared.device}"
+        raise ValueError(f"items: prepared with {made}, asked for with normalize={normalize} on {device}")
     queries = Rows(queries, "queries", normalize, device)
-    items = Rows(items, "items", normalize, device)
+    items = Rows(items, "items", normalize, device) if prepared is None else prepared
     n_queries, n_items = len(queries), len(items)
     scores = torch.full((n_queries, k), -torch.inf, dtype=torch.float32, device=device)
     indices = torch.full((n_queries, k), -1, dtype=torch.int64, device=device)
@@ -80,7 +87,8 @@ def similarity_topk(
                 rows.exact(slice(first, last))
         return scores, indices
     k = min(k, n_items)
-    keys = _search(queries, items, k, block, _ladder(device, k, queries.width))
+    ladder = _ladder(device, k, queries.width, None if prepared is None else len(queries))
+    keys = _search(queries, items, k, block, ladder)
     scores[:, :n_items], indices[:, :n_items] = _read_keys(keys)
     return scores, indices
 
@@ -106,13 +114,18 @@ class _Rung(NamedTuple):
     scan: Callable[[Rows, tuple[int, int], Rows, int, int], Candidates]  # queries, span, items, k, block
 
 
-def _ladder(device: torch.device, k: int, width: int) -> list[_Rung]:
-    """What a query climbs until it is settled, fastest first; beyond the last rung all items are scored exactly."""
+def _ladder(device: torch.device, k: int, width: int, prepared_for: int | None) -> list[_Rung]:
+    """What a query climbs until it is settled, fastest first; beyond the last rung all items are scored exactly.
+
+    Args:
+        prepared_for: as of ``choose_scan``.
+    """
     if choose_backend("similarity_topk", device).name == "triton":
         from rsvlm.kernels.triton_topk import scan_topk as scan_in_triton  # only here: triton is optional
 
         return [_Rung("triton", None, lambda queries, span, items, k, block: scan_in_triton(queries, items, k))]
-    names = list(dict.fromkeys([choose_scan("similarity_topk", device).name, "float32"]))
+    chosen = choose_scan("similarity_topk", device, prepared_for).name
+    names = list(dict.fromkeys([chosen, "float32"]))
     rungs = [
         _Rung(name, QUERIES, partial(scan_in_torch, dtype=getattr(torch, name))) for name in names if name != "faiss"
     ]

@@ -13,9 +13,10 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
+import torch
 
 from rsvlm.files import only_process, read_array, read_json, whole_folder, write_array, write_json
-from rsvlm.kernels import similarity_topk
+from rsvlm.kernels import Prepared, prepare, similarity_topk
 from rsvlm.models.image_filters import Where, allowed_rows, whole_facts
 
 TIERS = ("exact", "faiss", "lancedb")
@@ -66,6 +67,7 @@ class ExactTier:
     def __init__(self, names: list[str], vectors: np.ndarray, facts: pd.DataFrame | None = None):
         self.names, self.vectors, self.folder = list(names), vectors, None
         self.facts = None if facts is None else whole_facts(facts, len(names))
+        self._prepared: Prepared | None = None  # for searches, by the first
 
     @classmethod
     def read(cls, folder: Path, width: int) -> "ExactTier":
@@ -81,10 +83,12 @@ class ExactTier:
 
     def search(self, vectors: np.ndarray, k: int, where: Where | None = None) -> Hits:
         """As ``Tier.search``."""
+        if self._prepared is None:
+            self._prepared = prepare(self.vectors)
         if where is None:
-            return nearest(vectors, self.vectors, self.names, k)
+            return nearest(vectors, self._prepared, self.names, k)
         rows = np.flatnonzero(allowed_rows(where, self.facts, len(self)))
-        return nearest(vectors, self.vectors[rows], [self.names[row] for row in rows], k)
+        return nearest(vectors, self._prepared.some(torch.from_numpy(rows)), [self.names[row] for row in rows], k)
 
     def add(self, names: list[str], vectors: np.ndarray, facts: pd.DataFrame | None = None) -> None:
         """As ``Tier.add``."""
@@ -123,10 +127,10 @@ class ExactTier:
         if self.folder is not None:
             with alone(self.folder):
                 made.save(self.folder, read_json(self.folder / CONFIG))
-        self.names, self.vectors, self.facts = made.names, made.vectors, made.facts
+        self.names, self.vectors, self.facts, self._prepared = made.names, made.vectors, made.facts, None
 
 
-def nearest(queries: np.ndarray, vectors: np.ndarray, names: Sequence[str], k: int) -> Hits:
+def nearest(queries: np.ndarray, vectors: np.ndarray | Prepared, names: Sequence[str], k: int) -> Hits:
     """The k of (n, D) vectors nearest to each of (Q, D) queries, by exact cosine."""
     scores, places = similarity_topk(queries, vectors, min(k, max(len(names), 1)))
     return [

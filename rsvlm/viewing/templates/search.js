@@ -42,17 +42,28 @@ function mountSearch(root, ask, setting) {
     status.textContent = what === "drop" ? "reading the file …" : "searching …";
     try {
       const answer = await ask(what, given, { buffers, onPart: (part) => { if (mine === serial) status.textContent = part.status; } });
-      if (mine === serial) show(answer);
+      if (mine === serial) keepingFocus(() => show(answer));
     } catch (error) {
       if (mine === serial) fail(error.message);
     }
+  }
+  // Who went ahead by key while an answer was awaited stands on what it replaces: the focus goes to the hit in that place, or to the field.
+  function keepingFocus(redraw) {
+    const focused = () => root.getRootNode().activeElement;
+    const place = [...hits.children].findIndex((hit) => hit.contains(focused()));
+    const concerned = place >= 0 || subject.contains(focused());
+    redraw();
+    const lost = !focused() || (subject.hidden && subject.contains(focused()));
+    if (concerned && lost) ([...hits.querySelectorAll("button")].slice(0, place + 1).at(-1) || input).focus({ preventScroll: true });
   }
   // What was found before is no answer to what failed: it goes.
   function fail(message) {
     serial += 1;
     status.textContent = "";
-    subject.hidden = true;
-    hits.replaceChildren();
+    keepingFocus(() => {
+      subject.hidden = true;
+      hits.replaceChildren();
+    });
     trouble.textContent = message;
     trouble.hidden = false;
   }
