@@ -21,7 +21,7 @@ from rsvlm.models import lance_tier
 from rsvlm.models.faiss_tier import FaissTier
 from rsvlm.models.image_filters import Where, read_facts
 from rsvlm.models.lance_tier import LanceTier
-from rsvlm.models.tiers import ExactTier, cheapest, nearest_of_blocks
+from rsvlm.models.tiers import ExactTier, cheapest, nearest_of_blocks, tuning_queries
 
 DIM = 16
 PROJECT = Path(__file__).resolve().parents[1]
@@ -202,6 +202,17 @@ def test_the_cheapest_setting_that_finds_enough_is_taken():
     found = {1: [[1, 9], [3, 9]], 2: [[2, 1], [3, 4]], 3: [[1, 2], [3, 4]]}
     assert cheapest(settings, lambda one: found[one["n"]], truth, 0.9) == {"n": 2, "recall": 1.0}
     assert cheapest(settings[:1], lambda one: found[one["n"]], truth, 0.9) == {"n": 1, "recall": 0.5}
+    # What is found of either half counts, not of both together.
+    assert cheapest([{"n": 3}], lambda one: found[one["n"]], truth, 0.7) == {"n": 3, "recall": 1.0}
+    assert cheapest([{"n": 4}], lambda one: [[1, 2], [3, 9]], truth, 0.7) == {"n": 4, "recall": 0.5}
+
+
+def test_half_of_the_tuning_queries_lie_as_far_off_the_images_as_texts():
+    vectors = unit(np.random.default_rng(4).standard_normal((150, 512)) + 2)
+    queries = tuning_queries(vectors.astype(np.float16))
+    nearest = (queries @ vectors.T).max(axis=1)
+    assert np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-3)
+    assert len(queries) == 100 and nearest[:50].min() > 0.999 and 0.5 < nearest[50:].min() < nearest[50:].max() < 0.8
 
 
 def test_blocks_give_what_all_at_once_gives():
@@ -219,6 +230,7 @@ sys.path.insert(0, {tests!r})
 import test_tiers
 kind, folder, moment = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 tier = test_tiers.opened(kind, folder)
+tier.recall = 1.0  # counts for lancedb: that it was tuned in time must not cost the test what it looks for
 test_tiers.lance_tier.INDEXED_FROM, test_tiers.lance_tier.A_PARTITION = 300, 100
 for number in range(10_000):
     names, vectors = test_tiers.rows(100, number)

@@ -290,7 +290,7 @@ def _tune(faiss, index, vectors: np.ndarray, recall: float) -> dict:
         settings.sort(key=lambda one: one["nprobe"] * share + one["refine"] * TUNED_FOR * 50)
     else:
         return {"refine": 1, "recall": 1.0}
-    rows = np.random.default_rng(0).choice(len(vectors), min(3 * TRIES // 2, len(vectors)), replace=False)
+    rows = np.random.default_rng(0).choice(len(vectors), 3 * TRIES // 2, replace=len(vectors) < 3 * TRIES // 2)
     queries = tuning_queries(vectors[np.sort(rows)])
     _, truth = nearest_of_blocks(queries, batches(vectors, SCAN), TUNED_FOR)
 

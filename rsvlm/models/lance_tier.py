@@ -195,7 +195,7 @@ class LanceTier:
         self.settings = {"trained_on": n}
 
     def _tune(self, n: int) -> dict:
-        chosen = np.random.default_rng(0).choice(n, min(3 * TRIES // 2, n), replace=False)
+        chosen = np.random.default_rng(0).choice(n, 3 * TRIES // 2, replace=False)
         queries = tuning_queries(
             _vectors(self.table.take_offsets(sorted(chosen.tolist())).select(["vector"]).to_arrow())
         )
