@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import rsvlm
 from rsvlm.cli import app, main
-from rsvlm.models import lance_tier
+from rsvlm.models import lance_tier, tiers
 from rsvlm.models.faiss_tier import FaissTier
 from rsvlm.models.image_filters import Where, read_facts
 from rsvlm.models.lance_tier import LanceTier
@@ -168,6 +168,21 @@ def test_images_are_added_replaced_and_removed(kind, tmp_path):
             assert {name for name, _ in own[2:]} <= {names[place] for place in left}
         assert [name for name, _ in one.search(vectors[[0]], 5, Where(source="new"))[0]] == [names[0]]
         one.compact()
+
+
+def test_exact_searches_prepare_the_vectors_once_where_memory_allows(tmp_path, monkeypatch):
+    names, vectors = rows(300)
+    query, where = rows(2, seed=3)[1], Where(split="test")
+    tier = opened("exact", tmp_path / "index", names, vectors, places(300))
+    first, some = tier.search(query, 5), tier.search(query, 5, where)
+    kept = tier._prepared.kept
+    assert tier.search(query, 5) == first and tier._prepared.kept is kept and len(kept) == 1
+    tier.remove(names[:1])
+    tier.add(names[:1], vectors[:1])
+    assert {name for name, _ in tier.search(vectors[:1], 1)[0]} == {names[0]}  # of what it holds now
+    monkeypatch.setattr(tiers, "MOST_PREPARED", 4 * 300 * DIM - 1)
+    large = opened("exact", tmp_path / "large", names, vectors, places(300))
+    assert large.search(query, 5) == first and large.search(query, 5, where) == some and large._prepared is None
 
 
 def test_the_tiers_give_the_same_scores(tmp_path):

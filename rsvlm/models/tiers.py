@@ -25,6 +25,7 @@ DAMAGED = "make the index again with `rsvlm embed`"
 TUNED_FOR = 10  # images a query
 RECALL = 0.95  # share of the nearest that a search finds, unless something else is asked for
 TRIES = 100  # queries that a setting is measured with
+MOST_PREPARED = 4_000_000_000  # bytes, for the tier exact: some two million images of 512 numbers
 Hits = list[list[tuple[str, float]]]  # a query's (name, cosine), best first
 Block = tuple[list[str], np.ndarray, pd.DataFrame | None]  # names, vectors (n, D) and facts of some images
 
@@ -67,7 +68,7 @@ class ExactTier:
     def __init__(self, names: list[str], vectors: np.ndarray, facts: pd.DataFrame | None = None):
         self.names, self.vectors, self.folder = list(names), vectors, None
         self.facts = None if facts is None else whole_facts(facts, len(names))
-        self._prepared: Prepared | None = None  # for searches, by the first
+        self._prepared: Prepared | None = None
 
     @classmethod
     def read(cls, folder: Path, width: int) -> "ExactTier":
@@ -83,12 +84,12 @@ class ExactTier:
 
     def search(self, vectors: np.ndarray, k: int, where: Where | None = None) -> Hits:
         """As ``Tier.search``."""
-        if self._prepared is None:
-            self._prepared = prepare(self.vectors)
+        items = self._items()
         if where is None:
-            return nearest(vectors, self._prepared, self.names, k)
+            return nearest(vectors, items, self.names, k)
         rows = np.flatnonzero(allowed_rows(where, self.facts, len(self)))
-        return nearest(vectors, self._prepared.some(torch.from_numpy(rows)), [self.names[row] for row in rows], k)
+        among = items.some(torch.from_numpy(rows)) if isinstance(items, Prepared) else items[rows]
+        return nearest(vectors, among, [self.names[row] for row in rows], k)
 
     def add(self, names: list[str], vectors: np.ndarray, facts: pd.DataFrame | None = None) -> None:
         """As ``Tier.add``."""
@@ -121,6 +122,12 @@ class ExactTier:
             write_rows(scratch, self.names, self.vectors, self.facts)
             write_json(scratch / CONFIG, config | {"tier": self.kind})
         self.folder = folder
+
+    def _items(self) -> np.ndarray | Prepared:
+        """The vectors, prepared for many searches by the first, unless that takes too much memory."""
+        if self._prepared is None and 4 * self.vectors.size <= MOST_PREPARED:
+            self._prepared = prepare(self.vectors)
+        return self.vectors if self._prepared is None else self._prepared
 
     def _become(self, names: list[str], vectors: np.ndarray, facts: pd.DataFrame | None) -> None:
         made = ExactTier(names, vectors, facts)
