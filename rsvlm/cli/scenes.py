@@ -1,9 +1,6 @@
 """The commands ``rsvlm scene``: archives listed, scenes embedded, searched and captioned."""
 
-import math
-import re
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +23,24 @@ from rsvlm.cli.options import (
     read_words,
     write,
 )
+from rsvlm.cli.scene_options import (
+    Asset,
+    Bands,
+    Box,
+    Clouds,
+    End,
+    MinValid,
+    Missing,
+    Overlap,
+    Skip,
+    Start,
+    Stretch,
+    Where,
+    read_bands,
+    read_filters,
+    read_stretch,
+    read_window,
+)
 from rsvlm.disks import check_place
 
 if TYPE_CHECKING:
@@ -39,44 +54,6 @@ if TYPE_CHECKING:
 scene = typer.Typer(
     no_args_is_help=True, help="Scenes: georeferenced images of any size, captioned, and searched by text or picture."
 )
-Bands = Annotated[
-    str | None, typer.Option(help="Red, green and blue: 3,2,1 (from 1), or names, or a preset such as sentinel-2.")
-]
-Stretch = Annotated[
-    str,
-    typer.Option(
-        help="Which values become black and white: LOW,HIGH; percentile: from 2 to 98 % of the whole scene's values, each band for "
-        "itself; none: as they are, 8 bits alone; auto: 8 bits as they are, all else as percentile."
-    ),
-]
-MinValid = Annotated[float, typer.Option(help="Windows with a smaller share of valid pixels are left out.")]
-Overlap = Annotated[float, typer.Option(help="Share of a side that two neighbours have in common.")]
-Box = Annotated[
-    str | None,
-    typer.Option("--bbox", help="Of an archive: only what lies in WEST,SOUTH,EAST,NORTH, degrees; --bbox=-10,35,0,45."),
-]
-Start = Annotated[
-    str | None, typer.Option(help="Of an archive: only scenes from this date on: 2024, 2024-05, 2024-05-31.")
-]
-End = Annotated[str | None, typer.Option(help="Of an archive: only scenes up to the end of this date.")]
-Clouds = Annotated[float | None, typer.Option("--cloud-cover-below", help="Of an archive: only scenes below, percent.")]
-Where = Annotated[
-    list[str] | None, typer.Option("--where", help="Of an archive: only scenes with NAME=VALUE; may be repeated.")
-]
-Asset = Annotated[str | None, typer.Option(help="Key of a STAC item's asset that is the scene.")]
-
-
-class Missing(StrEnum):
-    """What to do with a scene of an archive that is not there."""
-
-    stop = "raise"
-    skip = "skip"
-
-
-Skip = Annotated[
-    Missing,
-    typer.Option(help="'raise' stops at a scene that is missing or cannot be used; 'skip' leaves it out, counted."),
-]
 
 
 @scene.command("archive")
@@ -106,7 +83,7 @@ def list_archive(
     if out is not None:
         module.check_ending(out, module.LISTS)
     found = module.open_archive(place, asset=asset, online=online, missing=missing.value)
-    found = _tell(found.filter(**_filters(bbox, start, end, cloud_cover_below, where)))
+    found = _tell(found.filter(**read_filters(bbox, start, end, cloud_cover_below, where)))
     if out is not None:
         found.save(out)
     else:
@@ -175,10 +152,10 @@ def embed_a_scene(
     from rsvlm.models.zoo import load_encoder
     from rsvlm.scenes.embedding import check_settings, embed_scene
 
-    look = {"bands": _bands(bands), "stretch": _stretch(stretch)}
+    look = {"bands": read_bands(bands), "stretch": read_stretch(stretch)}
     how = {"sizes": tuple(size or (256,)), "overlap": overlap, "min_valid": min_valid, "views": views}
     how |= {"precision": precision, "batch_size": batch_size}
-    filters = _filters(bbox, start, end, cloud_cover_below, where)
+    filters = read_filters(bbox, start, end, cloud_cover_below, where)
     if path.is_dir() or path.suffix.lower() in (".json", ".geojson"):
         from rsvlm.scenes.archive import open_archive
         from rsvlm.scenes.archive_embedding import embed_archive
@@ -272,8 +249,8 @@ def search_a_scene(
         typer.echo(f"{query}: taken as words; it is a file, too: --image FILE looks for what is like it", err=True)
     if image is not None and read_as_scene(image):
         typer.echo(f"{image}: read as the scene was, the same bands and stretch", err=True)
-    wanted = _window(window) if window is not None else image if query is None else query
-    filters = _filters(bbox, start, end, cloud_cover_below, where)
+    wanted = read_window(window) if window is not None else image if query is None else query
+    filters = read_filters(bbox, start, end, cloud_cover_below, where)
     from rsvlm.scenes.window_files import load_scene_embeddings
 
     if embeddings.is_dir():
@@ -362,7 +339,7 @@ def caption_a_scene(
 
     how = {"overlap": overlap, "min_valid": min_valid, "most_windows": most_windows, "most_sentences": sentences}
 
-    with open_scene(path, bands=_bands(bands), stretch=_stretch(stretch)) as opened:
+    with open_scene(path, bands=read_bands(bands), stretch=read_stretch(stretch)) as opened:
         _show(opened)
         if said := opened.clipping():
             typer.echo(said, err=True)
@@ -400,46 +377,6 @@ def _read_scene_query(
     return leave_out(wanted if query is None else read(query), query, without, read), model
 
 
-def _window(text: str) -> object:
-    """What ``search_scene`` takes of COL,ROW,WIDTH,HEIGHT or HITS:RANK: a Window, or a hit."""
-    from rsvlm.data.rasters.windows import Window
-    from rsvlm.scenes.queries import read_hit
-
-    if re.fullmatch(r"\s*\d+(\s*,\s*\d+){3}\s*", text):
-        return Window(*map(int, text.split(",")))
-    file, _, rank = text.rpartition(":")
-    if file and rank.isdecimal():
-        return read_hit(file, int(rank))
-    raise ValueError(
-        "--window: COL,ROW,WIDTH,HEIGHT, whole numbers, pixels of the scene, or HITS:RANK, a file of hits and a rank in it, is "
-        f"needed; got {text!r}"
-    )
-
-
-def _filters(
-    bbox: str | None, start: str | None, end: str | None, cloud_cover_below: float | None, where: list[str] | None
-) -> dict[str, object]:
-    """What ``SceneArchive.filter`` takes of the options."""
-    given = {"bbox": bbox and bbox.split(","), "start": start, "end": end, "cloud_cover_below": cloud_cover_below}
-    given = {name: value for name, value in given.items() if value is not None}
-    for text in where or ():
-        name, found, value = text.partition("=")
-        if not found or not name or name in ("bbox", "geometry", "start", "end", "cloud_cover_below", *given):
-            raise ValueError(f"--where: NAME=VALUE of a property is needed, each name once; got {text!r}")
-        given[name] = [value, *_numbers(value)]
-    return given
-
-
-def _numbers(text: str) -> list[float | bool]:
-    """What else a text may mean in a table: a number, yes or no."""
-    if text.lower() in ("true", "false"):
-        return [text.lower() == "true"]
-    try:
-        return [float(text)]
-    except ValueError:
-        return []
-
-
 def _log(line: str) -> None:
     """A line on how far the work is, said as ``by_options`` says it."""
     from rsvlm.progress import log_line
@@ -465,27 +402,3 @@ def _show(scene: "Scene") -> None:
     low, high = (", ".join(f"{value:,.6g}" for value in values) for values in (scene.low, scene.high))
     bands = ", ".join(map(str, scene.bands))
     typer.echo(f"{scene.path}: red, green, blue are bands {bands}; black is {low}, white {high}", err=True)
-
-
-def _bands(text: str | None) -> str | list[int | str] | None:
-    """What ``open_scene`` takes of 3,2,1 or red,green,blue or 4 or the name of a preset."""
-    if text is not None and text.replace(" ", "").isdigit():  # 3 2 1
-        text = ",".join(text.split())
-    if text is None or ("," not in text and not text.isdigit()):
-        return text
-    return [int(part) if part.strip().isdigit() else part.strip() for part in text.split(",")]
-
-
-def _stretch(text: str) -> str | list[float]:
-    """What ``open_scene`` takes of a name, or of two numbers with a comma."""
-    if text in ("auto", "percentile", "none"):
-        return text
-    try:
-        low, high = map(float, text.split(","))
-        if -math.inf < low < high < math.inf:
-            return [low, high]
-    except ValueError:
-        pass
-    raise ValueError(
-        f"--stretch: auto, percentile, none, or LOW,HIGH, two numbers with the lower first, such as 0,3000; got {text!r}"
-    )
