@@ -2,7 +2,7 @@
 
     import rsvlm
     encoder   = rsvlm.load_encoder("models/encoder")               # a folder, or any name that a study takes
-    captioner = rsvlm.load_captioner("models/captioner", encoder)  # carries what it needs to caption any image
+    captioner = rsvlm.load_captioner("models/captioner", encoder)  # carries its training captions; its language model is loaded by name
     captions  = rsvlm.caption(captioner, ["a.tif", "folder/"])     # a DataFrame: image, caption, log_probability
     said      = rsvlm.answer(captioner, "a.tif", "Is there a river?")  # said.text; trained with instructions
     index     = rsvlm.build_index(encoder, "folder/")              # then index.search("two planes beside a hangar", k=10)

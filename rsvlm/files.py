@@ -79,6 +79,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: as ``whole_file``.
     """
+    path = path.resolve()  # through a link, and for "."
     with passing_folder(path) as scratch, naming(path):
         yield scratch
         _put_in_place(scratch, path)

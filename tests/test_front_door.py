@@ -359,8 +359,11 @@ def test_bad_input_is_told_in_one_line(house, tmp_path, capsys):
     assert "no such folder" in failure(capsys, "caption", tmp_path / "none", house[0] / "pictures")
     assert "written as .csv" in failure(capsys, "caption", house[0] / "captioner", "a.png", "--out", "a.xlsx")
     assert "no index here" in failure(capsys, "search", tmp_path, "a river")
+    assert "none.png: no such file" in failure(capsys, "caption", house[0] / "captioner", tmp_path / "none.png")
     (tmp_path / "mine").mkdir()
-    assert "give another folder" in failure(capsys, "embed", house[0] / "encoder", "a", "--out", tmp_path / "mine")
+    (tmp_path / "mine" / "notes.txt").write_text("not to be lost")
+    given = (house[0] / "encoder", house[0] / "pictures", "--out", tmp_path / "mine")
+    assert "give another folder" in failure(capsys, "embed", *given)
     assert run("caption").exit_code == 2 and run("--help").exit_code == 0
 
 

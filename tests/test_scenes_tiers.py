@@ -9,7 +9,9 @@ import shapely
 from test_scenes_archive import SMALL, MeanColour, collection  # noqa: F401
 from test_tiers import needed
 
+from rsvlm.data.rasters.windows import Window
 from rsvlm.models.lance_tier import LanceTier
+from rsvlm.models.queries import Without
 from rsvlm.scenes import archive_search, window_index
 from rsvlm.scenes.archive import open_archive
 from rsvlm.scenes.archive_embedding import embed_archive, load_archive
@@ -155,3 +157,27 @@ def test_windows_that_changed_since_are_told(embedded, listed, tmp_path, kind):
 def test_a_tier_that_is_none_is_refused(listed, tmp_path):
     with pytest.raises(ValueError, match="tier: 'gold' is none of exact, faiss, lancedb"):
         embed_archive(MeanColour(), listed, tmp_path, tier="gold", **SMALL)
+
+
+def test_a_hit_without_something_is_searched_in_an_archive(embedded, listed, tmp_path, kind):
+    made = indexed(embedded, listed, tmp_path, kind)
+    last = search_archive(embedded, "red", MeanColour(), k=50).iloc[-1]  # not of the first scene alone
+    for archive in (embedded, made):
+        found = search_archive(archive, Without(last, "blue"), MeanColour(), k=3)
+        assert len(found) == 3 and found["score"].is_monotonic_decreasing
+        with pytest.raises(ValueError, match="a Window belongs to one scene"):
+            search_archive(archive, Without("red", Window(0, 0, 8, 8)), MeanColour())
+
+
+def test_a_damaged_tier_is_made_anew_when_the_archive_is_embedded_again(embedded, listed, tmp_path, kind, caplog):
+    made = indexed(embedded, listed, tmp_path, kind)
+    windows = Path(made.place) / WINDOWS
+    if kind == "faiss":
+        (windows / "index.faiss").write_bytes((windows / "index.faiss").read_bytes()[:100])
+    else:
+        shutil.rmtree(windows / "images.lance")
+    with pytest.raises(ValueError, match="embed the archive again"):
+        search_archive(load_archive(made.place), "blue", MeanColour())
+    again = embed_archive(MeanColour(), listed, Path(made.place), **SMALL)
+    wanted = search_archive(embedded, "blue", MeanColour(), k=4)
+    assert search_archive(again, "blue", MeanColour(), k=4)[COLUMNS].equals(wanted[COLUMNS])

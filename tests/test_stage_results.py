@@ -94,7 +94,7 @@ def test_generated_captions_beside_the_best_baseline():
     cider = {"captioner": 1.0, "beam": 0.7, "shuffled": 0.2, "consensus": 0.9, "nearest": 0.95, "constant": 0.3}
     metrics = {"images": {"val": 4, "test": 6}, "distinct_captions": 7, "own_words": 0.25, "validation_cider": cider}
     said = score_results.generation_result(metrics).text
-    assert said.startswith("7 different captions for 10 images; 25.0 % are the captioner's own words")
+    assert said.startswith("7 different captions for 10 images; 25.0 % are among the captioner's own beams")
     assert "CIDEr is 1.00: 0.70 for" in said and "0.95 for nearest, which needs no language model" in said
 
 

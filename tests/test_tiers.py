@@ -300,6 +300,40 @@ def test_an_index_whose_tuning_was_cut_short_is_passed_by(tmp_path, monkeypatch)
     assert [own[0][0] for own in tier.search(vectors, 1)] == names
 
 
+def test_two_processes_that_change_an_exact_index_lose_nothing(tmp_path):
+    names, vectors = rows(20)
+    folder = tmp_path / "index"
+    one = opened("exact", folder, names[:5], vectors[:5])
+    other = read("exact", folder)
+    one.add(names[5:8], vectors[5:8])
+    one.remove(names[:1])
+    other.add(names[8:10], vectors[8:10])
+    assert read("exact", folder).names == other.names == names[1:10]
+    with pytest.raises(ValueError, match="0/0.png: not in the index"):
+        read("exact", folder).remove(names[:1])
+
+
+def test_an_index_behind_a_link_changes_where_it_lies(tmp_path):
+    names, vectors = rows(6)
+    opened("exact", tmp_path / "real", names[:4], vectors[:4])
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    read("exact", tmp_path / "link").add(names[4:], vectors[4:])
+    assert (tmp_path / "link").is_symlink() and read("exact", tmp_path / "real").names == names
+
+
+def test_boxes_over_the_date_line_are_found(kind, tmp_path):
+    names, vectors = rows(3)
+    facts = pd.DataFrame({"west": [179.0, 10, 170], "east": [-179.0, 12, 175], "south": 0.0, "north": 1.0})
+    tier = opened(kind, tmp_path / "index", names, vectors, facts)
+    for box, found in [
+        ((178, -5, -178, 5), {0}),
+        ((-179.5, 0, -170, 1), {0}),
+        ((160, 0, 178, 1), {2}),
+        ((160, 0, 180, 1), {0, 2}),
+    ]:
+        assert {name for name, _ in tier.search(vectors[:1], 3, Where(bbox=box))[0]} == {names[one] for one in found}
+
+
 @pytest.fixture
 def pictures(tmp_path) -> Path:
     folder = tmp_path / "pictures"
@@ -360,6 +394,47 @@ def test_from_a_folder_of_pictures_to_a_search(kind, pictures, tmp_path, monkeyp
     with pytest.raises(ValueError, match="holds an index already" if kind == "exact" else "another tier"):
         rsvlm.build_index(ColourEncoder(), pictures, tier="faiss" if kind == "exact" else "exact", folder=index)
     assert len(rsvlm.load_index(index)) == 6
+
+
+@pytest.mark.parametrize("what", ["photo.tif", "config.json"])  # the second one a model's, say
+def test_what_a_folder_holds_is_never_lost_to_an_index(kind, pictures, tmp_path, capsys, what):
+    needed(kind)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / what).write_text('{"model_type": "clip"}')
+    told = "mine: is there already and holds no index; give another folder"
+    with pytest.raises(SystemExit):
+        main(["embed", "random:clip", str(pictures), "--out", str(tmp_path / "mine"), "--tier", kind])
+    assert told in capsys.readouterr().err
+    with pytest.raises(ValueError, match=told):
+        rsvlm.build_index(ColourEncoder(), pictures, tier=kind, folder=tmp_path / "mine")
+    if kind == "exact":
+        made = rsvlm.build_index(ColourEncoder(), pictures)
+        with pytest.raises(ValueError, match=told):
+            made.save(tmp_path / "mine")
+        made.save(tmp_path / "new")
+        made.save(tmp_path / "new")  # another index of its kind gives way
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [what]
+
+
+def test_facts_are_a_file_or_a_table_and_of_the_images(pictures, tmp_path, monkeypatch):
+    table = pd.DataFrame({"image": [f"{n}.png" for n in range(6)], "source": ["a", "b"] * 3})
+    table.to_csv(tmp_path / "facts.csv", index=False)
+    for facts in (table, tmp_path / "facts.csv", str(tmp_path / "facts.csv"), read_facts(tmp_path / "facts.csv")):
+        index = rsvlm.build_index(ColourEncoder(), pictures, facts=facts)
+        found = index.search("red", where=Where(source="b"))["image"]
+        assert sorted(Path(name).name for name in found) == ["1.png", "3.png", "5.png"]
+    monkeypatch.setattr(ColourEncoder, "image_features", None)  # it is told before anything is encoded
+    for facts, told in [
+        (
+            table.assign(image="other/" + table["image"] + ".tif"),
+            "facts: nothing is known of any of 6 images, .*0.png ...; it tells of other/0.png.tif",
+        ),
+        (table.drop(columns="image"), "facts: the column image and one of source"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            rsvlm.build_index(ColourEncoder(), pictures, facts=facts)
+        with pytest.raises(ValueError, match=told):
+            index.add(pictures, facts=facts)
 
 
 def test_an_index_on_disk_goes_on_where_it_stopped(pictures, tmp_path, monkeypatch):

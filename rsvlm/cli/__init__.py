@@ -24,6 +24,7 @@ from rsvlm.cli.options import (
     Unreadable,
     Words,
     by_options,
+    check_images,
     check_out,
     check_ways,
     choose_where,
@@ -58,6 +59,7 @@ def caption(
 ) -> None:
     """Say what images show."""
     check_out(out)
+    check_images(images)
     from rsvlm.models import inference
 
     loaded = inference.load_captioner(captioner, encoder, device=device)
@@ -94,10 +96,11 @@ def embed(
     unreadable: Keep = Unreadable.stop,
 ) -> None:
     """Make an index of images that `rsvlm search` searches."""
-    if out.exists() and not any((out / name).is_file() for name in ("config.json", "unfinished.json")):
-        raise ValueError(f"{out}: is there already and holds no index; give another folder")
-    known = facts_table(facts)
     from rsvlm.models import index
+
+    check_images(images)
+    index.check_free(out, tier.value)
+    known = facts_table(facts)
     from rsvlm.models.loading import choose_device
     from rsvlm.models.zoo import load_encoder
 

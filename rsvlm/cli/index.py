@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rsvlm.cli.options import Batch, Device, Facts, Keep, Unreadable, facts_table
+from rsvlm.cli.options import Batch, Device, Facts, Keep, Unreadable, check_images, facts_table
 
 index_commands = typer.Typer(
     no_args_is_help=True, help="Add images to an index that `rsvlm embed` made, take some out, compact it."
@@ -27,6 +27,7 @@ def add(
     unreadable: Keep = Unreadable.stop,
 ) -> None:
     """Add images."""
+    check_images(images)
     known = facts_table(facts)
     loaded = _load(index, encoder, device)
     added = loaded.add(images, facts=known, batch_size=batch_size, unreadable=unreadable.value)
@@ -57,4 +58,6 @@ def _load(index: Path, encoder: str | None, device: str):
     from rsvlm.models.index import load_index
     from rsvlm.models.loading import choose_device
 
+    if index.resolve() == Path.cwd():
+        raise ValueError(f"{index}: an index may be replaced whole when it changes; go out of it (cd ..) and name it")
     return load_index(index, encoder, device=str(choose_device(device)))

@@ -102,6 +102,13 @@ def check_out(out: Path | None) -> None:
     check_place(out)
 
 
+def check_images(images: "list[Path]") -> None:
+    """Say now rather than after a model was loaded that a file or folder is not there."""
+    for path in images:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+
+
 def check_ways(ways: dict[str, object], language: str | None, languages: Path | None) -> None:
     """Raise where not one of the ways to say what is looked for was given, its text is none or its image not there."""
     told = [name for name, value in ways.items() if value is not None]

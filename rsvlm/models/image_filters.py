@@ -12,6 +12,7 @@ import pandas as pd
 from rsvlm.data.moments import moment
 
 SIDES = ("west", "south", "east", "north")
+Facts = pd.DataFrame | str | Path  # a table of what is known of images, or its file
 COLUMNS = ("source", "split", "date", *SIDES)  # what may be known of an image
 
 
@@ -68,7 +69,8 @@ class Where:
         if self.bbox is not None:
             west, south, east, north = self.bbox
             after, before = (facts["east"] > west).to_numpy(), (facts["west"] < east).to_numpy()
-            keep &= (after & before) if west <= east else (after | before)
+            over = (facts["west"] > facts["east"]).to_numpy()  # the date line
+            keep &= (after & before) | (over & (after | before)) if west <= east else after | before | over
             keep &= ((facts["north"] > south) & (facts["south"] < north)).to_numpy()
         return keep
 
@@ -83,7 +85,9 @@ class Where:
                 parts.append(f"date {sign} timestamp '{value.strftime('%Y-%m-%dT%H:%M:%S.%fZ')}'")
         if self.bbox is not None:
             west, south, east, north = self.bbox
-            parts.append(f"(east > {west} {'AND' if west <= east else 'OR'} west < {east})")
+            one_side = f"east > {west} OR west < {east}"
+            inside = f"(east > {west} AND west < {east}) OR (west > east AND ({one_side}))"
+            parts.append(f"({inside})" if west <= east else f"({one_side} OR west > east)")
             parts.append(f"north > {south} AND south < {north}")
         return " AND ".join(parts)
 
@@ -162,8 +166,8 @@ def _numbers(values: pd.Series, name: str) -> np.ndarray:
         raise ValueError(f"facts: {name}: expected degrees; {error}") from error
 
 
-def read_facts(path: Path) -> pd.DataFrame:
-    """What a table (.csv, .parquet) tells of images, by their names: the column ``image`` and some of COLUMNS.
+def read_facts(table: Facts) -> pd.DataFrame:
+    """What a table, or its file (.csv, .parquet), tells of images, by their names: the column ``image`` and some of COLUMNS.
 
     ``longitude`` and ``latitude`` stand for a box without width and height.
 
@@ -171,12 +175,10 @@ def read_facts(path: Path) -> pd.DataFrame:
         FileNotFoundError: no such file.
         ValueError: no table, without ``image`` or without anything that is known, or an image twice.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        read = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: no table that can be read ({error})") from error
+    if isinstance(table, pd.DataFrame):
+        path, read = "facts", table.reset_index() if table.index.name == "image" else table
+    else:
+        path, read = Path(table), _table_in(Path(table))
     for name, sides in (("longitude", ("west", "east")), ("latitude", ("south", "north"))):
         if name in read:
             read = read.assign(**dict.fromkeys(sides, read[name]))
@@ -190,6 +192,26 @@ def read_facts(path: Path) -> pd.DataFrame:
         return whole_facts(read, len(read)).set_index(pd.Index(read["image"].astype(str)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _table_in(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: no table that can be read ({error})") from error
+
+
+def facts_about(names: Sequence[str], table: Facts | None) -> pd.DataFrame | None:
+    """What a table tells of images, as ``read_facts`` gives it. A ValueError where it tells of none of them."""
+    if table is None:
+        return None
+    facts = read_facts(table)
+    if len(names) and not {*names, *(Path(name).name for name in names)} & set(facts.index):
+        told = f"it tells of {facts.index[0]} ..." if len(facts) else "it has no rows"
+        raise ValueError(f"facts: nothing is known of any of {len(names)} images, {names[0]} ...; {told}")
+    return facts
 
 
 def facts_of(names: Sequence[str], facts: pd.DataFrame | None) -> pd.DataFrame | None:

@@ -18,7 +18,7 @@ from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.encoding import encode_texts
 from rsvlm.models.faiss_tier import MEMORY, FaissTier
 from rsvlm.models.features import encode_pictures
-from rsvlm.models.image_filters import Where, facts_of
+from rsvlm.models.image_filters import Facts, Where, facts_about, facts_of
 from rsvlm.models.lance_tier import LanceTier
 from rsvlm.models.pictures import Picture, list_images, read_blocks, read_picture
 from rsvlm.models.queries import Without, encode_parts, unit_vector
@@ -106,7 +106,7 @@ class ImageIndex:
         self,
         images: Picture | Iterable[Picture],
         *,
-        facts: pd.DataFrame | None = None,
+        facts: Facts | None = None,
         precision: str = "fp32",
         batch_size: int = 32,
         unreadable: str = "raise",
@@ -115,6 +115,18 @@ class ImageIndex:
 
         An index that was loaded or saved follows in its folder; what ``tier`` took block by block stays where a later image fails.
         """
+        listed = list_images(images)
+        facts = facts_about([name for name, _ in listed], facts)
+        return self._add([image for _, image in listed], facts, precision, batch_size, unreadable)
+
+    def _add(
+        self,
+        images: Iterable[Picture],
+        facts: pd.DataFrame | None,
+        precision: str,
+        batch_size: int,
+        unreadable: str,
+    ) -> int:
         names, parts = [], []
         for block in read_blocks(images, unreadable):
             for _, why in block.troubles.values():
@@ -143,8 +155,7 @@ class ImageIndex:
         folder = Path(folder)
         if not isinstance(self.tier, ExactTier):
             raise ValueError(f"{folder}: an index of the tier {self.tier.kind} lies in its own folder; copy that")
-        if (folder / UNFINISHED).is_file() or _kind(folder) not in (None, ExactTier.kind):
-            raise ValueError(f"{folder}: holds an index of another tier; remove the folder, or give another")
+        check_free(folder)
         self.tier.save(folder, self._config())
 
     def _config(self) -> dict:
@@ -189,7 +200,7 @@ def build_index(
     *,
     tier: str = "exact",
     folder: str | Path | None = None,
-    facts: pd.DataFrame | None = None,
+    facts: Facts | None = None,
     memory: int = MEMORY,
     recall: float = RECALL,
     views: int = 1,
@@ -206,7 +217,7 @@ def build_index(
         tier: one of ``rsvlm.models.tiers.TIERS``; all but ``exact`` need ``folder``.
         folder: where the index is kept; it follows each change. What a killed call of the tier ``lancedb`` had taken stays, and
             the next call goes on there.
-        facts: what is known of images, see ``rsvlm.models.image_filters.read_facts``.
+        facts: what is known of images, a table or its file, see ``rsvlm.models.image_filters.read_facts``.
         memory: bytes that the tier ``faiss`` may take for its index.
         recall: share of the nearest that an approximate tier is to find, 0 to 1.
         views, precision: as ``rsvlm.models.feature_shards.encode_images`` takes them.
@@ -218,20 +229,24 @@ def build_index(
         ImageError: a file that cannot be read as an image; names it.
         ModuleNotFoundError: the tier's package is not installed.
         ValueError: an unknown tier, no folder, or one that holds something else, a recall that is no share,
-            or too little memory.
+            facts of none of the images, or too little memory.
     """
     check_tier(tier)
     if not 0 < recall <= 1:
         raise ValueError(f"recall: a share above 0, at most 1, is needed; is {recall}")
-    options = {"facts": facts, "precision": precision, "batch_size": batch_size, "unreadable": unreadable}
     if tier != "exact":
         if folder is None:
             raise ValueError(f"folder: the tier {tier} needs one")
-        folder = _begin(Path(folder))
+        folder = _begin(Path(folder), tier)
+    elif folder is not None:
+        check_free(Path(folder))
+    listed = list_images(images)
+    facts = facts_about([name for name, _ in listed], facts)
+    options = {"facts": facts, "precision": precision, "batch_size": batch_size, "unreadable": unreadable}
     if tier != "lancedb":
         empty = ExactTier([], np.zeros((0, encoder.embedding_dim), np.float16))
         index = ImageIndex(empty, encoder, capitalise, views, languages)
-        index.add(images, **options)
+        index._add([image for _, image in listed], **options)
         if tier == "faiss":
             held, config = index.tier, index._config()
             blocks = [(held.names, held.vectors, held.facts)]
@@ -247,29 +262,41 @@ def build_index(
             f"{folder}: an index was begun here with other settings ({begun}); remove the folder, or give another"
         )
     write_json(folder / UNFINISHED, config)
-    listed = list_images(images)
     there = index.tier.there([name for name, image in listed if isinstance(image, Path)])
     if there:
         log_line(f"{len(there)} of {len(listed)} images are in {folder} already; it goes on with the others")
-    index.add([image for name, image in listed if name not in there], **options)
+    index._add([image for name, image in listed if name not in there], **options)
     index.compact()
     write_json(folder / CONFIG, config)
     (folder / UNFINISHED).unlink()
     return index
 
 
-def _kind(folder: Path) -> str | None:
-    """The tier of the index in a folder; None: there is none."""
+def check_free(folder: Path, tier: str = ExactTier.kind) -> None:
+    """ValueError where an index of a tier cannot be made in a folder without losing what it holds.
+
+    An index of the tier ``exact`` takes the place of another one; one of ``lancedb`` that was begun is gone on with.
+    """
+    if not folder.is_dir() and not folder.exists():
+        return
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if (folder / UNFINISHED).is_file():
+        if tier == ExactTier.kind:
+            raise ValueError(f"{folder}: holds an index of another tier; remove the folder, or give another")
+        return
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
-    return None if config is None else config.get("tier", ExactTier.kind) if isinstance(config, dict) else "damaged"
-
-
-def _begin(folder: Path) -> Path:
-    """A folder where an index can be begun or gone on with."""
-    if (folder / CONFIG).is_file():
-        raise ValueError(f"{folder}: holds an index already; `rsvlm index add` adds to it, or remove the folder first")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / UNFINISHED).is_file():
+    if not isinstance(config, dict) or "encoder_fingerprint" not in config:
         raise ValueError(f"{folder}: is there already and holds no index; give another folder")
+    if tier != ExactTier.kind:
+        raise ValueError(f"{folder}: holds an index already; `rsvlm index add` adds to it, or remove the folder first")
+    if config.get("tier", ExactTier.kind) != ExactTier.kind:
+        raise ValueError(f"{folder}: holds an index of another tier; remove the folder, or give another")
+
+
+def _begin(folder: Path, tier: str) -> Path:
+    """A folder where an index can be begun or gone on with."""
+    check_free(folder, tier)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -7,7 +7,7 @@ has taken when it returns outlives the process.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -93,25 +93,27 @@ class ExactTier:
 
     def add(self, names: list[str], vectors: np.ndarray, facts: pd.DataFrame | None = None) -> None:
         """As ``Tier.add``."""
-        new, kept = set(names), [row for row, name in enumerate(self.names)]
-        kept = [row for row in kept if self.names[row] not in new]
-        known = None
-        if facts is not None or self.facts is not None:
-            own = whole_facts(self.facts, len(self)).iloc[kept]
-            known = pd.concat([own, whole_facts(facts, len(names))], ignore_index=True)
-        self._become(
-            [*(self.names[row] for row in kept), *names],
-            np.concatenate([self.vectors[kept], np.asarray(vectors, np.float16)]),
-            known,
-        )
+        new = set(names)
+        with self._held():
+            kept = [row for row, name in enumerate(self.names) if name not in new]
+            known = None
+            if facts is not None or self.facts is not None:
+                own = whole_facts(self.facts, len(self)).iloc[kept]
+                known = pd.concat([own, whole_facts(facts, len(names))], ignore_index=True)
+            self._become(
+                [*(self.names[row] for row in kept), *names],
+                np.concatenate([self.vectors[kept], np.asarray(vectors, np.float16)]),
+                known,
+            )
 
     def remove(self, names: list[str]) -> None:
         """As ``Tier.remove``."""
         gone = set(names)
-        check_there(gone, set(self.names))
-        kept = [row for row, name in enumerate(self.names) if name not in gone]
-        known = None if self.facts is None else self.facts.iloc[kept].reset_index(drop=True)
-        self._become([self.names[row] for row in kept], self.vectors[kept], known)
+        with self._held():
+            check_there(gone, set(self.names))
+            kept = [row for row, name in enumerate(self.names) if name not in gone]
+            known = None if self.facts is None else self.facts.iloc[kept].reset_index(drop=True)
+            self._become([self.names[row] for row in kept], self.vectors[kept], known)
 
     def compact(self) -> None:
         """Nothing: an exact tier has no room to give back."""
@@ -129,11 +131,21 @@ class ExactTier:
             self._prepared = prepare(self.vectors)
         return self.vectors if self._prepared is None else self._prepared
 
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Within it this process alone changes the folder, starting from what another one has made of it."""
+        if self.folder is None:
+            yield
+            return
+        with alone(self.folder):
+            now = self.read(self.folder, self.vectors.shape[1])
+            self.names, self.vectors, self.facts, self._prepared = now.names, now.vectors, now.facts, None
+            yield
+
     def _become(self, names: list[str], vectors: np.ndarray, facts: pd.DataFrame | None) -> None:
         made = ExactTier(names, vectors, facts)
         if self.folder is not None:
-            with alone(self.folder):
-                made.save(self.folder, read_json(self.folder / CONFIG))
+            made.save(self.folder, read_json(self.folder / CONFIG))
         self.names, self.vectors, self.facts, self._prepared = made.names, made.vectors, made.facts, None
 
 

@@ -13,6 +13,7 @@ import shapely
 from rsvlm.data.rasters.files import SceneError
 from rsvlm.data.rasters.windows import Window
 from rsvlm.models.encoders import DualEncoder
+from rsvlm.models.queries import Without
 from rsvlm.scenes.archive import SceneArchive, to_dates
 from rsvlm.scenes.archive_embedding import load_archive
 from rsvlm.scenes.footprints import LONGITUDE_LATITUDE, area_of, footprints, meets
@@ -132,16 +133,23 @@ def _search(
         raise SceneError(
             f"{archive.place}: this archive is not embedded; embed_archive does that, load_archive reads it"
         )
-    if isinstance(query, Window):
+    parts = [query.wanted, query.unwanted] if isinstance(query, Without) else [query]
+    if any(isinstance(part, Window) for part in parts):
         raise ValueError(
             "query: a Window belongs to one scene; give its vector, a hit with the scene's name, or a picture"
         )
     area = area_of(bbox, geometry)
     chosen = archive.filter(bbox, geometry=geometry, **filters).scenes
-    vector, made_by = _find_hit(archive, query) if is_hit(query) else (None, None)
+    hits = {place: _find_hit(archive, part) for place, part in enumerate(parts) if is_hit(part)}
+    vector, made_by = hits[0] if is_hit(query) else (None, None)
     if vector is None and len(chosen):
         first = load_scene_embeddings(Path(archive.place) / chosen["file"].iloc[0], rows=[])
-        vector, made_by = encode_queries(first, [query], encoder)[0], first.meta["encoder_fingerprint"]
+        made_by = first.meta["encoder_fingerprint"]
+        for place, (own, by) in hits.items():
+            if by != made_by:
+                raise SceneError(f"{first.file}: made by another encoder than the hit's scene; embed the archive again")
+            parts[place] = own
+        vector = encode_queries(first, [Without(*parts) if len(parts) > 1 else query], encoder)[0]
     if archive.windows is None or not by_tier:
         rows: Mapping[str, list[int] | None] = dict.fromkeys(chosen["file"])
         yield from _peaks(archive, chosen, rows, vector, made_by, k, area)

@@ -204,7 +204,7 @@ def read_meta(path: Path) -> dict | None:
         return None if text is None else json.loads(text)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise ValueError(
-            f"{path}: not a whole Parquet file ({error}), so no embeddings of a scene, which `rsvlm scene embed` writes"
+            f"{path}: not a whole Parquet file ({error}), so no embeddings of a scene, which `rsvlm scene embed` writes; remove the file to embed the scene anew"
         ) from error
 
 

@@ -114,6 +114,9 @@ def index_windows(
         raise ValueError(f"{archive}: embeddings of {', '.join(map(str, sorted(widths)))} numbers; {AGAIN}")
     wanted = {file: meta["key"] for file, meta in metas.items()}
     config = {"tier": tier, "width": widths.pop(), "scenes": wanted}
+    if (folder / CONFIG).is_file() and not (folder / JOURNAL).is_file() and (why := _trouble(folder, config["width"])):
+        log(f"made anew: {why}")
+        shutil.rmtree(folder)
     held = _held(folder)
     if held == wanted and (folder / CONFIG).is_file() and not (folder / JOURNAL).is_file():
         return
@@ -154,6 +157,18 @@ def _blocks(archive: Path, row: object) -> Iterator[Block]:
         facts = pd.DataFrame(shapely.bounds(ground), columns=list(SIDES))
         facts = facts.assign(source=row.file, date=pd.Series([row.date] * len(part), dtype="datetime64[us, UTC]"))
         yield [f"{row.file}:{number}" for number in part], own.vectors[part], facts
+
+
+def _trouble(folder: Path, width: int) -> str:
+    """What is wrong with a finished tier, that it cannot be gone on with; empty where nothing is."""
+    try:
+        index = WindowIndex(folder)
+        if index.width != width:
+            return f"{folder} holds vectors of {index.width} numbers, not of {width}"
+        len(index.tier)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _kind(folder: Path) -> str | None:

@@ -49,7 +49,7 @@ INTERVALS = "Brackets: 95 % interval over images; ±: standard deviation over dr
 RECALLS_IN_PERCENT = "I2T: image to text; T2I: text to image; recalls in percent."
 TWO_TEST_SETS = (
     "RSICD has two test sets under one name: captioning papers report on rsicd_captioning (1,094 images, many with equal"
-    " references), retrieval papers on rsicd_retrieval (1,093); one constant caption has CIDEr 0.48 on the first and 0.17 on the second."
+    " references), retrieval papers on rsicd_retrieval (1,093); the most frequent training caption has CIDEr 0.48 on the first and 0.17 on the second."
 )
 PAPERS_DIFFER = "Metric code, splits and tokenisation differ between papers."
 COLOURS = {ABOVE: "#cfe6f7", LEVEL: "#eeeeee", BELOW: "#fbe3c0"}  # told apart by colour-blind readers and in grey

@@ -19,8 +19,8 @@ def generation_result(metrics: Mapping) -> Result:
     best = max((run for run in BASELINES if run in cider), key=cider.get)
     lines = [
         f"{counted(metrics['distinct_captions'], 'different caption')} for {counted(sum(images.values()), 'image')}; "
-        f"{percent(metrics['own_words'])} are the captioner's own words, the others its choice among captions of "
-        "similar training images.",
+        f"{percent(metrics['own_words'])} are among the captioner's own beams, the others are its choice among "
+        "captions of similar training images.",
         f"On {counted(images['val'], 'validation image')}, by whose captions the choice was tuned, CIDEr is "
         f"{cider[OWN]:.2f}: {cider['beam']:.2f} for the captioner's first beam alone, {cider[LOOKS_AWAY]:.2f} when it "
         f"is shown wrong images, {cider[best]:.2f} for {_run(best)}, which needs no language model.",
