@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from captioner_case import G, P, make_captioner, make_features
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
 from rsvlm.models.capret import CapRet
@@ -160,6 +161,25 @@ def test_saved_and_loaded_it_is_the_same(captioner, features, tmp_path, tiny_mod
             ids = torch.tensor([made.image_prefix(made.encode_text(["A river."])[0])])
             made.answer = made.run_decoder(made.embed_tokens(ids, tokens), use_cache=False).last_hidden_state
         torch.testing.assert_close(loaded.answer, captioner.answer, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rank", "merge", "merged"),
+    [
+        ("float32", 4, True, True),
+        ("float32", 4, False, False),
+        ("float32", 0, True, False),
+        ("bfloat16", 4, True, False),
+    ],
+)
+def test_a_captioner_says_whether_its_adapters_were_merged(features, tmp_path, dtype, rank, merge, merged):
+    """Where they were not, it is the captioner as it was trained, and none has to be loaded beside it."""
+    save_capret(make_captioner(features, dtype=dtype, lora_rank=rank), tmp_path / "captioner")
+    loaded = load_capret(tmp_path / "captioner", "cpu", merge=merge)
+    assert loaded.merged is merged
+    layers = [layer for layer in loaded.language_model.modules() if isinstance(layer, BaseTunerLayer)]
+    assert len(layers) > 0 or rank == 0
+    assert all(layer.merged is merged for layer in layers)
 
 
 def test_loading_refuses_what_does_not_fit(captioner, features, tmp_path):

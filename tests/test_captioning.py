@@ -2,6 +2,7 @@ import math
 import multiprocessing
 import signal
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,6 +180,68 @@ def test_other_settings_start_afresh(features, examples, tmp_path, monkeypatch):
     assert not any("continuing" in line for line in lines)
     train(features, examples, tmp_path, steps=3, log=lines.append)
     assert any("continuing" in line for line in lines)
+
+
+@pytest.mark.parametrize("changed", ["features", "start"])
+def test_other_inputs_under_the_same_names_start_afresh(features, examples, tmp_path, monkeypatch, changed):
+    """Features of another encoder or other pictures, or other weights to start from: no checkpoint is for them."""
+    before, now = make_captioner(features), make_captioner(features)
+    other = features
+    if changed == "features":  # of two training images that no other value tells apart, not even a mean
+        other = replace(features, pooled=features.pooled.copy())
+        other.pooled[[0, 1]] = other.pooled[[1, 0]]
+    else:
+        with torch.no_grad():
+            now.ret_input[0] += 1
+    start = {name: value.clone() for name, value in now.trained_state().items()}
+    step, steps = torch.optim.AdamW.step, iter(range(100))
+
+    def stop(self, *args, **options):
+        if next(steps) == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **options)
+
+    def train_on(captioner, features, folder):
+        settings, lines = CaptioningSettings(**QUICK, steps=8), []
+        train_captioner(captioner, features, *examples, settings, checkpoints=tmp_path / folder, log=lines.append)
+        return [line for line in lines if "continuing" in line]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_on(before, features, "killed")
+    fresh = make_captioner(features)
+    fresh.load_trained_state(start)
+    train_on(fresh, other, "fresh")
+    assert train_on(now, other, "killed") == [] and same_weights(now, fresh)
+
+
+def test_a_scale_above_its_limit_comes_back(features, examples, tmp_path):
+    """Held at 100, as CLIP's, and with a gradient there: the loss of an untrained captioner wants it lower."""
+    captioner = make_captioner(features)
+    with torch.no_grad():
+        captioner.logit_scale.fill_(6.0)
+    settings = CaptioningSettings(**QUICK, steps=6, retrieval_lr=1e-2, keep="last")
+    result = train_captioner(captioner, features, *examples, settings, checkpoints=tmp_path, log=lambda _: None)
+    scales = [row["logit_scale"] for row in result.curve]
+    assert max(scales) < 100 and scales == sorted(scales, reverse=True)
+    assert scales[-1] == pytest.approx(captioner.scale().item(), abs=1e-5)
+
+
+def test_a_scale_pushed_to_its_limit_stays_there_and_can_leave_it(features, examples, tmp_path, monkeypatch):
+    captioner, calls = make_captioner(features), iter(range(100))
+    with torch.no_grad():
+        captioner.logit_scale.fill_(math.log(99))
+
+    def pushing(images, texts, scale, positives, group=None):
+        """Up in the first three steps, then down."""
+        return -scale if next(calls) < 3 else scale
+
+    monkeypatch.setattr("rsvlm.training.captioning.contrastive_loss", pushing)
+    settings = CaptioningSettings(**QUICK | {"validation_every": 100}, steps=10, retrieval_lr=0.1, keep="last")
+    result = train_captioner(captioner, features, *examples, settings, checkpoints=tmp_path, log=lambda _: None)
+    scales = [row["logit_scale"] for row in result.curve]
+    assert scales[:3] == pytest.approx([100] * 3, abs=1e-4) and scales[-1] < 98
 
 
 @pytest.mark.parametrize(("where", "value"), [("visual_projection", math.nan), ("image_projection", math.inf)])

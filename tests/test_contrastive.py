@@ -182,6 +182,12 @@ def test_a_changed_setting_starts_afresh(tiny_models, table, monkeypatch):
     assert not any("continuing" in line for line in lines)
 
 
+def test_the_curve_tells_the_scale_that_the_loss_had(encoder, table):
+    with torch.no_grad():
+        encoder.logit_scale.fill_(6.0)
+    assert [row["logit_scale"] for row in adapt(encoder, table).curve] == [100.0] * 6
+
+
 def test_streaming_gives_the_same_weights(tiny_models, table):
     cached, streamed = load_encoder(str(tiny_models.clip)), load_encoder(str(tiny_models.clip))
     adapt(cached, table)

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from rsvlm.files import InUse, cache_folder, only_process
-from rsvlm.models import feature_shards
+from rsvlm.models import feature_shards, features
 from rsvlm.models.encoding import turn_views
 from rsvlm.models.feature_shards import encode_images, open_rows, write_rows
-from rsvlm.models.features import load_features, measure_neighbours, nearest_images
+from rsvlm.models.features import caption_encoder, load_features, measure_neighbours, nearest_images
 from rsvlm.models.zoo import load_encoder
 from rsvlm.viewing.training_figures import draw_neighbours
 
@@ -49,6 +49,20 @@ def encoder(tiny_models):
 def encode(encoder, table, folder, **more):
     settings = {"batch_size": 3, "precision": "fp32", "log": lambda line: None} | more
     return encode_images(encoder, table, folder, **settings)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_captions_are_encoded_on_the_device_asked_for(encoder, table, tmp_path, tiny_models, monkeypatch, device):
+    """With the bits of the features' own on the CPU; "meta" stands for a GPU."""
+    made, loaded = encode(encoder, table, tmp_path / "features"), []
+
+    def load(name, device="cpu"):
+        loaded.append(str(device))
+        return load_encoder(name)
+
+    monkeypatch.setattr(features, "load_encoder", load)
+    vectors = caption_encoder(made, tiny_models.clip, device)(made.texts)
+    assert loaded == [device] and np.array_equal(vectors, made.text_embeddings)
 
 
 def test_arrays_rows_and_meta(encoder, table, tmp_path):

@@ -87,6 +87,13 @@ def test_one_member_is_the_encoder_itself(tiny_models):
     assert join_siblings(encoder, 1) is encoder and encoder.members == [encoder]
 
 
+def test_it_lies_wholly_where_its_members_do():
+    """Joined behind ``to``, as a study on a GPU does; "meta" stands for the GPU."""
+    made = join_siblings(load_encoder(RANDOM_CLIP).to("meta"), 2)
+    assert {tensor.device.type for tensor in (*made.parameters(), *made.buffers())} == {"meta"}
+    assert made.normalize(torch.zeros(1, 3, made.image_size, made.image_size, dtype=torch.uint8)).is_meta
+
+
 def test_both_members_learn_each_by_itself(tiny_models, table, tmp_path):  # noqa: F811
     alone, both = load_encoder(str(tiny_models.clip)), join_siblings(load_encoder(str(tiny_models.clip)), 2)
     before = alone.fingerprint()

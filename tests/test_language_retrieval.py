@@ -1,6 +1,7 @@
 """Search by language: heads by three recipes, their folder, what is asked of them, and the scores."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -146,6 +147,32 @@ def test_training_gives_the_same_bits_again_also_after_a_kill(world, tmp_path, m
     for name, value in again.head.state_dict().items():
         assert torch.equal(value, results["distilled"].head.state_dict()[name]), name
     assert again.metrics() == results["distilled"].metrics()
+
+
+@pytest.mark.parametrize("changed", ["images", "teacher", "owner"])
+def test_other_inputs_under_the_same_names_start_afresh(world, tmp_path, monkeypatch, changed):
+    """Embeddings of another encoder, or captions of other images: no checkpoint is for them."""
+    _, features, by_language, tower, _ = world
+    vectors = embed_captions(tower, by_language)
+    train, val = (
+        {code: gather_captions(rows[rows["split"] == split], features, vectors) for code, rows in by_language.items()}
+        for split in ("train", "val")
+    )
+    others = {code: replace(own, **{changed: getattr(own, changed)[::-1].copy()}) for code, own in train.items()}
+    saved, log = loop._save, []
+
+    def killed(task, now, folder):
+        saved(task, now, folder)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_head("distilled", train, val, QUICK, checkpoints=tmp_path / "killed")
+    again = train_head("distilled", others, val, QUICK, checkpoints=tmp_path / "killed", log=log.append)
+    fresh = train_head("distilled", others, val, QUICK, checkpoints=tmp_path / "fresh")
+    assert not any("continuing" in line for line in log)
+    assert all(torch.equal(value, fresh.head.state_dict()[name]) for name, value in again.head.state_dict().items())
 
 
 def test_without_languages_nothing_is_trained(world, tmp_path):

@@ -45,7 +45,7 @@ def study(tmp_path, monkeypatch):
     write(paths.FEATURES / "meta.json", features)
     write(paths.ENCODER / "config.json", {"image_size": 224})
     save_file({"weight": torch.zeros(1000)}, paths.ENCODER / "model.safetensors")
-    settings = {"visual_tokens": 1, "grid_cells": 9}
+    settings = {"visual_tokens": 1, "grid_cells": 9, "lora_rank": 8}
     config = {"language_model": "packaged:smollm2-135m", "dtype": "float32", "settings": settings}
     write(paths.FINETUNED / "config.json", config | {"prompting": {"neighbour_captions": 2}})
 
@@ -173,6 +173,20 @@ def test_more_than_is_free_is_refused_with_numbers_and_what_to_lower(stage, chan
         check_memory(stage, section("blue_marble", stage, **change), lambda line: None, file="mine.yaml")
     message = str(raised.value)
     assert message.startswith(f"mine.yaml, section '{stage}': about ") and "24.0 GB are free" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "copies"),
+    [({}, 2), ({"dtype": "bfloat16"}, 1), ({"settings": {"lora_rank": 0}}, 1), ({"four_bit": True}, 1)],
+)
+def test_captioning_counts_a_second_language_model_where_the_first_took_the_adapters_in(change, copies):
+    config = json.loads((paths.FINETUNED / "config.json").read_text())
+    change = change | {"settings": config["settings"] | change.get("settings", {})}
+    write(paths.FINETUNED / "config.json", config | change)
+    decoder, number = decoder_size(config["language_model"]), 2 if change.get("dtype") == "bfloat16" else 4
+    weights = memory._decoder_bytes(decoder, number, change.get("four_bit", False))
+    part = ESTIMATES["generate_captions"](section("ucm", "generate_captions"))[0]
+    assert part.size == copies * weights and part.what.startswith("the language model's weights")
 
 
 def test_a_grid_too_fine_for_the_features_points_at_the_stage_that_made_them():

@@ -53,6 +53,7 @@ class CapRet(nn.Module):
         super().__init__()
         self.settings = settings
         self.config: dict = {}  # what config.json says, once built or loaded by rsvlm.models.captioner
+        self.merged = False  # whether load_capret added the adapters to the weights that they adapt
         self.tokenizer = tokenizer
         self.language_model = language_model.requires_grad_(False)
         self.vocabulary_size = language_model.get_input_embeddings().weight.shape[0]
@@ -174,8 +175,13 @@ class CapRet(nn.Module):
         return F.normalize(self.text_projection(hidden.float()), dim=-1)
 
     def scale(self) -> Tensor:
-        """The factor on similarities in the contrastive loss, at most 100."""
-        return self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        """The factor on similarities in the contrastive loss; ``limit_scale`` keeps it at 100 or less in training."""
+        return self.logit_scale.exp()
+
+    @torch.no_grad()
+    def limit_scale(self) -> None:
+        """Put ``logit_scale`` back to ln 100 where it is higher, as CLIP does: a clamp in the loss would leave it no gradient."""
+        self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     def embed_tokens(self, input_ids: Tensor, visual: Tensor | None = None) -> Tensor:
         """(B, T, H) inputs of token ids (B, T); each ``VISUAL`` takes the next of the rows ``visual`` (..., H).

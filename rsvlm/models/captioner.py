@@ -126,7 +126,8 @@ def load_capret(
     Args:
         features: where given, checked to come from the encoder that the captioner was trained with.
         dtype: of the frozen language model; None: as in training.
-        merge: add the adapters to the language model's weights, which generates faster (float32 models only).
+        merge: add the adapters to the language model's weights, which generates faster (float32 models only);
+            ``.merged`` says whether that was done.
 
     Raises:
         FileNotFoundError: no captioner there, or its language model cannot be found.
@@ -165,7 +166,8 @@ def load_capret(
     check_names(captioner.trained_state(), state, folder / WEIGHTS, remedy)
     captioner.load_trained_state(state)
     captioner.config = config
-    if merge and model.dtype == torch.float32 and not how["four_bit"]:
+    captioner.merged = bool(merge and settings.lora_rank and model.dtype == torch.float32 and not how["four_bit"])
+    if captioner.merged:
         merge_adapters(model)
     return captioner.eval()
 

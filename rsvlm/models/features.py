@@ -20,7 +20,7 @@ from rsvlm.files import fingerprint_values, read_array, read_json
 from rsvlm.kernels import similarity_topk
 from rsvlm.models.encoders import DualEncoder
 from rsvlm.models.encoding import NEVER, check_crops, encode_batch, encode_texts, join_pictures, prepare_picture
-from rsvlm.models.loading import choose_precision
+from rsvlm.models.loading import choose_device, choose_precision
 from rsvlm.models.zoo import load_encoder
 from rsvlm.safe_text import fault_in
 
@@ -91,10 +91,13 @@ def encode_pictures(
     return Features(**arrays, text_embeddings=np.zeros((0, D), np.float32), texts=[], image_ids=list(names), meta=meta)
 
 
-def caption_encoder(features: Features, encoder: Path) -> Callable[..., np.ndarray]:
+def caption_encoder(features: Features, encoder: Path, device: str = "cpu") -> Callable[..., np.ndarray]:
     """A function from texts, and whether to capitalise them (default: as the features), to unit vectors (n, D).
 
     The vectors lie in the features' space. The encoder is loaded when it is first called.
+
+    Args:
+        device: of the encoder, as ``choose_device`` takes it.
 
     Raises:
         ValueError: (when called) the features come from another encoder.
@@ -102,7 +105,7 @@ def caption_encoder(features: Features, encoder: Path) -> Callable[..., np.ndarr
 
     @cache
     def model() -> DualEncoder:
-        loaded = load_encoder(str(encoder)).eval()
+        loaded = load_encoder(str(encoder), choose_device(device))
         if loaded.fingerprint() != features.meta["encoder_fingerprint"]:
             raise ValueError(
                 f"{encoder}: not the encoder that made the features; run the stage encode_images again, so that"

@@ -29,6 +29,7 @@ class JoinedEncoder(DualEncoder):
         P, D = (sum(getattr(member, width) for member in members) for width in ("feature_dim", "embedding_dim"))
         super().__init__(name, first.preprocessing, P, D)
         self._parts = nn.ModuleList(members)
+        self.to(first.device)  # its own mean and std, too
         self.any_image_size = all(member.any_image_size for member in members)
         self.activation_known = all(member.activation_known for member in members)
 

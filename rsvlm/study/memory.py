@@ -298,8 +298,12 @@ def estimate_generate_captions(values: dict) -> list[Part]:
     rows = B * max(values["beams"], values["samples"], 1)
     # beams: the words' logits, with [RET], as log-probabilities, as totals; draws: shares and their sums in float64
     logits = 4 * 4 * B * values["beams"], 32 * B * values["samples"]
+    four_bit, weights = config.get("four_bit", False), "the language model's weights"
+    size = _decoder_bytes(decoder, number, four_bit)
+    if config["dtype"] == "float32" and not four_bit and shape["lora_rank"]:
+        size, weights = 2 * size, f"{weights}, with the adapters added and without"
     parts = [
-        Part(_decoder_bytes(decoder, number, config.get("four_bit", False)), "the language model's weights"),
+        Part(size, weights),
         Part(
             number * rows * (prefix + values["max_new_tokens"]) * 2 * decoder.key_width * (decoder.layers + 2),
             "keys and values of captions in the making",

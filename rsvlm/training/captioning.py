@@ -11,9 +11,12 @@ their loss, a mean over answers, comes on top with ``instruction_weight``.
 
 Where wanted, self-critical training follows (Rennie et al. 2017): captions that the captioner draws itself take the
 place of the references, and each counts by how much higher its CIDEr is than the mean of the other draws of its image
-(Kool et al. 2019). What is rewarded is then what is reported, and what is generated is then what is trained on.
+(Kool et al. 2019). What is rewarded is then what is reported, and what is generated is then what is trained on. A draw
+that does not end within LONGEST_DRAW tokens earns 0; it and an empty one are left out of the loss, but they count in the
+mean that the other draws of the image are held against, and lower it.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -33,6 +36,7 @@ from rsvlm.models.captioner import WEIGHTS, load_capret, save_capret
 from rsvlm.models.features import Features, load_features
 from rsvlm.models.generation import Hypothesis, Prompted, beam_captions, sample_tokens
 from rsvlm.models.instructions import Asked
+from rsvlm.models.loading import fingerprint_tensors
 from rsvlm.models.neighbours import CiderSpace
 from rsvlm.progress import log_line
 from rsvlm.settings import CaptioningSettings, RewardSettings
@@ -51,6 +55,7 @@ from rsvlm.training.processes import AFTER, BEFORE, RESULT, WHAT, Team, off_devi
 ALONE = Team()
 HIGHEST_CIDER = 10.0  # rewards are CIDEr as a share of it
 LONGEST_DRAW = 40  # tokens of a drawn caption; one that has not ended there earns nothing
+BLOCK = 256  # images whose features are read at a time: all views of all of them would be gigabytes
 
 
 def train_captioner(
@@ -98,7 +103,8 @@ def train_captioner(
             save_capret(captioner, save_to, **how, kept_step=result.kept_step)
         return result
     data = fingerprint_rows(asdict(one) for one in chain(training, validation, *asked))
-    shape = (captioner.settings.model_dump(), captioner.config, captioner.device.type, features.meta, data)
+    start = _fingerprint_start(captioner, features, [one.image_id for one in chain(training, validation)])
+    shape = (captioner.settings.model_dump(), captioner.config, captioner.device.type, features.meta, data, start)
     task = _Captioning(captioner, features, training, validation, settings, log, asked)
     if settings.shard and task.team.size > 1:
         _check_even(settings, reward, task.team)
@@ -121,6 +127,19 @@ def train_captioner(
         if save_to is not None and task.team.rank == 0:
             save_capret(captioner, save_to, **how, kept_step=result.kept_step)
     return result
+
+
+def _fingerprint_start(captioner: CapRet, features: Features, image_ids: Sequence[str]) -> str:
+    """SHA-256, as hex, of the captioner's weights and statistics and of these images' pooled features in all views.
+
+    Not of their grid cells, up to gigabytes: other cells come with other pooled features, of other images or another encoder.
+    """
+    digest = hashlib.sha256()
+    fingerprint_tensors(captioner.trained_state(), digest)
+    rows = features.rows(image_ids)
+    for first in range(0, len(rows), BLOCK):
+        digest.update(np.ascontiguousarray(features.pooled[rows[first : first + BLOCK]]))
+    return digest.hexdigest()
 
 
 def _check_even(settings: CaptioningSettings, reward: RewardSettings, team: Team) -> None:
@@ -224,6 +243,9 @@ class _Captioning(Task):
     def losses(self, step: int, generator: np.random.Generator) -> dict[str, Tensor]:
         return self._losses(self.drawn.draw(step, generator).part(self.team), self.team)
 
+    def keep_bounds(self) -> None:
+        self.model.limit_scale()
+
     def curve_row(self, step: int, losses: dict[str, float], norm: float) -> dict[str, float]:
         share, scale = self.rates(step - 1)[0], self.model.scale().item()
         row = losses | {"learning_rate_share": share, "gradient_norm": norm, "logit_scale": scale}
@@ -264,7 +286,7 @@ class _Captioning(Task):
         hidden = captioner.hidden_states(packed, tokens, chunk=settings.chunk if torch.is_grad_enabled() else 0)
         at = torch.cat([packed.predict_at, packed.before_ret])
         labels = torch.cat([packed.labels, torch.full_like(packed.before_ret, captioner.ret_id)])
-        # index_select, not indexing: its gradient is summed in a fixed order
+        # index_select, not indexing: on CPUs its gradient is summed in a fixed order
         nll = captioner.negative_log_likelihoods(hidden.index_select(0, at), labels)
         n = len(packed.labels)
         weight = batch.weights.to(device).index_select(0, packed.owners)

@@ -282,7 +282,8 @@ class _Adaptation(Task):
         )
 
     def curve_row(self, step: int, losses: dict[str, float], norm: float) -> dict[str, float]:
-        scale, rate = self.model.logit_scale.exp().item(), self.optimizer.param_groups[0]["lr"]
+        scale = self.model.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE).item()  # as the loss has it
+        rate = self.optimizer.param_groups[0]["lr"]
         return losses | {"logit_scale": scale, "image_learning_rate": rate, "gradient_norm": norm}
 
     def epoch(self, step: int) -> float:

@@ -11,6 +11,7 @@ Captions of an image in any of its languages are positives of it. Data order der
 (seed, step).
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from rsvlm.files import fingerprint_values
 from rsvlm.kernels import contrastive_loss, hits, two_way_ranks
 from rsvlm.models.features import Features
 from rsvlm.models.language_head import LanguageHead, project
+from rsvlm.models.loading import fingerprint_tensors
 from rsvlm.models.mixed_gallery import first_shares, leak_of
 from rsvlm.models.multilingual import TextTower, embed_texts
 from rsvlm.progress import log_line
@@ -49,6 +51,13 @@ class Captions:
     text: np.ndarray  # (C,) int64, number of its text: equal texts have equal numbers
     vectors: np.ndarray  # (T, tower_dim), of the texts
     teacher: np.ndarray  # (C, D), the encoder's embedding of the English caption
+
+    def fingerprint(self) -> str:
+        """SHA-256, as hex, of all that they hold."""
+        digest = hashlib.sha256(fingerprint_values(self.image_ids).encode())
+        arrays = (self.images, self.owner, self.text, self.vectors, self.teacher)
+        fingerprint_tensors({str(place): torch.from_numpy(own) for place, own in enumerate(arrays)}, digest)
+        return digest.hexdigest()
 
     def positives(self) -> tuple[np.ndarray, np.ndarray]:
         """Right captions of each image, as CSR: (offsets (N + 1,), caption numbers)."""
@@ -219,11 +228,8 @@ def train_head(
         FloatingPointError: the loss is no number.
     """
     task = _HeadTraining(recipe, training, validation, settings, log)
-    parts = [training, validation]
-    shaping = [fingerprint_values([[own.image_ids, own.text.tolist()] for own in part.values()]) for part in parts]
-    sums = [float(own.vectors.sum(dtype=np.float64)) for part in parts for own in part.values()]
-    shaping = (recipe, settings.model_dump(), sorted(training), shaping, sums)
-    with checkpoints_of(checkpoints, "add_languages", *shaping) as folder:
+    shaping = [[[language, own.fingerprint()] for language, own in part.items()] for part in (training, validation)]
+    with checkpoints_of(checkpoints, "add_languages", recipe, settings.model_dump(), *shaping) as folder:
         now = train(task, folder, log)
     kept = {language: measure_language(task.model.head, own) for language, own in validation.items()}
     english = {language: measure_language(None, own)["mean_recall"] for language, own in validation.items()}

@@ -1,7 +1,9 @@
 """The training loop of the encoder and of the captioner, and the checkpoints that a killed run continues from.
 
 What a step sees derives from (seed, step), and a checkpoint holds all else: a run that was killed ends with the weights
-of an unbroken one, bit for bit. Checkpoints are safetensors and JSON, no pickle, whole or absent.
+of an unbroken one, on CPUs bit for bit. On a GPU two unbroken runs may differ in the last bits already: torch sums some
+gradients there in no fixed order (its documentation names index_select's, which the captioner needs). Checkpoints are
+safetensors and JSON, no pickle, whole or absent.
 """
 
 import json
@@ -85,6 +87,10 @@ class Task(ABC):
     def losses(self, batch: object, generator: np.random.Generator) -> dict[str, Tensor]:
         """Scalars; the one named ``loss`` is minimised. Of several processes each gives values whose mean is the batch's."""
 
+    def keep_bounds(self) -> None:
+        """Put parameters that have left their bounds back to them; before the first step, and after each."""
+        return
+
     @abstractmethod
     def curve_row(self, step: int, losses: dict[str, float], norm: float) -> dict[str, float]:
         """A row of the curve after so many steps, of mean losses and the last gradient's norm."""
@@ -138,6 +144,7 @@ def train(task: Task, folder: Path, log: Callable[[str], None]) -> Progress:
     bar = progress(disable=team.rank > 0, **steps_bar)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar:
         task.model.train(task.dropout)
+        task.keep_bounds()
         if now.step == 0 and task.is_due(0):
             _measure(task, now)
         for step, batch in zip(steps, task.batches(steps)):
@@ -156,6 +163,7 @@ def train(task: Task, folder: Path, log: Callable[[str], None]) -> Progress:
             if not math.isfinite(values["loss"]) or not math.isfinite(norm):
                 raise FloatingPointError(_diverged(task, step, values, norm, folder))
             optimizer.step()
+            task.keep_bounds()
 
             now.step += 1
             _move_average(now.average, trained, task.average_decay, now.step)
