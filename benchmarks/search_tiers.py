@@ -363,7 +363,7 @@ def _opened(method: str, arguments: argparse.Namespace) -> tuple[Callable, list[
     else:
         from rsvlm.models.lance_tier import LanceTier
 
-        tier = LanceTier(folder, arguments.width)
+        tier = LanceTier(folder, arguments.width, create=False)
         own = {name: tier.settings[name] for name in ("nprobes", "refine")} if tier.settings else {}
         sweep = [own | {"nprobes": 2**power} for power in range(0, 9)] if own else []
     kept = dict(tier.settings)

@@ -178,6 +178,9 @@ def test_a_damaged_tier_is_made_anew_when_the_archive_is_embedded_again(embedded
         shutil.rmtree(windows / "images.lance")
     with pytest.raises(ValueError, match="embed the archive again"):
         search_archive(load_archive(made.place), "blue", MeanColour())
+    if kind == "lancedb":  # killed while it was changed, and then lost
+        (windows / "config.json").rename(windows / "gone.json")
+        (windows / JOURNAL).write_text("".join(f'{{"{file}": "key"}}\n' for file in embedded.scenes["file"]))
     again = embed_archive(MeanColour(), listed, Path(made.place), **SMALL)
     wanted = search_archive(embedded, "blue", MeanColour(), k=4)
     assert search_archive(again, "blue", MeanColour(), k=4)[COLUMNS].equals(wanted[COLUMNS])

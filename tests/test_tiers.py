@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def needed(kind: str) -> None:
 
 
 def read(kind: str, folder: Path):
-    return {"exact": ExactTier.read, "faiss": FaissTier, "lancedb": LanceTier}[kind](folder, DIM)
+    made = {"exact": ExactTier.read, "faiss": FaissTier, "lancedb": partial(LanceTier, create=False)}
+    return made[kind](folder, DIM)
 
 
 def again(tier):

@@ -5,6 +5,7 @@ parts, one for each ``add``: a part is there whole or not at all. The index cove
 killed ``add`` had not yet put into it is put there when it is read.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -29,7 +30,6 @@ from rsvlm.models.tiers import (
     batches,
     cheapest,
     check_there,
-    nearest,
     nearest_of_blocks,
     read_known,
     read_names,
@@ -97,20 +97,27 @@ class FaissTier:
 
         Raises:
             ModuleNotFoundError: FAISS is not installed.
-            ValueError: the memory is too small for so many images.
+            OSError: the disk is full.
+            ValueError: the memory is too small for so many images, or others came than n of this width.
         """
         faiss = import_extra("faiss", USE, "choose the tier exact")
         key = choose_key(n, width, memory)
         with whole_folder(folder) as scratch:
             part = scratch / PART.format(0)
             part.mkdir()
-            vectors = np.lib.format.open_memmap(part / VECTORS, "w+", np.float16, (n, width))
-            names, known, at = [], [], 0
-            for own, rows, facts in blocks:
-                vectors[at : at + len(own)] = rows
-                names += own
-                at += len(own)
-                known.append((facts, len(own)))
+            names, known = [], []
+            with (part / VECTORS).open("wb") as file:  # a map of it would die of a full disk without a word
+                head = {"descr": "<f2", "fortran_order": False, "shape": (n, width)}
+                np.lib.format.write_array_header_1_0(file, head)
+                for own, rows, facts in blocks:
+                    if np.shape(rows) != (len(own), width):
+                        raise ValueError(f"{folder}: vectors {np.shape(rows)} for {len(own)} images of {width} numbers")
+                    file.write(np.ascontiguousarray(rows, "<f2"))
+                    names += own
+                    known.append((facts, len(own)))
+            if len(names) != n:
+                raise ValueError(f"{folder}: {len(names)} images came, and {n} were told")
+            vectors = read_vectors(part / VECTORS, mapped=True)
             told = any(facts is not None for facts, _ in known)
             facts = pd.concat([whole_facts(*one) for one in known], ignore_index=True) if told else None
             write_rows(part, names, None, facts)
@@ -126,12 +133,28 @@ class FaissTier:
         return int(self.alive.sum())
 
     def search(self, vectors: np.ndarray, k: int, where: Where | None = None) -> Hits:
-        """As ``Tier.search``."""
+        """As ``Tier.search``.
+
+        Proposed is what is allowed among the nearest of all rows, more of them the less is allowed. Where fewer than half as many
+        are allowed there as elsewhere (a filter goes with what images show), or so little is allowed that it is less work, the
+        index looks at all allowed rows.
+        """
         allowed = self.alive if where is None else self.alive & allowed_rows(where, self.facts, len(self.alive))
-        if int(allowed.sum()) <= max(FLAT, k):
+        n = int(allowed.sum())
+        if n <= max(FLAT, k):
             return self._decide(vectors, np.flatnonzero(allowed), k)
-        found = _propose(self.faiss, self.index, vectors, k, self.settings, None if allowed.all() else allowed)
-        return self._decide(vectors, np.unique(found[found >= 0]), k)
+        share, wanted = n / len(allowed), k * self.settings["refine"]
+        near = math.ceil((wanted + 4 * math.sqrt(wanted * (1 - share))) / share)  # with four standard deviations
+        found, few = [], np.arange(len(vectors))
+        if max(near, self.settings.get("efSearch", 0) / share) * LINKS <= n:
+            rows = _propose(self.faiss, self.index, vectors, near, self.settings, share)
+            kept = (rows >= 0) & allowed[rows]
+            few = np.flatnonzero(kept.sum(1) < np.maximum(k, (rows >= 0).sum(1) * share / 2))
+            found.append(rows[kept & (kept.cumsum(1) <= wanted)])
+        if len(few):
+            found.append(_propose_of(self.faiss, self.index, vectors[few], wanted, allowed).ravel())
+        rows = np.unique(np.concatenate(found))
+        return self._decide(vectors, rows[rows >= 0], k)
 
     def add(self, names: list[str], vectors: np.ndarray, facts: pd.DataFrame | None = None) -> None:
         """As ``Tier.add``; a part of its own, then the index is written anew."""
@@ -246,7 +269,12 @@ class FaissTier:
         return np.concatenate([np.zeros((0, self.width), np.float16), *parts])
 
     def _decide(self, vectors: np.ndarray, rows: np.ndarray, k: int) -> Hits:
-        return nearest(vectors, self._take(rows), [self.names[row] for row in rows], k)
+        """The k nearest of rising rows, by exact cosine."""
+        scores, places = nearest_of_blocks(vectors, map(self._take, batches(rows, SCAN)), k)
+        return [
+            [(self.names[row], score) for score, row in zip(own, found)]
+            for own, found in zip(scores.tolist(), rows[places].tolist())
+        ]
 
 
 def choose_key(n: int, width: int, memory: int) -> str:
@@ -295,7 +323,7 @@ def _tune(faiss, index, vectors: np.ndarray, recall: float) -> dict:
     _, truth = nearest_of_blocks(queries, batches(vectors, SCAN), TUNED_FOR)
 
     def search(setting: dict) -> list[np.ndarray]:
-        found = _propose(faiss, index, queries, TUNED_FOR, setting, None)
+        found = _propose(faiss, index, queries, TUNED_FOR * setting["refine"], setting)
         made = []
         for query, own in zip(queries, found):
             rows = np.unique(own[own >= 0])
@@ -305,18 +333,32 @@ def _tune(faiss, index, vectors: np.ndarray, recall: float) -> dict:
     return cheapest(settings, search, truth.tolist(), recall)
 
 
-def _propose(faiss, index, vectors: np.ndarray, k: int, settings: dict, allowed: np.ndarray | None) -> np.ndarray:
-    """(Q, n) rows that may be among the k nearest; -1 where there are fewer."""
-    bits = None if allowed is None else np.packbits(allowed, bitorder="little")  # FAISS keeps no copy
-    chosen = {} if bits is None else {"sel": faiss.IDSelectorBitmap(bits)}
+def _propose(faiss, index, vectors: np.ndarray, wanted: int, settings: dict, share: float = 1.0) -> np.ndarray:
+    """(Q, wanted) rows that may be the nearest, best first; -1 where there are fewer.
+
+    Args:
+        share: 0 to 1, of the rows, that may be found; the less, the more is looked at.
+    """
     if isinstance(index, faiss.IndexHNSW):
-        chosen = faiss.SearchParametersHNSW(efSearch=max(settings["efSearch"], k), **chosen)
+        chosen = faiss.SearchParametersHNSW(efSearch=max(math.ceil(settings["efSearch"] / share), wanted))
     elif isinstance(index, faiss.IndexIVF):
-        chosen = faiss.SearchParametersIVF(nprobe=settings["nprobe"], **chosen)
+        chosen = faiss.SearchParametersIVF(nprobe=min(math.ceil(settings["nprobe"] / share), index.nlist))
+    else:
+        chosen = None
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    return index.search(vectors, min(wanted, index.ntotal), params=chosen)[1]
+
+
+def _propose_of(faiss, index, vectors: np.ndarray, wanted: int, allowed: np.ndarray) -> np.ndarray:
+    """As ``_propose``, of the allowed rows (n,) bool, all of which are looked at."""
+    bits = np.packbits(allowed, bitorder="little")  # FAISS keeps no copy
+    chosen = {"sel": faiss.IDSelectorBitmap(bits)}
+    if isinstance(index, faiss.IndexIVF):
+        chosen = faiss.SearchParametersIVF(nprobe=index.nlist, **chosen)
     else:
         chosen = faiss.SearchParameters(**chosen)
-    wanted = min(k * settings["refine"], index.ntotal)
-    return index.search(np.ascontiguousarray(vectors, np.float32), wanted, params=chosen)[1]
+    whole = index.storage if isinstance(index, faiss.IndexHNSW) else index
+    return whole.search(np.ascontiguousarray(vectors, np.float32), min(wanted, index.ntotal), params=chosen)[1]
 
 
 def _numbers(path: Path) -> np.ndarray:

@@ -108,8 +108,12 @@ def _box(bbox: Sequence[float]) -> tuple[float, ...]:
 
 
 def allowed_rows(where: Where, facts: pd.DataFrame | None, n: int) -> np.ndarray:
-    """(n,) bool: which images may be found. ValueError where none can be, as nothing is known of any."""
-    facts = whole_facts(facts, n)
+    """(n,) bool: which images may be found. ValueError where none can be, as nothing is known of any.
+
+    Args:
+        facts: (n) rows, as ``whole_facts`` makes them; None: nothing is known.
+    """
+    facts = whole_facts(None, n) if facts is None else facts
     keep = where.mask(facts)
     if n and not keep.any():
         check_known(where, lambda name: bool(facts[name].notna().any()))

@@ -46,25 +46,28 @@ class LanceTier:
 
     kind, by_blocks = "lancedb", True
 
-    def __init__(self, folder: Path, width: int, recall: float | None = None):
+    def __init__(self, folder: Path, width: int, recall: float | None = None, create: bool = True):
         """Open the table, or make an empty one.
 
         Args:
             width: numbers of a vector.
             recall: share of the nearest that a search is to find, see ``compact``; None: as it was, at first RECALL.
+            create: whether a table is made where none is; False for an index that was finished.
 
         Raises:
             ModuleNotFoundError: LanceDB is not installed.
-            ValueError: the table is damaged, or holds vectors of another width.
+            ValueError: the table is damaged, missing, or holds vectors of another width.
         """
         lancedb = import_extra("lancedb", USE, "choose the tier exact")
         self.folder, self.width = folder, width
         self.settings = read_json(folder / SEARCH) if (folder / SEARCH).is_file() else {}
         self._check(self.settings)
         self.recall = recall or self.settings.get("recall_wanted", RECALL)
+        there = (folder / f"{TABLE}.lance").is_dir()
+        if not there and not create:
+            raise ValueError(f"{folder / TABLE}.lance: the table is missing; {DAMAGED}")
         try:
             base = lancedb.connect(str(folder), read_consistency_interval=LOOK_AGAIN)
-            there = (folder / f"{TABLE}.lance").is_dir()
             self.table = base.open_table(TABLE) if there else base.create_table(TABLE, schema=_schema(width))
             found = self.table.schema.field("vector").type.list_size
             self.table.count_rows()
@@ -141,12 +144,15 @@ class LanceTier:
         """As ``Tier.compact``: LanceDB's ``optimize``, which also drops versions older than KEPT; from INDEXED_FROM images on an index.
 
         That is trained anew where there are four times as many images as when it was. How many partitions a search looks at
-        and how many vectors it checks is then measured: the least with which it finds the share ``recall`` of the nearest.
+        and how many vectors it checks is then measured: the least with which it finds the share ``recall`` of the nearest. Where
+        fewer images are left, the index goes.
         """
         with alone(self.folder):
             self.table.checkout_latest()
             n = len(self)
-            if n >= INDEXED_FROM and n >= 4 * self.settings.get("trained_on", 0):
+            if n < INDEXED_FROM:
+                self._forget()
+            elif n >= 4 * self.settings.get("trained_on", 0):
                 self._train(n)
             self.table.optimize(cleanup_older_than=KEPT)
             if self.settings:
@@ -193,6 +199,14 @@ class LanceTier:
         made = IvfPq("cosine", num_partitions=partitions, num_sub_vectors=codes, max_iterations=10, sample_rate=sample)
         self.table.create_index("vector", config=made)
         self.settings = {"trained_on": n}
+
+    def _forget(self) -> None:
+        """Drop the index of the vectors; its settings go first, for without them a search passes it by."""
+        self.settings = {}
+        (self.folder / SEARCH).unlink(missing_ok=True)
+        for index in list(self.table.list_indices()):
+            if index.columns == ["vector"]:
+                self.table.drop_index(index.name)
 
     def _tune(self, n: int) -> dict:
         chosen = np.random.default_rng(0).choice(n, 3 * TRIES // 2, replace=False)

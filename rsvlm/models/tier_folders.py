@@ -1,6 +1,7 @@
 """Folders that tiers lie in: written from vectors that are there, read by what they say they are."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from rsvlm.files import read_json, whole_folder, write_json
@@ -26,8 +27,9 @@ def read_tier(folder: Path, width: int, again: str = DAMAGED) -> Tier:
     kind = config.get("tier", ExactTier.kind) if isinstance(config, dict) else None
     if kind not in TIERS:
         raise ValueError(f"{folder / CONFIG}: 'tier' is {kind!r}, none of {', '.join(TIERS)}; {again}")
+    read = {"exact": ExactTier.read, "faiss": FaissTier, "lancedb": partial(LanceTier, create=False)}
     try:
-        return {"exact": ExactTier.read, "faiss": FaissTier, "lancedb": LanceTier}[kind](folder, width)
+        return read[kind](folder, width)
     except ValueError as error:
         raise ValueError(str(error).replace(DAMAGED, again)) from error
 

@@ -18,7 +18,7 @@ import shapely
 
 from rsvlm.files import append_line, parse_json, read_json, write_json
 from rsvlm.models.image_filters import SIDES, Where
-from rsvlm.models.lance_tier import LanceTier
+from rsvlm.models.lance_tier import TABLE, LanceTier
 from rsvlm.models.tier_folders import read_tier, write_tier
 from rsvlm.models.tiers import CONFIG, Block, Tier, batches
 from rsvlm.scenes.footprints import footprints
@@ -114,7 +114,7 @@ def index_windows(
         raise ValueError(f"{archive}: embeddings of {', '.join(map(str, sorted(widths)))} numbers; {AGAIN}")
     wanted = {file: meta["key"] for file, meta in metas.items()}
     config = {"tier": tier, "width": widths.pop(), "scenes": wanted}
-    if (folder / CONFIG).is_file() and not (folder / JOURNAL).is_file() and (why := _trouble(folder, config["width"])):
+    if there is not None and (why := _trouble(folder, config["width"])):
         log(f"made anew: {why}")
         shutil.rmtree(folder)
     held = _held(folder)
@@ -160,7 +160,10 @@ def _blocks(archive: Path, row: object) -> Iterator[Block]:
 
 
 def _trouble(folder: Path, width: int) -> str:
-    """What is wrong with a finished tier, that it cannot be gone on with; empty where nothing is."""
+    """What is wrong with a tier, finished or begun, that it cannot be gone on with; empty where nothing is."""
+    if not (folder / CONFIG).is_file():
+        table = folder / f"{TABLE}.lance"
+        return "" if table.is_dir() else f"{table}: the table is missing"
     try:
         index = WindowIndex(folder)
         if index.width != width:
