@@ -1,6 +1,8 @@
 """Fine-tuning of vision-language models: what is generated is what is trained, and a killed run ends like a whole one."""
 
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +151,28 @@ def test_stopped_at_a_step_it_ends_with_the_same_weights(made, examples, tmp_pat
     again, same = run("broken")
     assert any("continuing from step 3" in line for line in lines) == (stopped == 5)
     assert again == whole and all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_stopped_and_with_another_picture_under_the_name_it_starts_afresh(made, examples, tmp_path, monkeypatch):
+    own = [CaptionedPicture(Path(shutil.copy(one.path, tmp_path)), one.captions) for one in examples]
+    lines, step, steps = [], torch.optim.AdamW.step, iter(range(100))
+
+    def stop(self, *args, **options):
+        if next(steps) == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **options)
+
+    def run():
+        settings = VlmLoraSettings(**QUICK)
+        train_vlm_lora(load(made("llava")), own[:6], own[6:], settings, checkpoints=tmp_path / "c", log=lines.append)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    open_image(own[0].path).rotate(180).save(own[0].path)
+    run()
+    assert not any("continuing" in line for line in lines)
 
 
 def test_the_vision_tower_gets_none(made):

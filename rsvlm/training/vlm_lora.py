@@ -16,6 +16,7 @@ from torch import Tensor
 from rsvlm.data.images import open_image
 from rsvlm.data.table import evenly_spaced
 from rsvlm.models.captioner import fingerprint_language_model
+from rsvlm.models.feature_shards import fingerprint_images
 from rsvlm.models.vlm import VisionLanguageModel
 from rsvlm.models.vlm_adapters import adapter_weights, add_adapters, save_adapters
 from rsvlm.progress import log_line
@@ -76,7 +77,8 @@ def train_vlm_lora(
     base = fingerprint_language_model(vlm.model, vlm.processor.tokenizer)
     config = add_adapters(vlm.model, settings.lora_rank, settings.lora_alpha, settings.lora_targets, settings.seed)
     data = [[str(one.path), *one.captions] for one in (*training, *validation)]
-    shaping = (len(training), data, base, vlm.prompt, vlm.settings.image_size, str(vlm.model.dtype))
+    files = fingerprint_images([str(one.path) for one in (*training, *validation)])
+    shaping = (len(training), data, files, base, vlm.prompt, vlm.settings.image_size, str(vlm.model.dtype))
     task = _VlmLora(vlm, training, validation, settings, log)
     with checkpoints_of(checkpoints, task.name, settings.model_dump(), vlm.model.device.type, *shaping) as folder:
         try:
