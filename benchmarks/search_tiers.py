@@ -405,7 +405,7 @@ def draw(rows: list[dict], n: int, path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for panel, kind, title in zip(panels, ("images", "texts"), ("queries like the images", "the study's texts")):
         for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-            own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["ms_single"])
+            own = sorted((row for row in rows if row["method"] == method), key=lambda row: row[f"recall_{kind}"])
             times, recall = [row["ms_single"] for row in own], [row[f"recall_{kind}"] for row in own]
             panel.plot(times, recall, "o-", color=f"C{number}", markersize=4, label=LABELS[method])
             chosen = [row for row in own if row["chosen"] and len(own) > 1]
