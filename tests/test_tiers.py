@@ -452,6 +452,10 @@ def test_an_index_on_disk_goes_on_where_it_stopped(pictures, tmp_path, monkeypat
     with pytest.raises(ValueError, match="was not finished"):
         rsvlm.load_index(tmp_path / "index", encoder)
     (pictures / "4.kept").rename(pictures / "4.png")
+    for other in ("exact", "faiss"):  # what was embedded is not lost to another tier
+        needed(other)
+        with pytest.raises(ValueError, match="holds an index of another tier"):
+            rsvlm.build_index(encoder, pictures, tier=other, folder=tmp_path / "index")
     with pytest.raises(ValueError, match="with other settings"):
         rsvlm.build_index(encoder, pictures, tier="lancedb", folder=tmp_path / "index", capitalise=False)
     assert len(rsvlm.build_index(encoder, pictures, tier="lancedb", folder=tmp_path / "index")) == 6

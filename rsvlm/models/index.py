@@ -277,21 +277,18 @@ def check_free(folder: Path, tier: str = ExactTier.kind) -> None:
 
     An index of the tier ``exact`` takes the place of another one; one of ``lancedb`` that was begun is gone on with.
     """
-    if not folder.is_dir() and not folder.exists():
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if (folder / UNFINISHED).is_file():
-        if tier == ExactTier.kind:
-            raise ValueError(f"{folder}: holds an index of another tier; remove the folder, or give another")
+    begun = (folder / UNFINISHED).is_file()
+    if begun and tier == LanceTier.kind:
         return
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
-    if not isinstance(config, dict) or "encoder_fingerprint" not in config:
+    if not begun and (not isinstance(config, dict) or "encoder_fingerprint" not in config):
         raise ValueError(f"{folder}: is there already and holds no index; give another folder")
+    if begun or (tier == ExactTier.kind and config.get("tier", tier) != tier):
+        raise ValueError(f"{folder}: holds an index of another tier; remove the folder, or give another")
     if tier != ExactTier.kind:
         raise ValueError(f"{folder}: holds an index already; `rsvlm index add` adds to it, or remove the folder first")
-    if config.get("tier", ExactTier.kind) != ExactTier.kind:
-        raise ValueError(f"{folder}: holds an index of another tier; remove the folder, or give another")
 
 
 def _begin(folder: Path, tier: str) -> Path:
