@@ -40,7 +40,7 @@ check: $(READY) $(TESTING) ## one format and lint, as ruff has them; `ruff forma
 	@$(BIN)/python -m ruff check
 
 test: $(READY) $(TESTING) ## the whole test suite
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --maxfail=10  # who waits leaves the core to the other
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart=1 --maxfail=10  # who waits leaves the core to the other
 
 fuzz: $(READY) $(TESTING) ## broken files of every format for ten minutes, for every night: make fuzz FOR=600 FIRST=0
 	@RSVLM_FUZZ_SECONDS=$(or $(FOR),600) RSVLM_FUZZ_FIRST=$(or $(FIRST),0) $(BIN)/python -m pytest -q -rP tests/test_fuzz.py | grep -av '^[-_]'

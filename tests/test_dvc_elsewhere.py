@@ -3,15 +3,30 @@
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from test_layout import dvc, dvc_main, git, toy_repository
+from test_layout import git, toy_repository
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 BEYOND = README.partition("## Beyond one machine")[2].partition("\n## ")[0]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def run_dvc(*arguments: str) -> subprocess.CompletedProcess:
+    """A command in a process of its own: ``queue start`` forks, and a fork of this process, with its threads, may hang."""
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+
+
+def dvc(*arguments: str) -> str:
+    done = run_dvc(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def as_written(start: str) -> list[list[str]]:
@@ -38,10 +53,11 @@ def test_results_go_to_a_remote_and_come_back(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "store")
     shutil.rmtree(root / ".dvc" / "cache")
     (root / "headline.json").unlink()
-    assert dvc_main([*pull, "-q"]) != 0, "what is nowhere is an error, not silence"
+    nowhere = run_dvc(*pull)
+    assert nowhere.returncode != 0 and "headline.json" in nowhere.stderr, "what is nowhere is an error, not silence"
 
 
-def test_queued_experiments_run_behind_each_other(tmp_path, monkeypatch, capsys):
+def test_queued_experiments_run_behind_each_other(tmp_path, monkeypatch):
     root = tmp_path / "study"
     before = toy_repository(root, monkeypatch)
     (queue,) = as_written("dvc exp run --queue")
@@ -53,9 +69,7 @@ def test_queued_experiments_run_behind_each_other(tmp_path, monkeypatch, capsys)
         deadline, said = time.monotonic() + 300, ""
         while said.count("Success") < 2 and time.monotonic() < deadline:
             time.sleep(1)
-            capsys.readouterr()
-            dvc_main(["queue", "status"])
-            said = capsys.readouterr().out
+            said = dvc("queue", "status")
             assert "Failed" not in said, said
         assert said.count("Success") == 2, said
     finally:
