@@ -18,7 +18,11 @@ def start(script: str, world: int, folder: Path) -> None:
     running = [
         subprocess.Popen([sys.executable, script, str(rank), str(world), str(folder)], **pipes) for rank in range(world)
     ]
-    said = [process.communicate(timeout=PATIENCE)[0].decode() for process in running]
+    try:
+        said = [process.communicate(timeout=PATIENCE)[0].decode() for process in running]
+    finally:
+        for process in running:  # none outlives the test
+            process.kill()
     assert not any(process.returncode for process in running), "\n".join(said)
 
 

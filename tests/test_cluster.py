@@ -158,7 +158,7 @@ def test_the_scheduler_is_killed_and_what_was_finished_is_not_made_again(encoder
         **quiet,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not told.is_file() and time.monotonic() < deadline:
             time.sleep(0.05)
         with monkeypatch.context() as patch:
@@ -301,7 +301,7 @@ def test_workers_end_with_a_killed_stage(tmp_path):
     named = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", VARIABLE: '{"local": {"workers": 2}}'}
     (tmp_path / "program.py").write_text(program)
     stage = subprocess.Popen([sys.executable, tmp_path / "program.py", tmp_path], env=named, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(list(tmp_path.glob("at_work_*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     workers = [psutil.Process(int(file.name.split("_")[-1])) for file in tmp_path.glob("at_work_*")]
