@@ -87,13 +87,14 @@ def language_tests(by_language: Mapping[str, pd.DataFrame], split: str) -> dict[
     return tests
 
 
-def encode_as_released(features: Features, encoder: Path) -> Encode:
+def encode_as_released(features: Features, encoder: Path, device: str = "cpu") -> Encode:
     """The encoder's own text tower: the table's captions come from the saved features, others are encoded.
 
     Args:
         encoder: the folder of the encoder that made the features, loaded when it is first needed.
+        device: of the encoder, as ``choose_device`` takes it.
     """
-    encode, known = caption_encoder(features, encoder), {text: row for row, text in enumerate(features.texts)}
+    encode, known = caption_encoder(features, encoder, device), {text: row for row, text in enumerate(features.texts)}
 
     def vectors(texts: list[str]) -> np.ndarray:
         made = np.zeros((len(texts), features.text_embeddings.shape[1]), np.float32)

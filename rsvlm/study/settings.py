@@ -233,7 +233,7 @@ class ScoreRetrieval(Combination):
         [0.0, 0.02, 0.05, 0.1, 0.2], "weights of its log-likelihood a token to try", WEIGHT
     )
     batch_size: int = setting(8, "images at a time in re-ranking", BATCH)
-    device: Device = setting("auto", "auto, cpu or cuda; of re-ranking")
+    device: Device = setting("auto", "auto, cpu or cuda; of re-ranking, and of captions that the features lack")
     bootstrap_resamples: int = setting(
         1000, "resamples of the test images for the 95 % intervals", RESAMPLES, quick=200
     )
