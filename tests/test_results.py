@@ -1,6 +1,7 @@
 """Recorded runs are whole, and what the README says of them is what they hold."""
 
 import json
+from statistics import mean, stdev
 
 import pytest
 
@@ -8,6 +9,10 @@ from rsvlm.files import fingerprint_file
 from rsvlm.study.paths import ROOT
 from rsvlm.study.studies import study_names
 
+HEADLINES = (("captions", "CIDEr", 1, 2), ("retrieval", "mean_recall", 100, 1))
+SEEDS = sorted(
+    (ROOT / "results").glob("*_seeds")
+)  # a folder of the metrics.json of runs that differ from a record in their seed
 RECORDS = sorted(path.parent for path in (ROOT / "results").glob("*/metrics.json"))
 
 
@@ -46,7 +51,7 @@ def test_a_record_can_be_read_without_running_anything(folder):
 def figures(metrics: dict) -> dict[str, set[str]]:
     """Run or method -> CIDEr or mean recall with its interval, as the tables show it."""
     shown: dict[str, set[str]] = {}
-    for kind, name, scale, digits in (("captions", "CIDEr", 1, 2), ("retrieval", "mean_recall", 100, 1)):
+    for kind, name, scale, digits in HEADLINES:
         for run, by_source in metrics[kind].items():
             for scores in by_source.values():
                 value, low, high = (f"{scale * scores[name][key]:.{digits}f}" for key in ("value", "low", "high"))
@@ -63,3 +68,17 @@ def test_the_readmes_quote_the_record(folder):
     headline = [text for run in ("captioner", "consensus", "combined") for text in shown[run]]
     assert not [text for text in headline if text not in short], "README.md"
     assert f"]({folder.name})" in long and folder.name.rsplit("_", 1)[0] in study_names()
+
+
+@pytest.mark.parametrize("folder", SEEDS, ids=lambda folder: folder.name)
+def test_the_readme_quotes_mean_and_spread_over_seeds(folder):
+    record = folder.with_name(folder.name.replace("_seeds", "_cpu")) / "metrics.json"
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in (record, *sorted(folder.glob("seed_*.json")))]
+    assert len({run["provenance"]["seed"] for run in runs}) == len(runs) >= 3
+    long = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    for kind, name, scale, digits in HEADLINES:
+        for run in runs[0][kind]:
+            for source in runs[0][kind][run]:
+                values = [scale * one[kind][run][source][name]["value"] for one in runs]
+                told = f"{mean(values):.{digits}f} +- {stdev(values):.{digits}f}"
+                assert told in long, f"{run} on {source}: {told} of {values}"
