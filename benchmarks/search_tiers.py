@@ -1,7 +1,7 @@
 """How well and how fast the tiers of an index find, beside FAISS's own flat index and HNSW, in one run.
 
     python benchmarks/search_tiers.py --features data/features --rows 1000000     # a study's embeddings, a million images
-    python benchmarks/search_tiers.py --features data/features --rows 10000000    # 24 GB of disk, hours
+    python benchmarks/search_tiers.py --features data/features --rows 10000000    # 36 GB of disk, an hour or two
     python benchmarks/search_tiers.py --rows 100000                               # embeddings of Blue Marble, made here
 
 The vectors have real clusters: an embedding of the study, moved by two differences between embeddings that are near each other
@@ -10,7 +10,7 @@ half are drawn as the images are, half are the study's own texts. Truth is ``sim
 
 Each step runs in a process of its own, whose peak of memory (VmHWM; Linux) counts file pages that are mapped; "own" is what of it
 no file holds. Each method is searched with several settings, whole, through names and exact scores; the setting that the tier
-chose for itself is marked. hnswlib has no wheel, so HNSW is FAISS's. Prints a table, writes it with device and versions, and
+chose for itself is marked. hnswlib has no wheel, so HNSW is FAISS's. Writes a table after each method, with device and versions, and
 draws recall against latency beside it. What 100 million and a billion would take is computed from a row's share, not run.
 """
 
@@ -62,26 +62,32 @@ def main() -> int:
         return 0
     arguments.folder = Path(tempfile.mkdtemp(dir=arguments.scratch))
     try:
-        made = measure(arguments)
+        for made in measure(arguments):
+            write(made, arguments)
     finally:
         shutil.rmtree(arguments.folder)
-    from rsvlm.files import write_json
-    from rsvlm.study.recording import provenance
-
     print(as_text(made["measured"]))
     print("\n".join(f"left out: {LABELS[name]}: {why}" for name, why in made["left_out"].items()))
-    asked = {name: getattr(arguments, name) for name in ("rows", "width", "queries", "memory")}
-    made |= {"asked": asked, "provenance": provenance(0, "cpu")}
-    made["provenance"]["packages"] |= {name: version(name) for name in ("faiss-cpu", "lancedb", "pyarrow")}
-    write_json(arguments.out, made)
-    draw(made["measured"], arguments.rows, arguments.out.with_suffix(".png"))
     return 0
 
 
-def measure(arguments: argparse.Namespace) -> dict:
-    """What each method took and found."""
+def write(made: dict, arguments: argparse.Namespace) -> None:
+    """The file and the picture."""
+    from rsvlm.files import write_json
+    from rsvlm.study.recording import provenance
+
+    asked = {name: getattr(arguments, name) for name in ("rows", "width", "queries", "memory")}
+    told = made | {"asked": asked, "provenance": provenance(0, "cpu")}
+    told["provenance"]["packages"] |= {name: version(name) for name in ("faiss-cpu", "lancedb", "pyarrow")}
+    write_json(arguments.out, told)
+    draw(made["measured"], arguments.rows, arguments.out.with_suffix(".png"))
+
+
+def measure(arguments: argparse.Namespace) -> Iterator[dict]:
+    """What each method took and found, those before it included, as soon as it is measured."""
     vectors = arguments.rows * arguments.width * 2
-    needed, free = 2.4 * vectors, shutil.disk_usage(arguments.folder).free
+    times = 3.5 if "lancedb" in arguments.methods else 2.4  # the vectors and the largest index
+    needed, free = times * vectors, shutil.disk_usage(arguments.folder).free
     if needed > free:
         sys.exit(f"{arguments.folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; give --scratch")
     facts = run_step("data", arguments)
@@ -98,10 +104,11 @@ def measure(arguments: argparse.Namespace) -> dict:
             built, searched = (run_step(f"{step}-{method}", arguments) for step in ("build", "search"))
             measured += [{"method": method, **built, **row} for row in searched["rows"]]
             shutil.rmtree(arguments.folder / method, ignore_errors=True)
-    slowest = next((row["ms_single"] for row in measured if row["method"] == "exact"), None)
-    for row in measured:
-        row["times_exact"] = None if slowest is None else round(slowest / row["ms_single"], 1)
-    return {"data": facts, "measured": measured, "left_out": left_out, "computed": computed(measured, arguments)}
+            slowest = next((row["ms_single"] for row in measured if row["method"] == "exact"), None)
+            for row in measured:
+                row["times_exact"] = None if slowest is None else round(slowest / row["ms_single"], 1)
+        further = computed(measured, arguments)
+        yield {"data": facts, "measured": measured, "left_out": left_out, "computed": further}
 
 
 def computed(measured: list[dict], arguments: argparse.Namespace) -> list[dict]:
