@@ -493,3 +493,26 @@ def test_a_table_of_facts_that_is_none_is_refused(tmp_path):
         (tmp_path / "facts.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_facts(tmp_path / "facts.csv")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="how much memory is held is asked of Linux")
+def test_prepared_vectors_lie_in_memory_once():
+    """What the first search leaves of 100,000 x 512 numbers in float16: 4 bytes a number."""
+    program = """
+import re
+from pathlib import Path
+import numpy as np, torch
+from rsvlm.models.tiers import ExactTier
+torch.set_num_threads(2)
+def held(): return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+draw = np.random.default_rng(0)
+def tier(rows):
+    vectors = draw.standard_normal((rows, 512), dtype=np.float32).astype(np.float16)
+    return ExactTier(list(map(str, range(rows))), vectors)
+query = draw.standard_normal((2, 512), dtype=np.float32)
+tier(5000).search(query, 3)
+large = tier(100_000); before = held()
+large.search(query, 3); print(held() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 320, "megabytes; 205 are kept; joined from pieces they left 370 to 660"

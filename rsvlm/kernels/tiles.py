@@ -210,16 +210,24 @@ class Prepared(Rows):
         """As ``Rows.scanned``."""
         asked = dtype, unit, multiple
         if not self.kept:
-            every = replace(self, only=None)
-            parts = [Rows.scanned(every, *span, dtype, unit=unit, multiple=multiple)
-                     for span in spans(len(self.matrix), ROWS_AT_ONCE)]  # fmt: skip
-            self.kept[asked] = Scanned(*(torch.cat(column) for column in list(zip(*parts))[:3]), unit)
+            self.kept[asked] = self._scan_all(dtype, unit, multiple)
         whole = self.kept.get(asked)
         if whole is None:  # a finer scan, of few queries
             return super().scanned(start, stop, dtype, unit=unit, multiple=multiple)
         if self.only is None:
             return whole.part(start, stop)
         return Scanned(*(column[self.only[start:stop]] for column in whole[:3]), unit)
+
+    def _scan_all(self, dtype: torch.dtype, unit: float, multiple: int) -> Scanned:
+        """All rows of the matrix, each piece put where it stays: never twice in memory."""
+        every, n = replace(self, only=None), len(self.matrix)
+        first = Rows.scanned(every, 0, min(n, ROWS_AT_ONCE), dtype, unit=unit, multiple=multiple)
+        whole = Scanned(*(column.new_empty((n, *column.shape[1:])) for column in first[:3]), unit)
+        for start, stop in spans(n, ROWS_AT_ONCE):
+            piece = Rows.scanned(every, start, stop, dtype, unit=unit, multiple=multiple) if start else first
+            for column, own in zip(whole[:3], piece[:3]):
+                column[start:stop] = own
+        return whole
 
 
 def prepare(items: Matrix, *, normalize: bool = True) -> Prepared:
