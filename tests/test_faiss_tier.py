@@ -25,11 +25,11 @@ pytest.importorskip("faiss", reason="FAISS is not installed")
     [
         (1_000, 512, 4e9, "Flat"),
         (1_000_000, 512, 4e9, "HNSW32,Flat"),
-        (10_000_000, 512, 4e9, "IVF4096,PQ64"),
+        (10_000_000, 512, 4e9, "IVF4096,PQ128"),
         (10_000_000, 512, 0.8e9, "IVF4096,PQ32"),
         (100_000_000, 512, 12e9, "IVF16384,PQ64"),
         (100_000_000, 512, 4e9, "IVF16384,PQ16"),
-        (1_000_000, 384, 0.2e9, "IVF1024,PQ48"),
+        (1_000_000, 384, 0.2e9, "IVF1024,PQ96"),
     ],
 )
 def test_the_index_fits_the_memory(n, width, memory, key):
