@@ -47,7 +47,7 @@ def small(monkeypatch):
     monkeypatch.setattr(faiss_tier, "FLAT", 200)
 
 
-@pytest.mark.parametrize("memory, key", [(4_000_000, "HNSW32,Flat"), (200_000, "IVF64,PQ2")])
+@pytest.mark.parametrize("memory, key", [(4_000_000, "HNSW32,Flat"), (200_000, "IVF64,PQ4")])
 def test_an_approximate_index_finds_what_is_asked_for(small, tmp_path, memory, key):
     names, vectors = rows(3000)
     facts = pd.DataFrame({"source": ["a", "b"] * 1500})
@@ -74,7 +74,7 @@ def test_an_approximate_index_finds_what_is_asked_for(small, tmp_path, memory, k
     assert np.mean([len(own & right) / 10 for own, right in zip(found, wanted)]) > 0.9
 
 
-@pytest.fixture(scope="module", params=[(8_000_000, "HNSW32,Flat"), (200_000, "IVF128,PQ2")], ids=["HNSW", "IVF"])
+@pytest.fixture(scope="module", params=[(8_000_000, "HNSW32,Flat"), (200_000, "IVF128,PQ4")], ids=["HNSW", "IVF"])
 def made(request, tmp_path_factory):
     """Forty clusters of 150 images, each a source, any half of which is a split: their folder, vectors and facts."""
     draw, cluster = np.random.default_rng(0), np.arange(6000) % 40
