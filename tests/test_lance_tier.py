@@ -1,6 +1,8 @@
 """The tier of LanceDB: an index that its images have grown too few for, and a table that is lost."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -80,3 +82,23 @@ def test_a_lost_table_is_told_and_no_empty_one_takes_its_place(tmp_path):
     assert str(told.value) == f"{tier.folder}/images.lance: the table is missing; {DAMAGED}"
     assert not (tier.folder / "images.lance").exists()
     assert len(LanceTier(tier.folder, DIM)) == 0  # one that is begun
+
+
+def test_making_an_index_prints_nothing_of_its_own_insides(tmp_path):
+    """Images that are nearly the same leave lists empty, of each of which LanceDB warns."""
+    program = """
+import sys
+from pathlib import Path
+import numpy as np
+from rsvlm.models import lance_tier
+lance_tier.INDEXED_FROM, lance_tier.A_PARTITION = 500, 100
+draw = np.random.default_rng(0)
+vectors = np.repeat(draw.standard_normal((4, 16)), 300, 0) + 1e-4
+vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+tier = lance_tier.LanceTier(Path(sys.argv[1]), 16)
+tier.add(list(map(str, range(1200))), vectors)
+tier.compact()
+print(len(tier.table.list_indices()) > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "index"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "True\n" and "WARN" not in done.stderr, done.stderr
