@@ -59,7 +59,9 @@ class LanceTier:
             ModuleNotFoundError: LanceDB is not installed.
             ValueError: the table is damaged, missing, or holds vectors of another width.
         """
-        os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of each empty list and full queue, thousands of lines of them
+        os.environ.setdefault(
+            "LANCEDB_LOG", "error"
+        )  # it warns of each empty list and full queue, thousands of lines of them
         lancedb = import_extra("lancedb", USE, "choose the tier exact")
         self.folder, self.width = folder, width
         self.settings = read_json(folder / SEARCH) if (folder / SEARCH).is_file() else {}
