@@ -179,7 +179,7 @@ def test_workers_end_with_a_killed_parent(pictures, tmp_path):
         workers = [int(text) for text in parent.stdout.readline().split()]
         parent.kill()
     assert workers
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 60
     while alive := [pid for pid in workers if _is_alive(pid)]:
         assert time.monotonic() < deadline, f"{alive} outlived the process that started them"
         time.sleep(0.05)

@@ -10,9 +10,8 @@ from rsvlm.study.paths import ROOT
 from rsvlm.study.studies import study_names
 
 HEADLINES = (("captions", "CIDEr", 1, 2), ("retrieval", "mean_recall", 100, 1))
-SEEDS = sorted(
-    (ROOT / "results").glob("*_seeds")
-)  # a folder of the metrics.json of runs that differ from a record in their seed
+# a folder of the metrics.json of runs that differ from a record in their seed
+SEEDS = sorted((ROOT / "results").glob("*_seeds"))
 RECORDS = sorted(path.parent for path in (ROOT / "results").glob("*/metrics.json"))
 
 
