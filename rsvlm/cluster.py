@@ -41,6 +41,12 @@ OF_SCHEDULER = {  # of those started here
     "distributed.scheduler.allowed-failures": TRIES - 1,  # workers that a shard may end, less the last
     "distributed.scheduler.worker-saturation": 1.0,  # no shard waits in a worker that another one ends
 }
+OF_LOCAL = OF_SCHEDULER | {  # of those whose workers are started here, too
+    # A worker that died is started again by its nanny. Dask ends the nanny of one that is not back in 15 s, which a slow
+    # machine needs for the imports alone, and starts no other.
+    "distributed.deploy.lost-worker-timeout": "1 day",
+    "distributed.scheduler.no-workers-timeout": "5 minutes",  # then shards fail: where nobody is left, nobody comes
+}
 # Sections of dask-jobqueue's configuration -> its classes
 JOBS = {
     "htcondor": "HTCondorCluster", "lsf": "LSFCluster", "moab": "MoabCluster", "oar": "OARCluster",
@@ -117,6 +123,7 @@ def open_workers(
 
     Raises:
         ValueError: the setting is none, or no scheduler, no worker or no GPU is there.
+        RuntimeError: a worker ended while it made its model.
         ModuleNotFoundError: Dask is not installed.
     """
     choice = chosen_cluster()
@@ -234,11 +241,14 @@ def _one(work: Work, name: str | None, shard: Shard) -> Any:
 
 def _told(failed: Sequence[tuple[Shard, BaseException]], count: int) -> str:
     from distributed import KilledWorker
+    from distributed.scheduler import NoWorkerError
 
     reasons = []
     for shard, error in failed[:NAMED]:
         why = f"{type(error).__name__}: {error}"
-        if isinstance(error, KilledWorker):
+        if isinstance(error, NoWorkerError):
+            why = "no worker was left: they ended and could not be started again"
+        elif isinstance(error, KilledWorker):
             why = f"ended {error.allowed_failures + 1} workers, as what is too large for their memory does"
         reasons.append(f"{shard.name}: {why}")
     more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
@@ -262,7 +272,12 @@ def _model_on_workers(client: "Client", make: Callable[[int], Any]) -> Iterator[
             self.model = None
 
     name = f"model-{uuid.uuid4()}"
-    client.register_plugin(Model(), name=name)
+    try:
+        client.register_plugin(Model(), name=name)
+    except OSError as error:
+        raise RuntimeError(
+            f"cluster: a worker ended while it made its model, as one that is too large for its memory does ({error})"
+        ) from error
     try:
         yield name
     finally:
@@ -277,7 +292,7 @@ def _open_client(choice: LocalWorkers | str, gpu: bool, log: Callable[[str], Non
     import dask
 
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set(OF_SCHEDULER))
+        stack.enter_context(dask.config.set(OF_LOCAL if isinstance(choice, LocalWorkers) else OF_SCHEDULER))
         if isinstance(choice, LocalWorkers):
             resources = {"resources": {"GPU": choice.threads}} if gpu else {}
             cluster = distributed.LocalCluster(

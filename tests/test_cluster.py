@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from PIL import Image
 from scene_case import UTM, write_raster
 
 from rsvlm.cluster import (
-    OF_SCHEDULER,
+    OF_LOCAL,
+    TRIES,
     VARIABLE,
     SchedulerLost,
     Shard,
@@ -53,8 +56,16 @@ FILES = ("pooled.npy", "grid.npy", "image_embeddings.npy", "text_embeddings.npy"
 def cluster():
     """Two workers of one thread each."""
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-    with dask.config.set(OF_SCHEDULER), distributed.LocalCluster(**options) as made:
+    with dask.config.set(OF_LOCAL), distributed.LocalCluster(**options) as made:
         yield made
+
+
+@contextmanager
+def doomed_cluster(**options) -> Iterator[str]:
+    """The address of a cluster with a worker more than a shard may end: one that ends while it starts is gone for good."""
+    options |= {"n_workers": TRIES + 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    with dask.config.set(OF_LOCAL), distributed.LocalCluster(**options) as made:
+        yield made.scheduler_address
 
 
 @pytest.fixture
@@ -114,7 +125,7 @@ def test_features_are_the_same_bytes_also_where_a_worker_is_killed(encoder, tabl
 def test_a_slow_worker_gets_less_to_do_and_nothing_is_computed_twice(encoder, table, tmp_path, cluster, monkeypatch):
     """One of two takes many times as long as the other: the map ends, with the bytes of one process."""
     encode(encoder, table, tmp_path / "alone")
-    cluster.wait_for_workers(2)
+    cluster.wait_for_workers(2, timeout=120)
     monkeypatch.setenv(VARIABLE, cluster.scheduler_address)
     monkeypatch.setattr(feature_shards, "_encode_blocks", one_slow)
     encode(encoder, table, tmp_path / "shared")
@@ -257,9 +268,10 @@ def test_a_scene_is_the_same_bytes_on_a_cluster(encoder, table, tmp_path, cluste
     assert (tmp_path / "here.parquet").read_bytes() == (tmp_path / "there.parquet").read_bytes()
 
 
-def test_a_shard_is_tried_three_times_and_the_others_go_on(tmp_path, on_cluster):
+def test_a_shard_is_tried_three_times_and_the_others_go_on(tmp_path, monkeypatch):
     done = {}
-    with pytest.raises(ShardsFailed) as failed:
+    with doomed_cluster() as address, pytest.raises(ShardsFailed) as failed:
+        monkeypatch.setenv(VARIABLE, address)
         for shard, result in computed(tried, shards(tmp_path, 6)):
             done[shard.name] = result
     assert sorted(done) == ["number 0", "number 1", "number 3", "number 5"]
@@ -270,10 +282,9 @@ def test_a_shard_is_tried_three_times_and_the_others_go_on(tmp_path, on_cluster)
 
 
 def test_what_workers_have_no_memory_for_is_named(tmp_path, monkeypatch):
-    options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": "400MB", "dashboard_address": "127.0.0.1:0"}
     done = []
-    with dask.config.set(OF_SCHEDULER), distributed.LocalCluster(**options) as small:
-        monkeypatch.setenv(VARIABLE, small.scheduler_address)
+    with doomed_cluster(memory_limit="400MB") as address:
+        monkeypatch.setenv(VARIABLE, address)
         with pytest.raises(
             ShardsFailed, match="1 of 4 shards failed .*: number 1: ended 3 workers, as what is too large"
         ):
@@ -289,16 +300,62 @@ def test_a_worker_makes_its_model_once(tmp_path, on_cluster, monkeypatch):
             file.write(f"{os.getpid()}\n")
         return 10
 
-    on_cluster.wait_for_workers(2)
+    on_cluster.wait_for_workers(2, timeout=120)
     found = dict(computed(square, shards(tmp_path, 8), share=lambda: make))
     assert {shard.name: value for shard, value in found.items()} == {f"number {n}": 10 * n * n for n in range(8)}
     made = (tmp_path / "made").read_text().split()
     assert len(made) == len(set(made)) == 2, "two workers, one each, for eight shards"
 
 
+LOCAL = '{"local": {"workers": 2}}'
+
+
+def test_a_local_worker_comes_back_however_long_it_takes(tmp_path, monkeypatch):
+    """Dask gives one up that is away for longer than this, for good; a start takes longer, as on a slow machine."""
+    monkeypatch.setenv(VARIABLE, LOCAL)
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "10ms"}), open_workers() as workers:
+        workers.client.wait_for_workers(2, timeout=120)
+        before = processes(workers)
+        for process in before:
+            os.kill(process, signal.SIGKILL)
+        deadline = time.monotonic() + 120
+        there = set()
+        while len(there) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            told = workers.client.scheduler_info(n_workers=-1)["workers"].values()
+            there = {worker["name"] for worker in told} if not before & processes(workers) else set()
+        assert there == {0, 1}
+        assert len(list(map_shards(tried, shards(tmp_path, 2), workers, what="tried", unit="n"))) == 2
+
+
+def processes(workers) -> set[int | None]:
+    return {nanny.pid for nanny in workers.client.cluster.workers.values()}
+
+
+def test_shards_fail_where_no_local_worker_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, LOCAL)
+    monkeypatch.setitem(OF_LOCAL, "distributed.scheduler.no-workers-timeout", "1s")
+    with open_workers() as workers, pytest.raises(ShardsFailed, match="number 0: no worker was left: they ended and"):
+        workers.client.cluster.scale(0)
+        list(map_shards(tried, shards(tmp_path, 1), workers, what="tried", unit="n"))
+
+
+def test_a_model_that_ends_its_worker_is_told(monkeypatch):
+    monkeypatch.setenv(VARIABLE, LOCAL)
+    with pytest.raises(
+        RuntimeError, match="a worker ended while it made its model, as one that is too large for its m"
+    ):
+        with open_workers(share=lambda: ended):
+            pass
+
+
+def ended(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_workers_end_with_a_killed_stage(tmp_path):
     program = "from cluster_case import run_slow; import sys\nif __name__ == '__main__': run_slow(sys.argv[1])"
-    named = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", VARIABLE: '{"local": {"workers": 2}}'}
+    named = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", VARIABLE: LOCAL}
     (tmp_path / "program.py").write_text(program)
     stage = subprocess.Popen([sys.executable, tmp_path / "program.py", tmp_path], env=named, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 180
