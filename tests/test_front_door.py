@@ -359,6 +359,8 @@ def test_bad_input_is_told_in_one_line(house, tmp_path, capsys):
     assert "no such folder" in failure(capsys, "caption", tmp_path / "none", house[0] / "pictures")
     assert "written as .csv" in failure(capsys, "caption", house[0] / "captioner", "a.png", "--out", "a.xlsx")
     assert "no index here" in failure(capsys, "search", tmp_path, "a river")
+    for command in ("search",), ("scene", "search"):  # who gives the words alone
+        assert "a river: no such file or folder; what is searched comes first" in failure(capsys, *command, "a river")
     assert "none.png: no such file" in failure(capsys, "caption", house[0] / "captioner", tmp_path / "none.png")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("not to be lost")

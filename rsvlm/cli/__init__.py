@@ -143,7 +143,7 @@ def search(
 ) -> None:
     """Find the images that a text describes, or that look like an image."""
     check_out(out)
-    check_ways({"a text": query, "--image": image}, language, languages)
+    check_ways(index, {"a text": query, "--image": image}, language, languages)
     where = choose_where(source, split, start, end, bbox)
     from rsvlm.models.index import load_index
     from rsvlm.models.loading import choose_device

@@ -109,8 +109,10 @@ def check_images(images: "list[Path]") -> None:
             raise FileNotFoundError(f"{path}: no such file or folder")
 
 
-def check_ways(ways: dict[str, object], language: str | None, languages: Path | None) -> None:
-    """Raise where not one of the ways to say what is looked for was given, its text is none or its image not there."""
+def check_ways(searched: Path, ways: dict[str, object], language: str | None, languages: Path | None) -> None:
+    """Raise where what is searched is not there, not one way to say what for was given, its text is none or its image not there."""
+    if not searched.exists():
+        raise FileNotFoundError(f"{searched}: no such file or folder; what is searched comes first, then what for")
     told = [name for name, value in ways.items() if value is not None]
     if len(told) != 1:
         given = f"given are {' and '.join(told)}" if told else "none is given"

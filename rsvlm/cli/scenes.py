@@ -244,7 +244,7 @@ def search_a_scene(
         if file is not None:
             check_ending(file, endings)
             check_place(file)
-    check_ways({"a text": query, "--image": image, "--window": window}, language, languages)
+    check_ways(embeddings, {"a text": query, "--image": image, "--window": window}, language, languages)
     if query is not None and Path(query).is_file():
         typer.echo(f"{query}: taken as words; it is a file, too: --image FILE looks for what is like it", err=True)
     if image is not None and read_as_scene(image):
