@@ -15,7 +15,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 NAME = "elsewhere"
 aten = torch.ops.aten
-COPIES = {aten.copy_.default, aten._to_copy.default, aten.copy.default, torch.ops.aten._foreach_copy_.default}
+COPIES = {aten.copy_.default, aten._to_copy.default, aten.copy.default, aten._foreach_copy_.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 IN_HALF = (
     "mm",

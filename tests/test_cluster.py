@@ -52,20 +52,23 @@ TESTS = Path(__file__).parent
 FILES = ("pooled.npy", "grid.npy", "image_embeddings.npy", "text_embeddings.npy", "texts.json", "meta.json")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two workers of one thread each."""
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+@contextmanager
+def started(workers: int, **options) -> Iterator:
+    """So many workers of one thread each."""
+    options |= {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
     with dask.config.set(OF_LOCAL), distributed.LocalCluster(**options) as made:
         yield made
 
 
-@contextmanager
-def doomed_cluster(**options) -> Iterator[str]:
-    """The address of a cluster with a worker more than a shard may end: one that ends while it starts is gone for good."""
-    options |= {"n_workers": TRIES + 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-    with dask.config.set(OF_LOCAL), distributed.LocalCluster(**options) as made:
-        yield made.scheduler_address
+@pytest.fixture(scope="module")
+def cluster():
+    with started(2) as made:
+        yield made
+
+
+def doomed_cluster(**options):
+    """A worker more than a shard may end: one that ends while it starts is gone for good."""
+    return started(TRIES + 1, **options)
 
 
 @pytest.fixture
@@ -270,8 +273,8 @@ def test_a_scene_is_the_same_bytes_on_a_cluster(encoder, table, tmp_path, cluste
 
 def test_a_shard_is_tried_three_times_and_the_others_go_on(tmp_path, monkeypatch):
     done = {}
-    with doomed_cluster() as address, pytest.raises(ShardsFailed) as failed:
-        monkeypatch.setenv(VARIABLE, address)
+    with doomed_cluster() as doomed, pytest.raises(ShardsFailed) as failed:
+        monkeypatch.setenv(VARIABLE, doomed.scheduler_address)
         for shard, result in computed(tried, shards(tmp_path, 6)):
             done[shard.name] = result
     assert sorted(done) == ["number 0", "number 1", "number 3", "number 5"]
@@ -283,8 +286,8 @@ def test_a_shard_is_tried_three_times_and_the_others_go_on(tmp_path, monkeypatch
 
 def test_what_workers_have_no_memory_for_is_named(tmp_path, monkeypatch):
     done = []
-    with doomed_cluster(memory_limit="400MB") as address:
-        monkeypatch.setenv(VARIABLE, address)
+    with doomed_cluster(memory_limit="400MB") as doomed:
+        monkeypatch.setenv(VARIABLE, doomed.scheduler_address)
         with pytest.raises(
             ShardsFailed, match="1 of 4 shards failed .*: number 1: ended 3 workers, as what is too large"
         ):
